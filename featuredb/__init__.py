@@ -1,0 +1,41 @@
+"""A feature database and query engine for sparse-autoencoder features of language models.
+
+>>> import featuredb
+>>> db = featuredb.open("demo.fdb")  # doctest: +SKIP
+>>> db.top_contexts(1234)  # doctest: +SKIP
+
+Reading never needs torch; `ingest` and `load_sae` need the extra ``featuredb[ingest]``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from featuredb.errors import FeatureDBError
+
+if TYPE_CHECKING:
+    from featuredb.api import Database, compact, ingest, load_sae, open, verify
+
+__version__ = "0.1.0"
+__all__ = [
+    "Database",
+    "FeatureDBError",
+    "__version__",
+    "compact",
+    "ingest",
+    "load_sae",
+    "open",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the public names on first use: `import featuredb` itself stays instant."""
+    if name in __all__:
+        return getattr(importlib.import_module("featuredb.api"), name)
+    raise AttributeError(f"module 'featuredb' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,133 @@
+"""Writing so that a crash leaves the old file or the new one, never half of one.
+
+The order everywhere: write under a temporary name, flush to the disk, rename, flush the folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from featuredb.errors import StorageError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@contextmanager
+def storage_errors(where: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into one clear `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        refused = refusal(error, where)
+        if refused is None:
+            raise
+        raise refused from error
+
+
+def refusal(error: OSError, where: Path) -> StorageError | None:
+    """The `StorageError` for a full disk or a missing permission, None for anything else.
+
+    pyarrow raises a plain OSError whose message alone carries the number, hence the text test.
+    """
+    text = str(error)
+    if error.errno in _NO_ROOM or "No space left" in text:
+        return StorageError(
+            f"no space left on the disk while writing {where}: "
+            "free some and run the same command again, it continues where it stopped"
+        )
+    if error.errno in _NO_RIGHT or "Permission denied" in text or "Read-only file system" in text:
+        return StorageError(
+            f"no permission to write {where}: choose a folder you can write to ({error.strerror})"
+        )
+    return None
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Flush every file below `folder`, then every folder, deepest first."""
+    for current, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            fsync_path(Path(current, name))
+        fsync_path(Path(current))
+
+
+def temporary_name(path: Path) -> Path:
+    """A sibling of `path` that no reader looks at; `sweep` removes leftovers."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put `data` at `path` in one step."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_name(path)
+        try:
+            with open(temporary, "wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_path(path.parent)
+
+
+@contextmanager
+def folder_in_place(final: Path) -> Iterator[Path]:
+    """Fill a folder under a temporary name; on success it is flushed and renamed to `final`."""
+    with storage_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_name(final)
+        temporary.mkdir()
+        try:
+            yield temporary
+            fsync_tree(temporary)
+            os.rename(temporary, final)
+            fsync_path(final.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder or file, renaming it first so that nobody sees it half gone."""
+    if not path.exists():
+        return
+    with storage_errors(path):
+        doomed = temporary_name(path)
+        os.rename(path, doomed)
+        if doomed.is_dir():
+            shutil.rmtree(doomed)
+        else:
+            doomed.unlink()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what an interrupted writer left under temporary names directly in `folder`."""
+    if folder.is_dir():
+        for leftover in folder.glob(".*.tmp"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,75 @@
+"""Where everything is inside a database folder (the tree of docs/format.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one database. Nothing here touches the disk."""
+
+    root: Path
+
+    @property
+    def current(self) -> Path:
+        """Names the live snapshot; changed only by an atomic rename."""
+        return self.root / "CURRENT"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one writer."""
+        return self.root / "LOCK"
+
+    @property
+    def catalog(self) -> Path:
+        """DuckDB file with the views and macros, for any DuckDB client."""
+        return self.root / "catalog.duckdb"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    def snapshot(self, number: int) -> Path:
+        return self.snapshots / f"{number:06d}.json"
+
+    @property
+    def corpora(self) -> Path:
+        return self.root / "corpus"
+
+    def corpus(self, corpus_id: str) -> Path:
+        return self.corpora / corpus_id
+
+    @property
+    def segments(self) -> Path:
+        return self.root / "segments"
+
+    def segment(self, segment_id: str) -> Path:
+        return self.segments / segment_id
+
+    @property
+    def derived(self) -> Path:
+        return self.root / "derived"
+
+    def derived_of(self, number: int) -> Path:
+        return self.derived / f"{number:06d}"
+
+    @property
+    def vectors(self) -> Path:
+        """LanceDB: decoder and encoder directions."""
+        return self.root / "vectors.lance"
+
+    @property
+    def matrices(self) -> Path:
+        """Memory-mapped float16 copies of the directions, for exact search."""
+        return self.root / "matrices"
+
+    @property
+    def staging(self) -> Path:
+        """An ingest in progress: its plan, and each finished partition."""
+        return self.root / "staging"
+
+    def relative(self, path: Path) -> str:
+        """`path` as the snapshot records it."""
+        return path.relative_to(self.root).as_posix()

@@ -1,0 +1,50 @@
+"""One writer at a time, without a lock that outlives its process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from featuredb.errors import DatabaseLockedError
+from featuredb.files import storage_errors
+from featuredb.layout import Layout
+
+
+@contextmanager
+def write_lock(layout: Layout, purpose: str) -> Iterator[None]:
+    """Hold the database's write lock for as long as the block runs.
+
+    The operating system drops the lock when the process dies, however it dies, so nothing has to
+    be cleaned up by hand; the text in the file only says who holds it.
+
+    Raises `DatabaseLockedError` naming the holder when another process is writing.
+    """
+    with storage_errors(layout.root):
+        layout.root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(layout.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatabaseLockedError(
+                f"{layout.root} is being written by {_holder(handle)}: "
+                "wait for it to finish, or stop it"
+            ) from None
+        note = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose}
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(note).encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _holder(handle: int) -> str:
+    try:
+        note = json.loads(os.pread(handle, 4096, 0))
+        return f"process {note['pid']} on {note['host']} ({note['purpose']})"
+    except (ValueError, KeyError):
+        return "another process"

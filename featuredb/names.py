@@ -1,0 +1,84 @@
+"""How a feature is named: a number where the database has one SAE, else ``"sae_name/1234"``."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from featuredb.errors import UnknownFeatureError
+from featuredb.snapshot import Sae, Snapshot
+
+NUMBER = "-?[0-9]{1,18}"
+"""What counts as a feature's number (a regular expression; negative ones get the range error)."""
+
+NO_FEATURE = "there is no feature {number}: {sae} has features 0 to {last}"
+NO_SAE = "there is no SAE {name}: this database has {names}"
+WHICH_SAE = "feature {feature} does not say of which SAE: write NAME/NUMBER, NAME being {names}"
+NOT_A_FEATURE = "{feature} is not a feature: give its number, or SAE/NUMBER as in {example}"
+"""Templates shared with the catalog's macros, so that Python and SQL say the same."""
+
+
+def parse_feature(snapshot: Snapshot, feature: Any) -> tuple[Sae, int]:
+    """The SAE and the number that `feature` names.
+
+    feature: an integer or its digits where the database has one SAE; ``"sae_name/1234"`` (split
+    at the last slash) always. Raises `UnknownFeatureError` saying what there is instead.
+    """
+    if isinstance(feature, bool) or not isinstance(feature, int | str | np.integer):
+        raise UnknownFeatureError(NOT_A_FEATURE.format(feature=feature, example=example(snapshot)))
+    text = str(feature)
+    name, slash, number = text.rpartition("/")
+    if slash:
+        sae = next((s for s in snapshot.saes if s.name == name), None)
+        if sae is None:
+            raise UnknownFeatureError(NO_SAE.format(name=name, names=sae_names(snapshot)))
+    elif len(snapshot.saes) == 1:
+        sae = snapshot.saes[0]
+    else:
+        raise UnknownFeatureError(WHICH_SAE.format(feature=text, names=sae_names(snapshot)))
+    if not re.fullmatch(NUMBER, number):
+        raise UnknownFeatureError(NOT_A_FEATURE.format(feature=text, example=example(snapshot)))
+    if not 0 <= int(number) < sae.d_sae:
+        raise UnknownFeatureError(
+            NO_FEATURE.format(number=int(number), sae=sae.name, last=sae.d_sae - 1)
+        )
+    return sae, int(number)
+
+
+def feature_name(snapshot: Snapshot, sae: Sae, number: int) -> str:
+    """The shortest name that `parse_feature` understands."""
+    return str(number) if len(snapshot.saes) == 1 else f"{sae.name}/{number}"
+
+
+def sae_names(snapshot: Snapshot) -> str:
+    """The SAEs of the database, in its order."""
+    return ", ".join(s.name for s in snapshot.saes) or "none"
+
+
+def example(snapshot: Snapshot) -> str:
+    """A feature written out in full."""
+    return f"{snapshot.saes[0].name}/12" if snapshot.saes else "sae/12"
+
+
+ANSWER_COLUMNS = (
+    "rank",
+    "context_id",
+    "document_id",
+    "activation",
+    "token_index",
+    "token",
+    "window_start",
+    "tokens",
+    "activations",
+)
+"""Columns of the top contexts, in order, before the document's own."""
+
+
+def metadata_column(name: str) -> str:
+    """A document column's name in an answer: its own, unless the answer uses that already.
+
+    DuckDB does not tell upper case from lower in names, so neither does this.
+    """
+    return f"document_{name}" if name.lower() in ANSWER_COLUMNS else name

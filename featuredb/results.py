@@ -1,0 +1,334 @@
+"""What a question is answered with: a small frozen object over one Arrow table.
+
+::
+
+    Answer          a table, read as Arrow, pandas, polars, rows or text
+    ├── TopContexts     where a feature is most active, one row per context
+    ├── Neighbors       the features near a feature, one row per neighbour
+    ├── Firing          the features active on a text, one row per feature
+    ├── FeatureCard     everything about one feature: one row, its contexts, its neighbours
+    ├── SearchHits      the features a text query finds, one row per feature
+    └── Rows            the answer of any SQL
+    Info            what a database holds: nested names and values instead of a table
+
+The kinds differ in columns and in the few attributes that are not per row; how they look is
+`featuredb.render`'s business. This module imports neither DuckDB, pandas, polars nor torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, overload
+
+from featuredb.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
+__all__ = [
+    "Answer",
+    "FeatureCard",
+    "Firing",
+    "Info",
+    "Neighbors",
+    "Row",
+    "Rows",
+    "SearchHits",
+    "TopContexts",
+]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Row:
+    """One row: `row.rank`, `row["rank"]`, `row[0]`, `a, b = row`, `dict(row)`.
+
+    Iterates over values in column order, as a tuple would. A column whose name is not a Python
+    name, or is `keys`, is reached by key.
+    """
+
+    _index: Mapping[str, int]
+    _values: tuple[Any, ...]
+
+    def __getitem__(self, key: str | int) -> Any:
+        return self._values[self._index[key] if isinstance(key, str) else key]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[self._index[name]]
+        except KeyError:
+            known = ", ".join(self._index)
+            raise AttributeError(f"no column {name!r}; the row has {known}") from None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def keys(self) -> tuple[str, ...]:
+        """The column names, in order."""
+        return tuple(self._index)
+
+    def __repr__(self) -> str:
+        return f"Row({', '.join(f'{name}={self[name]!r}' for name in self._index)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Answer:
+    """An Arrow table and how to read it. An empty answer has no rows and every column.
+
+    `str(answer)` is plain text 100 columns wide; a notebook shows the same with tokens shaded.
+    """
+
+    kind: ClassVar[str] = "answer"
+
+    table: pa.Table
+
+    def arrow(self) -> pa.Table:
+        """The table itself, not a copy."""
+        return self.table
+
+    def pandas(self) -> pd.DataFrame:
+        """A pandas DataFrame. Raises `MissingExtraError` where pandas is not installed."""
+        try:
+            import pandas  # noqa: F401
+        except ImportError as error:
+            raise _no_frames("pandas") from error
+        return self.table.to_pandas()
+
+    def polars(self) -> pl.DataFrame:
+        """A polars DataFrame. Raises `MissingExtraError` where polars is not installed."""
+        try:
+            import polars
+        except ImportError as error:
+            raise _no_frames("polars") from error
+        return cast("pl.DataFrame", polars.from_arrow(self.table))
+
+    def attributes(self) -> dict[str, Any]:
+        """What the answer says besides its rows, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "table"}
+
+    def __len__(self) -> int:
+        return cast(int, self.table.num_rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        index = {name: i for i, name in enumerate(self.table.column_names)}
+        # Batch by batch, so that walking a long answer never holds all of it as Python objects.
+        for batch in self.table.to_batches():
+            columns = [column.to_pylist() for column in batch.columns]
+            for values in zip(*columns, strict=True):
+                yield Row(index, values)
+
+    @overload
+    def __getitem__(self, key: int) -> Row: ...
+    @overload
+    def __getitem__(self, key: slice) -> Self: ...
+    def __getitem__(self, key: int | slice) -> Row | Self:
+        if isinstance(key, slice):
+            chosen = range(len(self))[key]
+            if chosen.step == 1:
+                return replace(self, table=self.table.slice(chosen.start, len(chosen)))
+            return replace(self, table=self.table.take(list(chosen)))
+        position = range(len(self))[key]
+        return next(iter(replace(self, table=self.table.slice(position, 1))))
+
+    def __str__(self) -> str:
+        from featuredb.render.terminal import to_text
+
+        return to_text(self)
+
+    def __repr__(self) -> str:
+        rows = f"{len(self):,} row{'' if len(self) == 1 else 's'}"
+        about = (f"{k}={v!r}" for k, v in self.attributes().items() if isinstance(v, str | float))
+        return f"{type(self).__name__}({', '.join(chain(about, [rows]))})"
+
+    def _repr_html_(self) -> str:
+        from featuredb.render.html import to_html
+
+        return to_html(self)
+
+
+@dataclass(frozen=True, repr=False)
+class TopContexts(Answer):
+    """Contexts of a feature, by maximum activation descending, ties by context id.
+
+    Columns: rank i32, context_id i64, document_id i64, activation f32 (the context's maximum),
+    token_index i32 (the first token reaching it), token string, window_start i32 (context index
+    of `tokens[0]`), tokens list<string>, activations list<f32> (0 where not active), then the
+    document's source and metadata. `max_activation` is the feature's over the whole store: the
+    scale tokens are shaded on, so that shades mean the same in every answer.
+    """
+
+    kind: ClassVar[str] = "top_contexts"
+
+    feature: str
+    max_activation: float
+
+
+@dataclass(frozen=True, repr=False)
+class Neighbors(Answer):
+    """Features near `feature`, by score descending, ties by feature id.
+
+    Columns: rank i32, sae string, feature_id i64, score f32 (cosine for `by` decoder or encoder,
+    Jaccard for coactivation), density f64, max_activation f32, top_tokens list<string>,
+    promoted_tokens list<string>.
+    """
+
+    kind: ClassVar[str] = "neighbors"
+
+    feature: str
+    by: str
+
+
+@dataclass(frozen=True, repr=False)
+class Firing(Answer):
+    """Features active on a text of `tokens`, the most specific first.
+
+    Columns: rank i32, sae string, feature_id i64, specificity f32, activation f32 (maximum over
+    the text), token_index i32, token string, n_tokens i32 (tokens it is active on), activations
+    list<f32> (one per token of the text), density f64, max_activation f32, top_tokens
+    list<string>, promoted_tokens list<string>.
+    """
+
+    kind: ClassVar[str] = "firing"
+
+    tokens: list[str]
+
+
+@dataclass(frozen=True, repr=False)
+class SearchHits(Answer):
+    """Features found by `query`, by score descending.
+
+    Columns: rank i32, sae string, feature_id i64, score f32, density f64, max_activation f32,
+    matched string (what the query met), top_tokens list<string>, promoted_tokens list<string>.
+    """
+
+    kind: ClassVar[str] = "search_hits"
+
+    query: str
+
+
+@dataclass(frozen=True, repr=False)
+class FeatureCard(Answer):
+    """Everything about one feature: one row, a few top contexts, a few neighbours.
+
+    Columns: sae string, feature_id i64, count i64 (activations), density f64, n_contexts i64,
+    n_documents i64, min_activation, max_activation, mean_activation, std_activation,
+    quantiles list<struct<q, value>>, histogram list<i64> (40 equal bins from min(0, minimum) to
+    the maximum), decoder_norm f32, top_tokens list<struct<token, count, mean_activation>>,
+    promoted_tokens and suppressed_tokens list<struct<token, logit>>.
+    """
+
+    kind: ClassVar[str] = "feature_card"
+
+    contexts: TopContexts
+    neighbors: Neighbors
+
+    @property
+    def statistics(self) -> Row:
+        """The one row."""
+        return self[0]
+
+
+@dataclass(frozen=True, repr=False)
+class Rows(Answer):
+    """The answer of a SQL statement, with its own columns in its own order.
+
+    SQL may give two columns one name; the second `a` becomes `a_1`, so that nothing is lost where
+    a name is a key.
+    """
+
+    kind: ClassVar[str] = "rows"
+
+    def __post_init__(self) -> None:
+        names = self.table.column_names
+        if len(set(names)) < len(names):
+            object.__setattr__(self, "table", self.table.rename_columns(_distinct(names)))
+
+
+@dataclass(frozen=True, repr=False)
+class Info:
+    """What a database holds: nested names and values. As a table: one row per value, by path."""
+
+    kind: ClassVar[str] = "info"
+
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.data[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def keys(self) -> tuple[str, ...]:
+        """The names at the top."""
+        return tuple(self.data)
+
+    def arrow(self) -> pa.Table:
+        """Columns `name` (as in `saes.0.d_sae`) and `value`, both strings; null where unknown."""
+        import pyarrow as pa
+
+        leaves = list(_leaves(self.data))
+        return pa.table(
+            {
+                "name": pa.array([name for name, _ in leaves], pa.string()),
+                "value": pa.array([_spelled(value) for _, value in leaves], pa.string()),
+            }
+        )
+
+    def __str__(self) -> str:
+        from featuredb.render.terminal import to_text
+
+        return to_text(self)
+
+    def __repr__(self) -> str:
+        return f"Info({', '.join(self.data)})"
+
+    def _repr_html_(self) -> str:
+        from featuredb.render.html import to_html
+
+        return to_html(self)
+
+
+def _no_frames(package: str) -> MissingExtraError:
+    return MissingExtraError(f"{package} is not installed: pip install 'featuredb[frames]'")
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names, with `_1`, `_2`, … after a repeated one, as DuckDB does in a subquery."""
+    taken = set(names)
+    seen: set[str] = set()
+    result = []
+    for name in names:
+        unique, number = name, 0
+        while unique in seen or (number and unique in taken):
+            number += 1
+            unique = f"{name}_{number}"
+        seen.add(unique)
+        result.append(unique)
+    return result
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        items: Iterator[tuple[Any, Any]] = iter(value.items())
+    elif isinstance(value, list | tuple):
+        items = iter(enumerate(value))
+    else:
+        yield path, value
+        return
+    for key, child in items:
+        yield from _leaves(child, f"{path}.{key}" if path else str(key))
+
+
+def _spelled(value: Any) -> str | None:
+    if value is None:
+        return None
+    return str(value).lower() if isinstance(value, bool) else str(value)

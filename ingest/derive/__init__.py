@@ -1,0 +1,1 @@
+"""What is computed from the stored activations when a snapshot is made."""

@@ -1,0 +1,65 @@
+"""Logit lens: the tokens each feature's decoder direction promotes and suppresses.
+
+effect = (γ ⊙ d_f) W_Uᵀ, with d_f the raw decoder direction, γ the final norm's learned scale and
+W_U the unembedding [vocab, d_model]; for a LayerNorm d_f is centred first, as the norm itself
+would. The norm's division by the residual's size depends on the text and is left out, so effects
+compare tokens within a feature (nostalgebraist 2020; "Mapping the Mind", 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from featuredb import schemas
+from ingest.model import Unembedding
+
+_BLOCK = 512
+_SLACK = 8
+
+
+@torch.inference_mode()
+def logit_lens(W_dec: Tensor, unembedding: Unembedding | None, texts: Sequence[str]) -> pa.Table:
+    """Rows of LOGITS for directions W_dec float32 [d_sae, d_out].
+
+    Strongest effect first, ties by token id. A model without unembedding, or directions that do
+    not live in its residual stream, give empty lists.
+    """
+    n = len(W_dec)
+    if unembedding is None or W_dec.shape[1] != unembedding.W_U.shape[1]:
+        empty = pa.array([[]] * n, pa.list_(schemas.TOKEN_LOGIT))
+        return pa.table([pa.array(np.arange(n), pa.int64()), empty, empty], schema=schemas.LOGITS)
+    W_U = unembedding.W_U
+    directions = W_dec.to(W_U.device)
+    if unembedding.centre:
+        directions = directions - directions.mean(dim=1, keepdim=True)
+    if unembedding.gamma is not None:
+        directions = directions * unembedding.gamma.to(directions)
+    columns = W_U.float().T
+    k = min(schemas.TOP_TOKENS, W_U.shape[0])
+    fetched = min(k + _SLACK, W_U.shape[0])
+    found: dict[bool, list[pa.StructArray]] = {True: [], False: []}
+    for start in range(0, n, _BLOCK):
+        effect = directions[start : start + _BLOCK] @ columns
+        for largest, pieces in found.items():
+            top = effect.topk(fetched, dim=1, largest=largest)
+            values, ids = top.values.cpu().numpy(), top.indices.cpu().numpy()
+            order = np.lexsort((ids, -values if largest else values), axis=1)[:, :k]
+            values = np.take_along_axis(values, order, 1).reshape(-1)
+            ids = np.take_along_axis(ids, order, 1).reshape(-1)
+            names = pa.array([texts[i] for i in ids], pa.string())
+            pieces.append(
+                pa.StructArray.from_arrays(
+                    [names, pa.array(values, pa.float32())], fields=list(schemas.TOKEN_LOGIT)
+                )
+            )
+    offsets = pa.array(np.arange(n + 1, dtype=np.int32) * k)
+    lists = [
+        pa.ListArray.from_arrays(offsets, pa.concat_arrays(found[largest]))
+        for largest in (True, False)
+    ]
+    return pa.table([pa.array(np.arange(n), pa.int64()), *lists], schema=schemas.LOGITS)

@@ -1,0 +1,180 @@
+"""The model, the SAEs and the corpus of an ingest, loaded and matched to one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featuredb.errors import HookError, IngestError
+from featuredb.snapshot import LoadCheck, Model
+from featuredb.snapshot import Sae as SaeRecord
+from ingest.check import fit
+from ingest.corpus import Corpus, open_corpus
+from ingest.corpus_store import MAX_CONTEXT_SIZE
+from ingest.hooks import HookPoint, resolve_hook
+from ingest.model import LoadedModel, bos_token_id, load_model
+from ingest.options import IngestOptions
+from ingest.sae import Sae, load_sae
+
+_DEFAULT_CONTEXT = 256
+
+
+@dataclass(frozen=True)
+class PlacedSae:
+    """An SAE and where it reads; hook_out is where a transcoder's output belongs, if known."""
+
+    name: str
+    source: str
+    sae: Sae
+    hook: HookPoint
+    hook_out: HookPoint | None
+
+    def record(self, check: LoadCheck) -> SaeRecord:
+        """What the snapshot keeps."""
+        sae = self.sae
+        return SaeRecord(
+            name=self.name,
+            source=self.source,
+            format=sae.format,
+            architecture=sae.architecture,
+            sha256=sae.hash,
+            hook=self.hook.name,
+            hook_out=self.hook_out.name if self.hook_out else None,
+            d_in=sae.d_in,
+            d_out=sae.d_out,
+            d_sae=sae.d_sae,
+            encode_dtype=str(sae.dtype).removeprefix("torch."),
+            check=check,
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything an ingest reads."""
+
+    model: LoadedModel
+    saes: tuple[PlacedSae, ...]
+    corpus: Corpus
+    context_size: int
+    bos: int | None
+
+    def model_record(self) -> Model:
+        """What the snapshot keeps."""
+        model = self.model
+        return Model(
+            id=model.id,
+            path=absolute(model.path),
+            revision=model.revision,
+            sha256=model.weights_hash,
+            tokenizer_sha256=model.tokenizer_hash,
+            architecture=model.architecture,
+            dtype=str(model.dtype).removeprefix("torch."),
+            d_model=model.d_model,
+            n_layers=model.n_layers,
+            vocab_size=model.vocab_size,
+        )
+
+    def identity(self, options: IngestOptions) -> dict[str, str]:
+        """What decides the content of the database, as readable text by name."""
+        told = {
+            "corpus": self.corpus.source,
+            "corpus content": self.corpus.fingerprint(),
+            "text column": options.text_column,
+            "tokens column": options.tokens_column,
+            "messages column": options.messages_column,
+            "max documents": options.max_documents,
+            "max tokens": options.max_tokens,
+            "context size": self.context_size,
+            "stride": options.stride,
+            "BOS": self.bos,
+            "model weights": self.model.weights_hash,
+            "tokenizer": self.model.tokenizer_hash,
+            "model dtype": self.model.dtype,
+            "sink threshold": options.sink_threshold,
+            "keep sinks": options.keep_sinks,
+            "keep BOS": options.keep_bos,
+            "exact": options.exact,
+        }
+        for placed in self.saes:
+            told[f"SAE {placed.name}"] = f"{placed.sae.hash} at {placed.hook.canonical}"
+        told["SAEs"] = ", ".join(p.name for p in self.saes)
+        return {name: str(value) for name, value in told.items()}
+
+
+def load_inputs(options: IngestOptions) -> Inputs:
+    """Load and match everything. The cheap things that can be wrong are looked at first.
+
+    Raises the `IngestError` of whatever is wrong.
+    """
+    corpus = open_corpus(
+        options.corpus,
+        text_column=options.text_column,
+        id_column=options.id_column,
+        tokens_column=options.tokens_column,
+        messages_column=options.messages_column,
+        max_documents=options.max_documents,
+    )
+    saes = [load_sae(reference) for reference in options.saes]
+    names = _names(saes, options.names)
+    model = load_model(options.model, device=options.device, dtype=options.dtype)
+    placed = tuple(
+        _place(model, sae, name, reference, options.hook)
+        for sae, name, reference in zip(saes, names, options.saes, strict=True)
+    )
+    return Inputs(model, placed, corpus, _context_size(model, saes, options), _bos(model, saes))
+
+
+def absolute(reference: str | Path) -> str:
+    """A local path made absolute, so that the database can find it again; others unchanged."""
+    path = Path(reference).expanduser()
+    return str(path.resolve()) if path.exists() else str(reference)
+
+
+def _names(saes: Sequence[Sae], given: Sequence[str] | None) -> list[str]:
+    names = list(given) if given is not None else [s.name for s in saes]
+    for name in names:
+        if not name or "/" in name or any(ord(c) < 32 for c in name):
+            raise IngestError(f"an SAE's name cannot be {name!r}: no slash, not empty (--name)")
+    twice = {n for n in names if names.count(n) > 1}
+    if twice:
+        raise IngestError(
+            f"two SAEs are named {sorted(twice)[0]!r}: give each its own with --name, in order"
+        )
+    return names
+
+
+def _place(
+    model: LoadedModel, sae: Sae, name: str, reference: str, override: str | None
+) -> PlacedSae:
+    where = override or sae.hook
+    if where is None:
+        raise HookError(f"the files of SAE {name} do not say where it reads: give it with --hook")
+    hook = resolve_hook(model.model, where)
+    fit(sae, name, hook)
+    out = resolve_hook(model.model, sae.hook_out) if sae.hook_out else None
+    return PlacedSae(name, absolute(reference), sae.to(device=model.device), hook, out)
+
+
+def _context_size(model: LoadedModel, saes: Sequence[Sae], options: IngestOptions) -> int:
+    size = options.context_size
+    if size is None:
+        stated = [s.context_size for s in saes if s.context_size]
+        size = min([*stated, model.context_length]) if stated else _DEFAULT_CONTEXT
+        size = min(size, model.context_length)
+    if size > min(model.context_length, MAX_CONTEXT_SIZE):
+        raise IngestError(
+            f"context size {size} is more than the model's {model.context_length}: "
+            "give a smaller --context-size"
+        )
+    return size
+
+
+def _bos(model: LoadedModel, saes: Sequence[Sae]) -> int | None:
+    found = {bos_token_id(model, sae.prepend_bos) for sae in saes}
+    if len(found) > 1:
+        raise IngestError(
+            "some of these SAEs were trained with a BOS token and some without: "
+            "ingest them into separate databases"
+        )
+    return found.pop()

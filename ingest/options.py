@@ -1,0 +1,82 @@
+"""What an ingest can be told, with the defaults of the command line and of the API."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from featuredb.errors import IngestError
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestOptions:
+    """One ingest.
+
+    corpus: path, glob, ``-``, ``hf:...`` or an Arrow table. model: folder or hub name. saes: one
+    or more references, see `featuredb.load_sae`. names: one per SAE, else taken from the files.
+    hook: read every SAE here instead of where its own files say. context_size: tokens per
+    context, BOS included; default the SAE's own, at most the model's, else 256. stride: tokens
+    between the starts of two windows of a document; default no overlap. max_tokens: stop after
+    the document that reaches it. batch_tokens: padded tokens per forward pass; default by device.
+    memory: host memory to aim for, e.g. ``"4GB"``. sink_threshold: a position whose norm at the
+    hook exceeds this many times the median is a sink. exact: keep activations as float32.
+    check: refuse SAEs that do not explain the model's activations. progress: show progress.
+    """
+
+    corpus: Any
+    model: str
+    saes: Sequence[str]
+    names: Sequence[str] | None = None
+    hook: str | None = None
+    text_column: str = "text"
+    tokens_column: str | None = None
+    messages_column: str | None = None
+    id_column: str | None = None
+    max_documents: int | None = None
+    context_size: int | None = None
+    stride: int | None = None
+    max_tokens: int | None = None
+    batch_tokens: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    memory: str = "4GB"
+    sink_threshold: float = 10.0
+    keep_sinks: bool = False
+    keep_bos: bool = False
+    exact: bool = False
+    check: bool = True
+    progress: bool = field(default=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.saes, str) or not self.saes:
+            raise IngestError("give a list of one or more SAEs, e.g. saes=['path/to/sae']")
+        if self.names is not None and len(self.names) != len(self.saes):
+            raise IngestError(
+                f"{len(self.saes)} SAEs but {len(self.names)} names: give one name for each"
+            )
+        for name in ("max_documents", "context_size", "stride", "max_tokens", "batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < (2 if name == "context_size" else 1):
+                raise IngestError(f"{name} must be larger than {value}")
+        if not self.sink_threshold > 0:
+            raise IngestError(f"sink_threshold must be positive, not {self.sink_threshold}")
+        self.memory_bytes()
+
+    def memory_bytes(self) -> int:
+        """`memory` in bytes. Raises `IngestError` for anything that is not a size."""
+        match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?i?B?)\s*", self.memory, re.IGNORECASE)
+        unit = match[2].upper().replace("I", "") if match else ""
+        unit = unit if unit.endswith("B") or not unit else f"{unit}B"
+        try:
+            size = int(float(match[1]) * _UNITS[unit]) if match else 0
+        except (ValueError, KeyError):
+            size = 0
+        if size < 100 * 10**6:
+            raise IngestError(
+                f"memory must be a size of at least 100MB such as 4GB, not {self.memory!r}"
+            )
+        return size

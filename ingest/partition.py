@@ -1,0 +1,131 @@
+"""Running one partition: contexts in, one run per SAE out, all or nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from featuredb.layout import Layout
+from featuredb.snapshot import Segment
+from ingest.batches import batches
+from ingest.extract import Probe, Recorded, Rule, run_batch
+from ingest.model import LoadedModel
+from ingest.plan import Plan, Summary, run_id, write_summary
+from ingest.runs import Codes, Extent, Sinks, write_run
+
+Report = Callable[[int, int], None]
+"""Told (recorded and skipped tokens, activations) after each batch."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What stays the same from partition to partition.
+
+    tokens: the corpus's token ids. starts: int64 [n + 1], where each context begins.
+    """
+
+    layout: Layout
+    plan: Plan
+    model: LoadedModel
+    probes: Sequence[Probe]
+    rule: Rule
+    tokens: npt.NDArray[np.unsignedinteger]
+    starts: npt.NDArray[np.int64]
+
+
+@dataclass
+class _Pieces:
+    """One SAE's recorded batches, until the partition is complete."""
+
+    position: list[npt.NDArray[np.uint32]] = field(default_factory=list)
+    feature_id: list[npt.NDArray[np.unsignedinteger]] = field(default_factory=list)
+    activation: list[npt.NDArray[np.floating]] = field(default_factory=list)
+    sinks: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]] = (
+        field(default_factory=list)
+    )
+    recorded: int = 0
+
+    def add(self, got: Recorded, contexts: npt.NDArray[np.int64], bits: int, narrow: bool) -> None:
+        position = (contexts[got.row] << bits) | got.token_index
+        self.position.append(position.astype(np.uint32))
+        self.feature_id.append(got.feature_id.astype(np.uint16) if narrow else got.feature_id)
+        self.activation.append(got.activation)
+        self.sinks.append((contexts[got.sink_row], got.sink_index, got.sink_norm))
+        self.recorded += got.recorded
+
+    def codes(self) -> Codes:
+        return Codes(
+            np.concatenate(self.position),
+            np.concatenate(self.feature_id),
+            np.concatenate(self.activation),
+        )
+
+    def all_sinks(self, first_context: int) -> Sinks:
+        context = np.concatenate([s[0] for s in self.sinks]) + first_context
+        index = np.concatenate([s[1] for s in self.sinks])
+        norm = np.concatenate([s[2] for s in self.sinks])
+        order = np.lexsort((index, context))
+        return Sinks(context[order], index[order].astype(np.int32), norm[order])
+
+
+@dataclass
+class Collected:
+    """A partition's activations in memory, ready to be written."""
+
+    number: int
+    pieces: list[_Pieces]
+    tokens: int
+    started: float
+
+
+def collect(engine: Engine, number: int, report: Report) -> Collected:
+    """Run the model and the SAEs over partition `number`."""
+    started = time.monotonic()
+    plan = engine.plan
+    partition = plan.partitions[number]
+    corpus = plan.draft.corpora[-1]
+    first = partition.first_context - corpus.first_context
+    end = partition.end_context - corpus.first_context
+    pieces = [_Pieces() for _ in engine.probes]
+    bits = plan.draft.position_bits
+    starts = engine.starts[first : end + 1]
+    for batch in batches(engine.tokens, starts, plan.batch_tokens):
+        activations = 0
+        recorded = run_batch(engine.model, engine.probes, batch, engine.rule)
+        for probe, own, got in zip(engine.probes, pieces, recorded, strict=True):
+            own.add(got, batch.contexts, bits, probe.sae.d_sae <= 1 << 16)
+            activations += len(got.row)
+        report(int(batch.lengths.sum()), activations)
+    return Collected(number, pieces, int(starts[-1] - starts[0]), started)
+
+
+def write(engine: Engine, collected: Collected) -> Summary:
+    """Sort and write the runs of a collected partition, then mark it done."""
+    plan = engine.plan
+    partition = plan.partitions[collected.number]
+    segments: list[Segment] = []
+    for index, (probe, own) in enumerate(zip(engine.probes, collected.pieces, strict=True)):
+        extent = Extent(partition.first_context, partition.end_context, own.recorded)
+        segments.append(
+            write_run(
+                engine.layout,
+                run_id(plan, collected.number, index),
+                probe.name,
+                probe.sae.d_sae,
+                own.codes(),
+                own.all_sinks(partition.first_context),
+                extent,
+            )
+        )
+    summary = Summary(
+        collected.number,
+        collected.tokens,
+        time.monotonic() - collected.started,
+        tuple(segments),
+    )
+    write_summary(engine.layout, summary)
+    return summary

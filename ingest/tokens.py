@@ -1,0 +1,385 @@
+"""Documents to contexts: tokenised whole, without special tokens, then cut into windows.
+
+A context is at most `context_size` tokens, the token of `bos_id` included if there is one, so
+that a window is ``context_size - 1`` text tokens then and ``context_size`` otherwise. Windows of
+a document follow each other without overlap, or every `stride` text tokens; the last one is the
+first that reaches the document's end. Documents never share a context, and one without tokens
+has none.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featuredb.errors import CorpusError
+from ingest.corpus import Corpus
+from ingest.corpus.chat import Chat, content_spans, rendered
+
+TEMPLATE_ROLE = "template"
+_USUAL_ROLES = (TEMPLATE_ROLE, "system", "user", "assistant", "tool")
+
+Ints = npt.NDArray[np.int64]
+NameOf = Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class TokenizedBatch:
+    """The contexts of some documents: by document, then by position in it.
+
+    With C contexts, T tokens (BOS included) and D documents:
+
+    - `token_ids` uint32 [T], the contexts one after another, each with its BOS;
+    - `context_lengths` int32 [C], BOS included; `context_document` int64 [C], the index of the
+      document in the batch; `context_index` int32 [C], 0, 1, … within the document;
+    - `char_start`, `char_end` int64 [C]: the characters of the document's text that a window
+      covers, half-open. Without `stride` they follow each other, except that a character whose
+      bytes two windows share belongs to both. -1 where unknown;
+    - `n_tokens` int64 [D], text tokens without BOS;
+    - for chats, `roles` uint8 [T], indices into `role_names`, and `texts`, the D conversations
+      as the template renders them, which the characters count in.
+    """
+
+    token_ids: npt.NDArray[np.uint32]
+    context_lengths: npt.NDArray[np.int32]
+    context_document: Ints
+    context_index: npt.NDArray[np.int32]
+    char_start: Ints
+    char_end: Ints
+    n_tokens: Ints
+    roles: npt.NDArray[np.uint8] | None = None
+    role_names: tuple[str, ...] = ()
+    texts: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Cutting:
+    """How documents become contexts; the names are those of the public functions."""
+
+    context_size: int
+    bos_id: int | None
+    stride: int | None
+    vocab_size: int | None
+    name_of: NameOf
+
+    @property
+    def window(self) -> int:
+        """Text tokens of a full context.
+
+        Raises:
+            ValueError: the options leave no room for a window.
+        """
+        window = self.context_size - (self.bos_id is not None)
+        if window < 1:
+            raise ValueError(f"context_size {self.context_size} leaves no room for text")
+        if self.stride is not None and not 1 <= self.stride <= window:
+            raise ValueError(f"stride has to be from 1 to {window}, not {self.stride}")
+        return window
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Per context: the document, the index in it, the first text token and how many."""
+
+    document: Ints
+    index: Ints
+    start: Ints
+    length: Ints
+
+
+def tokenize_batch(
+    tokenizer: Any,
+    texts: Sequence[str],
+    *,
+    context_size: int,
+    bos_id: int | None,
+    stride: int | None = None,
+    vocab_size: int | None = None,
+    name_of: NameOf = "document {}".format,
+) -> TokenizedBatch:
+    """Texts to contexts; `tokenizer` is one of `transformers`, fast or slow.
+
+    A slow tokenizer gives no character spans. `vocab_size`, the number of rows of the model's
+    embedding, bounds the ids; `name_of(i)` names document i in errors. No texts give an empty
+    batch.
+
+    Raises:
+        CorpusError: an id is not below `vocab_size`.
+        ValueError: the options leave no room for a window.
+    """
+    cutting = _Cutting(context_size, bos_id, stride, vocab_size, name_of)
+    encodings = _encode(tokenizer, texts)
+    if encodings is None:
+        streams = [
+            np.asarray(tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)), np.int64)
+            for text in texts
+        ]
+        return _cut(streams, cutting)
+    # Only ids and the ends of windows are taken out: making the lists of all offsets into Python
+    # objects costs a tenth of the tokenisation.
+    streams = [np.asarray(encoding.ids, np.int64) for encoding in encodings]
+    return _cut(streams, cutting, encodings=encodings)
+
+
+def tokenize_chats(
+    tokenizer: Any,
+    chats: Sequence[Chat],
+    *,
+    context_size: int,
+    bos_id: int | None,
+    stride: int | None = None,
+    vocab_size: int | None = None,
+    name_of: NameOf = "document {}".format,
+) -> TokenizedBatch:
+    """Conversations, through the tokenizer's chat template, to contexts with a role per token.
+
+    A token has the role of the message whose content it begins in; headers, turn ends and
+    whatever else the template writes have the role ``template``. A BOS that the template writes
+    first is not doubled. A chat without messages is a document without tokens.
+
+    Raises:
+        CorpusError: there is no template, it refuses a chat, the tokenizer is a slow one, or an
+            id is not below `vocab_size`.
+        ValueError: the options leave no room for a window.
+    """
+    cutting = _Cutting(context_size, bos_id, stride, vocab_size, name_of)
+    names = list(_USUAL_ROLES)
+    found = {message["role"] for chat in chats for message in chat}
+    names += sorted(found.difference(names))
+    if len(names) > 256:
+        raise CorpusError(f"the chats have {len(names)} roles; at most 256 can be told apart")
+    codes = {name: code for code, name in enumerate(names)}
+
+    texts = [rendered(tokenizer, chat, name_of(i)) for i, chat in enumerate(chats)]
+    encodings = _encode(tokenizer, texts)
+    if encodings is None:
+        raise CorpusError("chats need a fast tokenizer, which knows where its tokens come from")
+    streams, roles = [], []
+    for chat, text, encoding in zip(chats, texts, encodings, strict=True):
+        by_character = np.zeros(len(text) + 1, np.uint8)
+        for message, start, end in content_spans(tokenizer, chat, text):
+            by_character[start:end] = codes[message["role"]]
+        starts = np.asarray(encoding.offsets, np.int64).reshape(-1, 2)[:, 0]
+        streams.append(np.asarray(encoding.ids, np.int64))
+        roles.append(by_character[starts])
+    return _cut(
+        streams,
+        cutting,
+        encodings=encodings,
+        roles=roles,
+        role_names=tuple(names),
+        texts=tuple(texts),
+    )
+
+
+def cut_tokens(
+    tokens: Any,
+    *,
+    context_size: int,
+    bos_id: int | None,
+    stride: int | None = None,
+    vocab_size: int | None = None,
+    name_of: NameOf = "document {}".format,
+) -> TokenizedBatch:
+    """Documents that are token ids already (an Arrow list array) to contexts.
+
+    A document that begins with `bos_id` does not get it twice. Character spans are -1.
+
+    Raises:
+        CorpusError: an id is null, negative, or not below `vocab_size`.
+        ValueError: the options leave no room for a window.
+    """
+    cutting = _Cutting(context_size, bos_id, stride, vocab_size, name_of)
+    values = tokens.flatten()
+    if values.null_count:
+        raise CorpusError("a list of token ids holds a null; leave such documents out")
+    lengths = np.asarray(tokens.value_lengths().fill_null(0), np.int64)
+    flat = np.asarray(values, np.int64)
+    streams = np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
+    return _cut(streams, cutting, may_begin_with_bos=True)
+
+
+def iter_contexts(
+    corpus: Corpus,
+    tokenizer: Any,
+    *,
+    context_size: int,
+    bos_id: int | None,
+    stride: int | None = None,
+    vocab_size: int | None = None,
+    batch_documents: int = 256,
+    workers: int = 0,
+) -> Iterator[tuple[Any, TokenizedBatch]]:
+    """Each batch of the corpus with its contexts, in the order of the corpus.
+
+    With `workers` 0 a batch is tokenised when it is asked for. Otherwise that many threads
+    tokenise up to twice as many batches ahead: the tokenizer runs outside Python's lock, and
+    spreads each batch over all cores itself, so that one thread is enough to overlap with a
+    consumer on a device.
+
+    Raises:
+        CorpusError: see `Corpus.batches`, `tokenize_batch`, `tokenize_chats`, `cut_tokens`.
+        ValueError: the options leave no room for a window.
+    """
+    options = {
+        "context_size": context_size,
+        "bos_id": bos_id,
+        "stride": stride,
+        "vocab_size": vocab_size,
+    }
+    work = partial(_tokenize_documents, tokenizer, corpus.column.role, options)
+    batches = corpus.batches(batch_documents)
+    if workers == 0:
+        for batch in batches:
+            yield batch, work(batch)
+        return
+    pending: deque[tuple[Any, Future[TokenizedBatch]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="featuredb-tokens") as pool:
+        try:
+            for batch in batches:
+                pending.append((batch, pool.submit(work, batch)))
+                if len(pending) > 2 * workers:
+                    first, future = pending.popleft()
+                    yield first, future.result()
+            while pending:
+                first, future = pending.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in pending:
+                future.cancel()
+
+
+def _tokenize_documents(
+    tokenizer: Any, role: str, options: dict[str, int | None], batch: Any
+) -> TokenizedBatch:
+    sources, offsets = batch.column("source"), batch.column("source_offset")
+
+    def name_of(index: int) -> str:
+        return f"{sources[index].as_py()}, row {offsets[index].as_py()}"
+
+    given: dict[str, Any] = {**options, "name_of": name_of}
+    documents = batch.column(role)
+    if role == "tokens":
+        return cut_tokens(documents, **given)
+    if role == "messages":
+        return tokenize_chats(tokenizer, documents.to_pylist(), **given)
+    return tokenize_batch(tokenizer, documents.to_pylist(), **given)
+
+
+def _encode(tokenizer: Any, texts: Sequence[str]) -> list[Any] | None:
+    """The encodings of a fast tokenizer, whole and without special tokens; None for a slow one."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    # A tokenizer.json may ask for either, and the library's own calls reset them just so.
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    encodings: list[Any] = backend.encode_batch(list(texts), add_special_tokens=False)
+    return encodings
+
+
+def _cut(
+    streams: Sequence[Ints],
+    cutting: _Cutting,
+    *,
+    encodings: Sequence[Any] | None = None,
+    roles: Sequence[npt.NDArray[np.uint8]] | None = None,
+    role_names: tuple[str, ...] = (),
+    texts: tuple[str, ...] | None = None,
+    may_begin_with_bos: bool = False,
+) -> TokenizedBatch:
+    """Token ids per document to contexts."""
+    window, bos_id = cutting.window, cutting.bos_id
+    skipped = np.zeros(len(streams), np.int64)
+    if bos_id is not None and (may_begin_with_bos or roles is not None):
+        skipped[:] = [len(stream) > 0 and stream[0] == bos_id for stream in streams]
+    for index, stream in enumerate(streams):
+        _check_ids(stream, cutting, index)
+    lengths = np.array([len(stream) for stream in streams], np.int64) - skipped
+    windows = _windows(lengths, window, cutting.stride or window)
+
+    # Where each window's tokens lie in the streams laid end to end.
+    document_start = np.cumsum(lengths + skipped) - lengths
+    extra = int(bos_id is not None)
+    source = _ranges(document_start[windows.document] + windows.start, windows.length)
+    sizes = windows.length + extra
+    target = _ranges(np.cumsum(sizes) - windows.length, windows.length)
+
+    total = int(sizes.sum())
+    token_ids = np.full(total, bos_id or 0, np.uint32)
+    token_ids[target] = np.concatenate([*streams, np.empty(0, np.int64)])[source]
+    role_codes = None
+    if roles is not None:
+        role_codes = np.zeros(total, np.uint8)
+        role_codes[target] = np.concatenate([*roles, np.empty(0, np.uint8)])[source]
+    char_start, char_end = _spans(windows, skipped, encodings)
+    return TokenizedBatch(
+        token_ids=token_ids,
+        context_lengths=sizes.astype(np.int32),
+        context_document=windows.document,
+        context_index=windows.index.astype(np.int32),
+        char_start=char_start,
+        char_end=char_end,
+        n_tokens=lengths,
+        roles=role_codes,
+        role_names=role_names,
+        texts=texts,
+    )
+
+
+def _windows(lengths: Ints, window: int, stride: int) -> _Windows:
+    """All windows of documents of these lengths, by document and then by position."""
+    beyond = np.maximum(lengths - window, 0)
+    counts = np.where(lengths > 0, -(-beyond // stride) + 1, 0)
+    document = np.repeat(np.arange(len(lengths), dtype=np.int64), counts)
+    index = _ranges(np.zeros(len(lengths), np.int64), counts)
+    start = index * stride
+    return _Windows(document, index, start, np.minimum(window, lengths[document] - start))
+
+
+def _ranges(starts: Ints, lengths: Ints) -> Ints:
+    """``start, start + 1, …`` of each length, end to end."""
+    before = np.cumsum(lengths) - lengths
+    numbers: Ints = np.arange(int(lengths.sum()), dtype=np.int64)
+    return numbers + np.repeat(starts - before, lengths)
+
+
+def _spans(windows: _Windows, skipped: Ints, encodings: Sequence[Any] | None) -> tuple[Ints, Ints]:
+    """The characters of each window; a window begins where the token before it ended.
+
+    That gives white space which the tokenizer trims from its offsets to the window that holds
+    it, and a character whose bytes are split to both.
+    """
+    starts = np.full(len(windows.document), -1, np.int64)
+    ends = starts.copy()
+    if encodings is None:
+        return starts, ends
+    firsts = (windows.start + skipped[windows.document]).tolist()
+    rows = zip(windows.document.tolist(), firsts, windows.length.tolist(), strict=True)
+    for row, (document, first, length) in enumerate(rows):
+        chars = encodings[document].token_to_chars
+        starts[row] = min(chars(first)[0], chars(first - 1)[1]) if first else 0
+        ends[row] = chars(first + length - 1)[1]
+    return starts, ends
+
+
+def _check_ids(ids: Ints, cutting: _Cutting, document: int) -> None:
+    if not len(ids):
+        return
+    lowest, highest, size = int(ids.min()), int(ids.max()), cutting.vocab_size
+    if lowest < 0:
+        raise CorpusError(f"{cutting.name_of(document)} has a negative token id, {lowest}")
+    if size is not None and highest >= size:
+        raise CorpusError(
+            f"{cutting.name_of(document)} has token id {highest}, but the model knows only ids "
+            f"below {size}; use the model's own tokenizer"
+        )

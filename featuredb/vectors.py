@@ -8,7 +8,8 @@ score descending, ties by (SAE in the snapshot's order, feature id).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import os
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,12 +38,9 @@ def write_vectors(layout: Layout, sae: str, directions: Directions) -> Vectors:
 
     A table left by an interrupted ingest is overwritten; no snapshot named it yet.
     """
-    import lancedb
-
     table_name = table_of(sae)
     layout.vectors.mkdir(parents=True, exist_ok=True)
-    connection = lancedb.connect(layout.vectors)
-    table = connection.create_table(table_name, _lance_table(directions), mode="overwrite")
+    table = _connect(layout).create_table(table_name, _lance_table(directions), mode="overwrite")
     final = layout.matrices / table_name
     remove_tree(final)
     entries = []
@@ -64,9 +62,7 @@ def table_of(sae: str) -> str:
 
 def read_directions(layout: Layout, vectors: Vectors) -> Directions:
     """The float32 directions of one SAE, from LanceDB at the snapshot's version."""
-    import lancedb
-
-    table = lancedb.connect(layout.vectors).open_table(vectors.table)
+    table = _connect(layout).open_table(vectors.table)
     table.checkout(vectors.version)
     arrow = table.to_arrow().sort_by("feature_id")
     return Directions(*(_matrix(arrow, name) for name in Directions._fields))
@@ -107,6 +103,14 @@ def cosine_top(
         order = np.lexsort((ids, -exact))[: found.shape[1]]
         found[i], scores[i] = ids[order], exact[order]
     return found, scores
+
+
+def _connect(layout: Layout) -> Any:
+    """LanceDB on the store's folder, without its remarks on standard error."""
+    os.environ.setdefault("LANCEDB_LOG", "error")
+    import lancedb
+
+    return lancedb.connect(layout.vectors)
 
 
 def _lance_table(directions: Directions) -> pa.Table:

@@ -169,7 +169,10 @@ class _Writer:
         contexts = np.bincount(tokenized.context_document[:kept], minlength=n)
         n_tokens = tokenized.n_tokens[:n]
         names = documents.schema.names
-        text = documents.column("text") if "text" in names else pa.nulls(n, pa.string())
+        if tokenized.texts is not None:
+            text = pa.array(tokenized.texts[:n], pa.string())
+        else:
+            text = documents.column("text") if "text" in names else pa.nulls(n, pa.string())
         columns = [
             pa.array(np.arange(first, first + n), pa.int64()),
             documents.column("source"),

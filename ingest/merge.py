@@ -43,7 +43,8 @@ class MergedSegments:
         self._readers = [FeatureMajor(layout.root, s, self._files) for s in self.segments]
         self.counts: npt.NDArray[np.int64] = np.zeros(d_sae, np.int64)
         for reader in self._readers:
-            self.counts += np.diff(reader.directory.astype(np.int64))
+            offsets = reader.directory.astype(np.int64)
+            self.counts += offsets[1:] - offsets[:-1]
 
     def close(self) -> None:
         """Close the files underneath."""

@@ -24,6 +24,7 @@ from ingest.corpus import Corpus
 from ingest.corpus.chat import Chat, content_spans, rendered
 
 TEMPLATE_ROLE = "template"
+_GROUP_CHARACTERS = 1 << 20
 _USUAL_ROLES = (TEMPLATE_ROLE, "system", "user", "assistant", "tool")
 
 Ints = npt.NDArray[np.int64]
@@ -85,6 +86,16 @@ class _Cutting:
 
 
 @dataclass(frozen=True)
+class _Document:
+    """The text tokens of one document, for a chat their roles, and its windows' characters."""
+
+    ids: npt.NDArray[np.uint32]
+    roles: npt.NDArray[np.uint8] | None = None
+    char_start: Ints | None = None
+    char_end: Ints | None = None
+
+
+@dataclass(frozen=True)
 class _Windows:
     """Per context: the document, the index in it, the first text token and how many."""
 
@@ -115,17 +126,11 @@ def tokenize_batch(
         ValueError: the options leave no room for a window.
     """
     cutting = _Cutting(context_size, bos_id, stride, vocab_size, name_of)
-    encodings = _encode(tokenizer, texts)
-    if encodings is None:
-        streams = [
-            np.asarray(tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)), np.int64)
-            for text in texts
-        ]
-        return _cut(streams, cutting)
-    # Only ids and the ends of windows are taken out: making the lists of all offsets into Python
-    # objects costs a tenth of the tokenisation.
-    streams = [np.asarray(encoding.ids, np.int64) for encoding in encodings]
-    return _cut(streams, cutting, encodings=encodings)
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        slow = [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)) for text in texts]
+        return _cut([_document(np.asarray(ids), i, cutting) for i, ids in enumerate(slow)], cutting)
+    encodings = _encodings(tokenizer, texts)
+    return _cut([_encoded(each, i, cutting) for i, each in enumerate(encodings)], cutting)
 
 
 def tokenize_chats(
@@ -157,26 +162,17 @@ def tokenize_chats(
         raise CorpusError(f"the chats have {len(names)} roles; at most 256 can be told apart")
     codes = {name: code for code, name in enumerate(names)}
 
-    texts = [rendered(tokenizer, chat, name_of(i)) for i, chat in enumerate(chats)]
-    encodings = _encode(tokenizer, texts)
-    if encodings is None:
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise CorpusError("chats need a fast tokenizer, which knows where its tokens come from")
-    streams, roles = [], []
-    for chat, text, encoding in zip(chats, texts, encodings, strict=True):
-        by_character = np.zeros(len(text) + 1, np.uint8)
-        for message, start, end in content_spans(tokenizer, chat, text):
+    texts = tuple(rendered(tokenizer, chat, name_of(i)) for i, chat in enumerate(chats))
+    documents = []
+    for i, encoding in enumerate(_encodings(tokenizer, texts)):
+        by_character = np.zeros(len(texts[i]) + 1, np.uint8)
+        for message, start, end in content_spans(tokenizer, chats[i], texts[i]):
             by_character[start:end] = codes[message["role"]]
         starts = np.asarray(encoding.offsets, np.int64).reshape(-1, 2)[:, 0]
-        streams.append(np.asarray(encoding.ids, np.int64))
-        roles.append(by_character[starts])
-    return _cut(
-        streams,
-        cutting,
-        encodings=encodings,
-        roles=roles,
-        role_names=tuple(names),
-        texts=tuple(texts),
-    )
+        documents.append(_encoded(encoding, i, cutting, roles=by_character[starts]))
+    return _cut(documents, cutting, role_names=tuple(names), texts=texts)
 
 
 def cut_tokens(
@@ -202,8 +198,12 @@ def cut_tokens(
         raise CorpusError("a list of token ids holds a null; leave such documents out")
     lengths = np.asarray(tokens.value_lengths().fill_null(0), np.int64)
     flat = np.asarray(values, np.int64)
-    streams = np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
-    return _cut(streams, cutting, may_begin_with_bos=True)
+    pieces = np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
+    documents = []
+    for i, ids in enumerate(pieces):
+        skipped = int(bos_id is not None and len(ids) > 0 and ids[0] == bos_id)
+        documents.append(_document(ids[skipped:], i, cutting))
+    return _cut(documents, cutting)
 
 
 def iter_contexts(
@@ -273,71 +273,116 @@ def _tokenize_documents(
     return tokenize_batch(tokenizer, documents.to_pylist(), **given)
 
 
-def _encode(tokenizer: Any, texts: Sequence[str]) -> list[Any] | None:
-    """The encodings of a fast tokenizer, whole and without special tokens; None for a slow one."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
+def _encodings(tokenizer: Any, texts: Sequence[str]) -> Iterator[Any]:
+    """The encoding of each text by a fast tokenizer, whole and without special tokens.
+
+    An encoding is some 500 bytes a token, so that only those of `_GROUP_CHARACTERS` exist at a
+    time (or of one text, if it is longer).
+    """
+    backend = tokenizer.backend_tokenizer
     # A tokenizer.json may ask for either, and the library's own calls reset them just so.
     if backend.truncation is not None:
         backend.no_truncation()
     if backend.padding is not None:
         backend.no_padding()
-    encodings: list[Any] = backend.encode_batch(list(texts), add_special_tokens=False)
-    return encodings
+    first = 0
+    while first < len(texts):
+        last, size = first + 1, len(texts[first])
+        while last < len(texts) and size + len(texts[last]) <= _GROUP_CHARACTERS:
+            size += len(texts[last])
+            last += 1
+        yield from backend.encode_batch(list(texts[first:last]), add_special_tokens=False)
+        first = last
+
+
+def _encoded(
+    encoding: Any, index: int, cutting: _Cutting, roles: npt.NDArray[np.uint8] | None = None
+) -> _Document:
+    """A text's encoding as a document; for a chat, `roles` has a role for each token.
+
+    Only the ends of windows are asked for: turning all offsets into Python objects would cost a
+    tenth of the tokenisation. A window begins where the token before it ended, which gives white
+    space that the tokenizer trims from its offsets to the window that holds it, and a character
+    whose bytes are split to both.
+    """
+    ids = _document(np.asarray(encoding.ids, np.int64), index, cutting).ids
+    # What a chat template writes first may be the BOS that every context gets anyway.
+    skipped = int(roles is not None and len(ids) > 0 and ids[0] == cutting.bos_id)
+    windows = _windows(np.array([len(ids) - skipped]), cutting)
+    firsts, lengths = windows.start + skipped, windows.length
+    chars = encoding.token_to_chars
+    return _Document(
+        ids[skipped:],
+        None if roles is None else roles[skipped:],
+        np.array(
+            [min(chars(at)[0], chars(at - 1)[1]) if at else 0 for at in firsts.tolist()], np.int64
+        ),
+        np.array([chars(at)[1] for at in (firsts + lengths - 1).tolist()], np.int64),
+    )
+
+
+def _document(ids: npt.NDArray[Any], index: int, cutting: _Cutting) -> _Document:
+    """Token ids, checked, as a document without characters."""
+    if not len(ids):
+        return _Document(np.empty(0, np.uint32))
+    lowest, highest, size = int(ids.min()), int(ids.max()), cutting.vocab_size
+    if lowest < 0:
+        raise CorpusError(f"{cutting.name_of(index)} has a negative token id, {lowest}")
+    if size is not None and highest >= size:
+        raise CorpusError(
+            f"{cutting.name_of(index)} has token id {highest}, but the model knows only ids "
+            f"below {size}; use the model's own tokenizer"
+        )
+    return _Document(ids.astype(np.uint32))
 
 
 def _cut(
-    streams: Sequence[Ints],
+    documents: Sequence[_Document],
     cutting: _Cutting,
-    *,
-    encodings: Sequence[Any] | None = None,
-    roles: Sequence[npt.NDArray[np.uint8]] | None = None,
     role_names: tuple[str, ...] = (),
     texts: tuple[str, ...] | None = None,
-    may_begin_with_bos: bool = False,
 ) -> TokenizedBatch:
-    """Token ids per document to contexts."""
-    window, bos_id = cutting.window, cutting.bos_id
-    skipped = np.zeros(len(streams), np.int64)
-    if bos_id is not None and (may_begin_with_bos or roles is not None):
-        skipped[:] = [len(stream) > 0 and stream[0] == bos_id for stream in streams]
-    for index, stream in enumerate(streams):
-        _check_ids(stream, cutting, index)
-    lengths = np.array([len(stream) for stream in streams], np.int64) - skipped
-    windows = _windows(lengths, window, cutting.stride or window)
-
-    # Where each window's tokens lie in the streams laid end to end.
-    document_start = np.cumsum(lengths + skipped) - lengths
-    extra = int(bos_id is not None)
-    source = _ranges(document_start[windows.document] + windows.start, windows.length)
-    sizes = windows.length + extra
+    """Documents to contexts."""
+    lengths = np.array([len(document.ids) for document in documents], np.int64)
+    windows = _windows(lengths, cutting)
+    # Where each window's tokens lie in the documents laid end to end, and where they go.
+    before = np.cumsum(lengths) - lengths
+    source = _ranges(before[windows.document] + windows.start, windows.length)
+    sizes = windows.length + (cutting.bos_id is not None)
     target = _ranges(np.cumsum(sizes) - windows.length, windows.length)
 
     total = int(sizes.sum())
-    token_ids = np.full(total, bos_id or 0, np.uint32)
-    token_ids[target] = np.concatenate([*streams, np.empty(0, np.int64)])[source]
-    role_codes = None
-    if roles is not None:
-        role_codes = np.zeros(total, np.uint8)
-        role_codes[target] = np.concatenate([*roles, np.empty(0, np.uint8)])[source]
-    char_start, char_end = _spans(windows, skipped, encodings)
+    token_ids = np.full(total, cutting.bos_id or 0, np.uint32)
+    token_ids[target] = _joined([document.ids for document in documents], np.uint32)[source]
+    roles = None
+    if role_names:
+        roles = np.zeros(total, np.uint8)
+        roles[target] = _joined([document.roles for document in documents], np.uint8)[source]
+    unknown = np.full(len(sizes), -1, np.int64)
+    has_chars = all(document.char_start is not None for document in documents if len(document.ids))
     return TokenizedBatch(
         token_ids=token_ids,
         context_lengths=sizes.astype(np.int32),
         context_document=windows.document,
         context_index=windows.index.astype(np.int32),
-        char_start=char_start,
-        char_end=char_end,
+        char_start=_joined([d.char_start for d in documents], np.int64) if has_chars else unknown,
+        char_end=_joined([d.char_end for d in documents], np.int64) if has_chars else unknown,
         n_tokens=lengths,
-        roles=role_codes,
+        roles=roles,
         role_names=role_names,
         texts=texts,
     )
 
 
-def _windows(lengths: Ints, window: int, stride: int) -> _Windows:
+def _joined(arrays: Sequence[npt.NDArray[Any] | None], dtype: Any) -> npt.NDArray[Any]:
+    present = [array for array in arrays if array is not None]
+    return np.concatenate([*present, np.empty(0, dtype)])
+
+
+def _windows(lengths: Ints, cutting: _Cutting) -> _Windows:
     """All windows of documents of these lengths, by document and then by position."""
+    window = cutting.window
+    stride = cutting.stride or window
     beyond = np.maximum(lengths - window, 0)
     counts = np.where(lengths > 0, -(-beyond // stride) + 1, 0)
     document = np.repeat(np.arange(len(lengths), dtype=np.int64), counts)
@@ -349,37 +394,6 @@ def _windows(lengths: Ints, window: int, stride: int) -> _Windows:
 def _ranges(starts: Ints, lengths: Ints) -> Ints:
     """``start, start + 1, …`` of each length, end to end."""
     before = np.cumsum(lengths) - lengths
-    numbers: Ints = np.arange(int(lengths.sum()), dtype=np.int64)
-    return numbers + np.repeat(starts - before, lengths)
-
-
-def _spans(windows: _Windows, skipped: Ints, encodings: Sequence[Any] | None) -> tuple[Ints, Ints]:
-    """The characters of each window; a window begins where the token before it ended.
-
-    That gives white space which the tokenizer trims from its offsets to the window that holds
-    it, and a character whose bytes are split to both.
-    """
-    starts = np.full(len(windows.document), -1, np.int64)
-    ends = starts.copy()
-    if encodings is None:
-        return starts, ends
-    firsts = (windows.start + skipped[windows.document]).tolist()
-    rows = zip(windows.document.tolist(), firsts, windows.length.tolist(), strict=True)
-    for row, (document, first, length) in enumerate(rows):
-        chars = encodings[document].token_to_chars
-        starts[row] = min(chars(first)[0], chars(first - 1)[1]) if first else 0
-        ends[row] = chars(first + length - 1)[1]
-    return starts, ends
-
-
-def _check_ids(ids: Ints, cutting: _Cutting, document: int) -> None:
-    if not len(ids):
-        return
-    lowest, highest, size = int(ids.min()), int(ids.max()), cutting.vocab_size
-    if lowest < 0:
-        raise CorpusError(f"{cutting.name_of(document)} has a negative token id, {lowest}")
-    if size is not None and highest >= size:
-        raise CorpusError(
-            f"{cutting.name_of(document)} has token id {highest}, but the model knows only ids "
-            f"below {size}; use the model's own tokenizer"
-        )
+    ranges: Ints = np.arange(int(lengths.sum()), dtype=np.int64)
+    ranges += np.repeat(starts - before, lengths)
+    return ranges

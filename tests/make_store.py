@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def _runs(layout: Layout, world: World, made: MadeSae, index: int, draft: Draft)
     edges = np.linspace(0, len(contexts), world.partitions + 1).astype(int)
     first = int(world.bos is not None)
     segments = []
-    for number, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for number, (low, high) in enumerate(pairwise(edges)):
         position, feature, value = [], [], []
         recorded = 0
         # Longest first, as batches come: the writer must restore the order.

@@ -29,8 +29,8 @@ def coactivation(
     """
     counts = np.zeros(d_sae, np.int64)
     for segment in segments:
-        directory = np.load(layout.root / segment.directory.path)
-        counts += np.diff(directory.astype(np.int64))
+        offsets = np.load(layout.root / segment.directory.path).astype(np.int64)
+        counts += offsets[1:] - offsets[:-1]
     block = max(1, min(d_sae, _BLOCK_BYTES // (4 * d_sae)))
     tables = []
     for first in range(0, d_sae, block):

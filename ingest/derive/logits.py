@@ -37,8 +37,8 @@ def logit_lens(W_dec: Tensor, unembedding: Unembedding | None, texts: Sequence[s
     directions = W_dec.to(W_U.device)
     if unembedding.centre:
         directions = directions - directions.mean(dim=1, keepdim=True)
-    if unembedding.gamma is not None:
-        directions = directions * unembedding.gamma.to(directions)
+    if unembedding.gain is not None:
+        directions = directions * unembedding.gain.to(directions)
     columns = W_U.float().T
     k = min(schemas.TOP_TOKENS, W_U.shape[0])
     fetched = min(k + _SLACK, W_U.shape[0])

@@ -1,0 +1,50 @@
+# Two commands: `make demo` and `make test`. Both set up what they need and are quick the second time.
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+DEMO   ?= demo.fdb
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# A torch that the base interpreter already has (a CUDA build, say) is used as it is.
+SITE   := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
+
+.PHONY: demo test lint types docs bench setup setup-dev clean
+
+demo: setup
+	@$(BIN)/featuredb demo --path $(DEMO)
+
+test: setup-dev
+	$(BIN)/python -m pytest
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python -m featuredb.cli.reference --check README.md
+
+types: setup-dev
+	$(BIN)/mypy
+
+docs: setup-dev
+	$(BIN)/python -m featuredb.cli.reference --write README.md
+
+bench: setup-dev
+	$(BIN)/python -m benchmarks.ingest
+
+setup: $(VENV)/.setup
+setup-dev: $(VENV)/.setup-dev
+
+$(VENV)/.setup: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(SITE) $(VENV) || \
+		{ echo "No virtual environment could be made: apt-get install python3-venv, then try again" >&2; \
+		  rm -rf $(VENV); exit 1; }
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) $(TORCH)
+	$(PIP) -e ".[all]"
+	@touch $@
+
+$(VENV)/.setup-dev: $(VENV)/.setup
+	$(PIP) -e ".[all,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO)

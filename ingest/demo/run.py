@@ -1,0 +1,103 @@
+"""The demo: a real model, a real SAE and a real corpus made into a database, then asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+import featuredb
+from featuredb.errors import IngestError
+from featuredb.files import remove_tree
+from ingest.demo.fetch import model_folder, wikipedia_corpus
+from ingest.options import IngestOptions
+from ingest.pipeline import ingest
+from ingest.progress import say
+
+SAE_FOLDER = Path(__file__).with_name("sae")
+SENTENCE = "The Golden Gate Bridge opened in 1937."
+DOCUMENTS = 3_000
+"""Summaries ingested unless told otherwise: about 360,000 tokens, three to five minutes on two
+cores."""
+
+
+def run_demo(
+    path: str | Path = "demo.fdb", *, documents: int = DOCUMENTS, rebuild: bool = False
+) -> None:
+    """Make the demo database at `path`, or reuse it, then show what it answers.
+
+    The answers go to standard output, progress to standard error. Raises `FeatureDBError`.
+    """
+    if documents < 1:
+        raise IngestError(f"documents must be at least 1, not {documents}")
+    root = Path(path)
+    if rebuild:
+        _remove_own(root)
+    finished = (root / "CURRENT").exists()
+    if finished:
+        say(f"reusing {root} (`featuredb demo --path {root} --rebuild` makes it anew)", show=True)
+    else:
+        build(root, documents)
+    show(root)
+
+
+def build(root: Path, documents: int) -> None:
+    """Fetch the demo's model and texts, and ingest them."""
+    say("fetching SmolLM2-135M-Instruct (93 MB) and the Wikipedia summaries (5 MB)", show=True)
+    model = model_folder()
+    corpus = wikipedia_corpus(documents)
+    options = IngestOptions(
+        corpus=str(corpus), model=str(model), saes=[str(SAE_FOLDER)], progress=True
+    )
+    ingest(root, options)
+
+
+def show(root: Path) -> None:
+    """Print one feature, its neighbours, what fires on a sentence, and the SQL for it."""
+    out = Console(highlight=False)
+    feature = demo_feature()
+    with featuredb.open(root) as db:
+        out.rule(f"featuredb top {root} {feature}")
+        db.top_contexts(feature, k=5, window=10).print(out)
+        out.rule(f"featuredb near {root} {feature}")
+        db.near(feature, k=5).print(out)
+        out.rule(f'featuredb fires {root} "{SENTENCE}"')
+        firing = db.fires_on(SENTENCE, k=8)
+        firing.print(out)
+        query = (
+            "SELECT rank, feature_id, round(specificity, 2) AS specificity, token, "
+            f"top_tokens[1:3] AS top_tokens FROM fires_on('{SENTENCE}', k := 8)"
+        )
+        out.rule("the same in SQL")
+        out.print(f'featuredb sql {root} "{query}"', soft_wrap=True)
+        out.print(str(db.sql(query)))
+    out.rule("go on with")
+    for command, meaning in _next_steps(root, feature):
+        out.print(f"  {command:<64} {meaning}", soft_wrap=True)
+
+
+def demo_feature() -> int:
+    """The feature the demo shows, as the model card's data names it."""
+    card = json.loads((SAE_FOLDER / "features.json").read_text())
+    return int(card["shown"])
+
+
+def _next_steps(root: Path, feature: int) -> list[tuple[str, str]]:
+    return [
+        (f"featuredb feature {root} {feature}", "everything known about one feature"),
+        (f"featuredb search {root} music", "features by the words they fire on"),
+        (f"featuredb top {root} {feature} --where \"topic = 'History'\"", "top contexts, filtered"),
+        (f'featuredb fires {root} "a sentence of your own"', "what fires on new text"),
+        (f'featuredb sql {root} "FROM features ORDER BY density DESC LIMIT 10"', "anything else"),
+        (f"python -c \"import featuredb; print(featuredb.open('{root}').near({feature}))\"", ""),
+    ]
+
+
+def _remove_own(root: Path) -> None:
+    """Delete a database before it is made anew; never a folder that is not one."""
+    if root.exists():
+        own = any((root / name).exists() for name in ("CURRENT", "LOCK", "staging"))
+        if not own:
+            raise IngestError(f"{root} is not a featuredb database: it is left alone")
+        remove_tree(root)

@@ -47,9 +47,7 @@ class Features:
     def card(self, sae: Sae, feature: int) -> pa.Table:
         """Every column of one feature, one row of `schemas.FEATURES`."""
         row = self.row(sae, feature)
-        group = self._group_of([row])[0]
-        table = self._files.read(self._path, [group], schemas.FEATURES.names)
-        return table.slice(row - int(self._starts[group]), 1).combine_chunks()
+        return self._files.rows(self._path, row, row + 1, schemas.FEATURES.names).combine_chunks()
 
     def summaries(self, rows: Sequence[int]) -> pa.Table:
         """What answers say of other features, one row per entry of `rows`, in that order.
@@ -57,9 +55,11 @@ class Features:
         Columns sae, feature_id, density, max_activation, and top_tokens and promoted_tokens as
         list<string> (the tokens alone, strongest first).
         """
+        starts = self._files.group_starts(self._path)
+        groups = np.searchsorted(starts, np.asarray(rows, np.int64), side="right") - 1
         pieces = [
-            self._group(int(group)).slice(row - int(self._starts[group]), 1)
-            for row, group in zip(rows, self._group_of(rows), strict=True)
+            self._group(int(group)).slice(row - int(starts[group]), 1)
+            for row, group in zip(rows, groups, strict=True)
         ]
         if not pieces:
             return self._group(0).slice(0, 0).combine_chunks()
@@ -75,19 +75,9 @@ class Features:
         values: npt.NDArray[np.float32] = chunk_to_numpy(self._numbers.column("max_activation"))
         return values
 
-    @cached_property
-    def _starts(self) -> npt.NDArray[np.int64]:
-        """First row of each row group, closed by the number of rows."""
-        metadata = self._files.metadata(self._path)
-        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        return np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-
     def _of(self, sae: Sae, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         first = self._first_row[sae.name]
         return values[first : first + sae.d_sae]
-
-    def _group_of(self, rows: Sequence[int]) -> npt.NDArray[np.intp]:
-        return np.searchsorted(self._starts, np.asarray(rows, np.int64), side="right") - 1
 
     def _group(self, group: int) -> pa.Table:
         table = self._groups.get(group)

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ class ParquetFiles:
         self._root = root
         self._limit = limit
         self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._starts: dict[str, npt.NDArray[np.int64]] = {}
         self._lock = threading.Lock()
 
     def read(
@@ -44,6 +45,27 @@ class ParquetFiles:
                 return file.read_row_groups(list(groups), columns=columns, use_threads=False)
             except (OSError, pa.ArrowException, IndexError) as error:
                 raise unreadable(self._root, path, error) from error
+
+    def rows(self, path: str, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+        """Rows start <= i < stop of a file, decoding only the row groups that hold them.
+
+        An empty range gives no rows and every column. Raises `CorruptDatabaseError`.
+        """
+        starts = self.group_starts(path)
+        first = int(np.searchsorted(starts, start, side="right")) - 1
+        last = int(np.searchsorted(starts, max(stop, start + 1), side="left"))
+        table = self.read(path, range(first, min(last, len(starts) - 1)), columns)
+        return table.slice(start - int(starts[first]), stop - start)
+
+    def group_starts(self, path: str) -> npt.NDArray[np.int64]:
+        """First row of each row group, closed by the number of rows; kept for later calls."""
+        starts = self._starts.get(path)
+        if starts is None:
+            metadata = self.metadata(path)
+            sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            starts = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+            self._starts[path] = starts
+        return starts
 
     def metadata(self, path: str) -> pq.FileMetaData:
         """A file's footer. Raises `CorruptDatabaseError`."""
@@ -80,6 +102,46 @@ def unreadable(root: Path, path: str, error: Exception) -> CorruptDatabaseError:
         f"{root / path} is missing or damaged ({first_line}): "
         "run `featuredb verify` to see what else is, and restore it from a copy"
     )
+
+
+class GroupRanges(NamedTuple):
+    """Smallest and largest (sae, feature_id) statistics of each row group of a table."""
+
+    first_sae: list[str]
+    last_sae: list[str]
+    first_feature: list[int]
+    last_feature: list[int]
+
+    @classmethod
+    def of(cls, files: ParquetFiles, path: str) -> GroupRanges:
+        """From the footer of a table whose first columns are sae and feature_id."""
+        metadata = files.metadata(path)
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        saes = [g.column(0).statistics for g in groups if g.num_rows]
+        features = [g.column(1).statistics for g in groups if g.num_rows]
+        return cls(
+            [s.min for s in saes],
+            [s.max for s in saes],
+            [f.min for f in features],
+            [f.max for f in features],
+        )
+
+    def holding(self, sae: str, feature: int) -> list[int]:
+        """The row groups that may have rows of a feature."""
+        return [
+            group
+            for group, (first_sae, last_sae, first, last) in enumerate(zip(*self, strict=True))
+            if first_sae <= sae <= last_sae and first <= feature <= last
+        ]
+
+
+def load_array(root: Path, path: str) -> npt.NDArray[Any]:
+    """A ``.npy`` file of the store, memory-mapped. Raises `CorruptDatabaseError`."""
+    try:
+        mapped: npt.NDArray[Any] = np.load(root / path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise unreadable(root, path, error) from error
+    return mapped
 
 
 def chunk_to_numpy(column: pa.ChunkedArray) -> npt.NDArray[Any]:

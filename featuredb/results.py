@@ -17,6 +17,7 @@ The kinds differ in columns and in the few attributes that are not per row; how 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
     import pyarrow as pa
+    from rich.console import Console
 
 __all__ = [
     "Answer",
@@ -135,6 +137,12 @@ class Answer:
             return replace(self, table=self.table.take(list(chosen)))
         position = range(len(self))[key]
         return next(iter(replace(self, table=self.table.slice(position, 1))))
+
+    def print(self, console: Console | None = None) -> None:
+        """Write the answer where `console` writes, else to standard output, in its colours."""
+        from featuredb.render.terminal import write
+
+        write(self, console.file if console else sys.stdout)
 
     def __str__(self) -> str:
         from featuredb.render.terminal import to_text

@@ -8,13 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from featuredb.feature_major import FeatureMajor
 from featuredb.features import Features
 from featuredb.layout import Layout
-from featuredb.parquet import ParquetFiles
-from featuredb.snapshot import Sae, Snapshot, read_snapshot
+from featuredb.parquet import GroupRanges, ParquetFiles, load_array
+from featuredb.snapshot import File, Sae, Snapshot, Vectors, read_snapshot
 from featuredb.texts import Texts
 from featuredb.token_major import TokenMajor
+from featuredb.vectors import Directions, read_directions
 
 if TYPE_CHECKING:
     import duckdb
@@ -34,6 +38,9 @@ class Store:
         self.features = Features(snapshot, self.files)
         self._feature_major: dict[str, list[FeatureMajor]] = {}
         self._token_major: dict[str, list[TokenMajor]] = {}
+        self._graphs: dict[str, GroupRanges] = {}
+        self._directions: dict[str, Directions] = {}
+        self._examples: dict[str, tuple[str, npt.NDArray[np.uint64]]] = {}
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._lock = threading.Lock()
 
@@ -78,6 +85,39 @@ class Store:
             ]
             self._token_major[sae.name] = found
         return found
+
+    def examples(self, sae: Sae) -> tuple[str, npt.NDArray[np.uint64]]:
+        """The examples file of one SAE, and its row offsets uint64 [d_sae + 1] by feature."""
+        found = self._examples.get(sae.name)
+        if found is None:
+            tables = next(t for t in self.snapshot.derived.saes if t.sae == sae.name)
+            path = tables.examples_directory.path
+            found = tables.examples.path, load_array(self.root, path)
+            self._examples[sae.name] = found
+        return found
+
+    def graph_groups(self, path: str) -> GroupRanges:
+        """Which features each row group of a neighbour table holds."""
+        found = self._graphs.get(path)
+        if found is None:
+            found = self._graphs[path] = GroupRanges.of(self.files, path)
+        return found
+
+    def directions(self, sae: Sae) -> Directions:
+        """The float32 directions of one SAE, read from LanceDB once and kept."""
+        found = self._directions.get(sae.name)
+        if found is None:
+            found = read_directions(self.layout, self._vectors(sae))
+            self._directions[sae.name] = found
+        return found
+
+    def matrix(self, sae: Sae, kind: str) -> npt.NDArray[np.float16]:
+        """Unit directions float16 [d_sae, d], memory-mapped. kind: ``decoder`` or ``encoder``."""
+        file: File = getattr(self._vectors(sae), kind)
+        return load_array(self.root, file.path)
+
+    def _vectors(self, sae: Sae) -> Vectors:
+        return next(v for v in self.snapshot.vectors if v.sae == sae.name)
 
     def connection(self) -> duckdb.DuckDBPyConnection:
         """An in-memory DuckDB with the views and macros of this snapshot, made on first use.

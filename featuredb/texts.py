@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -89,6 +89,24 @@ class Texts:
         corpus, row = self.locate(context_id)
         return int(self.index(corpus)[row, 0])
 
+    def document_contexts(self, document_id: int) -> Iterator[tuple[int, int, int]]:
+        """(context_id, tokens to skip, shift) of each context of a document, in order.
+
+        What is skipped is BOS and what an earlier window had already; a token's place in the
+        document, counted without BOS, is its index in the context plus the shift.
+        """
+        corpus = self._corpus_of_document(document_id)
+        index = self.index(corpus)
+        rows = np.searchsorted(index[:-1, 0], [document_id, document_id + 1])
+        bos = int(corpus.bos_token_id is not None)
+        covered = 0
+        for row in range(int(rows[0]), int(rows[1])):
+            own = int(index[row + 1, 1] - index[row, 1]) - bos
+            number = row - int(rows[0])
+            start = covered if corpus.stride is None else number * corpus.stride
+            yield corpus.first_context + row, bos + covered - start, start - bos
+            covered = start + own
+
     def token_ids(self, context_id: int) -> npt.NDArray[np.unsignedinteger]:
         """Token ids of a context, BOS included."""
         corpus, row = self.locate(context_id)
@@ -100,19 +118,29 @@ class Texts:
         texts = self.token_texts
         return [texts[i] for i in ids]
 
+    @cached_property
+    def metadata_schema(self) -> pa.Schema:
+        """`metadata_names` with their types; text where corpora disagree beyond promotion."""
+        types: dict[str, pa.DataType] = {}
+        for corpus in self._snapshot.corpora:
+            schema = self._files.metadata(corpus.documents.path).schema.to_arrow_schema()
+            for name in ("source", *corpus.metadata):
+                types[name] = _common(types.get(name), schema.field(name).type)
+        return pa.schema([(name, types.get(name, pa.string())) for name in self.metadata_names])
+
     def documents(self, document_ids: Sequence[int]) -> pa.Table:
-        """Rows of `metadata_names` for these documents, in the order asked for."""
+        """Rows of `metadata_schema` for these documents, in the order asked for.
+
+        A column that a document's corpus does not have is null there.
+        """
         pieces: list[pa.Table] = []
         for document_id in document_ids:
             corpus = self._corpus_of_document(document_id)
             pieces.append(self._document(corpus, document_id - corpus.first_document))
         if not pieces:
-            return pa.table({name: pa.array([], pa.string()) for name in self.metadata_names})
-        joined = pa.concat_tables(pieces, promote_options="permissive")
-        missing = [n for n in self.metadata_names if n not in joined.column_names]
-        for name in missing:
-            joined = joined.append_column(name, pa.nulls(len(joined), pa.string()))
-        return joined.select(self.metadata_names).combine_chunks()
+            return self.metadata_schema.empty_table()
+        joined = pa.concat_tables(pieces, promote_options="default")
+        return joined.combine_chunks()
 
     def _corpus_of_document(self, document_id: int) -> Corpus:
         for corpus in self._snapshot.corpora:
@@ -125,8 +153,31 @@ class Texts:
         if corpus.n_documents <= _CACHED_DOCUMENTS:
             table = self._documents.get(corpus.id)
             if table is None:
-                table = self._files.read(corpus.documents.path, columns=columns).combine_chunks()
+                table = self._conform(self._files.read(corpus.documents.path, columns=columns))
                 self._documents[corpus.id] = table
             return table.slice(row, 1)
         group, offset = divmod(row, DOCUMENT_ROW_GROUP)
-        return self._files.read(corpus.documents.path, [group], columns).slice(offset, 1)
+        read = self._files.read(corpus.documents.path, [group], columns)
+        return self._conform(read.slice(offset, 1))
+
+    def _conform(self, table: pa.Table) -> pa.Table:
+        """One corpus's columns as `metadata_schema` has them."""
+        present = set(table.column_names)
+        columns = [
+            table.column(field.name).cast(field.type)
+            if field.name in present
+            else pa.nulls(len(table), field.type)
+            for field in self.metadata_schema
+        ]
+        return pa.table(columns, schema=self.metadata_schema).combine_chunks()
+
+
+def _common(one: pa.DataType | None, other: pa.DataType) -> pa.DataType:
+    """The type that holds both, as DuckDB's UNION would choose: text when nothing else does."""
+    if one is None or one == other:
+        return other
+    try:
+        fields = [pa.schema([("", one)]), pa.schema([("", other)])]
+        return pa.unify_schemas(fields, promote_options="permissive").field(0).type
+    except pa.ArrowTypeError:
+        return pa.string()

@@ -128,9 +128,8 @@ def tokenize_batch(
     cutting = _Cutting(context_size, bos_id, stride, vocab_size, name_of)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         slow = [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)) for text in texts]
-        return _cut([_document(np.asarray(ids), i, cutting) for i, ids in enumerate(slow)], cutting)
-    encodings = _encodings(tokenizer, texts)
-    return _cut([_encoded(each, i, cutting) for i, each in enumerate(encodings)], cutting)
+        return _cut([_Document(np.array(ids, np.uint32)) for ids in slow], cutting)
+    return _cut([_encoded(each, cutting) for each in _encodings(tokenizer, texts)], cutting)
 
 
 def tokenize_chats(
@@ -171,7 +170,7 @@ def tokenize_chats(
         for message, start, end in content_spans(tokenizer, chats[i], texts[i]):
             by_character[start:end] = codes[message["role"]]
         starts = np.asarray(encoding.offsets, np.int64).reshape(-1, 2)[:, 0]
-        documents.append(_encoded(encoding, i, cutting, roles=by_character[starts]))
+        documents.append(_encoded(encoding, cutting, roles=by_character[starts]))
     return _cut(documents, cutting, role_names=tuple(names), texts=texts)
 
 
@@ -198,11 +197,14 @@ def cut_tokens(
         raise CorpusError("a list of token ids holds a null; leave such documents out")
     lengths = np.asarray(tokens.value_lengths().fill_null(0), np.int64)
     flat = np.asarray(values, np.int64)
-    pieces = np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
+    if len(flat) and flat.min() < 0:
+        raise CorpusError(f"a list of token ids holds {flat.min()}; ids are not negative")
+    ends = np.cumsum(lengths)[:-1]
+    pieces = np.split(flat.astype(np.uint32), ends) if len(lengths) else []
     documents = []
-    for i, ids in enumerate(pieces):
+    for ids in pieces:
         skipped = int(bos_id is not None and len(ids) > 0 and ids[0] == bos_id)
-        documents.append(_document(ids[skipped:], i, cutting))
+        documents.append(_Document(ids[skipped:]))
     return _cut(documents, cutting)
 
 
@@ -296,7 +298,7 @@ def _encodings(tokenizer: Any, texts: Sequence[str]) -> Iterator[Any]:
 
 
 def _encoded(
-    encoding: Any, index: int, cutting: _Cutting, roles: npt.NDArray[np.uint8] | None = None
+    encoding: Any, cutting: _Cutting, roles: npt.NDArray[np.uint8] | None = None
 ) -> _Document:
     """A text's encoding as a document; for a chat, `roles` has a role for each token.
 
@@ -305,35 +307,22 @@ def _encoded(
     space that the tokenizer trims from its offsets to the window that holds it, and a character
     whose bytes are split to both.
     """
-    ids = _document(np.asarray(encoding.ids, np.int64), index, cutting).ids
+    ids = np.array(encoding.ids, np.uint32)
     # What a chat template writes first may be the BOS that every context gets anyway.
     skipped = int(roles is not None and len(ids) > 0 and ids[0] == cutting.bos_id)
-    windows = _windows(np.array([len(ids) - skipped]), cutting)
-    firsts, lengths = windows.start + skipped, windows.length
-    chars = encoding.token_to_chars
+    end, window, chars = len(ids), cutting.window, encoding.token_to_chars
+    starts, ends = [], []
+    for first in range(skipped, end, cutting.stride or window):
+        starts.append(min(chars(first)[0], chars(first - 1)[1]) if first else 0)
+        ends.append(chars(min(first + window, end) - 1)[1])
+        if first + window >= end:
+            break
     return _Document(
         ids[skipped:],
         None if roles is None else roles[skipped:],
-        np.array(
-            [min(chars(at)[0], chars(at - 1)[1]) if at else 0 for at in firsts.tolist()], np.int64
-        ),
-        np.array([chars(at)[1] for at in (firsts + lengths - 1).tolist()], np.int64),
+        np.array(starts, np.int64),
+        np.array(ends, np.int64),
     )
-
-
-def _document(ids: npt.NDArray[Any], index: int, cutting: _Cutting) -> _Document:
-    """Token ids, checked, as a document without characters."""
-    if not len(ids):
-        return _Document(np.empty(0, np.uint32))
-    lowest, highest, size = int(ids.min()), int(ids.max()), cutting.vocab_size
-    if lowest < 0:
-        raise CorpusError(f"{cutting.name_of(index)} has a negative token id, {lowest}")
-    if size is not None and highest >= size:
-        raise CorpusError(
-            f"{cutting.name_of(index)} has token id {highest}, but the model knows only ids "
-            f"below {size}; use the model's own tokenizer"
-        )
-    return _Document(ids.astype(np.uint32))
 
 
 def _cut(
@@ -343,8 +332,16 @@ def _cut(
     texts: tuple[str, ...] | None = None,
 ) -> TokenizedBatch:
     """Documents to contexts."""
-    lengths = np.array([len(document.ids) for document in documents], np.int64)
+    lengths = np.array([len(each.ids) for each in documents], np.int64)
     windows = _windows(lengths, cutting)
+    joined = _joined([each.ids for each in documents], np.uint32)
+    if cutting.vocab_size is not None and len(joined) and joined.max() >= cutting.vocab_size:
+        place = int((joined >= cutting.vocab_size).argmax())
+        document = int(np.searchsorted(np.cumsum(lengths), place, side="right"))
+        raise CorpusError(
+            f"{cutting.name_of(document)} has token id {joined[place]}, but the model knows only "
+            f"ids below {cutting.vocab_size}; use the model's own tokenizer"
+        )
     # Where each window's tokens lie in the documents laid end to end, and where they go.
     before = np.cumsum(lengths) - lengths
     source = _ranges(before[windows.document] + windows.start, windows.length)
@@ -353,20 +350,22 @@ def _cut(
 
     total = int(sizes.sum())
     token_ids = np.full(total, cutting.bos_id or 0, np.uint32)
-    token_ids[target] = _joined([document.ids for document in documents], np.uint32)[source]
+    token_ids[target] = joined[source]
     roles = None
     if role_names:
         roles = np.zeros(total, np.uint8)
-        roles[target] = _joined([document.roles for document in documents], np.uint8)[source]
+        roles[target] = _joined([each.roles for each in documents], np.uint8)[source]
     unknown = np.full(len(sizes), -1, np.int64)
-    has_chars = all(document.char_start is not None for document in documents if len(document.ids))
+    has_chars = all(each.char_start is not None for each in documents)
     return TokenizedBatch(
         token_ids=token_ids,
         context_lengths=sizes.astype(np.int32),
         context_document=windows.document,
         context_index=windows.index.astype(np.int32),
-        char_start=_joined([d.char_start for d in documents], np.int64) if has_chars else unknown,
-        char_end=_joined([d.char_end for d in documents], np.int64) if has_chars else unknown,
+        char_start=_joined([each.char_start for each in documents], np.int64)
+        if has_chars
+        else unknown,
+        char_end=_joined([each.char_end for each in documents], np.int64) if has_chars else unknown,
         n_tokens=lengths,
         roles=roles,
         role_names=role_names,

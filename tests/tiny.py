@@ -16,7 +16,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 WIDTH = 32
 LAYERS = 3
 HOOK = "blocks.1.hook_resid_post"
-_WORDS = ["river", "bridge", "stone", "water", "tower", "music", "paint", "planet", "orbit", "comet", "king", "queen", "empire", "battle", "treaty", "enzyme", "protein", "cell", "neuron", "axiom", "theorem", "prime", "number", "graph", "verse", "poem", "novel", "stage", "harbour", "island", "desert", "forest", "glacier", "volcano", "market", "trade", "silver", "copper", "iron", "engine", "wheel"]
+_TEXT = """
+river bridge stone water tower music paint planet orbit comet king queen empire battle treaty
+enzyme protein cell neuron axiom theorem prime number graph verse poem novel stage harbour island
+desert forest glacier volcano market trade silver copper iron engine wheel
+"""
+_WORDS = _TEXT.split()
 
 
 def tiny_model(folder: Path, *, width: int = WIDTH, seed: int = 0) -> Path:

@@ -25,7 +25,7 @@ from featuredb.errors import (
 from featuredb.layout import Layout
 from featuredb.lock import write_lock
 from featuredb.snapshot import read_snapshot
-from ingest import partition, pipeline
+from ingest import extract, partition, prepare
 from ingest.options import IngestOptions
 from ingest.pipeline import ingest
 from ingest.sae import load_sae
@@ -55,7 +55,7 @@ def database(inputs: IngestOptions, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "partition_tokens", lambda *_: 400)
+    monkeypatch.setattr(prepare, "partition_tokens", lambda *_: 400)
 
 
 def test_stored_activations_are_the_sae_on_the_models_own_hidden_states(
@@ -135,7 +135,7 @@ def test_interrupted_by_the_keyboard_it_continues_to_the_same_content(
 ) -> None:
     ingest(tmp_path / "whole.fdb", inputs)
     calls = 0
-    run_batch = partition.run_batch
+    run_batch = extract.run_batch
 
     def interrupted(*args: object) -> object:
         nonlocal calls

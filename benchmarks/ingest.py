@@ -1,0 +1,184 @@
+"""Ingestion against the bare loop and against a cache that keeps everything in memory.
+
+Side by side in one process, the same model, SAE and batches, rounds interleaved because machines
+are noisy; figures are medians and ratios:
+
+(a) bare: forward to the hook, ``encode``, results dropped;
+(b) featuredb: the same, and every activation sorted and written in both copies;
+(c) a cache as Delphi describes its own: locations [n, 3] and values of all non-zero activations
+    collected in memory, concatenated and saved as safetensors at the end.
+
+Run ``python -m benchmarks.ingest --help``.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import msgspec
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+
+from featuredb.layout import Layout
+from ingest.batches import Batch, batches, padding_share
+from ingest.demo.fetch import model_folder, wikipedia_corpus
+from ingest.demo.run import SAE_FOLDER
+from ingest.extract import Probe, forward
+from ingest.inputs import load_inputs
+from ingest.options import IngestOptions
+from ingest.partition import Engine, collect, write
+from ingest.plan import Partition, read_summaries
+from ingest.prepare import engine_of, make_plan
+
+Way = Callable[[Engine, int], int]
+"""Runs one partition, returns bytes written."""
+
+
+@dataclass
+class Measured:
+    """Rounds of one way: tokens per second, bytes per activation."""
+
+    rates: list[float]
+    bytes_per_activation: float = 0.0
+
+
+def bare(engine: Engine, number: int) -> int:
+    """(a)"""
+    with torch.inference_mode():
+        for batch in _batches(engine, number):
+            for probe, x in _inputs(engine, batch):
+                probe.sae.encode(x)
+    return 0
+
+
+def featuredb_way(engine: Engine, number: int) -> int:
+    """(b), writing after the model has run: nothing overlaps, the strictest measure."""
+    summary = write(engine, collect(engine, number, lambda *_: None))
+    size = 0
+    for segment in summary.segments:
+        size += sum(f.file.bytes for f in segment.feature_files)
+        size += sum(f.file.bytes for f in segment.token_files)
+    return size
+
+
+def in_memory(engine: Engine, number: int) -> int:
+    """(c)"""
+    locations, values, tokens = [], [], []
+    with torch.inference_mode():
+        for batch in _batches(engine, number):
+            for probe, x in _inputs(engine, batch):
+                acts = probe.sae.encode(x).reshape(*batch.token_ids.shape, -1)
+                found = torch.nonzero(acts.abs() > 1e-5)
+                values.append(acts[tuple(found.T)].half())
+                found[:, 0] = torch.from_numpy(batch.contexts)[found[:, 0]]
+                locations.append(found)
+            tokens.append(torch.from_numpy(batch.token_ids).reshape(-1))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "cache.safetensors")
+        kept = torch.cat(locations)
+        narrow = torch.stack([kept[:, 0], kept[:, 1], kept[:, 2]], dim=1).to(torch.int32)
+        save_file(
+            {
+                "locations": narrow.to(torch.uint16) if int(kept.max()) < 65_536 else narrow,
+                "activations": torch.cat(values),
+                "tokens": torch.cat(tokens).to(torch.int32),
+            },
+            path,
+        )
+        return path.stat().st_size
+
+
+def _batches(engine: Engine, number: int) -> list[Batch]:
+    partition = engine.plan.partitions[number]
+    starts = engine.starts[partition.first_context : partition.end_context + 1]
+    return list(batches(engine.tokens, starts, engine.plan.batch_tokens))
+
+
+def _inputs(engine: Engine, batch: Batch) -> list[tuple[Probe, torch.Tensor]]:
+    states = forward(engine.model, [p.hook for p in engine.probes], batch)
+    return [(p, states[p.hook.name].flatten(0, 1).float()) for p in engine.probes]
+
+
+@click.command()
+@click.option("--documents", default=1_000, help="Wikipedia summaries to run.")
+@click.option("--rounds", default=3, help="Times each way runs, interleaved.")
+@click.option("--model", default=None, help="Model folder; default the demo's.")
+@click.option("--sae", default=str(SAE_FOLDER), help="SAE folder; default the demo's.")
+@click.option("--batch-tokens", default=None, type=int)
+def main(
+    documents: int, rounds: int, model: str | None, sae: str, batch_tokens: int | None
+) -> None:
+    """Print tokens per second of each way and the ratios."""
+    folder = Path(tempfile.mkdtemp(prefix="featuredb-bench-"))
+    options = IngestOptions(
+        corpus=str(wikipedia_corpus(documents)),
+        model=model or str(model_folder()),
+        saes=[sae],
+        batch_tokens=batch_tokens,
+        check=False,
+        progress=False,
+    )
+    inputs = load_inputs(options)
+    layout = Layout(folder)
+    plan = make_plan(layout, inputs, options, inputs.identity(options))
+    plan = msgspec.structs.replace(
+        plan, partitions=(Partition(0, plan.draft.corpora[0].n_contexts),)
+    )
+    engine = engine_of(layout, plan, inputs)
+    tokens = int(engine.starts[-1])
+    ways: dict[str, Way] = {
+        "bare loop": bare,
+        "featuredb": featuredb_way,
+        "in-memory cache": in_memory,
+    }
+    measured = {name: Measured([]) for name in ways}
+    activations = 0
+    bare(engine, 0)  # warm-up
+    for _ in range(rounds):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            size = way(engine, 0)
+            measured[name].rates.append(tokens / (time.perf_counter() - began))
+            if name == "featuredb":
+                activations = _stored(engine)
+            measured[name].bytes_per_activation = size / max(1, activations)
+    _show(measured, engine, tokens, activations)
+    shutil.rmtree(folder)
+
+
+def _stored(engine: Engine) -> int:
+    return sum(s.rows for s in read_summaries(engine.layout, engine.plan)[0].segments)
+
+
+def _show(measured: dict[str, Measured], engine: Engine, tokens: int, activations: int) -> None:
+    base = statistics.median(measured["bare loop"].rates)
+    table = Table("", "tokens/s", "of bare", "bytes per activation")
+    for name, got in measured.items():
+        rate = statistics.median(got.rates)
+        size = f"{got.bytes_per_activation:.2f}" if got.bytes_per_activation else ""
+        table.add_row(name, f"{rate:,.0f}", f"{rate / base:.3f}", size)
+    out = Console()
+    out.print(table)
+    lengths = np.diff(engine.starts)
+    waste = padding_share(lengths, engine.plan.batch_tokens)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    out.print(
+        f"{tokens:,} tokens, {activations:,} activations (L0 {activations / tokens:.1f}), "
+        f"padding {waste:.1%}, batches of {engine.plan.batch_tokens} tokens, "
+        f"{engine.model.dtype} on {engine.model.device}, peak memory {peak:,.0f} MB"
+    )
+
+
+if __name__ == "__main__":
+    main()

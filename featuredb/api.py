@@ -1,0 +1,230 @@
+"""What users call: `open` a database and ask it; `ingest`, `compact`, `verify`, `load_sae`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from featuredb.errors import MissingExtraError, QueryError
+from featuredb.snapshot import Sae, Snapshot
+from featuredb.store import Store
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from featuredb.results import (
+        FeatureCard,
+        Firing,
+        Info,
+        Neighbors,
+        SearchHits,
+        TopContexts,
+    )
+
+__all__ = ["Database", "compact", "ingest", "load_sae", "open", "verify"]
+
+Feature = int | str
+"""A number where the database has one SAE, else ``"sae_name/1234"``."""
+
+
+class Database:
+    """A database opened read-only, pinned to the snapshot it had when it was opened.
+
+    Usable as a context manager; pickles as its path and snapshot. Questions raise `QueryError`
+    for what cannot be answered as asked, `CorruptDatabaseError` when a file is damaged.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @property
+    def path(self) -> Path:
+        """The database's folder."""
+        return self._store.root
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Everything this database is pinned to: provenance, corpora, SAEs, files."""
+        return self._store.snapshot
+
+    @property
+    def saes(self) -> tuple[Sae, ...]:
+        """The SAEs, in the order that breaks ties between them."""
+        return self._store.snapshot.saes
+
+    def top_contexts(
+        self,
+        feature: Feature,
+        k: int = 20,
+        window: int = 16,
+        where: str | None = None,
+        min_activation: float | None = None,
+        max_activation: float | None = None,
+    ) -> TopContexts:
+        """The k contexts in which a feature is most active, with the tokens around each peak.
+
+        where: a SQL condition on documents, as in ``"topic = 'History'"``. min_activation and
+        max_activation: bounds on the context's maximum. One row per context, by maximum
+        descending, ties by context id.
+        """
+        from queries.top_contexts import top_contexts
+
+        return top_contexts(self._store, feature, k, window, where, min_activation, max_activation)
+
+    def near(self, feature: Feature, k: int = 20, by: str = "decoder") -> Neighbors:
+        """The k features nearest to one, by ``decoder``, ``encoder`` or ``coactivation``.
+
+        By score descending, ties by SAE and feature id; the feature itself is not among them.
+        """
+        from queries.near import near
+
+        return near(self._store, feature, k, by)
+
+    def fires_on(self, text: str, k: int = 20) -> Firing:
+        """The k most specific features on a text.
+
+        A text that is a stored document's is answered from the store; any other goes through the
+        model and the SAEs, which needs the extra ``featuredb[ingest]``.
+        """
+        from queries.checks import check_k
+        from queries.fires import fires_in_document, stored_document
+        from queries.firing import Active, rank_firing
+
+        k = check_k(k)
+        if not isinstance(text, str):
+            raise QueryError(f"fires_on takes a text, not {type(text).__name__}")
+        document = stored_document(self._store, text)
+        if document is not None:
+            return fires_in_document(self._store, document, k)
+        live = _needs("ingest.live", "reading new text")
+        found = live.encode_text(self.snapshot, text, self._store.texts.token_texts)
+        active = [Active(self.snapshot.sae(e.sae), *e[1:]) for e in found.encoded]
+        return rank_firing(self._store, active, found.tokens, k)
+
+    def fires_in(self, context_id: int, k: int = 20) -> Firing:
+        """The k most specific features in a stored context."""
+        from queries.fires import fires_in
+
+        return fires_in(self._store, context_id, k)
+
+    def feature(self, feature: Feature) -> FeatureCard:
+        """A feature's statistics, a few top contexts and its nearest neighbours."""
+        from queries.feature import feature_card
+
+        return feature_card(self._store, feature)
+
+    def search(self, query: str, k: int = 20) -> SearchHits:
+        """The k features that fire on, or promote, tokens equal to a word of the query."""
+        from queries.search import search
+
+        return search(self._store, query, k)
+
+    def sql(
+        self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
+    ) -> duckdb.DuckDBPyRelation:
+        """Any SQL over the views and macros, as a lazy DuckDB relation.
+
+        params: values for ``?``, or for ``$name``. Here the macro ``fires_on`` also takes new
+        text.
+        """
+        from queries.sql import sql
+
+        return sql(self._connected, query, params)
+
+    def info(self) -> Info:
+        """What the database holds, where it comes from, and how large it is."""
+        from queries.info import info
+
+        return info(self._store)
+
+    def close(self) -> None:
+        """Close files and connections; relations from `sql` stop working."""
+        self._store.close()
+        self.__dict__.pop("_connected", None)
+
+    @cached_property
+    def _connected(self) -> Store:
+        """The store, its DuckDB told how to answer ``fires_on`` for new text."""
+        from queries.live import register_fires_on
+
+        root, number = self._store.root, self.snapshot.number
+        again: list[Database] = []
+
+        def answer(text: str, k: int) -> Firing:
+            # A handle of its own: DuckDB would keep this one, and with it the connection that
+            # keeps the function, alive for ever.
+            if not again:
+                again.append(Database(Store.open(root, number)))
+            return again[0].fires_on(text, k)
+
+        register_fires_on(self._store, answer)
+        return self._store
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Database, (self._store,)
+
+    def __repr__(self) -> str:
+        saes = ", ".join(sae.name for sae in self.saes)
+        return f"<featuredb {self.path}: {saes}; snapshot {self.snapshot.number}>"
+
+
+def open(path: str | os.PathLike[str]) -> Database:
+    """Open the database at `path`, read-only and pinned to its newest snapshot.
+
+    Raises `DatabaseNotFoundError`, `DatabaseNotReadyError` while its first ingest is unfinished,
+    `FormatVersionError` for a newer format, `CorruptDatabaseError`.
+    """
+    return Database(Store.open(path))
+
+
+def ingest(path: str | os.PathLike[str], **options: Any) -> Any:
+    """Make a database, or continue making it; see `ingest.options.IngestOptions` for options.
+
+    Raises `MissingExtraError` without the extra ``featuredb[ingest]``, and `IngestError`.
+    """
+    settings = _needs("ingest.options", "ingesting")
+    pipeline = _needs("ingest.pipeline", "ingesting")
+    return pipeline.ingest(Path(path), settings.IngestOptions(**options))
+
+
+def compact(path: str | os.PathLike[str]) -> Any:
+    """Merge a database's runs, so that queries open fewer files."""
+    return _needs("ingest.compact", "compacting").compact(Path(path))
+
+
+def verify(path: str | os.PathLike[str]) -> Any:
+    """Read every file of a database again and compare it with the snapshot."""
+    from featuredb.verify import verify as verify_database
+
+    return verify_database(Path(path))
+
+
+def load_sae(reference: str | os.PathLike[str], **options: Any) -> Any:
+    """Load an SAE from a folder, file or reference; see `ingest.sae.load_sae`.
+
+    Raises `MissingExtraError` without the extra ``featuredb[ingest]``, and `SaeError`.
+    """
+    return _needs("ingest.sae", "loading an SAE").load_sae(reference, **options)
+
+
+def _needs(module: str, purpose: str) -> Any:
+    """Import a module of the extra ``featuredb[ingest]``."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("featuredb", "ingest", "queries", ""):
+            raise
+        raise MissingExtraError(
+            f"{purpose} needs {missing}, which is not installed: pip install 'featuredb[ingest]'"
+        ) from error

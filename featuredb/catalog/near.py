@@ -1,0 +1,44 @@
+"""Table macros over the neighbour graphs: `near`, `near_encoder` and `coactive`."""
+
+from __future__ import annotations
+
+from featuredb import schemas
+from featuredb.catalog import literals
+from featuredb.snapshot import Snapshot
+
+TOO_MANY = (
+    "the neighbour graph keeps {kept} per feature, not {{k}}: "
+    "for more, ask Database.near or `featuredb near`"
+).format(kept=schemas.NEIGHBORS_KEPT)
+
+SUMMARY = (
+    "f.density, f.max_activation, [t['token'] FOR t IN f.top_tokens] AS top_tokens, "
+    "[t['token'] FOR t IN f.promoted_tokens] AS promoted_tokens"
+)
+"""What answers say of a feature besides its name and score, from ``features AS f``."""
+
+
+def near_macros(snapshot: Snapshot) -> list[str]:
+    """Neighbours by decoder direction, by encoder direction, by co-activation."""
+    tables = {"near": "neighbors", "near_encoder": "neighbors_encoder", "coactive": "coactivation"}
+    return [f"CREATE MACRO {n}(feature, k := 20) AS TABLE {_near(t)}" for n, t in tables.items()]
+
+
+def _near(table: str) -> str:
+    too_many = f"error({literals.message(TOO_MANY, k='k')})"
+    # Beyond the graph co-activation has nothing more to give; the directions have.
+    bound = (
+        "featuredb_k(k)"
+        if table == "coactivation"
+        else f"CASE WHEN k <= {schemas.NEIGHBORS_KEPT} THEN featuredb_k(k) ELSE {too_many} END"
+    )
+    return f"""
+WITH nearest AS (
+    SELECT rank, neighbor_sae AS sae, neighbor_id AS feature_id, score
+    FROM {table}
+    WHERE sae = featuredb_sae(feature) AND feature_id = CAST(featuredb_id(feature) AS BIGINT)
+        AND rank <= CASE WHEN featuredb_row(feature) >= 0 THEN {bound} END
+)
+SELECT n.rank, n.sae, n.feature_id, n.score, {SUMMARY}
+FROM nearest AS n JOIN features AS f USING (sae, feature_id)
+ORDER BY n.rank"""

@@ -1,0 +1,33 @@
+"""The whole catalog of a snapshot as DuckDB statements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from featuredb.catalog import literals
+from featuredb.catalog.firing import firing_macros
+from featuredb.catalog.naming import naming_macros
+from featuredb.catalog.near import near_macros
+from featuredb.catalog.searching import search_macros
+from featuredb.catalog.top_contexts import top_contexts_macros
+from featuredb.catalog.views import views
+from featuredb.snapshot import Snapshot
+
+
+def statements(snapshot: Snapshot, root: Path) -> list[str]:
+    """DDL to run in order in an empty DuckDB database.
+
+    root: the database's folder now, absolute. Files are found below it, or below what the
+    reader set with ``SET VARIABLE featuredb_root = '…'`` when the folder has moved since.
+    """
+    where = literals.text(root.as_posix())
+    return [
+        "CREATE MACRO featuredb_root() AS "
+        f"coalesce(CAST(getvariable('featuredb_root') AS VARCHAR), {where})",
+        *naming_macros(snapshot),
+        *views(snapshot),
+        *top_contexts_macros(snapshot),
+        *near_macros(snapshot),
+        *firing_macros(snapshot),
+        *search_macros(),
+    ]

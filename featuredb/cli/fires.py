@@ -1,0 +1,36 @@
+"""`featuredb fires`"""
+
+from __future__ import annotations
+
+import click
+
+import featuredb
+from featuredb.cli import options
+from featuredb.cli.output import Output
+
+
+@click.command("fires")
+@options.database
+@click.argument("text", metavar="TEXT|-", required=False)
+@click.option(
+    "--context",
+    metavar="ID",
+    type=int,
+    help="Ask of a stored context instead of a text; needs no model.",
+)
+@options.limit(20, "features")
+@options.output
+def command(db: str, text: str | None, context: int | None, k: int, output: Output) -> None:
+    """The features that fire on a text, the most specific first.
+
+    TEXT goes through the model and the SAEs, which needs featuredb[ingest]; - reads standard
+    input.
+    """
+    if (text is None) == (context is None):
+        raise click.UsageError("give either a TEXT (or - for standard input) or --context ID")
+    with featuredb.open(db) as database:
+        if context is not None:
+            answer = database.fires_in(context, k=k)
+        else:
+            answer = database.fires_on(options.text_or_stdin(text or ""), k=k)
+    output.write(answer)

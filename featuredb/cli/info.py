@@ -1,0 +1,18 @@
+"""`featuredb info`"""
+
+from __future__ import annotations
+
+import click
+
+import featuredb
+from featuredb.cli import options
+from featuredb.cli.output import Output
+
+
+@click.command("info")
+@options.database
+@options.output
+def command(db: str, output: Output) -> None:
+    """What a database holds, where it comes from, how large it is."""
+    with featuredb.open(db) as database:
+        output.write(database.info())

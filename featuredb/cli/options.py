@@ -1,0 +1,65 @@
+"""Arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import click
+
+from featuredb.cli.output import CHOICES, Output
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def database(command: Command) -> Command:
+    """DB, always the first argument. Whether it is one is for `featuredb.open` to say."""
+    return click.argument("db", metavar="DB")(command)
+
+
+def feature(command: Command) -> Command:
+    """FEATURE, as in `1234` or `sae/1234`. Whether there is one is for the database to say."""
+    return click.argument("feature", metavar="FEATURE")(command)
+
+
+def limit(default: int | None, what: str) -> Callable[[Command], Command]:
+    """`-k`: how many rows."""
+    return click.option(
+        "-k",
+        "k",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=default is not None,
+        help=f"How many {what}.",
+    )
+
+
+def output(command: Command) -> Command:
+    """`--format` and `-o`; the command gets one `output`, an `Output`."""
+
+    @wraps(command)
+    def with_output(*args: Any, form: str | None, path: str | None, **kwargs: Any) -> Any:
+        return command(*args, output=Output.choose(form, path), **kwargs)
+
+    path_option = click.option(
+        "-o",
+        "--output",
+        "path",
+        metavar="FILE",
+        help="Write to FILE; its ending picks the format where --format does not.",
+    )
+    form_option = click.option(
+        "--format",
+        "form",
+        type=click.Choice(CHOICES),
+        help="How to write the answer; default table.",
+    )
+    return form_option(path_option(with_output))  # type: ignore[return-value]
+
+
+def text_or_stdin(argument: str) -> str:
+    """The argument, or all of standard input where it is `-`."""
+    return sys.stdin.read() if argument == "-" else argument

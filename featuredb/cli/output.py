@@ -1,0 +1,72 @@
+"""Where an answer goes, and in which format."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, cast
+
+import click
+
+from featuredb.errors import StorageError
+
+if TYPE_CHECKING:
+    from featuredb.render.formats import Format
+    from featuredb.results import Answer, Info
+
+CHOICES = ("table", "json", "jsonl", "csv", "parquet")
+_ENDINGS = {"json": "json", "jsonl": "jsonl", "ndjson": "jsonl", "csv": "csv", "parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Output:
+    """A format, and a file's path or None for standard output."""
+
+    form: Literal["table", "json", "jsonl", "csv", "parquet"] = "table"
+    path: str | None = None
+
+    @classmethod
+    def choose(cls, form: str | None, path: str | None) -> Output:
+        """What `--format` and `-o` ask for. Refuses, before any work, to show bytes to a person."""
+        ending = _ENDINGS.get(path.rpartition(".")[2].lower()) if path and "." in path else None
+        chosen = cast("Format | Literal['table']", form or ending or "table")
+        if chosen == "parquet" and path is None and sys.stdout.isatty():
+            raise click.UsageError("parquet is binary: write it to a file with -o FILE, or a pipe")
+        return cls(chosen, path)
+
+    def write(self, answer: Answer | Info, *, rows: int | None = None) -> None:
+        """Write the answer. `rows`: how many rows of SQL a table shows before it counts the rest.
+
+        Raises `StorageError` where the file cannot be written.
+        """
+        data = self._table(answer, rows) if self.form == "table" else self._data(answer)
+        if self.path is None:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            return
+        try:
+            with open(self.path, "wb") as file:
+                file.write(data)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def _table(self, answer: Answer | Info, rows: int | None) -> bytes:
+        from featuredb.render.page import Page, page_for
+        from featuredb.render.terminal import to_text
+
+        page = page_for(sys.stdout) if self.path is None else Page()
+        text = to_text(answer, page if rows is None else replace(page, rows=rows)) + "\n"
+        # A terminal that cannot show a character gets its escape, not a crash.
+        encoding = (sys.stdout.encoding if self.path is None else None) or "utf-8"
+        return text.encode(encoding, "backslashreplace")
+
+    def _data(self, answer: Answer | Info) -> bytes:
+        from featuredb.render.characters import neutralise
+        from featuredb.render.formats import to_bytes
+
+        data = to_bytes(answer, cast("Format", self.form))
+        if self.form == "csv" and self.path is None and sys.stdout.isatty():
+            # CSV cannot escape control characters: a program gets them, a terminal must not.
+            return "\n".join(map(neutralise, data.decode().split("\n"))).encode()
+        return data

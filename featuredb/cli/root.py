@@ -1,0 +1,116 @@
+"""The `featuredb` command: its verbs, loaded when used, and what errors become."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from featuredb import __version__
+from featuredb.cli.exit_codes import ExitCode
+from featuredb.errors import FeatureDBError, StorageError
+from featuredb.render.characters import neutralise
+
+VERBS = (
+    "demo",
+    "ingest",
+    "info",
+    "top",
+    "feature",
+    "near",
+    "fires",
+    "search",
+    "sql",
+    "compact",
+    "verify",
+)
+"""In the order a newcomer meets them; each is a module of this package with a `command`."""
+
+_MAKERS = ("demo", "ingest")
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class Verbs(click.Group):
+    """A group that imports a verb's module when the verb is named, and maps its errors."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command = importlib.import_module(f"featuredb.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        if not args and "args" not in kwargs:  # the arguments of a process that is all ours
+            _leave_out_pandas(sys.argv)
+        return super().main(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FeatureDBError as error:
+            _fail(ctx, str(error), error.exit_code)
+        except KeyboardInterrupt as error:
+            _fail(ctx, str(error) or "interrupted", ExitCode.INTERRUPTED)
+        except BrokenPipeError:
+            _forget_stdout()
+            ctx.exit(ExitCode.BROKEN_PIPE)
+        except OSError as error:
+            if error.errno not in _STORAGE:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(ctx, f"{where}{error.strerror}", StorageError.exit_code)
+
+
+def _leave_out_pandas(argv: list[str]) -> None:
+    """Let nothing import pandas while a question is answered.
+
+    pyarrow would before it makes its first array, only to know pandas' types when it sees them:
+    0.3 s, most of a lookup. It does without where the import fails.
+    """
+    if len(argv) > 1 and argv[1] not in _MAKERS:
+        sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
+
+
+def _fail(ctx: click.Context, message: str, code: int) -> NoReturn:
+    """End with one line on standard error."""
+    # The message may quote the corpus, so it is as dangerous to a terminal as the corpus is.
+    # DuckDB's ends in the statement with a caret under it, which one line cannot hold.
+    message = message.partition("\n\nLINE ")[0]
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    click.echo(f"featuredb: {neutralise(line)}", err=True)
+    ctx.exit(code)
+
+
+def _forget_stdout() -> None:
+    """Point standard output nowhere, or Python complains again when it flushes it at exit."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        return
+
+
+def _epilog() -> str:
+    lines = "\n".join(f"  {code.value:>3}  {code.meaning}" for code in ExitCode)
+    return f"\b\nExit codes:\n{lines}"
+
+
+@click.group(
+    cls=Verbs,
+    epilog=_epilog(),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="featuredb", message="%(prog)s %(version)s")
+def main() -> None:
+    """Ask what sparse-autoencoder features respond to, from a database of all their activations.
+
+    Answers go to standard output, everything else to standard error. A FEATURE is a number where
+    the database has one SAE, else SAE/NUMBER.
+    """

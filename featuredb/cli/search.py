@@ -1,0 +1,21 @@
+"""`featuredb search`"""
+
+from __future__ import annotations
+
+import click
+
+import featuredb
+from featuredb.cli import options
+from featuredb.cli.output import Output
+
+
+@click.command("search")
+@options.database
+@click.argument("query", metavar="QUERY")
+@options.limit(20, "features")
+@options.output
+def command(db: str, query: str, k: int, output: Output) -> None:
+    """The features whose tokens match some words."""
+    with featuredb.open(db) as database:
+        answer = database.search(query, k=k)
+    output.write(answer)

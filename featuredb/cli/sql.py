@@ -1,0 +1,35 @@
+"""`featuredb sql`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import featuredb
+from featuredb.cli import options
+from featuredb.cli.output import Output
+from featuredb.results import Rows
+
+
+@click.command("sql")
+@options.database
+@click.argument("query", metavar="QUERY|-")
+@options.limit(None, "rows; default all of them, of which a table shows 100")
+@options.output
+def command(db: str, query: str, k: int | None, output: Output) -> None:
+    """Any SQL over the database's views and macros.
+
+    QUERY - reads the statement from standard input.
+
+    Views: documents, contexts, activations, features, neighbors, saes, runs. Macros:
+    top_contexts(feature, k := 20), near(feature, k := 20) and one for every other question.
+    """
+    from queries.sql import duckdb_errors
+
+    with featuredb.open(db) as database:
+        relation = database.sql(options.text_or_stdin(query))
+        # A relation is lazy: what DuckDB refuses only while running is first heard of here.
+        with duckdb_errors(Path(db).expanduser().absolute()):
+            answer = Rows((relation if k is None else relation.limit(k)).to_arrow_table())
+    output.write(answer, rows=k)

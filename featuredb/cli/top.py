@@ -1,0 +1,56 @@
+"""`featuredb top`"""
+
+from __future__ import annotations
+
+import click
+
+import featuredb
+from featuredb.cli import options
+from featuredb.cli.output import Output
+
+
+@click.command("top")
+@options.database
+@options.feature
+@options.limit(20, "contexts")
+@click.option(
+    "--window",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=16,
+    show_default=True,
+    help="Tokens shown on each side of the strongest one.",
+)
+@click.option("--where", metavar="SQL", help="Only where this holds, as in \"topic = 'History'\".")
+@click.option(
+    "--min-activation", metavar="X", type=float, help="Only contexts whose maximum is at least X."
+)
+@click.option(
+    "--max-activation", metavar="X", type=float, help="Only contexts whose maximum is at most X."
+)
+@options.output
+def command(
+    db: str,
+    feature: str,
+    k: int,
+    window: int,
+    where: str | None,
+    min_activation: float | None,
+    max_activation: float | None,
+    output: Output,
+) -> None:
+    """The contexts where a feature is most active.
+
+    On a terminal every token is shaded by its activation, on the scale of the feature's maximum.
+    Without colours active tokens stand in single angle quotes and the peak in double ones.
+    """
+    with featuredb.open(db) as database:
+        answer = database.top_contexts(
+            feature,
+            k=k,
+            window=window,
+            where=where,
+            min_activation=min_activation,
+            max_activation=max_activation,
+        )
+    output.write(answer)

@@ -1,0 +1,51 @@
+"""Text that is safe to show: corpora hold escape sequences, and a screen would obey them."""
+
+from __future__ import annotations
+
+import re
+
+# Everything that moves the cursor, starts an escape sequence, reorders the line or shows nothing:
+# C0 and C1 controls, soft hyphen, bidirectional and invisible formatting, line separators,
+# interlinear marks, lone surrogates, tags. The zero-width joiners stay: Persian, Hindi and emoji
+# are spelled with them.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+_PICTURES = {"\n": "⏎", "\t": "⇥", "\x7f": "␡"}
+
+
+def neutralise(text: str) -> str:
+    """The text on one line, each unsafe character as a visible one (⏎, ⇥, ␛, <U+202E>)."""
+    return _UNSAFE.sub(_picture, text)
+
+
+def label(token: str) -> str:
+    """A token standing alone: neutralised, its spaces as `·` so that ` the` is not `the`."""
+    return neutralise(token).replace(" ", "·") if token else "(empty)"
+
+
+def escape_json(document: str) -> str:
+    r"""JSON text with the unsafe characters as `\uXXXX`: the same document, safe to print.
+
+    The encoder leaves none of them outside strings except the newlines between rows.
+    """
+    return _UNSAFE.sub(lambda found: _escape(found[0]), document)
+
+
+def _picture(found: re.Match[str]) -> str:
+    character = found[0]
+    if character in _PICTURES:
+        return _PICTURES[character]
+    if character < " ":
+        return chr(0x2400 + ord(character))
+    return f"<U+{ord(character):04X}>"
+
+
+def _escape(character: str) -> str:
+    if character == "\n":
+        return character
+    return "".join(
+        f"\\u{unit:04x}"
+        for unit in memoryview(character.encode("utf-16-le", "surrogatepass")).cast("H")
+    )

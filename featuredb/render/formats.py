@@ -1,0 +1,174 @@
+r"""Answers as bytes for other programs.
+
+- `json`: one object, ``{"kind": …, attributes…, "rows": […]}``, a row a line. Answers inside an
+  answer (a feature card's contexts and neighbours) are lists of rows under their own names. `Info`
+  is its own object, indented.
+- `jsonl`: one object per row, without the attributes.
+- `csv`: a header, then the rows, ending in `\n`; null is empty, lists and structs are JSON.
+- `parquet`: the Arrow table, zstd; the attributes are JSON under the key `featuredb` of the
+  schema's metadata.
+
+Single-precision values are written with the fewest digits that read back to the same float32. NaN
+and the infinities, which JSON cannot say, are null there and `nan`, `inf`, `-inf` in CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from featuredb.render.characters import escape_json
+from featuredb.results import Answer, Info
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Format = Literal["json", "jsonl", "csv", "parquet"]
+FORMATS: tuple[Format, ...] = ("json", "jsonl", "csv", "parquet")
+
+
+def to_bytes(answer: Answer | Info, form: Format) -> bytes:
+    """The whole answer in one format; text formats are UTF-8."""
+    match form:
+        case "json":
+            return _json(answer)
+        case "jsonl":
+            return "".join(f"{_dumps(row)}\n" for row in _rows(answer.arrow())).encode()
+        case "csv":
+            return _csv(answer.arrow())
+        case "parquet":
+            return _parquet(answer)
+
+
+def _json(answer: Answer | Info) -> bytes:
+    if isinstance(answer, Info):
+        text = json.dumps(_plain(answer.data), ensure_ascii=False, allow_nan=False, indent=2)
+        return (escape_json(text) + "\n").encode()
+    parts = {"kind": _dumps(answer.kind)}
+    for name, value in answer.attributes().items():
+        parts[name] = _row_lines(value.arrow()) if isinstance(value, Answer) else _dumps(value)
+    parts["rows"] = _row_lines(answer.arrow())
+    body = ", ".join(f'"{name}": {part}' for name, part in parts.items())
+    return f"{{{body}}}\n".encode()
+
+
+def _row_lines(table: pa.Table) -> str:
+    lines = ",\n".join(_dumps(row) for row in _rows(table))
+    return f"[\n{lines}\n]" if lines else "[]"
+
+
+def _csv(table: pa.Table) -> bytes:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table.column_names)
+    for row in _rows(table):
+        writer.writerow([_csv_cell(value) for value in row.values()])
+    return buffer.getvalue().encode()
+
+
+def _csv_cell(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "true" if value else "false"
+        case float():
+            return repr(value)
+        case list() | dict():
+            return _dumps(value)
+        case _:
+            return str(_plain(value))
+
+
+def _parquet(answer: Answer | Info) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = answer.arrow()
+    if isinstance(answer, Answer):
+        simple = {k: v for k, v in answer.attributes().items() if not isinstance(v, Answer)}
+        about = _dumps({"kind": answer.kind, **simple})
+        table = table.replace_schema_metadata(
+            {**(table.schema.metadata or {}), b"featuredb": about.encode()}
+        )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return cast(bytes, sink.getvalue().to_pybytes())
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    names = table.column_names
+    for batch in _shortest(table).to_batches():
+        for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            yield dict(zip(names, values, strict=True))
+
+
+def _shortest(table: pa.Table) -> pa.Table:
+    """The table with float32 and float16 as the float64 their shortest decimal spelling reads as.
+
+    Through text and back: 0.1 stored in float32 becomes 0.1, not 0.10000000149011612.
+    """
+    import pyarrow as pa
+
+    columns = []
+    for column in table.columns:
+        single = _with_floats(column.type, pa.float32())
+        if single != column.type or _with_floats(single, pa.float64()) != single:
+            column = column.cast(single)
+            column = column.cast(_with_floats(single, pa.string()))
+            column = column.cast(_with_floats(single, pa.float64()))
+        columns.append(column)
+    return pa.table(columns, names=table.column_names)
+
+
+def _with_floats(kind: pa.DataType, target: pa.DataType) -> pa.DataType:
+    """A type with every float16 and float32 inside it replaced."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    if types.is_float16(kind) or types.is_float32(kind):
+        return target
+    if types.is_list(kind) or types.is_large_list(kind):
+        inner = kind.value_field.with_type(_with_floats(kind.value_type, target))
+        return pa.list_(inner) if types.is_list(kind) else pa.large_list(inner)
+    if types.is_struct(kind):
+        return pa.struct([f.with_type(_with_floats(f.type, target)) for f in kind])
+    return kind
+
+
+def _dumps(value: Any) -> str:
+    return escape_json(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """The value in the types JSON has."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case datetime() | date() | time():
+            return value.isoformat()
+        case Decimal():
+            return _number(value)
+        case bytes():
+            return value.hex()
+        case _:
+            return str(value)
+
+
+def _number(value: Decimal) -> int | float | str:
+    """DuckDB sums integers and reads `0.5` as decimals; text only where a float loses digits."""
+    if value == value.to_integral_value():
+        return int(value)
+    return float(value) if Decimal(repr(float(value))) == value else str(value)

@@ -1,0 +1,114 @@
+"""Data sets of the Hugging Face hub, streamed through the `datasets` library."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from featuredb.errors import CorpusError, MissingExtraError
+from ingest.corpus import schema as typing_rules
+from ingest.corpus.part import BATCH_ROWS, Rows, Scan
+from ingest.corpus.tables import typed_rows
+
+PREFIX = "hf:"
+_SOURCE = re.compile(r"hf:(?P<path>[^:@\s]+)(:(?P<config>[^@\s]+))?(@(?P<split>\S+))?")
+
+
+@dataclass(frozen=True)
+class HubPart:
+    """One split of one data set at one revision (a commit), named in full by `name`."""
+
+    name: str
+    path: str
+    config: str | None
+    split: str
+    revision: str
+    kind: str = "data set"
+
+    def scan(self, limit: int | None) -> Scan:
+        with _hub_errors(self.name):
+            stream = self._stream()
+            features = stream.features
+            if features is not None:
+                schema = features.arrow_schema
+            else:
+                first = next(iter(stream.with_format("arrow").iter(BATCH_ROWS)), None)
+                if first is None:
+                    raise CorpusError(f"{self.name} is empty; name another split")
+                schema = first.schema
+        fields = [(field.name, typing_rules.storable(field.type)) for field in schema]
+        return Scan(pa.schema(fields), None)
+
+    def rows(self, schema: Any) -> Iterator[Rows]:
+        first = 0
+        with _hub_errors(self.name):
+            for table in self._stream().with_format("arrow").iter(BATCH_ROWS):
+                for batch in table.to_batches():
+                    yield typed_rows(batch, first, schema, self.name)
+                    first += batch.num_rows
+
+    def digest(self) -> bytes:
+        identity = [self.path, self.config or "", self.split, self.revision]
+        return hashlib.sha256("\n".join(identity).encode()).digest()
+
+    def size(self) -> int:
+        return 0
+
+    def _stream(self) -> Any:
+        return _datasets().load_dataset(
+            self.path, self.config, split=self.split, streaming=True, revision=self.revision
+        )
+
+
+def hub_part(source: str) -> HubPart:
+    """The part for ``hf:owner/dataset[:config][@split]``; the split is ``train`` if not given.
+
+    The revision is that of now, so that all reads of one corpus see the same commit.
+
+    Raises:
+        CorpusError: the source is malformed, or the hub has no such data set.
+        MissingExtraError: `datasets` is not installed.
+    """
+    match = _SOURCE.fullmatch(source)
+    if match is None:
+        raise CorpusError(f"{source} is no data set; write hf:owner/dataset[:config][@split]")
+    _datasets()
+    with _hub_errors(source):
+        revision = _revision(match["path"])
+    return HubPart(source, match["path"], match["config"], match["split"] or "train", revision)
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError(
+            "reading a data set of the hub needs the package 'datasets'; "
+            "install featuredb[hub], or give files"
+        ) from error
+    return datasets
+
+
+def _revision(path: str) -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(path).sha)
+
+
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (CorpusError, MissingExtraError):
+        raise
+    except Exception as error:  # the library raises whatever its many file systems do
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CorpusError(
+            f"cannot read {name}: {reason}; check its name, config and split"
+        ) from error

@@ -1,0 +1,148 @@
+"""The bytes of a corpus file: decompressed as they are read, decoded strictly, named in errors.
+
+Gzip and Zstandard are recognised by their first bytes, not by the file's name. Every error that
+a file's content can cause becomes a `CorpusError` naming the file and the place.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+
+from featuredb.errors import CorpusError
+
+CHUNK_BYTES = 1 << 20
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a text file with the line feed that ends it.
+
+    `number` is 0-based; `text` has no byte-order mark.
+    """
+
+    number: int
+    text: str
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Open `path` for reading its decompressed bytes.
+
+    Raises:
+        CorpusError: it cannot be opened, or a read inside the block fails.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+        codec = next((name for mark, name in _COMPRESSIONS.items() if head.startswith(mark)), None)
+        if codec is None:
+            with path.open("rb", buffering=CHUNK_BYTES) as plain:
+                yield plain
+        else:
+            compressed = pa.CompressedInputStream(pa.OSFile(str(path)), codec)
+            with io.BufferedReader(compressed, CHUNK_BYTES) as buffered:
+                yield cast(BinaryIO, buffered)
+    except OSError as error:
+        # pyarrow reports damaged compression as OSError too.
+        reason = error.strerror or str(error)
+        raise CorpusError(
+            f"cannot read {path}: {reason}; check the file or leave it out"
+        ) from error
+
+
+def head_of(path: Path, size: int = CHUNK_BYTES) -> bytes:
+    """The first `size` decompressed bytes of a file; fewer if it is shorter."""
+    with reading(path) as file:
+        return file.read(size)
+
+
+def lines(path: Path) -> Iterator[Line]:
+    """The lines of a UTF-8 file, in order, split at line feeds only; an empty file has none.
+
+    Raises:
+        CorpusError: the file is unreadable, not UTF-8, or binary.
+    """
+    position = 0
+    with reading(path) as file:
+        for number, raw in enumerate(file):
+            line = raw
+            if number == 0:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, raw, position + error.start, number) from error
+            if "\0" in text:
+                raise _binary(path, position + raw.index(b"\0"))
+            position += len(raw)
+            yield Line(number, text)
+
+
+def characters(path: Path) -> Iterator[str]:
+    """The text of a UTF-8 file in pieces of about a megabyte; an empty file has none.
+
+    Raises:
+        CorpusError: the file is unreadable, not UTF-8, or binary.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    position = newlines = 0
+    with reading(path) as file:
+        while True:
+            raw = file.read(CHUNK_BYTES)
+            held = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                # The decoder counts from the bytes that it held back of the piece before.
+                line = newlines + raw[: max(error.start - held, 0)].count(b"\n")
+                raise _not_utf8(path, raw, position - held + error.start, line) from error
+            if b"\0" in raw:
+                raise _binary(path, position + raw.index(b"\0"))
+            if position == 0:
+                text = text.removeprefix("\ufeff")
+            position += len(raw)
+            newlines += raw.count(b"\n")
+            if text:
+                yield text
+            if not raw:
+                return
+
+
+def digest(path: Path) -> bytes:
+    """The SHA-256 of a file as it lies on disk (32 bytes), compressed if it is.
+
+    Raises:
+        CorpusError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise CorpusError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _not_utf8(path: Path, raw: bytes, offset: int, line: int) -> CorpusError:
+    if line == 0 and raw.startswith(_UTF16_MARKS):
+        return CorpusError(f"{path} is UTF-16, not UTF-8; convert it to UTF-8 first")
+    return CorpusError(
+        f"{path} is not valid UTF-8 at byte {offset} (line {line + 1}); "
+        f"convert it to UTF-8 or repair that line"
+    )
+
+
+def _binary(path: Path, offset: int) -> CorpusError:
+    return CorpusError(
+        f"{path} is a binary file (a zero byte at byte {offset}), not text; "
+        f"give Parquet, Arrow, JSON, CSV or plain text"
+    )

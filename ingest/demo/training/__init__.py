@@ -1,0 +1,1 @@
+"""How the demo's SAE was made: activations, training, scoring and the model card."""

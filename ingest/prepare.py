@@ -1,0 +1,183 @@
+"""Everything before the first partition: the corpus stored, the load checked, the plan written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import pyarrow.parquet as pq
+
+from featuredb import schemas
+from featuredb.files import folder_in_place, remove_tree
+from featuredb.layout import Layout
+from featuredb.parquet import ParquetFiles
+from featuredb.snapshot import Corpus, Draft, File, LoadCheck, Recording, Vectors
+from featuredb.texts import Texts
+from featuredb.vectors import Directions, table_of, write_vectors
+from ingest.check import judge, measure
+from ingest.corpus_store import CorpusHeader, store_corpus
+from ingest.derive.logits import logit_lens
+from ingest.extract import Probe, Rule
+from ingest.inputs import Inputs
+from ingest.model import LoadedModel, unembedding
+from ingest.options import IngestOptions
+from ingest.partition import Engine
+from ingest.plan import Plan, cut_partitions, partition_tokens, write_plan
+from ingest.progress import say
+from ingest.publish import now
+from ingest.runs import file_entry
+from ingest.tokens import iter_contexts
+from ingest.vocabulary import vocabulary
+
+_CORPUS_ID = "0"
+_CPU_BATCH_TOKENS = 4_096
+_GPU_BATCH_TOKENS = 32_768
+
+
+def make_plan(
+    layout: Layout, inputs: Inputs, options: IngestOptions, identity: Mapping[str, str]
+) -> Plan:
+    """Store the corpus and the directions, check the load, and write the plan down.
+
+    Raises `LoadCheckError`, `CorpusError`; what is on the disk by then is replaced by a later
+    call.
+    """
+    show = options.progress
+    remove_tree(layout.staging)
+    layout.staging.mkdir(parents=True)
+    say(f"tokenising {inputs.corpus.source}", show=show)
+    corpus = _store_corpus(layout, inputs, options, identity["corpus content"])
+    draft = Draft(
+        number=1,
+        position_bits=schemas.position_bits(inputs.context_size),
+        model=inputs.model_record(),
+        recording=Recording(options.keep_bos, options.keep_sinks, options.exact),
+        vocabulary=_store_vocabulary(layout, inputs.model),
+        corpora=(corpus,),
+        saes=(),
+        vectors=(),
+    )
+    texts = Texts(layout.root, draft, ParquetFiles(layout.root))
+    starts = texts.index(corpus)[:, 1]
+    on_cpu = inputs.model.device.type == "cpu"
+    budget = options.batch_tokens or (_CPU_BATCH_TOKENS if on_cpu else _GPU_BATCH_TOKENS)
+    say("checking the load on the first tokens", show=show)
+    checks = measure(
+        inputs.model,
+        [(p.sae, p.hook, p.hook_out) for p in inputs.saes],
+        texts.tokens(corpus),
+        starts,
+        budget,
+        rule_of(draft),
+        None if options.keep_sinks else options.sink_threshold,
+    )
+    _judge(inputs, checks, options)
+    say("storing the directions and their logit lens", show=show)
+    draft = msgspec.structs.replace(
+        draft,
+        saes=tuple(p.record(c) for p, c in zip(inputs.saes, checks, strict=True)),
+        vectors=_store_directions(layout, inputs, texts.token_texts),
+    )
+    size = partition_tokens(int(starts[-1]), sum(c.l0 for c in checks), options.memory_bytes())
+    plan = Plan(
+        identity=dict(identity),
+        started=now(),
+        batch_tokens=budget,
+        sink_norms={p.name: _sink_norm(c) for p, c in zip(inputs.saes, checks, strict=True)},
+        draft=draft,
+        partitions=cut_partitions(starts, corpus.first_context, size),
+    )
+    write_plan(layout, plan)
+    return plan
+
+
+def engine_of(layout: Layout, plan: Plan, inputs: Inputs) -> Engine:
+    """What running the plan's partitions needs."""
+    corpus = plan.draft.corpora[-1]
+    texts = Texts(layout.root, plan.draft, ParquetFiles(layout.root))
+    return Engine(
+        layout=layout,
+        plan=plan,
+        model=inputs.model,
+        probes=[Probe(p.name, p.sae, p.hook, plan.sink_norms[p.name]) for p in inputs.saes],
+        rule=rule_of(plan.draft),
+        tokens=texts.tokens(corpus),
+        starts=texts.index(corpus)[:, 1],
+    )
+
+
+def rule_of(draft: Draft) -> Rule:
+    """Which positions are recorded, and how."""
+    has_bos = draft.corpora[-1].bos_token_id is not None
+    return Rule(has_bos and not draft.recording.keep_bos, draft.recording.exact)
+
+
+def logits_path(layout: Layout, sae: str) -> Path:
+    """Where an SAE's logit lens waits for the snapshot."""
+    return layout.staging / f"logits.{table_of(sae)}.parquet"
+
+
+def _store_corpus(
+    layout: Layout, inputs: Inputs, options: IngestOptions, fingerprint: str
+) -> Corpus:
+    header = CorpusHeader(
+        id=_CORPUS_ID,
+        source=inputs.corpus.source,
+        fingerprint=fingerprint,
+        context_size=inputs.context_size,
+        stride=options.stride,
+        bos_token_id=inputs.bos,
+        metadata=inputs.corpus.metadata_schema,
+        first_document=0,
+        first_context=0,
+        vocab_size=inputs.model.vocab_size,
+    )
+    contexts = iter_contexts(
+        inputs.corpus,
+        inputs.model.tokenizer,
+        context_size=inputs.context_size,
+        bos_id=inputs.bos,
+        stride=options.stride,
+        vocab_size=inputs.model.vocab_size,
+    )
+    return store_corpus(layout, header, contexts, options.max_tokens)
+
+
+def _store_vocabulary(layout: Layout, model: LoadedModel) -> File:
+    final = layout.corpora / "vocabulary"
+    remove_tree(final)
+    with folder_in_place(final) as folder:
+        words = vocabulary(model.tokenizer, model.vocab_size)
+        path = folder / "vocabulary.parquet"
+        pq.write_table(words, path, compression="zstd")
+        return file_entry(layout, path, folder, final, words.num_rows)
+
+
+def _store_directions(
+    layout: Layout, inputs: Inputs, token_texts: list[str]
+) -> tuple[Vectors, ...]:
+    lens = unembedding(inputs.model)
+    stored = []
+    for placed in inputs.saes:
+        sae = placed.sae
+        directions = Directions(sae.W_dec.cpu().numpy(), sae.W_enc.T.contiguous().cpu().numpy())
+        stored.append(write_vectors(layout, placed.name, directions))
+        table = logit_lens(sae.W_dec, lens, token_texts)
+        pq.write_table(table, logits_path(layout, placed.name), compression="zstd")
+    return tuple(stored)
+
+
+def _judge(inputs: Inputs, checks: Sequence[LoadCheck], options: IngestOptions) -> None:
+    for placed, check in zip(inputs.saes, checks, strict=True):
+        say(
+            f"{placed.name} at {placed.hook.name}: variance explained "
+            f"{check.variance_explained:.3f}, L0 {check.l0:.1f} on {check.tokens:,} tokens",
+            show=options.progress,
+        )
+        if options.check:
+            judge(placed.name, placed.sae, placed.hook, check)
+
+
+def _sink_norm(check: LoadCheck) -> float | None:
+    return check.sink_threshold * check.median_norm if check.sink_threshold else None

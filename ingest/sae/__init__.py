@@ -1,0 +1,7 @@
+"""Loading sparse autoencoders from every published format into one object."""
+
+from ingest.sae.codes import SparseCodes
+from ingest.sae.load import load_sae
+from ingest.sae.sae import Sae
+
+__all__ = ["Sae", "SparseCodes", "load_sae"]

@@ -1,0 +1,37 @@
+"""Goodfire's Llama SAEs: one `.pt` or `.pth`, ReLU(x W + b) with no subtraction.
+
+The file name is all that says where it belongs: `Llama-3.1-8B-Instruct-SAE-l19.pth`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ingest.sae.activations import ReLU
+from ingest.sae.parts import Parts, Place
+from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.tensors import Tensors
+
+NEEDS = "Goodfire: a .pt or .pth with encoder_linear and decoder_linear"
+
+_NAME = re.compile(r"(?P<model>Llama-[\w.-]+?)-SAE-l(?P<layer>\d+)")
+
+
+def parts(place: Place, tensors: Tensors) -> Parts:
+    """The SAE of an open file. Raises SaeError where its tensors do not agree."""
+    name = _NAME.search(place.label.name)
+    W_enc = tensors.take("encoder_linear.weight", "d_sae", "d_in").T
+    return Parts(
+        encoder=Encoder(
+            W_enc=W_enc, activation=ReLU(), b_enc=tensors.take("encoder_linear.bias", "d_sae")
+        ),
+        decoder=Decoder(
+            W_dec=tensors.take("decoder_linear.weight", "d_in", "d_sae").T,
+            b_dec=tensors.take("decoder_linear.bias", "d_in"),
+        ),
+        format="goodfire",
+        architecture="standard",
+        config={},
+        hook=f"blocks.{name['layer']}.hook_resid_post" if name else None,
+        model_name=f"meta-llama/{name['model']}" if name else place.hints.get("model_name"),
+    )

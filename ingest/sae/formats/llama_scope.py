@@ -1,0 +1,103 @@
+"""Llama Scope v1: `hyperparams.json` and `checkpoints/final.safetensors`.
+
+JumpReLU with one threshold (He et al. 2024, arXiv 2410.20526). The weights are for inputs scaled
+to norm √d on average over the data set; with s = √d / dataset_average_activation_norm that scale
+folds away as b_enc /= s_in, b_dec /= s_out, W_dec ·= s_in / s_out. Where
+`sparsity_include_decoder_norm` is set the threshold applies to activation times decoder norm,
+so the norms are folded into the encoder, after the scale and before the threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featuredb.errors import SaeError
+from ingest.sae.activations import Activation, JumpReLU, ReLU, TopK
+from ingest.sae.parts import Parts, Place, fold_decoder_norms
+from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.tensors import read_json, read_tensors, require
+
+CONFIG = "hyperparams.json"
+WEIGHTS = "checkpoints/final.safetensors"
+NEEDS = f"Llama Scope: {CONFIG} and {WEIGHTS}"
+
+MODEL = "meta-llama/Llama-3.1-8B"
+
+
+def read(place: Place) -> Parts:
+    """One Llama Scope SAE or transcoder. Raises SaeError where its files do not agree."""
+    file = _config_file(place)
+    raw = read_json(file)
+    require(file, raw, ["d_model", "hook_point_in"])
+    if raw.get("use_glu_encoder"):
+        raise SaeError(f"{file}: use_glu_encoder is not supported")
+    tensors = read_tensors(place.weights)
+    tensors.size("d_in", raw["d_model"], f"{CONFIG} d_model")
+    tensors.size("d_sae", raw.get("d_sae"), f"{CONFIG} d_sae")
+    W_enc = tensors.take("encoder.weight", "d_sae", "d_in").T
+    b_enc = tensors.take("encoder.bias", "d_sae")
+    W_dec = tensors.take("decoder.weight", "d_in", "d_sae").T
+    biased = raw.get("use_decoder_bias", True)
+    b_dec = tensors.take("decoder.bias", "d_in") if biased else torch.zeros(tensors["d_in"])
+
+    scale_in, scale_out = _scales(file, raw)
+    b_enc, b_dec, W_dec = b_enc / scale_in, b_dec / scale_out, W_dec * (scale_in / scale_out)
+    if raw.get("sparsity_include_decoder_norm", True):
+        W_enc, b_enc, W_dec = fold_decoder_norms(W_enc, b_enc, W_dec)
+    hook, hook_out = raw["hook_point_in"], raw.get("hook_point_out")
+    rule = raw.get("act_fn", "jumprelu")
+    l0 = place.hints.get("l0") or (raw.get("top_k") if rule == "topk" else None)
+    return Parts(
+        encoder=Encoder(
+            W_enc=W_enc,
+            activation=_activation(file, raw, rule),
+            b_enc=b_enc,
+            b_pre=b_dec if raw.get("apply_decoder_bias_to_pre_encoder") else None,
+        ),
+        decoder=Decoder(W_dec=W_dec, b_dec=b_dec),
+        format="llama_scope",
+        architecture=rule,
+        config=raw,
+        hook=hook,
+        hook_out=hook_out if hook_out != hook else None,
+        model_name=MODEL,
+        prepend_bos=True,
+        context_size=1024,
+        stated_l0=float(l0) if l0 else None,
+    )
+
+
+def _config_file(place: Place) -> Path:
+    """hyperparams.json is beside `checkpoints/`; a lone weight file may have it alongside."""
+    beside = place.folder / CONFIG
+    return beside if beside.exists() else place.folder.parent / CONFIG
+
+
+def _scales(file: Path, raw: Mapping[str, Any]) -> tuple[float, float]:
+    """s_in and s_out; both 1 where the weights were published with the scale already folded."""
+    kind = raw.get("norm_activation", "dataset-wise")
+    if kind in ("inference", "none"):
+        return 1.0, 1.0
+    if kind != "dataset-wise":
+        raise SaeError(f"{file}: norm_activation {kind!r} is not supported: dataset-wise is")
+    norms = raw.get("dataset_average_activation_norm")
+    if not isinstance(norms, dict) or not norms.get("in"):
+        raise SaeError(f"{file}: missing dataset_average_activation_norm")
+    root = raw["d_model"] ** 0.5
+    return root / norms["in"], root / (norms.get("out") or norms["in"])
+
+
+def _activation(file: Path, raw: Mapping[str, Any], rule: str) -> Activation:
+    if rule == "jumprelu":
+        require(file, raw, ["jump_relu_threshold"])
+        return JumpReLU(torch.tensor(float(raw["jump_relu_threshold"])))
+    if rule == "topk":
+        require(file, raw, ["top_k"])
+        return TopK(int(raw["top_k"]))
+    if rule == "relu":
+        return ReLU()
+    raise SaeError(f"{file}: act_fn {rule!r} is not supported: jumprelu, topk and relu are")

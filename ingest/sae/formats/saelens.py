@@ -1,0 +1,205 @@
+"""SAELens: `cfg.json` and `sae_weights.safetensors`, from version 6 and before it.
+
+Formulas: sae_lens/saes/*.py of SAELens 6.54. Before version 6 the configuration was flat, and a
+top-k SAE was a "standard" one whose `activation_fn_str` was "topk".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featuredb.errors import SaeError
+from ingest.sae.activations import Activation, Gated, JumpReLU, ReLU, TopK
+from ingest.sae.normalise import Normalisation
+from ingest.sae.parts import Parts, Place, fold_decoder_norms
+from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.tensors import Tensors, read_json, read_tensors
+
+WEIGHTS = "sae_weights.safetensors"
+CONFIG = "cfg.json"
+NEEDS = f"SAELens: {CONFIG} and {WEIGHTS}"
+
+_RELU = {"standard", "transcoder", "skip_transcoder"}
+_JUMPRELU = {"jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder"}
+_TOPK = {"topk", "abstopk"}
+_BATCH_TOPK = {"batchtopk", "matryoshka_batchtopk"}
+_KNOWN = _RELU | _JUMPRELU | _TOPK | _BATCH_TOPK | {"gated"}
+
+
+@dataclass(frozen=True)
+class _Config:
+    """The two generations of cfg.json, as one."""
+
+    architecture: str
+    apply_b_dec_to_input: bool
+    normalize: str
+    k: int | None
+    rescale_by_decoder_norm: bool
+    about: Mapping[str, Any]
+    """Where the model, hook and context are named: `metadata`, or the flat configuration."""
+
+    @property
+    def is_transcoder(self) -> bool:
+        return self.architecture.endswith("transcoder")
+
+
+def read(place: Place) -> Parts:
+    """The SAE of one SAELens folder. Raises SaeError where its files do not agree or are odd."""
+    file = place.folder / CONFIG
+    raw = read_json(file)
+    config = _understand(file, raw)
+    tensors = read_tensors(place.weights)
+    tensors.size("d_in", raw.get("d_in"), f"{CONFIG} d_in")
+    tensors.size("d_sae", raw.get("d_sae"), f"{CONFIG} d_sae")
+    if config.is_transcoder:
+        tensors.size("d_out", raw.get("d_out"), f"{CONFIG} d_out")
+    out = "d_out" if config.is_transcoder else "d_in"
+
+    W_enc = tensors.take("W_enc", "d_in", "d_sae")
+    W_dec = tensors.take("W_dec", "d_sae", out)
+    b_dec = tensors.take("b_dec", out)
+    b_enc = None if config.architecture == "gated" else tensors.take("b_enc", "d_sae")
+    activation = _activation(file, config, tensors)
+    skip = tensors.take("W_skip", "d_out", "d_in") if "skip" in config.architecture else None
+
+    W_dec = W_dec * _finetuned(file, raw, tensors)
+    if config.rescale_by_decoder_norm and b_enc is not None:
+        # z·‖W_dec,i‖ chooses the top k and decode divides it back: the same as unit-norm rows.
+        W_enc, b_enc, W_dec = fold_decoder_norms(W_enc, b_enc, W_dec)
+    if config.normalize == "expected_average_only_in":
+        scale = _dataset_scale(place, raw, config)
+        W_enc, W_dec, b_dec = W_enc * scale, W_dec / scale, b_dec / scale
+
+    per_token: Normalisation = "none"
+    if config.normalize in ("layer_norm", "constant_norm_rescale"):
+        per_token = config.normalize  # type: ignore[assignment]
+    about = config.about
+    return Parts(
+        encoder=Encoder(
+            W_enc=W_enc,
+            activation=activation,
+            b_enc=b_enc,
+            b_pre=b_dec if config.apply_b_dec_to_input else None,
+            normalisation=per_token,
+        ),
+        decoder=Decoder(
+            W_dec=W_dec,
+            b_dec=b_dec,
+            W_skip=skip,
+            undoes="none" if config.is_transcoder else per_token,
+        ),
+        format="saelens",
+        architecture=config.architecture,
+        config=raw,
+        hook=about.get("hook_name") or about.get("hook_point") or about.get("hf_hook_name"),
+        hook_out=(about.get("hook_name_out") or about.get("hf_hook_name_out"))
+        if config.is_transcoder
+        else None,
+        model_name=about.get("model_name"),
+        prepend_bos=about.get("prepend_bos"),
+        context_size=about.get("context_size"),
+        stated_l0=float(config.k) if config.k else None,
+    )
+
+
+def _understand(file: Path, raw: dict[str, Any]) -> _Config:
+    """One reading of a version 6 configuration (it has `metadata`) or of an earlier, flat one."""
+    flat = "metadata" not in raw
+    about: Mapping[str, Any] = {"prepend_bos": True, **raw} if flat else raw["metadata"] or {}
+    architecture = raw.get("architecture") or "standard"
+    k = raw.get("k")
+    if flat:
+        rule = raw.get("activation_fn_str") or raw.get("activation_fn") or "relu"
+        k = (raw.get("activation_fn_kwargs") or {}).get("k", k)
+        if rule == "topk":
+            architecture = "topk"
+        elif rule != "relu":
+            raise SaeError(f"{file}: activation_fn {rule!r} is not supported: relu and topk are")
+    if architecture not in _KNOWN:
+        raise SaeError(
+            f"{file}: architecture {architecture!r} is not supported: "
+            f"{', '.join(sorted(_KNOWN))} are"
+        )
+    if about.get("hook_head_index") is not None:
+        raise SaeError(
+            f"{file}: reads a single attention head (hook_head_index "
+            f"{about['hook_head_index']}), which is not supported"
+        )
+    normalize = raw.get("normalize_activations") or "none"
+    if normalize is True:  # before it had a name, it was a switch
+        normalize = "expected_average_only_in"
+    if normalize not in ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale"):
+        raise SaeError(f"{file}: normalize_activations {normalize!r} is not supported")
+    is_transcoder = architecture.endswith("transcoder")
+    return _Config(
+        architecture=architecture,
+        apply_b_dec_to_input=bool(raw.get("apply_b_dec_to_input", True)) and not is_transcoder,
+        normalize=normalize,
+        k=int(k) if k is not None and architecture in _TOPK | _BATCH_TOPK else None,
+        rescale_by_decoder_norm=bool(raw.get("rescale_acts_by_decoder_norm"))
+        and architecture in _TOPK | _BATCH_TOPK,
+        about=about,
+    )
+
+
+def _activation(file: Path, config: _Config, tensors: Tensors) -> Activation:
+    architecture = config.architecture
+    if architecture in _JUMPRELU:
+        return JumpReLU(tensors.take_threshold("threshold"))
+    if architecture in _BATCH_TOPK:
+        # The top k of a batch is for training; the threshold it fitted is what inference uses.
+        return JumpReLU(tensors.take_scalar("topk_threshold"))
+    if architecture in _TOPK:
+        if config.k is None or not 0 < config.k <= tensors["d_sae"]:
+            raise SaeError(
+                f"{file}: k is {config.k}, which is not between 1 and d_sae, {tensors['d_sae']}"
+            )
+        signed = architecture == "abstopk"
+        return TopK(config.k, relu=not signed, by_magnitude=signed)
+    if architecture == "gated":
+        return Gated(
+            b_gate=tensors.take("b_gate", "d_sae"),
+            b_mag=tensors.take("b_mag", "d_sae"),
+            scale=tensors.take("r_mag", "d_sae").exp(),
+        )
+    return ReLU()
+
+
+def _finetuned(file: Path, raw: Mapping[str, Any], tensors: Tensors) -> Tensor:
+    """What decoding multiplies each activation by, [d_sae, 1]: all ones but for old finetunes."""
+    if "scaling_factor" not in tensors:
+        return torch.ones(())
+    factor = tensors.take("scaling_factor", "d_sae")
+    if not raw.get("finetuning_scaling_factor") and not torch.allclose(
+        factor, torch.ones_like(factor)
+    ):
+        raise SaeError(
+            f"{file}: the weights hold a scaling_factor, but finetuning_scaling_factor is not set"
+        )
+    return factor.unsqueeze(1)
+
+
+def _dataset_scale(place: Place, raw: Mapping[str, Any], config: _Config) -> float:
+    """s of `expected_average_only_in`: the files of a checkpoint, or a catalogue, must give it.
+
+    SAELens itself goes on without it, and the activations are then wrong by that factor.
+    """
+    scaler = place.folder / "activation_scaler.json"
+    found = (
+        raw.get("norm_scaling_factor")
+        or config.about.get("norm_scaling_factor")
+        or place.hints.get("norm_scaling_factor")
+        or (read_json(scaler).get("scaling_factor") if scaler.exists() else None)
+    )
+    if not isinstance(found, int | float) or not 0 < found < float("inf"):
+        raise SaeError(
+            f"{place.folder / CONFIG}: normalize_activations is expected_average_only_in, but no "
+            "scale is given: add norm_scaling_factor (√d_in / mean norm of the inputs) to cfg.json"
+        )
+    return float(found)

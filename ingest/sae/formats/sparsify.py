@@ -1,0 +1,93 @@
+"""EleutherAI sparsify: `{hookpoint}/cfg.json` and `{hookpoint}/sae.safetensors`.
+
+Formulas: sparsify/sparse_coder.py and fused_encoder.py of eai-sparsify 1.3. The folder is named
+for the module it hooks (`layers.5.mlp`): an SAE reads that module's output; a transcoder reads
+its input and writes its output.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from featuredb.errors import SaeError
+from ingest.sae.activations import Activation, GroupMax, TopK
+from ingest.sae.parts import Parts, Place
+from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.tensors import read_json, read_tensors, require
+
+WEIGHTS = "sae.safetensors"
+CONFIG = "cfg.json"
+NEEDS = f"sparsify: {CONFIG} and {WEIGHTS}"
+
+_DEFAULT_EXPANSION = 32
+_MODULE = re.compile(r"(\w+\.)*(layers|h|layer|blocks)\.\d+(\.\w+)*|(\w+\.)*embed\w*")
+
+
+def read(place: Place) -> Parts:
+    """The sparse coder of one hookpoint. Raises SaeError where its files do not agree."""
+    file = place.folder / CONFIG
+    raw = read_json(file)
+    require(file, raw, ["d_in", "k"])
+    if raw.get("signed"):
+        raise SaeError(f"{file}: signed activations are not supported")
+    tensors = read_tensors(place.weights)
+    tensors.size("d_in", raw["d_in"], f"{CONFIG} d_in")
+    # num_latents 0 is "not set": the width is then a multiple of d_in.
+    expanded = raw["d_in"] * raw.get("expansion_factor", _DEFAULT_EXPANSION)
+    tensors.size("d_sae", raw.get("num_latents") or expanded, f"{CONFIG} num_latents")
+    transcode = bool(raw.get("transcode"))
+    W_enc = tensors.take("encoder.weight", "d_sae", "d_in").T
+    # A transcoder's output has the width of its input in this format, but it is another place.
+    b_dec = tensors.take("b_dec", "d_in")
+    hookpoint = _hookpoint(place)
+    run = _run_config(place)
+    return Parts(
+        encoder=Encoder(
+            W_enc=W_enc,
+            activation=_activation(file.as_posix(), raw, tensors["d_sae"]),
+            b_enc=tensors.take("encoder.bias", "d_sae"),
+            b_pre=None if transcode else b_dec,
+        ),
+        decoder=Decoder(
+            W_dec=tensors.take("W_dec", "d_sae", "d_in"),
+            b_dec=b_dec,
+            W_skip=tensors.take("W_skip", "d_in", "d_in") if raw.get("skip_connection") else None,
+        ),
+        format="sparsify",
+        architecture=raw.get("activation") or "topk",
+        config=raw,
+        hook=f"{hookpoint}.input" if hookpoint and transcode else hookpoint,
+        hook_out=hookpoint if transcode else None,
+        model_name=run.get("model") or place.hints.get("model_name"),
+        context_size=run.get("ctx_len"),
+        stated_l0=float(raw["k"]),
+    )
+
+
+def _activation(file: str, raw: dict[str, Any], d_sae: int) -> Activation:
+    k, rule = int(raw["k"]), raw.get("activation") or "topk"
+    if not 0 < k <= d_sae:
+        raise SaeError(f"{file}: k is {k}, which is not between 1 and the {d_sae} features")
+    if rule == "topk":
+        return TopK(k)
+    if rule == "groupmax":
+        if d_sae % k:
+            raise SaeError(f"{file}: {d_sae} features do not divide into k = {k} groups")
+        return GroupMax(k)
+    raise SaeError(f"{file}: activation {rule!r} is not supported: topk and groupmax are")
+
+
+def _hookpoint(place: Place) -> str | None:
+    """The module path the folder is named for; with several seeds there is a folder for each."""
+    names = [part for part in place.label.parts[-3:-1] if not re.fullmatch(r"seed_?\d+", part)]
+    return names[-1] if names and _MODULE.fullmatch(names[-1]) else None
+
+
+def _run_config(place: Place) -> dict[str, Any]:
+    """config.json of the whole training run, which lies above the hookpoints."""
+    for folder in (place.folder.parent, place.folder.parent.parent):
+        file = folder / "config.json"
+        if file.is_file():
+            return read_json(file)
+    return {}

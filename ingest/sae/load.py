@@ -1,0 +1,64 @@
+"""From a reference to a loaded SAE."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from ingest.sae.detect import detect
+from ingest.sae.naming import short_name
+from ingest.sae.references import resolve
+from ingest.sae.sae import Sae
+
+
+def load_sae(
+    ref: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> Sae:
+    """The SAE that `ref` names, ready to encode.
+
+    `ref` is a folder or a weight file of any format in `ingest.sae.formats`; or
+    `hf:owner/repo/path[@revision]`, fetched to the hub's cache; or `sae-lens:release/id`, looked
+    up in SAELens's catalogue. `dtype` is what it computes in: float32 unless given. `revision` is
+    for hub references that do not state one.
+
+    Raises SaeError where nothing there is an SAE, several are, the files are damaged, refused,
+    not finite, or contradict each other; MissingExtraError where a reference needs a package
+    that is not installed.
+    """
+    resolved = resolve(ref, revision=revision)
+    place, read = detect(resolved)
+    parts = read(place)
+    files = (place.weights,)
+    sae = Sae(
+        encoder=parts.encoder,
+        decoder=parts.decoder,
+        name=short_name(place.label),
+        format=parts.format,
+        architecture=parts.architecture,
+        hook=parts.hook,
+        hook_out=parts.hook_out,
+        model_name=parts.model_name,
+        prepend_bos=parts.prepend_bos,
+        context_size=parts.context_size,
+        stated_l0=parts.stated_l0,
+        config=parts.config,
+        files=files,
+        hash=_sha256(files),
+        source=str(ref),
+    )
+    return sae.to(device, dtype or torch.float32)
+
+
+def _sha256(files: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

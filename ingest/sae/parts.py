@@ -1,0 +1,56 @@
+"""What every format reader returns, and the folds that several of them need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+from torch import Tensor
+
+from ingest.sae.sae import Decoder, Encoder
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the weights lie and what they are called, for formats that say things in paths."""
+
+    weights: Path
+    """The weight file."""
+    label: PurePath
+    """The same file as the user knows it: for a hub reference, owner/repo/path/in/repo."""
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    """Facts a catalogue gives that the files lack: norm_scaling_factor, l0, model_name, hook."""
+
+    @property
+    def folder(self) -> Path:
+        return self.weights.parent
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An SAE as a format reader found it."""
+
+    encoder: Encoder
+    decoder: Decoder
+    format: str
+    architecture: str
+    config: Mapping[str, Any]
+    hook: str | None = None
+    hook_out: str | None = None
+    model_name: str | None = None
+    prepend_bos: bool | None = None
+    context_size: int | None = None
+    stated_l0: float | None = None
+
+
+def fold_decoder_norms(
+    W_enc: Tensor, b_enc: Tensor, W_dec: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """W_enc·‖d‖, b_enc·‖d‖, W_dec/‖d‖: for encoders that multiply z by the decoder norms.
+
+    The reconstruction is unchanged. A feature with a zero decoder row keeps it, and never fires.
+    """
+    norms = W_dec.norm(dim=1)
+    return W_enc * norms, b_enc * norms, W_dec / norms.clamp_min(1e-30).unsqueeze(1)

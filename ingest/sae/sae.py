@@ -1,0 +1,226 @@
+"""A sparse autoencoder, or transcoder, as tensors and the rule that goes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from featuredb.errors import SaeError
+from ingest.sae.activations import Activation
+from ingest.sae.codes import SparseCodes
+from ingest.sae.normalise import Normalisation, normalise, undo
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """z = (norm(x) - b_pre) W_enc + b_enc, then the activation rule."""
+
+    W_enc: Tensor
+    """[d_in, d_sae]"""
+    activation: Activation
+    b_enc: Tensor | None = None
+    """[d_sae]; None where the activation carries its own biases (gated)."""
+    b_pre: Tensor | None = None
+    """[d_in]: what is subtracted from the input; None for nothing."""
+    normalisation: Normalisation = "none"
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """z [N, d_sae] from x [N, d_in], both in the dtype of W_enc."""
+        x = normalise(self.normalisation, x)
+        if self.b_pre is not None:
+            x = x - self.b_pre
+        return x @ self.W_enc if self.b_enc is None else torch.addmm(self.b_enc, x, self.W_enc)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """y = f W_dec + b_dec [+ x W_skipᵀ], then the normalisation undone."""
+
+    W_dec: Tensor
+    """[d_sae, d_out]"""
+    b_dec: Tensor
+    """[d_out]"""
+    W_skip: Tensor | None = None
+    """[d_out, d_in]; skip transcoders only."""
+    undoes: Normalisation = "none"
+    """The normalisation to undo with the statistics of x; always "none" for a transcoder, whose
+    output is not in the units of its input."""
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether decoding takes x as well as the activations."""
+        return self.W_skip is not None or self.undoes != "none"
+
+    def reconstruct(self, acts: Tensor, x: Tensor | None) -> Tensor:
+        """y [N, d_out] from acts [N, d_sae] and, where `needs_input`, x [N, d_in]."""
+        y = torch.addmm(self.b_dec, acts, self.W_dec)
+        if x is not None and self.W_skip is not None:
+            y = y + x @ self.W_skip.T
+        if x is not None and self.undoes != "none":
+            y = undo(self.undoes, y, x)
+        return y
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sae:
+    """A loaded SAE: f = activation((norm(x) - b_pre) W_enc + b_enc); x̂ = f W_dec + b_dec.
+
+    A feature is active where encode(x) is not zero, and nowhere else. Activations are in the
+    release's own encode() units, so `decode(encode(x), x)` is the reconstruction; a decoder norm
+    is folded in only where the release's own encoder multiplies by it.
+    """
+
+    encoder: Encoder
+    decoder: Decoder
+    name: str
+    """A short name made from the folder: letters, digits, dot, dash and underscore."""
+    format: str
+    """saelens, gemma_scope, gemma_scope_2, sparsify, dictionary_learning, openai, llama_scope or
+    goodfire."""
+    architecture: str
+    """The release's own word for it, e.g. "jumprelu", "topk", "BatchTopKSAE"."""
+    hook: str | None
+    """Where the input is read, e.g. "blocks.9.hook_resid_post"; None if the files do not say."""
+    hook_out: str | None
+    """Where a transcoder's output belongs; None for an SAE, and where the files do not say."""
+    model_name: str | None
+    prepend_bos: bool | None
+    context_size: int | None
+    stated_l0: float | None
+    """The mean number of active features the release claims, or k for top-k rules."""
+    config: Mapping[str, Any]
+    """The release's own configuration, as read."""
+    files: tuple[Path, ...]
+    """The weight files, sorted."""
+    hash: str
+    """SHA-256 over the bytes of `files`, in that order, in hexadecimal."""
+    source: str
+    """The reference, as given."""
+
+    @property
+    def d_in(self) -> int:
+        return self.encoder.W_enc.shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        return self.encoder.W_enc.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        return self.decoder.W_dec.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.W_enc.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What encode and decode compute in; float32 unless another was asked for."""
+        return self.encoder.W_enc.dtype
+
+    @property
+    def W_enc(self) -> Tensor:
+        """float32 [d_in, d_sae]: encoder directions, one column per feature."""
+        return self.encoder.W_enc.float()
+
+    @property
+    def W_dec(self) -> Tensor:
+        """float32 [d_sae, d_out]: decoder directions, one row per feature, per unit of encode()."""
+        return self.decoder.W_dec.float()
+
+    @property
+    def decoder_norms(self) -> Tensor:
+        """float32 [d_sae]: ‖W_dec,i‖; activation · norm is the size of what a feature adds."""
+        norms: Tensor = self.W_dec.norm(dim=1)
+        return norms
+
+    @property
+    def needs_input_to_decode(self) -> bool:
+        """Whether `decode` must be given x: a skip connection, or a normalisation to undo."""
+        return self.decoder.needs_input
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Activations float32 [..., d_sae] of x [..., d_in], computed in the SAE's dtype.
+
+        Raises SaeError where the last dimension of x is not d_in.
+        """
+        z = self.encoder.pre_activations(self._rows(x))
+        return self.encoder.activation.dense(z).float().reshape(*x.shape[:-1], self.d_sae)
+
+    def encode_sparse(self, x: Tensor) -> SparseCodes:
+        """Exactly the non-zeros of encode(x), by row, then by feature; rows are flattened.
+
+        The dense matrix of activations is never built. No gradient flows through it.
+        """
+        with torch.no_grad():
+            return self.encoder.activation.sparse(self.encoder.pre_activations(self._rows(x)))
+
+    def decode(self, acts: Tensor, x: Tensor | None = None) -> Tensor:
+        """The reconstruction float32 [..., d_out] of acts [..., d_sae].
+
+        `x` [..., d_in], the input that gave `acts`, is needed where `needs_input_to_decode`; any
+        other SAE ignores it. Raises SaeError where x is needed and missing, or a shape is wrong.
+        """
+        if acts.shape[-1] != self.d_sae:
+            raise SaeError(
+                f"SAE {self.name} decodes [..., {self.d_sae}] activations, not {_shape(acts)}"
+            )
+        if self.needs_input_to_decode and x is None:
+            what = "a skip connection" if self.decoder.W_skip is not None else "a normalised input"
+            raise SaeError(f"SAE {self.name} has {what}: pass the input too, as decode(acts, x)")
+        flat = acts.reshape(-1, self.d_sae).to(self.device, self.dtype)
+        rows = self._rows(x) if x is not None and self.needs_input_to_decode else None
+        y = self.decoder.reconstruct(flat, rows)
+        return y.float().reshape(*acts.shape[:-1], self.d_out)
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Sae:
+        """The same SAE with its tensors on `device` and in `dtype`; None leaves either alone."""
+        return replace(
+            self,
+            encoder=_moved(self.encoder, device, dtype),
+            decoder=_moved(self.decoder, device, dtype),
+        )
+
+    def _rows(self, x: Tensor) -> Tensor:
+        if x.ndim == 0 or x.shape[-1] != self.d_in:
+            raise SaeError(f"SAE {self.name} reads [..., {self.d_in}] inputs, not {_shape(x)}")
+        return x.reshape(-1, self.d_in).to(self.device, self.dtype)
+
+    def __repr__(self) -> str:
+        where = f" at {self.hook}" if self.hook else ""
+        return (
+            f"Sae({self.name!r}, {self.format} {self.architecture}, "
+            f"d_in={self.d_in}, d_sae={self.d_sae}{where})"
+        )
+
+
+def _shape(x: Tensor) -> str:
+    return str(list(x.shape))
+
+
+_Part = TypeVar("_Part", Encoder, Decoder)
+
+
+def _moved(part: _Part, device: Any, dtype: torch.dtype | None) -> _Part:
+    """A copy with every tensor in it, the activation's too, on `device` and in `dtype`."""
+    changes = _moved_fields(part, device, dtype)
+    if isinstance(part, Encoder):
+        inner = _moved_fields(part.activation, device, dtype)
+        changes["activation"] = replace(part.activation, **inner)
+    return replace(part, **changes)
+
+
+def _moved_fields(
+    part: Encoder | Decoder | Activation, device: Any, dtype: torch.dtype | None
+) -> dict[str, Any]:
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    return {
+        name: value.to(device=device, dtype=dtype)
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }

@@ -1,0 +1,188 @@
+"""Reading weight files: nothing unpickled that could run code, every tensor checked.
+
+`Tensors` hands out tensors by the names their release gives them, as finite float32, and keeps
+the first source of every size it meets (`d_in`, `d_sae`, …), so that a contradiction is reported
+with both of its sides.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featuredb.errors import SaeError
+
+
+class Tensors:
+    """The tensors of one weight file, taken out by name."""
+
+    def __init__(self, file: Path, tensors: Mapping[str, Any]) -> None:
+        self.file = file
+        self._tensors = tensors
+        self._sizes: dict[str, tuple[int, str]] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def names(self) -> list[str]:
+        return sorted(str(name) for name in self._tensors)
+
+    def size(self, axis: str, n: Any, source: str) -> None:
+        """Record that `source` gives `axis` the size n; None says nothing.
+
+        Raises SaeError where another source gave another size, and where n is zero.
+        """
+        if n is None:
+            return
+        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+            raise SaeError(f"{self.file}: {source} is {n!r}, which is not a size")
+        if n == 0:
+            what = "features" if axis == "d_sae" else axis
+            raise SaeError(f"{self.file}: {source} says there are no {what}: nothing to store")
+        known, first = self._sizes.setdefault(axis, (n, source))
+        if known != n:
+            raise SaeError(
+                f"{self.file}: contradictory shapes: {first} makes {axis} {known}, "
+                f"but {source} makes it {n}"
+            )
+
+    def __getitem__(self, axis: str) -> int:
+        """A size already known."""
+        return self._sizes[axis][0]
+
+    def take(self, name: str, *axes: str) -> Tensor:
+        """The tensor `name`, float32, with one named size per dimension.
+
+        Raises SaeError where it is missing, has other dimensions, contradicts a size met before,
+        or holds NaN or infinity.
+        """
+        tensor = self._find(name)
+        shape = list(tensor.shape)
+        if len(shape) != len(axes):
+            raise SaeError(
+                f"{self.file}: {name} has shape {shape}, but should be [{', '.join(axes)}]"
+            )
+        for axis, n in zip(axes, shape, strict=True):
+            self.size(axis, n, f"{name} {shape}")
+        return self._finite(name, tensor)
+
+    def take_scalar(self, name: str) -> Tensor:
+        """The one-element tensor `name`, as float32 []."""
+        tensor = self._find(name)
+        if tensor.numel() != 1:
+            raise SaeError(f"{self.file}: {name} has shape {list(tensor.shape)}, not one number")
+        return self._finite(name, tensor).reshape(())
+
+    def take_threshold(self, name: str) -> Tensor:
+        """The tensor `name` as float32 [] or [d_sae]."""
+        return self.take_scalar(name) if self._find(name).numel() == 1 else self.take(name, "d_sae")
+
+    def plain(self, name: str, default: Any) -> Any:
+        """The entry `name` that is not a tensor but a word, a number or a dictionary of them."""
+        return self._tensors.get(name, default)
+
+    def number(self, name: str) -> int | None:
+        """The tensor or plain number `name` as an int; None where it is missing."""
+        value = self._tensors.get(name)
+        return None if value is None else int(value)
+
+    def _find(self, name: str) -> Tensor:
+        tensor = self._tensors.get(name)
+        if not isinstance(tensor, Tensor):
+            found = ", ".join(self.names()) or "nothing"
+            raise SaeError(f"{self.file}: no tensor {name!r}; it holds {found}")
+        return tensor
+
+    def _finite(self, name: str, tensor: Tensor) -> Tensor:
+        tensor = tensor.detach().float()
+        # One pass with no temporary mask; an overflow to infinity only sends us to the exact test.
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            raise SaeError(f"{self.file}: {name} holds NaN or infinite values")
+        return tensor
+
+
+def read_tensors(file: Path) -> Tensors:
+    """The tensors of a .safetensors or .npz file. Raises SaeError where it cannot be read."""
+    return Tensors(file, _read_npz(file) if file.suffix == ".npz" else _read_safetensors(file))
+
+
+def read_torch(file: Path) -> Any:
+    """What a .pt or .pth file holds, read with torch's weights-only unpickler.
+
+    Raises SaeError where the file is damaged, or holds anything but tensors and plain values.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from EOFError to RuntimeError here
+        with file.open("rb") as handle:
+            pickled = handle.read(1) == b"\x80"
+        if pickled or (isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(file)):
+            raise SaeError(
+                f"{file}: refused: it is not a plain checkpoint of tensors; a pickle that names "
+                "other objects can run code when it is opened"
+            ) from error
+        reason = "it is not one" if isinstance(error, pickle.UnpicklingError) else error
+        said = _first_line(reason)
+        raise SaeError(f"{file}: cannot be read as a torch checkpoint: {said}") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises SaeError where the file is not one."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SaeError(f"{file}: cannot be read as JSON: {_first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise SaeError(f"{file}: holds a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def safetensors_names(file: Path) -> list[str]:
+    """The names of a safetensors file's tensors, from its header alone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as handle:
+            return sorted(handle.keys())
+    except (SafetensorError, OSError) as error:
+        raise SaeError(f"{file}: cannot be read as safetensors: {_first_line(error)}") from error
+
+
+def require(file: Path, config: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raise SaeError naming the keys that `config`, read from `file`, should have and has not."""
+    missing = [key for key in keys if config.get(key) is None]
+    if missing:
+        raise SaeError(f"{file}: missing {', '.join(missing)}")
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        loaded: dict[str, Tensor] = load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SaeError(f"{file}: cannot be read as safetensors: {_first_line(error)}") from error
+    return loaded
+
+
+def _read_npz(file: Path) -> dict[str, Tensor]:
+    try:
+        # numpy leaves a file it opened itself open when it turns out not to be an archive
+        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
+            return {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
+    except Exception as error:  # zipfile, zlib, numpy and torch each have their own
+        raise SaeError(f"{file}: cannot be read as npz: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException | str) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")

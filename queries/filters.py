@@ -1,0 +1,26 @@
+"""Contexts chosen by a SQL condition on their documents."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from featuredb.store import Store
+from queries.sql import duckdb_errors
+
+
+def contexts_where(store: Store, condition: str) -> npt.NDArray[np.int64]:
+    """Ids, int64 [c], of the contexts for which `condition` is true.
+
+    The condition may use every column of ``documents`` and of ``contexts``; where both have one
+    of the same name, ``documents.n_tokens`` says which. Raises `SQLError` with DuckDB's message.
+    """
+    # The line break keeps a comment in the condition from swallowing the bracket.
+    statement = (
+        "SELECT context_id FROM contexts JOIN documents USING (document_id) "
+        f"WHERE ({condition}\n)"
+    )
+    with duckdb_errors(store.root):
+        answer = store.connection().cursor().execute(statement).fetchnumpy()
+    ids: npt.NDArray[np.int64] = np.asarray(answer["context_id"], np.int64)
+    return ids

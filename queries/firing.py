@@ -1,0 +1,132 @@
+"""Ranking the features active on a text by how specific they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featuredb.results import Firing
+from featuredb.snapshot import Sae
+from featuredb.store import Store
+
+
+class Active(NamedTuple):
+    """Activations of one SAE on a text, all [n], in any order; one per token and feature.
+
+    token_index counts the tokens of the text; activation is as stored.
+    """
+
+    sae: Sae
+    token_index: npt.NDArray[np.integer[Any]]
+    feature_id: npt.NDArray[np.integer[Any]]
+    activation: npt.NDArray[np.floating[Any]]
+
+
+class _Peaks(NamedTuple):
+    """One entry per active feature of one SAE, ascending; offsets [f + 1] into the sorted rows."""
+
+    sae: Sae
+    feature: npt.NDArray[np.int64]
+    specificity: npt.NDArray[np.float32]
+    peak: npt.NDArray[np.float32]
+    peak_index: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    token_index: npt.NDArray[np.int64]
+    activation: npt.NDArray[np.float32]
+
+
+def specificity(
+    activation: npt.NDArray[np.float32],
+    max_activation: npt.NDArray[np.float32],
+    count: npt.NDArray[np.int64],
+    recorded_tokens: int,
+) -> npt.NDArray[np.float32]:
+    """How much an activation says about this text rather than about text, float32 [n].
+
+    The share of the feature's largest stored activation, times the bits of surprise that the
+    feature fires at all: ``activation / max_activation * log2((recorded_tokens + 1) / (count +
+    1))``, in float64, rounded to float32. The form is that of tf-idf. A feature that never fired
+    in the store has share 1.
+    """
+    never = count == 0
+    share = activation.astype(np.float64) / np.where(never, 1.0, max_activation).astype(np.float64)
+    share[never] = 1.0
+    rarity = np.log2((recorded_tokens + 1) / (count.astype(np.float64) + 1))
+    answer: npt.NDArray[np.float32] = (share * rarity).astype(np.float32)
+    return answer
+
+
+def rank_firing(store: Store, active: Sequence[Active], tokens: list[str], k: int) -> Firing:
+    """The k most specific features among those active on a text of `tokens`.
+
+    Order: specificity descending, ties by SAE in the snapshot's order, then feature id. No rows
+    where nothing is active.
+    """
+    peaks = [_peaks(store, a) for a in active if len(a.token_index)]
+    order = store.sae_order
+    sae_index = _join([np.full(len(p.feature), order[p.sae.name]) for p in peaks], np.int64)
+    feature = _join([p.feature for p in peaks], np.int64)
+    score = _join([p.specificity for p in peaks], np.float32)
+    best = np.lexsort((feature, sae_index, -score))[:k]
+    by_order = {order[p.sae.name]: p for p in peaks}
+    firsts = np.cumsum([0] + [len(p.feature) for p in peaks])
+
+    rows, shown, indexes, counts, maxima = [], [], [], [], []
+    for i in best:
+        which = int(np.searchsorted(firsts, i, side="right")) - 1
+        found, at = peaks[which], int(i - firsts[which])
+        low, high = found.offsets[at : at + 2]
+        values = np.zeros(len(tokens), np.float32)
+        values[found.token_index[low:high]] = found.activation[low:high]
+        shown.append(values)
+        indexes.append(int(found.peak_index[at]))
+        counts.append(int(high - low))
+        maxima.append(found.peak[at])
+        rows.append(store.features.row(found.sae, int(found.feature[at])))
+    about = store.features.summaries(rows)
+    columns = {
+        "rank": pa.array(range(1, len(best) + 1), pa.int32()),
+        "sae": pa.array([by_order[int(i)].sae.name for i in sae_index[best]], pa.string()),
+        "feature_id": pa.array(feature[best], pa.int64()),
+        "specificity": pa.array(score[best], pa.float32()),
+        "activation": pa.array(maxima, pa.float32()),
+        "token_index": pa.array(indexes, pa.int32()),
+        "token": pa.array([tokens[i] for i in indexes], pa.string()),
+        "n_tokens": pa.array(counts, pa.int32()),
+        "activations": pa.ListArray.from_arrays(
+            pa.array(np.arange(len(best) + 1) * len(tokens), pa.int32()),
+            pa.array(_join(shown, np.float32), pa.float32()),
+        ),
+    }
+    for name in ("density", "max_activation", "top_tokens", "promoted_tokens"):
+        columns[name] = about.column(name)
+    return Firing(pa.table(columns), tokens=tokens)
+
+
+def _peaks(store: Store, active: Active) -> _Peaks:
+    sae = active.sae
+    order = np.lexsort((active.token_index, active.feature_id))
+    feature = active.feature_id[order].astype(np.int64)
+    token = active.token_index[order].astype(np.int64)
+    activation = active.activation[order].astype(np.float32)
+    starts = np.flatnonzero(np.concatenate(([True], feature[1:] != feature[:-1])))
+    offsets = np.append(starts, len(feature))
+    peak = np.maximum.reduceat(activation, starts)
+    reaching = np.flatnonzero(activation == np.repeat(peak, np.diff(offsets)))
+    first = reaching[np.searchsorted(reaching, starts)]
+    own = feature[starts]
+    score = specificity(
+        peak,
+        store.features.max_activation(sae)[own],
+        store.features.count(sae)[own],
+        store.snapshot.recorded_tokens(sae.name),
+    )
+    return _Peaks(sae, own, score, peak, token[first], offsets, token, activation)
+
+
+def _join(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    return np.concatenate(arrays) if arrays else np.empty(0, dtype)

@@ -1,0 +1,25 @@
+"""Features found by the tokens they fire on and promote."""
+
+from __future__ import annotations
+
+from featuredb.errors import QueryError
+from featuredb.results import SearchHits
+from featuredb.store import Store
+from queries.checks import check_k
+from queries.sql import duckdb_errors
+
+
+def search(store: Store, query: str, k: int = 20) -> SearchHits:
+    """The k features whose tokens match any word of `query`, best first.
+
+    A token matches a word when the two are equal once spaces around them and case are ignored.
+    The score is defined in `featuredb.catalog.searching`; ties by SAE in the snapshot's order,
+    then feature id. No rows where nothing matches or the query is blank. Raises `QueryError`.
+    """
+    k = check_k(k)
+    if not isinstance(query, str):
+        raise QueryError(f"a search is for text, not for {query!r}")
+    with duckdb_errors(store.root):
+        relation = store.connection().cursor().execute("FROM search(?, k := ?)", [query, k])
+        table = relation.to_arrow_table()
+    return SearchHits(table, query=query)

@@ -1,0 +1,48 @@
+"""Any SQL over the snapshot's views and macros."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from featuredb.errors import CorruptDatabaseError, SQLError
+from featuredb.store import Store
+
+_CALLERS = (duckdb.InvalidInputException,)
+_MISSING = "No files found that match the pattern"
+
+
+@contextmanager
+def duckdb_errors(root: Path) -> Iterator[None]:
+    """Turn every DuckDB exception into `SQLError`, its message DuckDB's own.
+
+    A file of the store that is gone or unreadable is `CorruptDatabaseError` instead.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        text = str(error)
+        damaged = isinstance(error, duckdb.IOException | duckdb.InvalidInputException)
+        if damaged and str(root) in text:
+            raise CorruptDatabaseError(
+                f"a file of {root} is missing or damaged ({text.splitlines()[0]}): "
+                "run `featuredb verify` to see what else is, and restore it from a copy"
+            ) from error
+        raise SQLError(text) from error
+
+
+def sql(
+    store: Store, query: str, params: Sequence[Any] | dict[str, Any] | None = None
+) -> duckdb.DuckDBPyRelation:
+    """Run one statement on the store's in-memory catalog; nothing in the database can change.
+
+    params: values for ``?`` in order, or for ``$name`` by name. Rows come in the statement's own
+    order. A statement without rows gives a relation without rows. Raises `SQLError` with
+    DuckDB's message, `CorruptDatabaseError` when a file the statement reads is damaged.
+    """
+    with duckdb_errors(store.root):
+        return store.connection().sql(query, params=params)

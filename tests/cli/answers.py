@@ -1,0 +1,214 @@
+"""Small answers of every kind, with the columns the queries give them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from featuredb.results import (
+    Answer,
+    FeatureCard,
+    Firing,
+    Info,
+    Neighbors,
+    Rows,
+    SearchHits,
+    TopContexts,
+)
+
+F32 = pa.float32()
+STRINGS = pa.list_(pa.string())
+HOSTILE = "\x1b[31mred\x07\r\n\t\x9b2J\u202eevil<script>&"
+"""A terminal escape, a bell, line ends, a C1 control, a bidirectional override, and HTML."""
+
+_TOP = pa.schema(
+    {
+        "rank": pa.int32(),
+        "context_id": pa.int64(),
+        "document_id": pa.int64(),
+        "activation": F32,
+        "token_index": pa.int32(),
+        "token": pa.string(),
+        "window_start": pa.int32(),
+        "tokens": STRINGS,
+        "activations": pa.list_(F32),
+        "source": pa.string(),
+        "title": pa.string(),
+        "topic": pa.string(),
+    }
+)
+_TOKENS = {"top_tokens": STRINGS, "promoted_tokens": STRINGS}
+_NAME = {"rank": pa.int32(), "sae": pa.string(), "feature_id": pa.int64()}
+_SIZE = {"density": pa.float64(), "max_activation": F32}
+_NEAR = pa.schema({**_NAME, "score": F32, **_SIZE, **_TOKENS})
+_HITS = pa.schema({**_NAME, "score": F32, **_SIZE, "matched": pa.string(), **_TOKENS})
+_FIRING = pa.schema(
+    {
+        **_NAME,
+        "specificity": F32,
+        "activation": F32,
+        "token_index": pa.int32(),
+        "token": pa.string(),
+        "n_tokens": pa.int32(),
+        "activations": pa.list_(F32),
+        **_SIZE,
+        **_TOKENS,
+    }
+)
+_LOGITS = pa.list_(pa.struct({"token": pa.string(), "logit": F32}))
+_CARD = pa.schema(
+    {
+        "sae": pa.string(),
+        "feature_id": pa.int64(),
+        "count": pa.int64(),
+        "density": pa.float64(),
+        "n_contexts": pa.int64(),
+        "n_documents": pa.int64(),
+        "min_activation": F32,
+        "max_activation": F32,
+        "mean_activation": pa.float64(),
+        "std_activation": pa.float64(),
+        "quantiles": pa.list_(pa.struct({"q": pa.float64(), "value": F32})),
+        "histogram": pa.list_(pa.int64()),
+        "decoder_norm": F32,
+        "top_tokens": pa.list_(
+            pa.struct({"token": pa.string(), "count": pa.int64(), "mean_activation": F32})
+        ),
+        "promoted_tokens": _LOGITS,
+        "suppressed_tokens": _LOGITS,
+    }
+)
+
+
+def top_contexts() -> TopContexts:
+    """Two contexts: plain English, and one made to do harm."""
+    first = _context(1, 7.5, 3, ["The", " battle", " of", " Hastings"], [0, 2.5, 0, 7.5])
+    second = _context(2, 0.1, 10, ["a", HOSTILE, "東京"], [0, 0.1, 0])
+    first |= {"window_start": 0, "token_index": 3, "title": "Battle", "topic": "History"}
+    second |= {"window_start": 9, "token_index": 10, "title": HOSTILE, "topic": None}
+    table = pa.Table.from_pylist([first, second], _TOP)
+    return TopContexts(table, feature="1234", max_activation=10.0)
+
+
+def _context(
+    rank: int, activation: float, peak: int, tokens: list[str], activations: list[float]
+) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "context_id": 100 + rank,
+        "document_id": 7,
+        "activation": activation,
+        "token_index": peak,
+        "token": tokens[activations.index(max(activations))],
+        "tokens": tokens,
+        "activations": activations,
+        "source": "wiki",
+    }
+
+
+def _features(**more: Any) -> list[dict[str, Any]]:
+    common = {"sae": "sae", "top_tokens": [" war", HOSTILE], "promoted_tokens": ["\n", " 東京"]}
+    return [
+        {"rank": 1, "feature_id": 5, "density": 0.031, "max_activation": 20.5, **common, **more},
+        {"rank": 2, "feature_id": 17, "density": 0.0004, "max_activation": 3.25, **common, **more},
+    ]
+
+
+def neighbors(by: str = "decoder") -> Neighbors:
+    """Two neighbours."""
+    return Neighbors(pa.Table.from_pylist(_features(score=0.9), _NEAR), feature="1234", by=by)
+
+
+def search_hits() -> SearchHits:
+    """Two hits."""
+    rows = _features(score=1.5, matched=HOSTILE)
+    return SearchHits(pa.Table.from_pylist(rows, _HITS), query="war")
+
+
+def firing() -> Firing:
+    """Two features on a text of three tokens."""
+    rows = _features(
+        specificity=3.5,
+        activation=4.0,
+        token_index=1,
+        token=" war",
+        n_tokens=1,
+        activations=[0, 4, 0],
+    )
+    return Firing(pa.Table.from_pylist(rows, _FIRING), tokens=["No", " war", HOSTILE])
+
+
+def feature_card() -> FeatureCard:
+    """A feature with everything."""
+    row = {
+        "sae": "sae",
+        "feature_id": 1234,
+        "count": 4071,
+        "density": 0.00407,
+        "n_contexts": 1231,
+        "n_documents": 821,
+        "min_activation": 0.1,
+        "max_activation": 10.0,
+        "mean_activation": 2.0,
+        "std_activation": 1.5,
+        "quantiles": [{"q": 0.5, "value": 1.75}, {"q": 1.0, "value": 10.0}],
+        "histogram": [3000, 1000, 70, 1] + [0] * 36,
+        "decoder_norm": 1.0,
+        "top_tokens": [
+            {"token": f" w{i}", "count": 90 - i, "mean_activation": 3} for i in range(20)
+        ],
+        "promoted_tokens": [{"token": HOSTILE, "logit": 2.5}],
+        "suppressed_tokens": [],
+    }
+    table = pa.Table.from_pylist([row], _CARD)
+    return FeatureCard(table, contexts=top_contexts(), neighbors=neighbors())
+
+
+def rows() -> Rows:
+    """What SQL can give: null, NaN, infinities, nested values, a hostile name."""
+    return Rows(
+        pa.table(
+            {
+                "n": pa.array([1, None], pa.int64()),
+                "x": pa.array([0.1, float("nan")], F32),
+                "y": pa.array([float("inf"), -float("inf")], pa.float64()),
+                "tags": pa.array([["a", None], None], STRINGS),
+                "flag": pa.array([True, None]),
+                HOSTILE: pa.array([HOSTILE, "plain"]),
+            }
+        )
+    )
+
+
+def info() -> Info:
+    """A small database's."""
+    return Info(
+        {
+            "path": "/data/my.fdb",
+            "format_version": 1,
+            "bytes": 2_640_000_000,
+            "tokens": 25_100_000,
+            "l0": float("nan"),
+            "saes": [{"name": HOSTILE, "d_sae": 16384, "normalised": True, "dead": None}],
+            "model": {"id": "m", "hooks": ["a", "b"], "extra": {}},
+        }
+    )
+
+
+def every_answer() -> list[Answer | Info]:
+    """One of each kind."""
+    return [
+        top_contexts(),
+        neighbors(),
+        search_hits(),
+        firing(),
+        feature_card(),
+        rows(),
+        info(),
+    ]
+
+
+def every_empty_answer() -> list[Answer]:
+    """One of each kind that can have no rows, with none."""
+    return [a[:0] for a in (top_contexts(), neighbors(), search_hits(), firing(), rows())]

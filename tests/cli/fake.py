@@ -1,0 +1,55 @@
+"""A database handle that answers from `tests.cli.answers` and remembers what it was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+
+from tests.cli import answers
+
+
+@dataclass
+class FakeDatabase:
+    """Stands for `featuredb.api.Database` where only the command line is under test."""
+
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def __enter__(self) -> FakeDatabase:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def _ask(self, answer: Callable[[], Any], *question: Any) -> Any:
+        self.asked.append(question)
+        if self.error is not None:
+            raise self.error
+        return answer()
+
+    def info(self) -> Any:
+        return self._ask(answers.info, "info")
+
+    def top_contexts(self, feature: Any, **options: Any) -> Any:
+        return self._ask(answers.top_contexts, "top", feature, options)
+
+    def near(self, feature: Any, **options: Any) -> Any:
+        return self._ask(answers.neighbors, "near", feature, options)
+
+    def feature(self, feature: Any) -> Any:
+        return self._ask(answers.feature_card, "feature", feature)
+
+    def fires_on(self, text: str, k: int) -> Any:
+        return self._ask(answers.firing, "fires_on", text, k)
+
+    def fires_in(self, context_id: int, k: int) -> Any:
+        return self._ask(answers.firing, "fires_in", context_id, k)
+
+    def search(self, query: str, k: int) -> Any:
+        return self._ask(answers.search_hits, "search", query, k)
+
+    def sql(self, query: str) -> Any:
+        return self._ask(lambda: duckdb.sql(query), "sql", query)

@@ -1,0 +1,155 @@
+"""How the command line ends: one line on standard error, and the code of what went wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+import featuredb
+from featuredb import errors
+from featuredb.cli.exit_codes import ExitCode
+from featuredb.errors import FeatureDBError, SQLError
+from tests.cli.conftest import Invoke
+from tests.cli.fake import FakeDatabase
+
+
+def _all_errors() -> list[type[FeatureDBError]]:
+    found = [e for e in vars(errors).values() if isinstance(e, type)]
+    return [e for e in found if issubclass(e, FeatureDBError)]
+
+
+@pytest.mark.parametrize("kind", _all_errors(), ids=lambda kind: kind.__name__)
+def test_every_error_is_one_line_and_its_own_code(
+    invoke: Invoke, database: FakeDatabase, kind: type[FeatureDBError]
+) -> None:
+    database.error = kind("what was wrong\nwhat to do \x1b[31mabout it")
+    result = invoke("near", "db", "1")
+    assert result.exit_code == kind.exit_code
+    assert result.stdout == ""
+    assert result.stderr == "featuredb: what was wrong what to do ␛[31mabout it\n"
+    assert ExitCode(kind.exit_code).meaning
+
+
+def test_codes_and_classes_agree() -> None:
+    assert {
+        ExitCode.ERROR: FeatureDBError.exit_code,
+        ExitCode.DATABASE: errors.DatabaseError.exit_code,
+        ExitCode.QUERY: errors.QueryError.exit_code,
+        ExitCode.INGEST: errors.IngestError.exit_code,
+        ExitCode.STORAGE: errors.StorageError.exit_code,
+        ExitCode.MISSING_EXTRA: errors.MissingExtraError.exit_code,
+    } == {code: code.value for code in ExitCode if code in range(1, 8) and code != ExitCode.USAGE}
+
+
+def test_sql_errors_leave_out_the_caret(invoke: Invoke, database: FakeDatabase) -> None:
+    database.error = SQLError('Binder Error: no "x"\n\nLINE 1: SELECT x\n               ^')
+    assert invoke("sql", "db", "SELECT x").stderr == 'featuredb: Binder Error: no "x"\n'
+
+
+def test_sql_that_fails_while_running_is_a_query_error(invoke: Invoke) -> None:
+    result = invoke("sql", "db", "SELECT CAST(concat('a', range) AS INT) FROM range(3)")
+    assert result.exit_code == ExitCode.QUERY
+    assert result.stderr.startswith("featuredb: Conversion Error")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_refusing_file_system_is_a_storage_error(
+    invoke: Invoke, database: FakeDatabase, number: int
+) -> None:
+    database.error = OSError(number, os.strerror(number), "/data/x")
+    result = invoke("info", "db")
+    assert result.exit_code == ExitCode.STORAGE
+    assert result.stderr == f"featuredb: /data/x: {os.strerror(number)}\n"
+
+
+def test_an_output_file_that_cannot_be_written_is_a_storage_error(invoke: Invoke) -> None:
+    result = invoke("info", "db", "-o", "no/such/folder/x.json")
+    assert result.exit_code == ExitCode.STORAGE
+    assert result.stderr == (
+        "featuredb: cannot write no/such/folder/x.json: No such file or directory\n"
+    )
+
+
+def test_an_interrupt_is_one_line(
+    invoke: Invoke, database: FakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.error = KeyboardInterrupt()
+    result = invoke("info", "db")
+    assert (result.exit_code, result.stderr) == (130, "featuredb: interrupted\n")
+
+    def interrupted(path: str, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(featuredb, "ingest", interrupted, raising=False)
+    result = invoke("ingest", "db", "--corpus", "c", "--model", "m", "--sae", "s")
+    assert result.exit_code == 130
+    assert "run the same command again" in result.stderr
+
+
+def test_what_nobody_foresaw_keeps_its_traceback(invoke: Invoke, database: FakeDatabase) -> None:
+    database.error = ZeroDivisionError("a bug")
+    with pytest.raises(ZeroDivisionError):
+        invoke("info", "db")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("fires", "db"),
+        ("fires", "db", "text", "--context", "1"),
+        ("near", "db"),
+        ("near", "db", "1", "-k", "0"),
+        ("near", "db", "1", "--by", "taste"),
+        ("near", "db", "1", "--format", "xml"),
+        ("nonsense",),
+    ],
+    ids=" ".join,
+)
+def test_a_command_line_that_makes_no_sense(
+    invoke: Invoke, database: FakeDatabase, call: tuple[str, ...]
+) -> None:
+    result = invoke(*call)
+    assert result.exit_code == ExitCode.USAGE
+    assert result.stdout == ""
+    assert database.asked == []
+
+
+def test_parquet_is_not_shown_to_a_terminal(
+    invoke: Invoke, database: FakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import _NamedTextIOWrapper
+
+    monkeypatch.setattr(_NamedTextIOWrapper, "isatty", lambda self: True, raising=False)
+    result = invoke("near", "db", "1", "--format", "parquet")
+    assert result.exit_code == ExitCode.USAGE
+    assert "-o FILE" in result.stderr
+    assert database.asked == []
+    assert invoke("near", "db", "1", "--format", "parquet", "-o", "x.parquet").exit_code == 0
+
+
+_TO_A_CLOSED_PIPE = """
+import featuredb
+from tests.cli.fake import FakeDatabase
+featuredb.open = lambda path: FakeDatabase()
+from featuredb.cli import main
+main(["sql", "db", "FROM range(100000)", "--format", "csv"])
+"""
+
+
+def test_a_reader_that_goes_away_is_no_news() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", _TO_A_CLOSED_PIPE],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == ExitCode.BROKEN_PIPE

@@ -1,0 +1,204 @@
+"""What each verb asks of the handle, and where its answer goes."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import featuredb
+from featuredb.cli.output import Output
+from featuredb.render.formats import to_bytes
+from tests.cli import answers
+from tests.cli.conftest import Invoke
+from tests.cli.fake import FakeDatabase
+
+QUERIES = [
+    ("info", "db"),
+    ("top", "db", "12"),
+    ("feature", "db", "12"),
+    ("near", "db", "12"),
+    ("fires", "db", "some text"),
+    ("search", "db", "war"),
+    ("sql", "db", "SELECT 1 AS one"),
+]
+_EACH = pytest.mark.parametrize("call", QUERIES, ids=lambda call: call[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "asked"),
+    [
+        (("info", "db"), ("info",)),
+        (("near", "db", "7"), ("near", "7", {"k": 20, "by": "decoder"})),
+        (
+            ("near", "db", "a/7", "--by", "coactivation", "-k", "3"),
+            ("near", "a/7", {"k": 3, "by": "coactivation"}),
+        ),
+        (("feature", "db", "a/7"), ("feature", "a/7")),
+        (("fires", "db", "hello"), ("fires_on", "hello", 20)),
+        (("fires", "db", "--context", "12", "-k", "5"), ("fires_in", 12, 5)),
+        (("search", "db", "war", "-k", "2"), ("search", "war", 2)),
+        (("sql", "db", "SELECT 1"), ("sql", "SELECT 1")),
+        (
+            ("top", "db", "7", "--where", "topic = 'x'", "--min-activation", "1.5"),
+            (
+                "top",
+                "7",
+                {
+                    "k": 20,
+                    "window": 16,
+                    "where": "topic = 'x'",
+                    "min_activation": 1.5,
+                    "max_activation": None,
+                },
+            ),
+        ),
+    ],
+    ids=lambda value: " ".join(map(str, value))[:40],
+)
+def test_verbs_ask_the_handle(
+    invoke: Invoke, database: FakeDatabase, call: tuple[str, ...], asked: tuple[Any, ...]
+) -> None:
+    assert invoke(*call).exit_code == 0
+    assert database.asked == [asked]
+
+
+def test_feature_with_k_asks_for_that_many(invoke: Invoke, database: FakeDatabase) -> None:
+    assert invoke("feature", "db", "7", "-k", "9").exit_code == 0
+    assert database.asked[1:] == [("top", "7", {"k": 9}), ("near", "7", {"k": 9})]
+
+
+@pytest.mark.parametrize("verb", ["fires", "sql"])
+def test_a_dash_reads_standard_input(invoke: Invoke, database: FakeDatabase, verb: str) -> None:
+    assert invoke(verb, "db", "-", stdin="SELECT 42").exit_code == 0
+    assert database.asked[0][1] == "SELECT 42"
+
+
+@_EACH
+def test_answers_are_on_stdout_alone(invoke: Invoke, call: tuple[str, ...]) -> None:
+    result = invoke(*call)
+    assert result.stdout
+    assert result.stderr == ""
+    assert "\x1b" not in result.stdout
+
+
+@_EACH
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+def test_every_query_writes_every_text_format(
+    invoke: Invoke, call: tuple[str, ...], form: str
+) -> None:
+    result = invoke(*call, "--format", form)
+    assert result.exit_code == 0
+    if form == "json":
+        json.loads(result.stdout)
+
+
+@_EACH
+def test_every_query_writes_parquet_to_a_pipe(invoke: Invoke, call: tuple[str, ...]) -> None:
+    assert pq.read_table(io.BytesIO(invoke(*call, "--format", "parquet").stdout_bytes)).num_rows
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "csv", "parquet"])
+def test_a_file_has_the_format_its_name_says(invoke: Invoke, ending: str) -> None:
+    result = invoke("near", "db", "1", "-o", f"out.{ending}")
+    assert (result.exit_code, result.output) == (0, "")
+    assert Path(f"out.{ending}").read_bytes() == to_bytes(answers.neighbors(), ending)  # type: ignore[arg-type]
+
+
+def test_format_overrules_the_name_and_a_strange_name_is_a_table(invoke: Invoke) -> None:
+    invoke("near", "db", "1", "-o", "a.csv", "--format", "jsonl")
+    assert Path("a.csv").read_text(encoding="utf-8").startswith('{"rank": 1')
+    invoke("near", "db", "1", "-o", "a.txt")
+    assert Path("a.txt").read_text(encoding="utf-8") == f"{answers.neighbors()}\n"
+
+
+def test_sql_k_limits_the_rows(invoke: Invoke) -> None:
+    result = invoke("sql", "db", "FROM range(1000)", "-k", "150", "--format", "csv")
+    assert len(result.stdout.splitlines()) == 151
+    table = invoke("sql", "db", "FROM range(1000)", "-k", "150").stdout.splitlines()
+    assert (len(table), table[-1]) == (151, "  149")
+    assert invoke("sql", "db", "FROM range(1000)").stdout.endswith("\n… 900 more rows\n")
+
+
+class _Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+def _on_a_terminal(output: Output, monkeypatch: pytest.MonkeyPatch) -> str:
+    written = io.BytesIO()
+    stream = _Terminal(written, encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        patch.setenv("TERM", "xterm-256color")
+        for name in ("NO_COLOR", "FORCE_COLOR"):
+            patch.delenv(name, raising=False)
+        output.write(answers.top_contexts())
+    return written.getvalue().decode()
+
+
+def test_csv_on_a_terminal_is_neutralised(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = _on_a_terminal(Output("csv"), monkeypatch)
+    assert "\x1b" not in shown
+    assert "␛" in shown
+
+
+def test_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b[1;4;" in _on_a_terminal(Output(), monkeypatch)
+
+
+def test_a_narrow_encoding_gets_escapes_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding="ascii")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        Output().write(answers.top_contexts())
+    assert b"\\u6771" in written.getvalue()
+
+
+def test_ingest_passes_the_defaults_and_what_was_said(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ingest.options import IngestOptions
+
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(
+        featuredb, "ingest", lambda path, **options: told.update(options), raising=False
+    )
+    required = ("ingest", "db", "--corpus", "c", "--model", "m", "--sae", "s")
+    assert invoke(*required).exit_code == 0
+    assert IngestOptions(**told) == IngestOptions(corpus="c", model="m", saes=["s"], progress=True)
+    call = (*required, "--sae", "t", "--name", "a", "--name", "b", "--no-check", "--exact")
+    assert invoke(*call, "--max-tokens", "500", "--sink-threshold", "5").exit_code == 0
+    assert IngestOptions(**told) == IngestOptions(
+        corpus="c",
+        model="m",
+        saes=["s", "t"],
+        names=["a", "b"],
+        check=False,
+        exact=True,
+        max_tokens=500,
+        sink_threshold=5.0,
+        progress=True,
+    )
+
+
+@pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 3)])
+def test_verify_prints_its_report(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, ok: bool, code: int
+) -> None:
+    class Report:
+        def __init__(self) -> None:
+            self.ok = ok
+
+        def __str__(self) -> str:
+            return "bad\x1b file; restore it\nsound: 3 files"
+
+    monkeypatch.setattr(featuredb, "verify", lambda path: Report(), raising=False)
+    result = invoke("verify", "db")
+    assert (result.exit_code, result.stdout) == (code, "bad␛ file; restore it\nsound: 3 files\n")

@@ -30,7 +30,7 @@ VERBS = (
 )
 """In the order a newcomer meets them; each is a module of this package with a `command`."""
 
-_MAKERS = ("demo", "ingest")
+_LOOKUPS = ("info", "top", "feature", "near", "fires", "search", "sql")
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -48,8 +48,9 @@ class Verbs(click.Group):
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        if not args and "args" not in kwargs:  # the arguments of a process that is all ours
-            _leave_out_pandas(sys.argv)
+        ours = not args and "args" not in kwargs  # else a caller's process, a test's for example
+        if ours and len(sys.argv) > 2 and sys.argv[1] in _LOOKUPS:
+            _spare_pandas()
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -69,14 +70,28 @@ class Verbs(click.Group):
             _fail(ctx, f"{where}{error.strerror}", StorageError.exit_code)
 
 
-def _leave_out_pandas(argv: list[str]) -> None:
-    """Let nothing import pandas while a question is answered.
+class _NoPandas:
+    """An import finder that knows one thing: there is no pandas."""
 
-    pyarrow would before it makes its first array, only to know pandas' types when it sees them:
-    0.3 s, most of a lookup. It does without where the import fails.
+    @staticmethod
+    def find_spec(name: str, *_: Any) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
+def _spare_pandas() -> None:
+    """Have pyarrow look for pandas while there is none.
+
+    Before it makes its first array pyarrow imports pandas, 0.3 s and more than the rest of a
+    lookup, only to know its types when it sees them. It looks once.
     """
-    if len(argv) > 1 and argv[1] not in _MAKERS:
-        sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _NoPandas)
+    try:
+        import pyarrow
+
+        pyarrow.array([0])
+    finally:
+        sys.meta_path.remove(_NoPandas)
 
 
 def _fail(ctx: click.Context, message: str, code: int) -> NoReturn:

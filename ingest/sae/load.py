@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
+from featuredb.errors import SaeError
 from ingest.sae.detect import detect
 from ingest.sae.naming import short_name
 from ingest.sae.references import resolve
 from ingest.sae.sae import Sae
+from ingest.sae.tensors import first_line
 
 
 def load_sae(
@@ -33,7 +35,14 @@ def load_sae(
     """
     resolved = resolve(ref, revision=revision)
     place, read = detect(resolved)
-    parts = read(place)
+    try:
+        parts = read(place)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # A configuration with a word where a number should be, a list for a dictionary, …
+        raise SaeError(
+            f"{place.folder}: its configuration does not make sense ({type(error).__name__}: "
+            f"{first_line(error)})"
+        ) from error
     files = (place.weights,)
     sae = Sae(
         encoder=parts.encoder,
@@ -43,10 +52,10 @@ def load_sae(
         architecture=parts.architecture,
         hook=parts.hook,
         hook_out=parts.hook_out,
-        model_name=parts.model_name,
+        model_name=parts.model_name or place.hints.get("model_name"),
         prepend_bos=parts.prepend_bos,
         context_size=parts.context_size,
-        stated_l0=parts.stated_l0,
+        stated_l0=parts.stated_l0 or place.hints.get("l0"),
         config=parts.config,
         files=files,
         hash=_sha256(files),

@@ -21,7 +21,8 @@ class Place:
     label: PurePath
     """The same file as the user knows it: for a hub reference, owner/repo/path/in/repo."""
     hints: Mapping[str, Any] = field(default_factory=dict)
-    """Facts a catalogue gives that the files lack: norm_scaling_factor, l0, model_name, hook."""
+    """Facts a catalogue gives that the files lack: norm_scaling_factor, l0, model_name, and
+    overrides of the configuration."""
 
     @property
     def folder(self) -> Path:

@@ -15,7 +15,10 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from featuredb.errors import MissingExtraError, SaeError
+from ingest.sae.tensors import first_line
 
+# Seconds to wait for the hub's list of files before falling back on the cache.
+_TIMEOUT = 10.0
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 
 
@@ -61,7 +64,7 @@ def _download(repo: str, inside: str, revision: str | None) -> Path:
     """The root of a local snapshot of `repo` that holds the files at `inside`, and few others."""
     try:
         from huggingface_hub import HfApi, constants, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         raise MissingExtraError(
             "hf: references need huggingface-hub: pip install 'featuredb[hub]'"
@@ -69,14 +72,18 @@ def _download(repo: str, inside: str, revision: str | None) -> Path:
 
     offline = bool(constants.HF_HUB_OFFLINE)
     wanted: list[str] | None = None
-    try:
-        if not offline:
-            names = HfApi().list_repo_files(repo, revision=revision)
+    if not offline:
+        try:
+            listing = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
+        except Exception as error:  # the hub client has its own, and its transport's
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if status in (401, 403, 404):
+                said = first_line(error)
+                raise SaeError(f"hf:{repo}: the hub does not give it: {said}") from error
+            offline = True  # no network: whatever is cached has to do
+        else:
+            names = [sibling.rfilename for sibling in listing.siblings or []]
             wanted = _wanted(repo, inside, names)
-    except (HfHubHTTPError, OSError) as error:
-        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
-            raise SaeError(f"hf:{repo}: the hub refused: {str(error).splitlines()[0]}") from error
-        offline = True  # no network: whatever is cached has to do
     try:
         root = snapshot_download(
             repo, revision=revision, allow_patterns=wanted, local_files_only=offline
@@ -85,8 +92,8 @@ def _download(repo: str, inside: str, revision: str | None) -> Path:
         raise SaeError(
             f"hf:{repo} is not in the local cache and the hub cannot be reached"
         ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise SaeError(f"hf:{repo} cannot be fetched: {str(error).splitlines()[0]}") from error
+    except Exception as error:
+        raise SaeError(f"hf:{repo} cannot be fetched: {first_line(error)}") from error
     return Path(root)
 
 
@@ -132,5 +139,7 @@ def _from_sae_lens(address: str, revision: str | None) -> Resolved:
         "model_name": entry.model,
         "l0": entry.expected_l0.get(sae_id) or None,
         "norm_scaling_factor": entry.norm_scaling_factor.get(sae_id),
+        # e.g. a normalize_activations that the published cfg.json gets wrong
+        "overrides": entry.config_overrides or {},
     }
     return _from_hub(f"{entry.repo_id}/{entry.saes_map[sae_id]}", revision, hints)

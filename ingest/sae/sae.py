@@ -147,6 +147,8 @@ class Sae:
     def encode(self, x: Tensor) -> Tensor:
         """Activations float32 [..., d_sae] of x [..., d_in], computed in the SAE's dtype.
 
+        x must be finite: checking that is left to whoever has the model's activations at hand.
+
         Raises SaeError where the last dimension of x is not d_in.
         """
         z = self.encoder.pre_activations(self._rows(x))

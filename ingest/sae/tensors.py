@@ -130,7 +130,7 @@ def read_torch(file: Path) -> Any:
                 "other objects can run code when it is opened"
             ) from error
         reason = "it is not one" if isinstance(error, pickle.UnpicklingError) else error
-        said = _first_line(reason)
+        said = first_line(reason)
         raise SaeError(f"{file}: cannot be read as a torch checkpoint: {said}") from error
 
 
@@ -139,7 +139,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SaeError(f"{file}: cannot be read as JSON: {_first_line(error)}") from error
+        raise SaeError(f"{file}: cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise SaeError(f"{file}: holds a JSON {type(value).__name__}, not an object")
     return value
@@ -153,7 +153,7 @@ def safetensors_names(file: Path) -> list[str]:
         with safe_open(file, framework="pt") as handle:
             return sorted(handle.keys())
     except (SafetensorError, OSError) as error:
-        raise SaeError(f"{file}: cannot be read as safetensors: {_first_line(error)}") from error
+        raise SaeError(f"{file}: cannot be read as safetensors: {first_line(error)}") from error
 
 
 def require(file: Path, config: Mapping[str, Any], keys: Iterable[str]) -> None:
@@ -170,7 +170,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         loaded: dict[str, Tensor] = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise SaeError(f"{file}: cannot be read as safetensors: {_first_line(error)}") from error
+        raise SaeError(f"{file}: cannot be read as safetensors: {first_line(error)}") from error
     return loaded
 
 
@@ -180,9 +180,10 @@ def _read_npz(file: Path) -> dict[str, Tensor]:
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             return {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
     except Exception as error:  # zipfile, zlib, numpy and torch each have their own
-        raise SaeError(f"{file}: cannot be read as npz: {_first_line(error)}") from error
+        raise SaeError(f"{file}: cannot be read as npz: {first_line(error)}") from error
 
 
-def _first_line(error: BaseException | str) -> str:
+def first_line(error: BaseException | str) -> str:
+    """An error of another library as a phrase of ours."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".")

@@ -137,7 +137,7 @@ import featuredb
 from tests.cli.fake import FakeDatabase
 featuredb.open = lambda path: FakeDatabase()
 from featuredb.cli import main
-main(["sql", "db", "FROM range(100000)", "--format", "csv"])
+main(["sql", "db", "SELECT repeat('x', 20_000_000) AS line", "--format", "csv"])
 """
 
 

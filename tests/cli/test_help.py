@@ -98,7 +98,7 @@ _LIGHT = (*_HEAVY, "duckdb", "pyarrow", "rich", "numpy")
 _LOADED = """
 import sys
 {code}
-print(*(name for name in {names!r} if name in sys.modules))
+print(*(name for name in {names!r} if sys.modules.get(name)))
 """
 _ASK = """
 import featuredb

@@ -95,7 +95,7 @@ def test_a_card_shows_every_part_and_counts_what_it_leaves_out() -> None:
 
 def test_a_dead_feature_has_a_card() -> None:
     card = answers.feature_card()
-    row = {name: None for name in card.table.column_names}
+    row: dict[str, object] = dict.fromkeys(card.table.column_names)
     row |= {"sae": "sae", "feature_id": 3, "count": 0, "density": 0.0, "decoder_norm": 1.0}
     dead = type(card)(
         pa.Table.from_pylist([row], card.table.schema), card.contexts[:0], card.neighbors[:0]

@@ -59,6 +59,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("PhiConfig", {**_SMALL, "intermediate_size": 48}),
     "bert": ("BertConfig", {**_SMALL, "intermediate_size": 48}),
 }
+POST_NORM = {"bert", "opt_post_norm"}  # a norm follows each addition
 PARALLEL = {"gpt_neox", "phi"}
 RMS = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"}
 
@@ -140,12 +141,9 @@ def test_residual_stream_is_hidden_states(
     assert [hook.layer for hook in hooks] == [0, 0, 1, 1, 2, 2]
 
 
-def test_stream_is_the_sum_of_its_parts(
-    named_model: tuple[str, Any], tokens: tuple[Tensor, Tensor]
-) -> None:
-    name, model = named_model
-    if name in ("bert", "opt_post_norm"):
-        pytest.skip("a norm follows each addition, so the stream is not a plain sum")
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in POST_NORM])
+def test_stream_is_the_sum_of_its_parts(name: str, tokens: tuple[Tensor, Tensor]) -> None:
+    model = build(name)
     ids, mask = tokens
     names = [
         f"blocks.1.{what}"
@@ -160,17 +158,30 @@ def test_stream_is_the_sum_of_its_parts(
         close(forward_to_hooks(model, [mid], ids, mask)[mid.name], pre + attn, mask)
 
 
-def test_post_norm_stream(tokens: tuple[Tensor, Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("name", "layer_path", "after_attention", "after_mlp"),
+    [
+        ("bert", "bert.encoder.layer.1", "attention.output.LayerNorm", "output.LayerNorm"),
+        ("opt_post_norm", "model.decoder.layers.1", "self_attn_layer_norm", "final_layer_norm"),
+    ],
+)
+def test_post_norm_stream(
+    tokens: tuple[Tensor, Tensor],
+    name: str,
+    layer_path: str,
+    after_attention: str,
+    after_mlp: str,
+) -> None:
     ids, mask = tokens
-    model = build("bert")
+    model = build(name)
     names = ["hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post"]
     pre, attn, mid, mlp, post = forward_to_hooks(
         model, [resolve_hook(model, f"blocks.1.{n}") for n in names], ids, mask
     ).values()
-    layer = model.bert.encoder.layer[1]
+    layer = model.get_submodule(layer_path)
     with torch.no_grad():
-        close(layer.attention.output.LayerNorm(pre + attn), mid, mask)
-        close(layer.output.LayerNorm(mid + mlp), post, mask)
+        close(layer.get_submodule(after_attention)(pre + attn), mid, mask)
+        close(layer.get_submodule(after_mlp)(mid + mlp), post, mask)
 
 
 def test_hand_placed_hooks(named_model: tuple[str, Any], tokens: tuple[Tensor, Tensor]) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from featuredb.errors import MissingExtraError, SaeError
 from ingest.sae import load_sae
+from ingest.sae.detect import detect
 from ingest.sae.naming import short_name
-from ingest.sae.references import _wanted, resolve
+from ingest.sae.references import Resolved, _wanted, resolve
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "saes"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -66,6 +68,36 @@ def test_not_there(cache: Path, reference: str, message: str) -> None:
         load_sae(reference)
 
 
+def test_without_a_network_the_cache_has_to_do(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    assert load_sae(ADDRESS).files[0].parent == cache
+    with pytest.raises(SaeError, match="cannot be reached"):
+        load_sae("hf:google/nothing-here/layer_1")
+
+
+def test_catalogue_facts_reach_the_reader(tmp_path: Path) -> None:
+    """A scale, and corrections of cfg.json, that only SAELens's catalogue knows."""
+    folder = tmp_path / "sae"
+    shutil.copytree(FIXTURES / "saelens_standard", folder)
+    plain = load_sae(folder)
+    hints = {
+        "norm_scaling_factor": 0.5,
+        "overrides": {"normalize_activations": "expected_average_only_in"},
+    }
+    place, read = detect(Resolved(folder, folder, hints))
+    scaled = read(place)
+    torch.testing.assert_close(scaled.encoder.W_enc, plain.W_enc * 0.5)
+    torch.testing.assert_close(scaled.decoder.W_dec, plain.W_dec / 0.5)
+
+
 def test_only_what_one_sae_needs_is_fetched() -> None:
     names = [
         "README.md",
@@ -99,6 +131,7 @@ def test_sae_lens_catalogue(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         saes_map={"layer_9/width_16k/canonical": "layer_9/width_16k/average_l0_82"},
         expected_l0={"layer_9/width_16k/canonical": 73.0},
         norm_scaling_factor={},
+        config_overrides=None,
     )
     catalogue = ModuleType("sae_lens.loading.pretrained_saes_directory")
     catalogue.get_pretrained_saes_directory = lambda: {"gemma": entry}  # type: ignore[attr-defined]

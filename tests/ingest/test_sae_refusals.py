@@ -181,6 +181,24 @@ def test_broken_config(tmp_path: Path, content: str) -> None:
     assert "cfg.json" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("saelens_topk", {"k": "eight"}),
+        ("saelens_standard", {"metadata": ["hook"]}),
+        ("saelens_standard", {"d_in": "48"}),
+        ("saelens_standard", {"d_in": 48.5}),
+        ("sparsify_topk", {"k": "eight"}),
+        ("sparsify_topk", {"expansion_factor": None}),
+        ("sparsify_topk", {"d_in": [48]}),
+    ],
+)
+def test_nonsense_in_the_config(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
+    folder = copy(name, tmp_path)
+    edit_config(folder, **changes)
+    assert str(folder) in refused(folder)
+
+
 def test_missing_config(tmp_path: Path) -> None:
     folder = copy("saelens_standard", tmp_path)
     (folder / "cfg.json").unlink()

@@ -62,10 +62,10 @@ def read(place: Place) -> Parts:
         if site and layer is not None
         else None,
         hook_out=f"blocks.{layer}.hook_mlp_out" if transcoder and layer is not None else None,
-        model_name=_model(repository) or place.hints.get("model_name"),
+        model_name=_model(repository),
         prepend_bos=True,
         context_size=CONTEXT_SIZE,
-        stated_l0=l0 or place.hints.get("l0"),
+        stated_l0=l0,
     )
 
 

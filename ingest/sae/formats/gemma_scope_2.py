@@ -54,10 +54,10 @@ def read(place: Place) -> Parts:
         config=raw,
         hook=hook,
         hook_out=hook_out if transcoder else None,
-        model_name=_model(raw) or place.hints.get("model_name"),
+        model_name=_model(raw),
         prepend_bos=True,
         context_size=CONTEXT_SIZE,
-        stated_l0=_l0(raw) or place.hints.get("l0"),
+        stated_l0=_l0(raw),
     )
 
 

@@ -33,5 +33,5 @@ def parts(place: Place, tensors: Tensors) -> Parts:
         architecture="standard",
         config={},
         hook=f"blocks.{name['layer']}.hook_resid_post" if name else None,
-        model_name=f"meta-llama/{name['model']}" if name else place.hints.get("model_name"),
+        model_name=f"meta-llama/{name['model']}" if name else None,
     )

@@ -50,7 +50,7 @@ def read(place: Place) -> Parts:
         W_enc, b_enc, W_dec = fold_decoder_norms(W_enc, b_enc, W_dec)
     hook, hook_out = raw["hook_point_in"], raw.get("hook_point_out")
     rule = raw.get("act_fn", "jumprelu")
-    l0 = place.hints.get("l0") or (raw.get("top_k") if rule == "topk" else None)
+    l0 = raw.get("top_k") if rule == "topk" else None
     return Parts(
         encoder=Encoder(
             W_enc=W_enc,

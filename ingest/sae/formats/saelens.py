@@ -52,7 +52,7 @@ class _Config:
 def read(place: Place) -> Parts:
     """The SAE of one SAELens folder. Raises SaeError where its files do not agree or are odd."""
     file = place.folder / CONFIG
-    raw = read_json(file)
+    raw = {**read_json(file), **place.hints.get("overrides", {})}
     config = _understand(file, raw)
     tensors = read_tensors(place.weights)
     tensors.size("d_in", raw.get("d_in"), f"{CONFIG} d_in")

@@ -59,7 +59,7 @@ def read(place: Place) -> Parts:
         config=raw,
         hook=f"{hookpoint}.input" if hookpoint and transcode else hookpoint,
         hook_out=hookpoint if transcode else None,
-        model_name=run.get("model") or place.hints.get("model_name"),
+        model_name=run.get("model"),
         context_size=run.get("ctx_len"),
         stated_l0=float(raw["k"]),
     )

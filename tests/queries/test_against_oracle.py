@@ -1,0 +1,214 @@
+"""Python, SQL in `db.sql`, a plain DuckDB client and the dense oracle give the same answers."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import featuredb
+from featuredb.api import Database
+from featuredb.names import metadata_column
+from tests.make_store import World, make_store
+from tests.oracle import Oracle, Row
+from tests.queries.worlds import worlds
+
+few = settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@contextmanager
+def opened(world: World) -> Iterator[tuple[Database, duckdb.DuckDBPyConnection, Oracle]]:
+    """The world as a database, its catalog in a plain client, and its oracle."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "made.fdb"
+        make_store(path, world)
+        catalog = str(path / "catalog.duckdb")
+        with featuredb.open(path) as db, duckdb.connect(catalog, read_only=True) as client:
+            yield db, client, Oracle(world)
+
+
+def name_of(world: World, sae: str, feature: int) -> int | str:
+    return feature if len(world.saes) == 1 else f"{sae}/{feature}"
+
+
+def everywhere(
+    db: Database, client: duckdb.DuckDBPyConnection, python: Any, query: str, params: list[Any]
+) -> list[Row]:
+    """The answer's rows, checked to be the same from Python and from both DuckDBs."""
+    rows: list[Row] = python.table.to_pylist()
+    for relation in (db.sql(query, params), client.sql(query, params=params)):
+        table = relation.to_arrow_table()
+        assert table.column_names == python.table.column_names
+        assert table.to_pylist() == rows
+        for ours, theirs in zip(python.table.schema, table.schema, strict=True):
+            assert same_type(ours.type, theirs.type), (ours, theirs)
+    return rows
+
+
+def same_type(one: Any, other: Any) -> bool:
+    """Equal, whatever the elements of a list are called."""
+    if hasattr(one, "value_type") and hasattr(other, "value_type"):
+        return same_type(one.value_type, other.value_type)
+    return bool(one == other)
+
+
+def some_features(world: World, data: st.DataObject) -> Iterator[tuple[str, int]]:
+    for sae in world.saes:
+        d_sae = len(sae.decoder)
+        for feature in {0, d_sae - 1, data.draw(st.integers(0, d_sae - 1))}:
+            yield sae.name, feature
+
+
+@given(worlds(), st.data())
+@few
+def test_top_contexts(world: World, data: st.DataObject) -> None:
+    k = data.draw(st.sampled_from([1, 3, 50, 51, 200]))
+    window = data.draw(st.sampled_from([0, 1, 16]))
+    with opened(world) as (db, client, oracle):
+        for sae, feature in some_features(world, data):
+            name = name_of(world, sae, feature)
+            rows = everywhere(
+                db,
+                client,
+                db.top_contexts(name, k=k, window=window),
+                "FROM top_contexts(?, k := ?, window_size := ?)",
+                [name, k, window],
+            )
+            expected = oracle.top_contexts(sae, feature, k, window)
+            assert rows == [renamed(row) for row in expected]
+
+
+def renamed(row: Row) -> Row:
+    """Metadata named as in an answer: the world's own column `rank` gives way."""
+    own = list(row)[:9]
+    world_rank = row.get("rank") if "rank" in list(row)[9:] else None
+    assert world_rank is None
+    return {n if n in own else metadata_column(n): v for n, v in row.items()}
+
+
+@given(worlds(max_saes=1), st.data())
+@few
+def test_filters(world: World, data: st.DataObject) -> None:
+    low = data.draw(st.sampled_from([None, 0.5, 1.0, 3.0]))
+    high = data.draw(st.sampled_from([None, 1.0, 2.0]))
+    where = data.draw(st.sampled_from([None, "topic = 'art' -- comment", "topic IS NULL"]))
+    wanted = {None: lambda m: True, "topic IS NULL": lambda m: m["topic"] is None}
+    keep = wanted.get(where, lambda m: m["topic"] == "art")
+    with opened(world) as (db, _, oracle):
+        for sae, feature in some_features(world, data):
+            got = db.top_contexts(
+                feature, k=4, where=where, min_activation=low, max_activation=high
+            )
+            expected = oracle.top_contexts(
+                sae,
+                feature,
+                4,
+                16,
+                keep,
+                -math.inf if low is None else low,
+                math.inf if high is None else high,
+            )
+            assert got.table.to_pylist() == [renamed(row) for row in expected]
+
+
+@given(worlds(), st.data(), st.sampled_from(["decoder", "encoder", "coactivation"]))
+@few
+def test_near(world: World, data: st.DataObject, by: str) -> None:
+    macro = {"decoder": "near", "encoder": "near_encoder", "coactivation": "coactive"}[by]
+    with opened(world) as (db, client, oracle):
+        for sae, feature in some_features(world, data):
+            name = name_of(world, sae, feature)
+            for k in (1, 50, 120):
+                answer = db.near(name, k=k, by=by)
+                if by == "coactivation":
+                    expected = oracle.coactive(sae, feature, min(k, 50))
+                else:
+                    expected = oracle.near(sae, feature, k, by)
+                assert answer.table.to_pylist() == expected
+                if k <= 50:
+                    everywhere(db, client, answer, f"FROM {macro}(?, k := ?)", [name, k])
+
+
+@given(worlds(), st.data())
+@few
+def test_fires_in(world: World, data: st.DataObject) -> None:
+    if not world.contexts:
+        return
+    k = data.draw(st.sampled_from([1, 5, 500]))
+    with opened(world) as (db, client, oracle):
+        for context in {0, data.draw(st.integers(0, len(world.contexts) - 1))}:
+            answer = db.fires_in(context, k=k)
+            rows = everywhere(db, client, answer, "FROM fires_in(?, k := ?)", [context, k])
+            assert rows == [in_order(row, rows) for row in oracle.fires_in(context, k)]
+            assert answer.tokens == [world.vocabulary[t] for t in world.contexts[context]]
+
+
+@given(worlds(), st.data())
+@few
+def test_fires_on_a_stored_text(world: World, data: st.DataObject) -> None:
+    world.texts = [f"document {i}" for i in range(len(world.documents))]
+    with opened(world) as (db, client, oracle):
+        for document in {0, data.draw(st.integers(0, len(world.documents) - 1))}:
+            text = world.texts[document]
+            answer = db.fires_on(text, k=7)
+            rows = everywhere(db, client, answer, "FROM fires_on(?, k := ?)", [text, 7])
+            assert rows == [in_order(r, rows) for r in oracle.fires_in_document(document, 7)]
+
+
+def in_order(row: Row, like: list[Row]) -> Row:
+    """The oracle's row with the answer's column order; equality of dicts does not ask for it."""
+    return {name: row[name] for name in (like[0] if like else row)}
+
+
+@given(worlds())
+@few
+def test_statistics(world: World) -> None:
+    with opened(world) as (db, client, oracle):
+        for sae in world.saes:
+            for feature in range(len(sae.decoder)):
+                row = db.feature(name_of(world, sae.name, feature)).table.to_pylist()[0]
+                for name, expected in oracle.statistics(sae.name, feature).items():
+                    if name in ("mean_activation", "std_activation"):
+                        assert row[name] == pytest.approx(expected, rel=1e-9, abs=1e-12), name
+                    elif name == "top_tokens":
+                        assert row[name] == [approximate(t) for t in expected], name
+                    else:
+                        assert row[name] == expected, name
+        everything = sum(len(oracle.activations(s.name, f)) for s in world.saes
+                         for f in range(len(s.decoder)))
+        assert client.sql("SELECT count(*) FROM activations").fetchone() == (everything,)
+
+
+def approximate(token: Row) -> Row:
+    return token | {"mean_activation": pytest.approx(token["mean_activation"], rel=1e-6)}
+
+
+@given(worlds(), st.data())
+@few
+def test_activations(world: World, data: st.DataObject) -> None:
+    query = (
+        "SELECT context_id, token_index, activation FROM feature_activations(?) "
+        "ORDER BY context_id, token_index"
+    )
+    view = (
+        "SELECT context_id, token_index, activation FROM activations "
+        "WHERE sae = ? AND feature_id = ? ORDER BY context_id, token_index"
+    )
+    with opened(world) as (db, client, oracle):
+        for sae, feature in some_features(world, data):
+            expected = oracle.activations(sae, feature)
+            for run in (db.sql, lambda q, p: client.sql(q, params=p)):
+                assert run(query, [name_of(world, sae, feature)]).fetchall() == expected
+                assert run(view, [sae, feature]).fetchall() == expected

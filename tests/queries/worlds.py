@@ -1,0 +1,62 @@
+"""Small generated worlds, rich in what goes wrong: ties, silence, repeats, edges."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from tests.make_store import MadeSae, World
+
+LEVELS = np.array([0.5, 1.0, 1.0, 2.0, 3.25, 0.1, 70_000.0, 1e-9], np.float32)
+"""Few values, so that ties are common; one beyond float16, one below it."""
+
+VOCABULARY = ["<bos>", " a", "b", "B ", "\n", "日", " a", "", "'q'", '"x"', "long word"]
+
+
+@st.composite
+def worlds(draw: st.DrawFn, max_saes: int = 3) -> World:
+    """Documents of 0 to 3 contexts of at most 8 tokens, 1 to `max_saes` SAEs of 1 to 60 features.
+
+    Some features never fire; directions repeat, so cosines tie.
+    """
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    bos = draw(st.sampled_from([0, None]))
+    size = draw(st.sampled_from([2, 5, 8]))
+    documents: list[list[list[int]]] = []
+    first = int(bos is not None)
+    for n_tokens in draw(st.lists(st.integers(0, 3 * (size - first)), min_size=1, max_size=12)):
+        own = rng.integers(1, len(VOCABULARY), n_tokens).tolist()
+        step = size - first
+        pieces = [own[i : i + step] for i in range(0, n_tokens, step)]
+        documents.append([([bos] if bos is not None else []) + p for p in pieces])
+    n_contexts = sum(map(len, documents))
+    contexts = [c for d in documents for c in d]
+    names = draw(st.permutations(["b-sae", "a/sae", "it's"]))
+    shared = rng.integers(-2, 3, (40, 4)).astype(np.float32)
+    saes = []
+    for name in names[: draw(st.integers(1, max_saes))]:
+        d_sae = draw(st.sampled_from([1, 3, 12, 60]))
+        density = draw(st.sampled_from([0.0, 0.05, 0.5]))
+        dense = []
+        silent = rng.random(d_sae) < 0.2
+        for context in contexts:
+            active = rng.random((len(context), d_sae)) < density
+            active[:, silent] = False
+            values = rng.choice(LEVELS, active.shape)
+            dense.append(np.where(active, values, 0).astype(np.float32))
+        hook = draw(st.sampled_from(["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]))
+        decoder, encoder = (shared[rng.integers(0, 40, d_sae)] for _ in range(2))
+        saes.append(MadeSae(name, dense, decoder, encoder, hook))
+    topics = rng.choice(["art", "it's", None], len(documents)).tolist()
+    return World(
+        documents=documents,
+        metadata={
+            "topic": topics,
+            "rank": rng.integers(0, 5, len(documents)).tolist(),
+        },
+        vocabulary=VOCABULARY,
+        saes=saes,
+        bos=bos,
+        context_size=size,
+        partitions=draw(st.integers(1, min(3, max(1, n_contexts)))),
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from pathlib import Path
 
 from featuredb.errors import StorageError
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SHORT_WRITE = re.compile(r"No space left|File too large|\d+ requested and \d+ written")
 _NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -32,21 +34,21 @@ def storage_errors(where: Path) -> Iterator[None]:
         raise refused from error
 
 
-def refusal(error: OSError, where: Path) -> StorageError | None:
+def refusal(error: Exception, where: Path) -> StorageError | None:
     """The `StorageError` for a full disk or a missing permission, None for anything else.
 
-    pyarrow raises a plain OSError whose message alone carries the number, hence the text test.
+    pyarrow raises a plain OSError whose message alone carries the number, numpy one that says how
+    much it wrote, and DuckDB and LanceDB errors of their own, hence the tests of the text.
     """
     text = str(error)
-    if error.errno in _NO_ROOM or "No space left" in text:
+    number = getattr(error, "errno", None)
+    if number in _NO_ROOM or _SHORT_WRITE.search(text):
         return StorageError(
             f"no space left on the disk while writing {where}: "
             "free some and run the same command again, it continues where it stopped"
         )
-    if error.errno in _NO_RIGHT or "Permission denied" in text or "Read-only file system" in text:
-        return StorageError(
-            f"no permission to write {where}: choose a folder you can write to ({error.strerror})"
-        )
+    if number in _NO_RIGHT or "Permission denied" in text or "Read-only file system" in text:
+        return StorageError(f"no permission to write {where}: choose a folder you can write to")
     return None
 
 

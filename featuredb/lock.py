@@ -23,23 +23,41 @@ def write_lock(layout: Layout, purpose: str) -> Iterator[None]:
 
     Raises `DatabaseLockedError` naming the holder when another process is writing.
     """
-    with storage_errors(layout.root):
-        layout.root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(layout.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = _open_locked(layout)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatabaseLockedError(
-                f"{layout.root} is being written by {_holder(handle)}: "
-                "wait for it to finish, or stop it"
-            ) from None
         note = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose}
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(note).encode(), 0)
         yield
     finally:
         os.close(handle)
+
+
+def _open_locked(layout: Layout) -> int:
+    """The lock file, open and locked."""
+    while True:
+        with storage_errors(layout.root):
+            layout.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(layout.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A writer that was refused takes its file away, maybe since we opened it.
+            if _is_still(layout, handle):
+                return handle
+        except BlockingIOError:
+            holder = _holder(handle)
+            os.close(handle)
+            raise DatabaseLockedError(
+                f"{layout.root} is being written by {holder}: wait for it to finish, or stop it"
+            ) from None
+        os.close(handle)
+
+
+def _is_still(layout: Layout, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(layout.lock), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _holder(handle: int) -> str:

@@ -117,8 +117,10 @@ class GroupRanges(NamedTuple):
         """From the footer of a table whose first columns are sae and feature_id."""
         metadata = files.metadata(path)
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-        saes = [g.column(0).statistics for g in groups if g.num_rows]
-        features = [g.column(1).statistics for g in groups if g.num_rows]
+        if metadata.num_rows == 0:
+            groups = []
+        saes = [g.column(0).statistics for g in groups]
+        features = [g.column(1).statistics for g in groups]
         return cls(
             [s.min for s in saes],
             [s.max for s in saes],

@@ -132,9 +132,13 @@ DOCUMENT_FIELDS = (
 """First columns of ``documents``, sorted by document_id; the corpus's own columns follow."""
 
 
-def contexts(vocab_size: int) -> pa.Schema:
-    """``contexts``, sorted by context_id. n_tokens counts BOS; token_start indexes tokens.bin."""
+def contexts(vocab_size: int, *, roles: bool = False) -> pa.Schema:
+    """``contexts``, sorted by context_id. n_tokens counts BOS; token_start indexes tokens.bin.
+
+    With `roles`, as for chats, a last column has the role of each token.
+    """
     element = pa.from_numpy_dtype(token_id_dtype(vocab_size))
+    of_each_token = [pa.field("roles", pa.list_(pa.string()), nullable=False)]
     return pa.schema(
         [
             pa.field("context_id", pa.int64(), nullable=False),
@@ -145,6 +149,7 @@ def contexts(vocab_size: int) -> pa.Schema:
             pa.field("char_start", pa.int64(), nullable=False),
             pa.field("char_end", pa.int64(), nullable=False),
             pa.field("token_ids", pa.list_(pa.field("element", element)), nullable=False),
+            *(of_each_token if roles else []),
         ]
     )
 

@@ -112,7 +112,10 @@ class Sae(msgspec.Struct, frozen=True):
 
 
 class Corpus(msgspec.Struct, frozen=True):
-    """Provenance and extent of one corpus. Its ids follow those of the corpora before it."""
+    """Provenance and extent of one corpus. Its ids follow those of the corpora before it.
+
+    roles: for chats, a uint8 for each token of `tokens`, an index into role_names.
+    """
 
     id: str
     source: str
@@ -130,6 +133,8 @@ class Corpus(msgspec.Struct, frozen=True):
     contexts: File
     tokens: File
     index: File
+    roles: File | None = None
+    role_names: tuple[str, ...] = ()
 
 
 class Recording(msgspec.Struct, frozen=True):
@@ -241,6 +246,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         listed = [self.vocabulary]
         for corpus in self.corpora:
             listed += [corpus.documents, corpus.contexts, corpus.tokens, corpus.index]
+            listed += [corpus.roles] if corpus.roles is not None else []
         for segment in self.segments:
             listed += [f.file for f in segment.feature_files]
             listed += [f.file for f in segment.token_files]

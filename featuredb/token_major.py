@@ -99,7 +99,8 @@ class TokenMajor:
         groups = []
         for group in range(metadata.num_row_groups):
             statistics = metadata.row_group(group).column(0).statistics
-            if statistics.max >= low and statistics.min < high:
+            # A file without rows has a group without statistics.
+            if statistics is not None and statistics.max >= low and statistics.min < high:
                 groups.append(group)
         table = self._files.read(entry.file.path, groups)
         positions = chunk_to_numpy(table.column("position"))

@@ -39,6 +39,8 @@ class CorpusHeader(NamedTuple):
     first_document: int
     first_context: int
     vocab_size: int
+    chats: bool = False
+    """Its documents are chats, so that every token has a role."""
 
 
 def store_corpus(
@@ -88,18 +90,20 @@ def store_corpus(
             contexts=entry("contexts.parquet", writer.n_contexts),
             tokens=entry("tokens.bin", writer.n_stored),
             index=entry("index.npy", writer.n_contexts + 1),
+            roles=entry("roles.bin", writer.n_stored) if header.chats else None,
+            role_names=writer.role_names,
         )
 
 
 class _Writer:
-    """The four files of a corpus, growing batch by batch."""
+    """The files of a corpus, growing batch by batch."""
 
     def __init__(self, folder: Path, header: CorpusHeader) -> None:
         self._header = header
         self._folder = folder
         self._dtype = schemas.token_id_dtype(header.vocab_size)
         self._document_schema = pa.schema([*schemas.DOCUMENT_FIELDS, *header.metadata])
-        self._context_schema = schemas.contexts(header.vocab_size)
+        self._context_schema = schemas.contexts(header.vocab_size, roles=header.chats)
         self._documents = pq.ParquetWriter(
             folder / "documents.parquet", self._document_schema, compression="zstd"
         )
@@ -107,9 +111,14 @@ class _Writer:
             folder / "contexts.parquet", self._context_schema, compression="zstd"
         )
         self._tokens = open(folder / "tokens.bin", "wb")  # noqa: SIM115 closed by close()
+        self._roles = _Roles(folder / "roles.bin") if header.chats else None
         self._index: list[npt.NDArray[np.int64]] = []
         self._pending: list[pa.Table] = []
         self.n_documents = self.n_contexts = self.n_tokens = self.n_stored = 0
+
+    @property
+    def role_names(self) -> tuple[str, ...]:
+        return () if self._roles is None else tuple(self._roles.names)
 
     def add(
         self, documents: pa.RecordBatch, tokenized: TokenizedBatch, max_tokens: int | None
@@ -131,6 +140,8 @@ class _Writer:
         self._documents.close()
         self._contexts.close()
         self._tokens.close()
+        if self._roles is not None:
+            self._roles.close()
         closing = np.array([[-1, self.n_stored]], np.int64)
         np.save(self._folder / "index.npy", np.concatenate([*self._index, closing]))
 
@@ -143,6 +154,10 @@ class _Writer:
         document = tokenized.context_document[:kept] + first_document
         first_context = self._header.first_context + self.n_contexts
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+        roles = []
+        if self._roles is not None:
+            own = self._roles.add(tokenized, stored)
+            roles = [pa.ListArray.from_arrays(pa.array(offsets), own)]
         table = pa.table(
             [
                 pa.array(np.arange(first_context, first_context + kept), pa.int64()),
@@ -153,11 +168,12 @@ class _Writer:
                 pa.array(tokenized.char_start[:kept], pa.int64()),
                 pa.array(tokenized.char_end[:kept], pa.int64()),
                 pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids)),
+                *roles,
             ],
             schema=self._context_schema,
         )
         self._contexts.write_table(table, row_group_size=CONTEXT_ROW_GROUP)
-        ids.tofile(self._tokens)
+        self._tokens.write(ids.data)
         self._index.append(np.stack([document, starts], axis=1).astype(np.int64))
         self.n_contexts += kept
         self.n_stored += stored
@@ -199,3 +215,29 @@ class _Writer:
         waiting = pa.concat_tables(self._pending)
         self._documents.write_table(waiting.slice(0, rows), row_group_size=DOCUMENT_ROW_GROUP)
         self._pending = [waiting.slice(rows)] if rows < len(waiting) else []
+
+
+class _Roles:
+    """``roles.bin``: a role for every token; `names` grows as batches bring new ones."""
+
+    def __init__(self, path: Path) -> None:
+        self.names: list[str] = []
+        self._file = open(path, "wb")  # noqa: SIM115 closed by close()
+
+    def add(self, tokenized: TokenizedBatch, stored: int) -> pa.Array:
+        """Write the first `stored` tokens' roles, and give them as strings."""
+        if tokenized.roles is None:
+            raise CorpusError("a batch of chats came without the roles of its tokens")
+        self.names += [name for name in tokenized.role_names if name not in self.names]
+        if len(self.names) > 256:
+            raise CorpusError(
+                f"the chats have {len(self.names)} roles; at most 256 can be told apart"
+            )
+        # Each batch numbers its roles for itself.
+        codes = np.array([self.names.index(name) for name in tokenized.role_names], np.uint8)
+        roles = codes[tokenized.roles[:stored]]
+        self._file.write(roles.data)
+        return pa.DictionaryArray.from_arrays(pa.array(roles), self.names).cast(pa.string())
+
+    def close(self) -> None:
+        self._file.close()

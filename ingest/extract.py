@@ -75,6 +75,17 @@ def forward(model: LoadedModel, hooks: Sequence[HookPoint], batch: Batch) -> dic
     return forward_to_hooks(model.model, hooks, ids.to(model.device, non_blocking=True), mask)
 
 
+def all_finite(x: Tensor, hook: str) -> Tensor:
+    """The norm [n] of each row of x [n, width]. Raises `ModelError` where one is not finite."""
+    norm: Tensor = x.norm(dim=1)
+    if not bool(torch.isfinite(norm).all()):
+        raise ModelError(
+            f"the model gives NaN or infinite values at {hook}: "
+            "try --dtype float32, and check the model's weights"
+        )
+    return norm
+
+
 def positions(
     lengths: npt.NDArray[np.int64], skip_first: bool
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -100,12 +111,7 @@ def _record(
     row, index = wanted
     flat = torch.from_numpy(row * residual.shape[1] + index).to(residual.device)
     x = residual.reshape(-1, residual.shape[-1]).index_select(0, flat).float()
-    norm = x.norm(dim=1)
-    if not bool(torch.isfinite(norm).all()):
-        raise ModelError(
-            f"the model gives NaN or infinite values at {probe.hook.name}: "
-            "try --dtype float32, and check the model's weights"
-        )
+    norm = all_finite(x, probe.hook.name)
     sink_row = sink_index = np.empty(0, np.int64)
     sink_norm = np.empty(0, np.float32)
     if probe.sink_norm is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from featuredb.errors import HookError, IngestError
@@ -15,6 +16,7 @@ from ingest.corpus_store import MAX_CONTEXT_SIZE
 from ingest.hooks import HookPoint, resolve_hook
 from ingest.model import LoadedModel, bos_token_id, load_model
 from ingest.options import IngestOptions
+from ingest.progress import say
 from ingest.sae import Sae, load_sae
 
 _DEFAULT_CONTEXT = 256
@@ -114,6 +116,7 @@ def load_inputs(options: IngestOptions) -> Inputs:
         tokens_column=options.tokens_column,
         messages_column=options.messages_column,
         max_documents=options.max_documents,
+        on_warning=partial(say, show=options.progress),
     )
     saes = [load_sae(reference) for reference in options.saes]
     names = _names(saes, options.names)
@@ -151,8 +154,8 @@ def _place(
     if where is None:
         raise HookError(f"the files of SAE {name} do not say where it reads: give it with --hook")
     hook = resolve_hook(model.model, where)
-    fit(sae, name, hook)
     out = resolve_hook(model.model, sae.hook_out) if sae.hook_out else None
+    fit(sae, name, hook, out)
     return PlacedSae(name, absolute(reference), sae.to(device=model.device), hook, out)
 
 

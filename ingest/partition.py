@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from featuredb.layout import Layout
 from featuredb.snapshot import Segment
-from ingest.batches import batches
+from ingest.batches import Batch, batches
+from ingest.device_memory import DeviceMemory
 from ingest.extract import Probe, Recorded, Rule, run_batch
 from ingest.model import LoadedModel
 from ingest.plan import Plan, Summary, run_id, write_summary
@@ -25,7 +26,8 @@ Report = Callable[[int, int], None]
 class Engine:
     """What stays the same from partition to partition.
 
-    tokens: the corpus's token ids. starts: int64 [n + 1], where each context begins.
+    tokens: the corpus's token ids. starts: int64 [n + 1], where each context begins. memory: how
+    much the device takes at once, which partitions learn from one another.
     """
 
     layout: Layout
@@ -35,6 +37,11 @@ class Engine:
     rule: Rule
     tokens: npt.NDArray[np.unsignedinteger]
     starts: npt.NDArray[np.int64]
+    memory: DeviceMemory
+
+    def run(self, batch: Batch) -> list[Recorded]:
+        """What each probe gives for a batch."""
+        return run_batch(self.model, self.probes, batch, self.rule)
 
 
 @dataclass
@@ -94,12 +101,12 @@ def collect(engine: Engine, number: int, report: Report) -> Collected:
     bits = plan.draft.position_bits
     starts = engine.starts[first : end + 1]
     for batch in batches(engine.tokens, starts, plan.batch_tokens):
-        activations = 0
-        recorded = run_batch(engine.model, engine.probes, batch, engine.rule)
-        for probe, own, got in zip(engine.probes, pieces, recorded, strict=True):
-            own.add(got, batch.contexts, bits, probe.sae.d_sae <= 1 << 16)
-            activations += len(got.row)
-        report(int(batch.lengths.sum()), activations)
+        for part, recorded in engine.memory.run(engine.run, batch):
+            activations = 0
+            for probe, own, got in zip(engine.probes, pieces, recorded, strict=True):
+                own.add(got, part.contexts, bits, probe.sae.d_sae <= 1 << 16)
+                activations += len(got.row)
+            report(int(part.lengths.sum()), activations)
     return Collected(number, pieces, int(starts[-1] - starts[0]), started)
 
 

@@ -17,7 +17,6 @@ import featuredb
 from featuredb.errors import DatabaseNotFoundError, IngestError
 from featuredb.files import sweep
 from featuredb.layout import Layout
-from featuredb.lock import write_lock
 from featuredb.snapshot import Run, Snapshot, read_snapshot
 from ingest.inputs import Inputs, load_inputs
 from ingest.options import IngestOptions
@@ -32,6 +31,7 @@ from ingest.plan import (
 from ingest.prepare import engine_of, logits_path, make_plan
 from ingest.progress import meter, say
 from ingest.publish import clean_up, now, publish
+from ingest.traces import writing
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def ingest(path: str | Path, options: IngestOptions) -> Outcome:
     layout = Layout(Path(path).expanduser().resolve())
     inputs = load_inputs(options)
     identity = inputs.identity(options)
-    with write_lock(layout, "ingest"):
+    with writing(layout, "ingest"):
         published = _published(layout)
         if published is not None:
             if any(run.identity == _digest(identity) for run in published.runs):
@@ -67,7 +67,7 @@ def ingest(path: str | Path, options: IngestOptions) -> Outcome:
             plan = make_plan(layout, inputs, options, identity)
         else:
             check_identity(layout, plan.identity, identity)
-        engine = engine_of(layout, plan, inputs)
+        engine = engine_of(layout, plan, inputs, show=options.progress)
         summaries = _run_partitions(engine, options)
         return Outcome(_finalise(layout, plan, summaries, inputs, options), fresh=True)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from featuredb.vectors import Directions, table_of, write_vectors
 from ingest.check import judge, measure
 from ingest.corpus_store import CorpusHeader, store_corpus
 from ingest.derive.logits import logit_lens
+from ingest.device_memory import DeviceMemory
 from ingest.extract import Probe, Rule
 from ingest.inputs import Inputs
 from ingest.model import LoadedModel, unembedding
@@ -27,6 +29,8 @@ from ingest.plan import Plan, cut_partitions, partition_tokens, write_plan
 from ingest.progress import say
 from ingest.publish import now
 from ingest.runs import file_entry
+from ingest.sample import SampleTokens
+from ingest.suspects import Reading
 from ingest.tokens import iter_contexts
 from ingest.vocabulary import vocabulary
 
@@ -63,16 +67,7 @@ def make_plan(
     on_cpu = inputs.model.device.type == "cpu"
     budget = options.batch_tokens or (_CPU_BATCH_TOKENS if on_cpu else _GPU_BATCH_TOKENS)
     say("checking the load on the first tokens", show=show)
-    checks = measure(
-        inputs.model,
-        [(p.sae, p.hook, p.hook_out) for p in inputs.saes],
-        texts.tokens(corpus),
-        starts,
-        budget,
-        rule_of(draft),
-        None if options.keep_sinks else options.sink_threshold,
-    )
-    _judge(inputs, checks, options)
+    checks = check_load(inputs, options, _sample_tokens(draft, texts), budget)
     say("storing the directions and their logit lens", show=show)
     draft = msgspec.structs.replace(
         draft,
@@ -92,8 +87,8 @@ def make_plan(
     return plan
 
 
-def engine_of(layout: Layout, plan: Plan, inputs: Inputs) -> Engine:
-    """What running the plan's partitions needs."""
+def engine_of(layout: Layout, plan: Plan, inputs: Inputs, *, show: bool = False) -> Engine:
+    """What running the plan's partitions needs. show: say when the device runs out of memory."""
     corpus = plan.draft.corpora[-1]
     texts = Texts(layout.root, plan.draft, ParquetFiles(layout.root))
     return Engine(
@@ -104,6 +99,7 @@ def engine_of(layout: Layout, plan: Plan, inputs: Inputs) -> Engine:
         rule=rule_of(plan.draft),
         tokens=texts.tokens(corpus),
         starts=texts.index(corpus)[:, 1],
+        memory=device_memory(plan.batch_tokens, show=show),
     )
 
 
@@ -132,6 +128,7 @@ def _store_corpus(
         first_document=0,
         first_context=0,
         vocab_size=inputs.model.vocab_size,
+        chats=options.messages_column is not None,
     )
     contexts = iter_contexts(
         inputs.corpus,
@@ -168,15 +165,40 @@ def _store_directions(
     return tuple(stored)
 
 
-def _judge(inputs: Inputs, checks: Sequence[LoadCheck], options: IngestOptions) -> None:
+def check_load(
+    inputs: Inputs, options: IngestOptions, sample: SampleTokens, batch_tokens: int
+) -> list[LoadCheck]:
+    """Measure every SAE, and judge it unless told not to. Raises `LoadCheckError`."""
+    threshold = None if options.keep_sinks else options.sink_threshold
+    checks = measure(
+        inputs.model,
+        [(p.sae, p.hook, p.hook_out) for p in inputs.saes],
+        sample,
+        threshold,
+        device_memory(batch_tokens, show=options.progress),
+    )
+    note = partial(say, show=options.progress)
     for placed, check in zip(inputs.saes, checks, strict=True):
-        say(
+        note(
             f"{placed.name} at {placed.hook.name}: variance explained "
-            f"{check.variance_explained:.3f}, L0 {check.l0:.1f} on {check.tokens:,} tokens",
-            show=options.progress,
+            f"{check.variance_explained:.3f}, L0 {check.l0:.1f} on {check.tokens:,} tokens"
         )
         if options.check:
-            judge(placed.name, placed.sae, placed.hook, check)
+            reading = Reading(placed.sae, placed.hook, placed.hook_out, threshold)
+            judge(placed.name, inputs.model, reading, check, sample, note)
+    return checks
+
+
+def device_memory(batch_tokens: int, *, show: bool) -> DeviceMemory:
+    """A device that starts with `batch_tokens` and says when it has to make do with less."""
+    return DeviceMemory(batch_tokens, partial(say, show=show))
+
+
+def _sample_tokens(draft: Draft, texts: Texts) -> SampleTokens:
+    corpus = draft.corpora[-1]
+    starts = texts.index(corpus)[:, 1]
+    skip_first = rule_of(draft).skip_first
+    return SampleTokens(texts.tokens(corpus), starts, corpus.bos_token_id, skip_first)
 
 
 def _sink_norm(check: LoadCheck) -> float | None:

@@ -17,8 +17,7 @@ def contexts_where(store: Store, condition: str) -> npt.NDArray[np.int64]:
     """
     # The line break keeps a comment in the condition from swallowing the bracket.
     statement = (
-        "SELECT context_id FROM contexts JOIN documents USING (document_id) "
-        f"WHERE ({condition}\n)"
+        f"SELECT context_id FROM contexts JOIN documents USING (document_id) WHERE ({condition}\n)"
     )
     with duckdb_errors(store.root):
         answer = store.connection().cursor().execute(statement).fetchnumpy()

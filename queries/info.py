@@ -55,7 +55,8 @@ def _sae(store: Store, sae: Sae) -> dict[str, Any]:
     tokens, rows = snapshot.recorded_tokens(sae.name), snapshot.rows(sae.name)
     segments = snapshot.segments_of(sae.name)
     sinks = sum(s.sinks.rows for s in segments)
-    stored = sum(f.file.bytes for s in segments for f in (*s.feature_files, *s.token_files))
+    primary = sum(f.file.bytes for s in segments for f in s.feature_files)
+    second = sum(f.file.bytes for s in segments for f in s.token_files)
     return {
         "name": sae.name,
         "features": sae.d_sae,
@@ -71,8 +72,9 @@ def _sae(store: Store, sae: Sae) -> dict[str, Any]:
         "l0": rows / tokens if tokens else None,
         "sinks": sinks,
         "segments": len(segments),
-        "bytes": stored,
-        "bytes_per_activation": stored / rows if rows else None,
+        "feature_major_bytes": primary,
+        "token_major_bytes": second,
+        "bytes_per_activation": (primary + second) / rows if rows else None,
         "variance_explained": sae.check.variance_explained,
         "examples_per_feature": schemas.EXAMPLES_TOP,
     }

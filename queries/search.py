@@ -20,6 +20,6 @@ def search(store: Store, query: str, k: int = 20) -> SearchHits:
     if not isinstance(query, str):
         raise QueryError(f"a search is for text, not for {query!r}")
     with duckdb_errors(store.root):
-        relation = store.connection().cursor().execute("FROM search(?, k := ?)", [query, k])
-        table = relation.to_arrow_table()
+        cursor = store.connection().cursor()
+        table = cursor.sql("FROM search(?, k := ?)", params=[query, k]).to_arrow_table()
     return SearchHits(table, query=query)

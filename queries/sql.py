@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,6 @@ import duckdb
 
 from featuredb.errors import CorruptDatabaseError, SQLError
 from featuredb.store import Store
-
-_CALLERS = (duckdb.InvalidInputException,)
-_MISSING = "No files found that match the pattern"
 
 
 @contextmanager
@@ -36,13 +33,14 @@ def duckdb_errors(root: Path) -> Iterator[None]:
 
 
 def sql(
-    store: Store, query: str, params: Sequence[Any] | dict[str, Any] | None = None
+    store: Store, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
 ) -> duckdb.DuckDBPyRelation:
     """Run one statement on the store's in-memory catalog; nothing in the database can change.
 
     params: values for ``?`` in order, or for ``$name`` by name. Rows come in the statement's own
-    order. A statement without rows gives a relation without rows. Raises `SQLError` with
-    DuckDB's message, `CorruptDatabaseError` when a file the statement reads is damaged.
+    order. A relation is lazy: what only running the statement can find wrong is DuckDB's own
+    exception, raised when the rows are fetched. Raises `SQLError` with DuckDB's message, `CorruptDatabaseError` when a file the statement reads is damaged.
     """
     with duckdb_errors(store.root):
-        return store.connection().sql(query, params=params)
+        values = dict(params) if isinstance(params, Mapping) else params
+        return store.connection().sql(query, params=values)

@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from featuredb import schemas
 from featuredb.names import feature_name, metadata_column, parse_feature
-from featuredb.parquet import chunk_to_numpy
 from featuredb.results import TopContexts
 from featuredb.snapshot import Sae
 from featuredb.store import Store

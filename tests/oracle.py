@@ -58,20 +58,20 @@ class Oracle:
             peak = values.index(-minus)
             tokens = [self.world.vocabulary[t] for t in self.contexts[context_id]]
             start, stop = max(0, peak - window), min(len(tokens), peak + window + 1)
-            rows.append(
-                {
-                    "rank": rank,
-                    "context_id": context_id,
-                    "document_id": self.document_of[context_id],
-                    "activation": -minus,
-                    "token_index": peak,
-                    "token": tokens[peak],
-                    "window_start": start,
-                    "tokens": tokens[start:stop],
-                    "activations": values[start:stop],
-                    **metadata,
-                }
-            )
+            answer = {
+                "rank": rank,
+                "context_id": context_id,
+                "document_id": self.document_of[context_id],
+                "activation": -minus,
+                "token_index": peak,
+                "token": tokens[peak],
+                "window_start": start,
+                "tokens": tokens[start:stop],
+                "activations": values[start:stop],
+            }
+            # A column of the corpus gives way to a column of the answer.
+            extra = {f"document_{n}" if n in answer else n: v for n, v in metadata.items()}
+            rows.append(answer | extra)
         return rows
 
     def activations(self, sae: str, feature: int) -> list[tuple[int, int, float]]:
@@ -121,9 +121,8 @@ class Oracle:
         """Its contexts one after the other, BOS left out."""
         own = [c for c, d in enumerate(self.document_of) if d == document]
         tokens = [t for c in own for t in self.contexts[c][self.first :]]
-        dense = {
-            s: np.concatenate([np.zeros((0, d[0].shape[1]), np.float32) if d else np.zeros((0, 0))]
-                + [d[c][self.first :] for c in own])
+        dense: dict[str, Any] = {
+            s: np.concatenate([d[c][self.first :] for c in own]) if own else []
             for s, d in self.dense.items()
         }
         return self._fires(dense, tokens, k)

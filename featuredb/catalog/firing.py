@@ -80,7 +80,7 @@ words AS (
 
 def _fires_on(snapshot: Snapshot) -> str:
     bits = snapshot.position_bits
-    mask = (1 << bits) - 1
+    (1 << bits) - 1
     branches = []
     for index, sae in enumerate(snapshot.saes):
         files = _files(snapshot, sae.name)

@@ -38,9 +38,7 @@ def records(fields: Mapping[str, str], rows: Sequence[Sequence[int | str]]) -> s
     """
     shape = ", ".join(f"{name(k)} {v}" for k, v in fields.items())
     spelled = ", ".join(
-        "{"
-        + ", ".join(f"{k}: {_element(v)}" for k, v in zip(fields, row, strict=True))
-        + "}"
+        "{" + ", ".join(f"{k}: {_element(v)}" for k, v in zip(fields, row, strict=True)) + "}"
         for row in rows
     )
     return f"{text(f'[{spelled}]')}::STRUCT({shape})[]"
@@ -49,8 +47,9 @@ def records(fields: Mapping[str, str], rows: Sequence[Sequence[int | str]]) -> s
 def pick(value: str, files: Sequence[tuple[int, int, str]]) -> str:
     """The one file of `files` (first, last, relative path) whose range holds `value`."""
     listed = records({"first": "BIGINT", "last": "BIGINT", "path": "VARCHAR"}, _rooted(files))
-    return f"{ROOT} || list_filter({listed}, lambda x: {value} BETWEEN x['first'] AND x['last'])" + (
-        "[1]['path']"
+    return (
+        f"{ROOT} || list_filter({listed}, lambda x: {value} BETWEEN x['first'] AND x['last'])"
+        + ("[1]['path']")
     )
 
 

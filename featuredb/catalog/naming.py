@@ -2,7 +2,7 @@
 
 A macro is pasted in wherever it is used and every function of it costs about 20 microseconds to
 plan, so a table macro uses `featuredb_row`, which has the errors, once; everywhere else it uses
-the short ones, which give null for a name that `featuredb_row` refuses.
+the short ones, which give some number for a name that `featuredb_row` refuses.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ BAD_COUNT = "k must be at least 1, not {k}"
 BAD_WINDOW = "window must be 0 or more, not {window}"
 
 _WHOLE = "CAST(feature AS VARCHAR)"
+_NONE = 4_294_967_295
+"""Not null: a comparison with null is dropped while planning, and the error with it."""
+
 _NUMBER = f"split_part({_WHOLE}, '/', -1)"
 
 
@@ -48,7 +51,7 @@ def naming_macros(snapshot: Snapshot) -> list[str]:
     no_context = literals.message(NO_CONTEXT, context="context", last=str(end - 1))
     return [
         f"CREATE MACRO featuredb_sae(feature) AS {sae}",
-        f"CREATE MACRO featuredb_id(feature) AS TRY_CAST({_NUMBER} AS UINTEGER)",
+        f"CREATE MACRO featuredb_id(feature) AS coalesce(TRY_CAST({_NUMBER} AS UINTEGER), {_NONE})",
         f"CREATE MACRO featuredb_quiet_row(feature) AS {quiet}",
         f"CREATE MACRO featuredb_row(feature) AS {_row(snapshot)}",
         f"CREATE MACRO featuredb_context(context) AS CASE WHEN context >= 0 AND context < {end} "
@@ -77,9 +80,7 @@ def _row(snapshot: Snapshot) -> str:
         f"ELSE {alone} END"
     )
     digits = literals.text(names.NUMBER)
-    number = (
-        f"CASE WHEN regexp_full_match({_NUMBER}, {digits}) THEN CAST({_NUMBER} AS BIGINT) END"
-    )
+    number = f"CASE WHEN regexp_full_match({_NUMBER}, {digits}) THEN CAST({_NUMBER} AS BIGINT) END"
     which = literals.message(names.WHICH_SAE, feature="x['text']", names=known)
     no_sae = literals.message(names.NO_SAE, name="x['part']", names=known)
     refused = literals.message(names.NOT_A_FEATURE, feature="x['text']", example=example)

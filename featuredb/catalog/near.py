@@ -7,9 +7,9 @@ from featuredb.catalog import literals
 from featuredb.snapshot import Snapshot
 
 TOO_MANY = (
-    "the neighbour graph keeps {kept} per feature, not {{k}}: "
+    f"the neighbour graph keeps {schemas.NEIGHBORS_KEPT} per feature, not {{k}}: "
     "for more, ask Database.near or `featuredb near`"
-).format(kept=schemas.NEIGHBORS_KEPT)
+)
 
 SUMMARY = (
     "f.density, f.max_activation, [t['token'] FOR t IN f.top_tokens] AS top_tokens, "

@@ -57,7 +57,7 @@ best AS (
     FROM scored JOIN (SELECT sae, sae_index FROM saes) USING (sae)
 )
 SELECT b.rank, b.sae, b.feature_id, b.score, f.density, f.max_activation, b.matched,
-    {SUMMARY.removeprefix('f.density, f.max_activation, ')}
+    {SUMMARY.removeprefix("f.density, f.max_activation, ")}
 FROM best AS b JOIN features AS f USING (sae, feature_id)
 WHERE b.rank <= featuredb_k(k)
 ORDER BY b.rank"""

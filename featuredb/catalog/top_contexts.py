@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from featuredb import names, schemas
 from featuredb.catalog import literals
-from featuredb.catalog.literals import name, path
+from featuredb.catalog.literals import name
 from featuredb.catalog.naming import first_rows
 from featuredb.snapshot import Snapshot
 
@@ -24,7 +24,10 @@ def top_contexts_macros(snapshot: Snapshot) -> list[str]:
         "list(activation ORDER BY token_index) AS activations "
         "FROM feature_activations(feature) GROUP BY context_id",
         f"CREATE MACRO feature_contexts(feature) AS TABLE {_feature_contexts(snapshot)}",
-        f'CREATE MACRO top_contexts(feature, k := 20, window_size := 16) AS TABLE '
+        f"CREATE MACRO featuredb_top_kept(path, id, k, size) AS TABLE {_windows(_KEPT, snapshot)}",
+        "CREATE MACRO featuredb_top_computed(feature, k, size) AS TABLE "
+        f"{_windows(_COMPUTED, snapshot)}",
+        "CREATE MACRO top_contexts(feature, k := 20, window_size := 16) AS TABLE "
         f"{_top_contexts(snapshot)}",
     ]
 
@@ -34,9 +37,7 @@ def metadata(snapshot: Snapshot, table: str) -> str:
     columns = ["source"]
     for corpus in snapshot.corpora:
         columns += [n for n in corpus.metadata if n not in columns]
-    return "".join(
-        f", {table}.{name(c)} AS {name(names.metadata_column(c))}" for c in columns
-    )
+    return "".join(f", {table}.{name(c)} AS {name(names.metadata_column(c))}" for c in columns)
 
 
 def _feature_activations(snapshot: Snapshot) -> list[str]:
@@ -91,32 +92,54 @@ def _feature_contexts(snapshot: Snapshot) -> str:
     )
 
 
+_KEPT = """
+    SELECT rank, context_id, activation, CAST(token_index AS INTEGER) AS token_index,
+        CAST(token_indexes AS INTEGER[]) AS token_indexes, activations
+    FROM read_parquet(path) WHERE feature_id = id AND kind = 0 AND rank <= k"""
+
+_COMPUTED = """
+    SELECT * FROM (
+        SELECT CAST(row_number() OVER (ORDER BY activation DESC, context_id) AS INTEGER) AS rank,
+            context_id, activation, token_index, token_indexes, activations
+        FROM featuredb_contexts_of(feature)
+    ) WHERE rank <= k"""
+
+
 def _top_contexts(snapshot: Snapshot) -> str:
-    top = schemas.EXAMPLES_TOP
+    """The macro that chooses: what is kept ready for every feature, else all its activations.
+
+    `query` plans only the text it is given, here a call with the names already read; planning
+    both ways, each with the names spelled out, would take longer than answering.
+    """
     firsts = first_rows(snapshot)
     last = {s.name: firsts[s.name] + s.d_sae - 1 for s in snapshot.saes}
     examples = literals.pick(
         "featuredb_row(feature)",
         [(firsts[t.sae], last[t.sae], t.examples.path) for t in snapshot.derived.saes],
     )
+    numbers = "featuredb_k(k), featuredb_window(window_size)"
+    return (
+        f"FROM query(CASE WHEN k <= {schemas.EXAMPLES_TOP} THEN "
+        f"format('FROM featuredb_top_kept({{}}, {{}}, {{}}, {{}})', {_quoted(examples)}, "
+        f"featuredb_id(feature), {numbers}) ELSE "
+        f"format('FROM featuredb_top_computed({{}}, {{}}, {{}})', "
+        f"{_quoted('CAST(feature AS VARCHAR)')}, {numbers}) END)"
+    )
+
+
+def _quoted(value: str) -> str:
+    """A text expression as the literal that gives the text back."""
+    return f"concat('''', replace({value}, '''', ''''''), '''')"
+
+
+def _windows(best: str, snapshot: Snapshot) -> str:
+    """The contexts of `best` with the tokens around their peaks and their documents."""
     return f"""
-WITH best AS (
-    SELECT rank, context_id, activation, CAST(token_index AS INTEGER) AS token_index,
-        CAST(token_indexes AS INTEGER[]) AS token_indexes, activations
-    FROM read_parquet({examples})
-    WHERE feature_id = featuredb_id(feature) AND kind = 0 AND rank <= featuredb_k(k)
-        AND k <= {top}
-    UNION ALL
-    SELECT * FROM (
-        SELECT CAST(row_number() OVER (ORDER BY activation DESC, context_id) AS INTEGER) AS rank,
-            context_id, activation, token_index, token_indexes, activations
-        FROM featuredb_contexts_of(feature) WHERE k > {top}
-    ) WHERE rank <= k
+WITH best AS ({best}
 ),
 placed AS (
-    SELECT b.*, c.document_id, c.token_ids,
-        greatest(b.token_index - featuredb_window(window_size), 0) AS first,
-        least(b.token_index + window_size + 1, c.n_tokens) AS stop
+    SELECT b.*, c.document_id, c.token_ids, greatest(b.token_index - size, 0) AS first,
+        least(b.token_index + size + 1, c.n_tokens) AS stop
     FROM best AS b JOIN contexts AS c USING (context_id)
 ),
 spelled AS (
@@ -132,6 +155,6 @@ SELECT p.rank, p.context_id, p.document_id, p.activation, p.token_index,
     s.tokens[p.token_index - p.first + 1] AS token,
     CAST(p.first AS INTEGER) AS window_start, s.tokens,
     [coalesce(p.activations[list_position(p.token_indexes, CAST(i AS INTEGER))], 0)
-        FOR i IN range(p.first, p.stop)] AS activations{metadata(snapshot, 'd')}
+        FOR i IN range(p.first, p.stop)] AS activations{metadata(snapshot, "d")}
 FROM placed AS p JOIN spelled AS s USING (rank) JOIN documents AS d USING (document_id)
 ORDER BY p.rank"""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from featuredb.catalog import literals
 from featuredb.catalog.literals import name, path, paths, text
+from featuredb.catalog.tokens import tokens_view
 from featuredb.snapshot import Snapshot
 
 
@@ -14,8 +15,13 @@ def views(snapshot: Snapshot) -> list[str]:
     """DDL of every view and table, each usable by those after it."""
     return [
         _vocabulary(snapshot),
-        _view("documents", [f"FROM read_parquet({path(c.documents.path)})" for c in snapshot.corpora]),
-        _view("contexts", [f"FROM read_parquet({path(c.contexts.path)})" for c in snapshot.corpora]),
+        _view(
+            "documents", [f"FROM read_parquet({path(c.documents.path)})" for c in snapshot.corpora]
+        ),
+        _view(
+            "contexts", [f"FROM read_parquet({path(c.contexts.path)})" for c in snapshot.corpora]
+        ),
+        tokens_view(snapshot),
         _activations(snapshot),
         _view("features", [f"FROM read_parquet({path(snapshot.derived.features.path)})"]),
         _view("neighbors", [f"FROM read_parquet({path(snapshot.derived.neighbors_decoder.path)})"]),
@@ -133,8 +139,19 @@ def _runs(snapshot: Snapshot) -> list[str]:
         "host": "VARCHAR",
     }
     rows = [
-        [r.number, r.started, r.finished, r.featuredb, r.corpus, list(r.saes), r.tokens]
-        + [r.activations, r.seconds, r.device, r.host]
+        [
+            r.number,
+            r.started,
+            r.finished,
+            r.featuredb,
+            r.corpus,
+            list(r.saes),
+            r.tokens,
+            r.activations,
+            r.seconds,
+            r.device,
+            r.host,
+        ]
         for r in snapshot.runs
     ]
     return _table("runs", fields, rows)
@@ -154,8 +171,18 @@ def _corpora(snapshot: Snapshot) -> list[str]:
         "metadata": "VARCHAR[]",
     }
     rows = [
-        [c.id, c.source, c.fingerprint, c.context_size, c.first_document, c.n_documents]
-        + [c.first_context, c.n_contexts, c.n_tokens, list(c.metadata)]
+        [
+            c.id,
+            c.source,
+            c.fingerprint,
+            c.context_size,
+            c.first_document,
+            c.n_documents,
+            c.first_context,
+            c.n_contexts,
+            c.n_tokens,
+            list(c.metadata),
+        ]
         for c in snapshot.corpora
     ]
     return _table("corpora", fields, rows)

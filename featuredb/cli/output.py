@@ -42,7 +42,9 @@ class Output:
         data = self._table(answer, rows) if self.form == "table" else self._data(answer)
         if self.path is None:
             sys.stdout.flush()
-            sys.stdout.buffer.write(data)
+            rest = memoryview(data)
+            while rest:  # with PYTHONUNBUFFERED one write may take a part, and say so
+                rest = rest[sys.stdout.buffer.write(rest) :]
             sys.stdout.buffer.flush()
             return
         try:

@@ -27,8 +27,11 @@ def command(db: str, query: str, k: int | None, output: Output) -> None:
     """
     from queries.sql import duckdb_errors
 
+    statement = options.text_or_stdin(query)
+    if not statement.strip():
+        raise click.UsageError("there is no SQL in QUERY")
     with featuredb.open(db) as database:
-        relation = database.sql(options.text_or_stdin(query))
+        relation = database.sql(statement)
         # A relation is lazy: what DuckDB refuses only while running is first heard of here.
         with duckdb_errors(Path(db).expanduser().absolute()):
             answer = Rows((relation if k is None else relation.limit(k)).to_arrow_table())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # Everything that moves the cursor, starts an escape sequence, reorders the line or shows nothing:
 # C0 and C1 controls, soft hyphen, bidirectional and invisible formatting, line separators,
@@ -12,6 +13,7 @@ _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
 )
+_WIDTHLESS = ("Mn", "Me", "Cf")  # accents and joiners, which need a letter to be seen
 _PICTURES = {"\n": "⏎", "\t": "⇥", "\x7f": "␡"}
 
 
@@ -21,8 +23,12 @@ def neutralise(text: str) -> str:
 
 
 def label(token: str) -> str:
-    """A token standing alone: neutralised, its spaces as `·` so that ` the` is not `the`."""
-    return neutralise(token).replace(" ", "·") if token else "(empty)"
+    """A token standing alone: neutralised, its spaces as `·`, never invisible."""
+    if not token:
+        return "(empty)"
+    if all(unicodedata.category(character) in _WIDTHLESS for character in token):
+        return "".join(f"<U+{ord(character):04X}>" for character in token)
+    return neutralise(token).replace(" ", "·")
 
 
 def escape_json(document: str) -> str:

@@ -15,8 +15,6 @@ from featuredb.render.layout import GAP, line, under, wrap
 from featuredb.render.page import Page
 from featuredb.results import Row, TopContexts
 
-_BARE = ("title", "source")
-
 
 def draw(answer: TopContexts, page: Page) -> Iterator[Text]:
     """A heading, then one block per context."""
@@ -42,13 +40,15 @@ def blocks(answer: TopContexts, page: Page) -> Iterator[Text]:
     rank_width, width = (max(map(len, column), default=0) for column in (ranks, activations))
     room = page.width - rank_width - width - 2 * GAP
     for row, rank, activation in zip(rows, ranks, activations, strict=True):
-        lead = "… " if row.window_start > 0 else ""
+        lead = "…" if row.window_start > 0 else ""
+        if lead and not row.tokens[0].startswith(" "):
+            lead += " "
         window = page.window(
             row.tokens, row.activations, scale, peak=row.token_index - row.window_start
         )
-        body = wrap(Text(provenance(row), "dim"), room) + wrap(
-            Text.assemble((lead, "dim"), window), room
-        )
+        about = Text(provenance(row), "dim")
+        about.truncate(room, overflow="ellipsis")
+        body = [about, *wrap(Text.assemble((lead, "dim"), window), room)]
         label = [Text(rank.rjust(rank_width), "dim"), Text(activation.rjust(width), "bold")]
         yield from under(label, body)
 
@@ -60,25 +60,18 @@ def shading_scale(answer: TopContexts, rows: list[Row]) -> float:
     return max((abs(row.activation) for row in rows), default=0.0)
 
 
-def document(row: Row) -> Iterator[tuple[str, str]]:
-    """What the document says of itself: (name, value), the title and then the source first."""
-    known = {name: row[name] for name in row.keys() if name not in ANSWER_COLUMNS}  # noqa: SIM118
-    if known.get("title") is not None:
-        yield "title", _value(known.pop("title"))
-    if known.get("source") is not None:
-        yield "source", _value(known.pop("source"))
-    for name, value in known.items():
-        if value is not None:
-            yield neutralise(name), _value(value)
-
-
 def provenance(row: Row) -> str:
-    """The document and the peak's place: `title · source · topic History · context 12 token 7`."""
-    parts = [value if name in _BARE else f"{name} {value}" for name, value in document(row)]
-    return " · ".join([*parts, f"context {row.context_id} token {row.token_index}"])
+    """`title · context 12 token 7 · topic History · source`: what matters most comes first."""
+    names = [name for name in row.keys() if name not in ANSWER_COLUMNS]  # noqa: SIM118
+    about = {name: _value(row[name]) for name in names if row[name] is not None}
+    title = [about.pop("title")] if "title" in about else []
+    source = [about.pop("source")] if "source" in about else []
+    rest = [f"{neutralise(name)} {value}" for name, value in about.items()]
+    place = f"context {row.context_id} token {row.token_index}"
+    return " · ".join([*title, place, *rest, *source])
 
 
 def _value(value: Any) -> str:
     if isinstance(value, dict | list):
-        return neutralise(json.dumps(value, ensure_ascii=False, default=str))
+        value = json.dumps(value, ensure_ascii=False, default=str)
     return neutralise(str(value))

@@ -197,7 +197,7 @@ def _entries(name: str, entries: list[dict[str, Any]] | None, *keys: str) -> Mar
 
 
 def _rows(answer: Answer) -> str:
-    shown = [[rows.cell(value) for value in row] for row in answer[:_ROWS_SHOWN]]
+    shown = rows.cells(answer, _ROWS_SHOWN)
     numeric = {i for i in range(len(answer.table.column_names)) if rows.is_number(answer, i)}
     table = _table(list(answer.table.column_names), shown, numeric)
     if len(answer) > _ROWS_SHOWN:

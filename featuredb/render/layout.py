@@ -37,7 +37,7 @@ def line(*parts: str | tuple[str, str] | Text) -> Text:
 
 def grid(columns: Sequence[Column], *, heading: bool = True) -> list[Text]:
     """A dim heading and the rows, every column as wide as its widest cell."""
-    lines = [line() for _ in range(heading + len(columns[0].cells))]
+    lines = [line() for _ in range(heading + len(columns[0].cells))] if columns else []
     for i, column in enumerate(columns):
         width = column.width if heading else max((c.cell_len for c in column.cells), default=0)
         cells = [Text(column.name, "dim")] * heading + column.cells
@@ -79,7 +79,8 @@ def wrap(text: Text, width: int) -> list[Text]:
     start = chance = used = 0  # where the line begins, where it could end, cells so far
     for i, character in enumerate(plain):
         cells = cell_len(character)
-        if used + cells > width and character != " " and i > start:
+        while used + cells > width and character != " " and i > start:
+            # Twice where the word since the last chance is itself too long with this character.
             start = chance if chance > start else i
             offsets.append(start)
             used = cell_len(plain[start:i])

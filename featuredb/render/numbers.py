@@ -21,7 +21,8 @@ def number(value: float | None) -> str:
         return f"{value:g}"
     if not 1e-4 <= abs(value) < 1e6:
         return f"{value:.3g}"
-    return f"{value:.{_decimals(value)}f}"
+    rounded = float(f"{value:.4g}")  # first, or 0.99999 would count as a number below one
+    return f"{rounded:.{_decimals(rounded)}f}"
 
 
 def aligned(values: Sequence[float | None]) -> list[str]:

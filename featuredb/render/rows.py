@@ -13,20 +13,25 @@ from featuredb.render import numbers
 from featuredb.render.characters import neutralise
 from featuredb.render.layout import GAP, Column, grid, line, under, wrap
 from featuredb.render.page import Page
-from featuredb.results import Answer
+from featuredb.render.precision import shortest
+from featuredb.results import Answer, Row, Rows
 
 _WIDEST_CELL = 48
+_LONGEST_NESTED = 160
 
 
 def draw(answer: Answer, page: Page) -> Iterator[Text]:
     """As many rows as the page shows, and how many more there are."""
     names = [neutralise(name) for name in answer.table.column_names]
-    shown = [[cell(value) for value in row] for row in answer[: page.rows]]
+    shown = cells(answer, page.rows)
     columns = [
         Column(name, [Text(row[i]) for row in shown], right=is_number(answer, i))
         for i, name in enumerate(names)
     ]
-    if sum(min(c.width, _WIDEST_CELL) + 2 for c in columns) - 2 <= page.width:
+    fits = sum(min(c.width, _WIDEST_CELL) + GAP for c in columns) - GAP <= page.width
+    if len(answer) == 1 and any(isinstance(v, str) and v.count("\n") > 1 for v in answer[0]):
+        yield from _paragraphs(names, answer[0])  # what EXPLAIN says, or one document
+    elif fits:
         for column in columns:
             for text in column.cells:
                 text.truncate(_WIDEST_CELL, overflow="ellipsis")
@@ -39,6 +44,11 @@ def draw(answer: Answer, page: Page) -> Iterator[Text]:
         yield line((f"… {len(answer) - page.rows:,} more rows", "dim"))
 
 
+def cells(answer: Answer, rows: int) -> list[list[str]]:
+    """The first rows, every value on one line; a long list or struct is visibly shortened."""
+    return [[_cell(value) for value in row] for row in Rows(shortest(answer[:rows].table))]
+
+
 def _records(names: list[str], rows: list[list[str]], page: Page) -> Iterator[Text]:
     width = max(cell_len(name) for name in names)
     for i, row in enumerate(rows):
@@ -49,8 +59,14 @@ def _records(names: list[str], rows: list[list[str]], page: Page) -> Iterator[Te
             yield from under([label], wrap(Text(value), max(20, page.width - width - GAP)))
 
 
-def cell(value: Any) -> str:
-    """A value on one line."""
+def _paragraphs(names: list[str], row: Row) -> Iterator[Text]:
+    for name, value in zip(names, row, strict=True):
+        yield line((name, "dim"))
+        lines = value.splitlines() if isinstance(value, str) else [_cell(value)]
+        yield from (line(neutralise(text)) for text in lines)
+
+
+def _cell(value: Any) -> str:
     match value:
         case None:
             return numbers.MISSING
@@ -59,7 +75,8 @@ def cell(value: Any) -> str:
         case float():
             return _decimal(value)
         case list() | dict():
-            return neutralise(json.dumps(value, ensure_ascii=False, default=str))
+            text = neutralise(json.dumps(value, ensure_ascii=False, default=str))
+            return text if len(text) <= _LONGEST_NESTED else f"{text[: _LONGEST_NESTED - 1]}…"
         case _:
             return neutralise(str(value))
 

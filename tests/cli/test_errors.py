@@ -106,6 +106,7 @@ def test_what_nobody_foresaw_keeps_its_traceback(invoke: Invoke, database: FakeD
         ("near", "db", "1", "-k", "0"),
         ("near", "db", "1", "--by", "taste"),
         ("near", "db", "1", "--format", "xml"),
+        ("sql", "db", " "),
         ("nonsense",),
     ],
     ids=" ".join,

@@ -61,9 +61,9 @@ def test_top_contexts_read_as_blocks() -> None:
     assert str(answers.top_contexts()) == (
         "feature 1234 · 2 contexts · maximum 10.00 in the store\n"
         "\n"
-        "1  7.50  Battle · wiki · topic History · context 101 token 3\n"
+        "1  7.50  Battle · context 101 token 3 · topic History · wiki\n"
         "         The ‹battle› of «Hastings»\n"
-        "2  0.10  ␛[31mred␇␍⏎⇥<U+009B>2J<U+202E>evil<script>& · wiki · context 102 token 10\n"
+        "2  0.10  ␛[31mred␇␍⏎⇥<U+009B>2J<U+202E>evil<script>& · context 102 token 10 · wiki\n"
         "         … a«␛[31mred␇␍⏎⇥<U+009B>2J<U+202E>evil<script>&»東京"
     )
 
@@ -118,6 +118,16 @@ def test_sql_rows_too_wide_for_columns_become_records() -> None:
     assert len(lines) == 25
 
 
+def test_one_row_of_many_lines_keeps_them() -> None:
+    plan = Rows(pa.table({"explain_key": ["plan"], "explain_value": ["╭──╮\n│\x1b│\n╰──╯\n"]}))
+    assert str(plan) == "explain_key\nplan\nexplain_value\n╭──╮\n│␛│\n╰──╯"
+
+
+def test_an_answer_without_columns_can_be_shown() -> None:
+    assert str(Rows(pa.table({}))) == "no rows"
+    assert Rows(pa.table({}))._repr_html_()
+
+
 @pytest.mark.parametrize("empty", answers.every_empty_answer(), ids=lambda a: a.kind)
 def test_an_empty_answer_says_so(empty: Answer) -> None:
     assert re.search(r"\bno\b", str(empty))
@@ -142,12 +152,13 @@ def test_neutralised_text_is_one_harmless_line(text: str) -> None:
 
 
 def test_tokens_show_their_spaces() -> None:
-    assert [label(t) for t in (" the", "the", "\n", "  ", "")] == [
+    assert [label(t) for t in (" the", "the", "\n", "  ", "", "\ufe0f")] == [
         "·the",
         "the",
         "⏎",
         "··",
         "(empty)",
+        "<U+FE0F>",
     ]
 
 
@@ -221,7 +232,13 @@ def test_numbers_read_well() -> None:
     ]
     assert numbers.aligned([21.5, 3.25, None, 0.001]) == ["21.50", "3.25", "-", "0.001000"]
     assert numbers.aligned([0.93, 0.5]) == ["0.930", "0.500"]
-    assert [numbers.number(x) for x in (0, 14.234, 1e-7, 2e9)] == ["0", "14.23", "1e-07", "2e+09"]
+    assert [numbers.number(x) for x in (0, 14.234, 0.99999, 1e-7, 2e9)] == [
+        "0",
+        "14.23",
+        "1.000",
+        "1e-07",
+        "2e+09",
+    ]
     assert [numbers.size(n) for n in (12, 999, 999_600, 2_640_000_000)] == [
         "12 bytes",
         "999 bytes",

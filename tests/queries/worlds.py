@@ -29,6 +29,8 @@ def worlds(draw: st.DrawFn, max_saes: int = 3) -> World:
         step = size - first
         pieces = [own[i : i + step] for i in range(0, n_tokens, step)]
         documents.append([([bos] if bos is not None else []) + p for p in pieces])
+    # A corpus without any token is refused, and a column of nulls alone has no type.
+    documents.append([([bos] if bos is not None else []) + [1]])
     n_contexts = sum(map(len, documents))
     contexts = [c for d in documents for c in d]
     names = draw(st.permutations(["b-sae", "a/sae", "it's"]))
@@ -47,7 +49,8 @@ def worlds(draw: st.DrawFn, max_saes: int = 3) -> World:
         hook = draw(st.sampled_from(["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]))
         decoder, encoder = (shared[rng.integers(0, 40, d_sae)] for _ in range(2))
         saes.append(MadeSae(name, dense, decoder, encoder, hook))
-    topics = rng.choice(["art", "it's", None], len(documents)).tolist()
+    known = ["art", "it's", None]
+    topics = [*(known[i] for i in rng.integers(0, 3, len(documents) - 1)), "art"]
     return World(
         documents=documents,
         metadata={

@@ -1,0 +1,234 @@
+"""docs/format.md says what the code does: columns, types, files, snapshot fields, SQL names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import featuredb
+from featuredb import schemas, snapshot
+from featuredb.files import temporary_name
+from featuredb.layout import Layout
+from featuredb.snapshot import read_snapshot
+from featuredb.store import Store
+from ingest.plan import plan_path, summary_path
+from ingest.prepare import logits_path
+from tests.docs.pages import FORMAT, ROOT, section, table
+
+TEXT = FORMAT.read_text(encoding="utf-8")
+
+TABLES: dict[str, list[pa.Schema]] = {
+    "documents": [pa.schema(schemas.DOCUMENT_FIELDS)],
+    "contexts": [schemas.contexts(1 << 16), schemas.contexts((1 << 16) + 1)],
+    "vocabulary": [schemas.VOCABULARY],
+    "feature-major": [schemas.feature_major("float16"), schemas.feature_major("float32")],
+    "token-major": [
+        schemas.token_major("float16", 1 << 16),
+        schemas.token_major("float32", (1 << 16) + 1),
+    ],
+    "sinks": [schemas.SINKS],
+    "features": [schemas.FEATURES],
+    "logits": [schemas.LOGITS],
+    "examples": [schemas.EXAMPLES],
+    "neighbors": [schemas.NEIGHBORS],
+}
+STRUCTS = (
+    "Snapshot File Model Recording Corpus Sae LoadCheck Segment FeatureFile TokenFile Vectors "
+    "Derived SaeTables Run"
+).split()
+
+
+def spelled(kind: pa.DataType) -> str:
+    """An Arrow type as the page writes it."""
+    if pa.types.is_list(kind):
+        return f"list<{spelled(kind.value_type)}>"
+    if pa.types.is_struct(kind):
+        return f"struct<{', '.join(f'{f.name}: {spelled(f.type)}' for f in kind)}>"
+    names = {"halffloat": "float16", "float": "float32", "double": "float64"}
+    return names.get(str(kind), str(kind))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_column_stands_there_with_its_type(name: str) -> None:
+    rows = table(section(TEXT, name))
+    plain, *variants = TABLES[name]
+    assert [row[:3] for row in rows] == [
+        [f.name, spelled(f.type), "yes" if f.nullable else "no"] for f in plain
+    ]
+    for variant in variants:
+        for row, field in zip(rows, variant, strict=True):
+            assert spelled(field.type) in " ".join(row)
+
+
+def test_every_schema_of_the_code_has_a_table() -> None:
+    known = {str(s) for own in TABLES.values() for s in own}
+    for value in vars(schemas).values():
+        if isinstance(value, pa.Schema):
+            assert str(value) in known
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_every_snapshot_field_stands_there(name: str) -> None:
+    kind = getattr(snapshot, name)
+    found = re.search(rf"^\*\*{name}\*\*(.*?)(?=^\*\*|^## )", TEXT, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    assert [row[0] for row in table(found[1])] == list(kind.__struct_fields__)
+
+
+def test_every_snapshot_struct_has_a_table() -> None:
+    own = {
+        name
+        for name, kind in vars(snapshot).items()
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and not name.startswith("_")
+    }
+    assert own - {"Draft"} == set(STRUCTS)
+
+
+def test_constants() -> None:
+    for name, value, _ in table(section(TEXT, "Constants")):
+        assert getattr(schemas, name) == int(value.replace(",", ""))
+    assert ", ".join(f"{q:g}" for q in schemas.QUANTILES) in TEXT
+    assert f"| **{schemas.FORMAT_VERSION}**" in TEXT or f"- **{schemas.FORMAT_VERSION}**" in TEXT
+
+
+def tree() -> list[re.Pattern[str]]:
+    """A pattern for every file that the page's tree allows."""
+    block = section(TEXT, "The folder").split("```text\n")[1].split("```")[0]
+    patterns, folders = [], [""]
+    for line in block.splitlines()[1:]:
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = [*folders[:depth], name]
+        if not name.endswith("/"):
+            # Placeholders stand for one name without a slash, two stars for anything below.
+            parts = re.split(r"(<\w+>|\*\*)", "".join(folders))
+            spelled_out = [
+                ".+" if p == "**" else "[^/]+" if p.startswith("<") else re.escape(p) for p in parts
+            ]
+            patterns.append(re.compile("".join(spelled_out)))
+    return patterns
+
+
+def _matched(path: Path, root: Path) -> bool:
+    relative = path.relative_to(root).as_posix()
+    return any(p.fullmatch(relative) for p in tree())
+
+
+def _databases(made: Path) -> Iterator[Path]:
+    yield made
+    demo = ROOT / "demo.fdb"
+    if (demo / "CURRENT").exists():
+        yield demo
+
+
+def test_every_file_of_a_store_is_in_the_tree(made_store: Path) -> None:
+    for root in _databases(made_store):
+        files = [p for p in root.rglob("*") if p.is_file()]
+        assert files
+        assert [p for p in files if not _matched(p, root)] == []
+
+
+def test_paths_of_an_unfinished_ingest_are_in_the_tree(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    staged = [plan_path(layout), summary_path(layout, 7), logits_path(layout, "an sae")]
+    run = layout.segment("r000001-000007-0")
+    for path in [*staged, layout.lock, run / "fm.parquet", run / "tm.parquet"]:
+        assert _matched(path, tmp_path), path
+
+
+def test_the_tree_names_nothing_that_is_never_written(made_store: Path) -> None:
+    """Each line matches a file of a real store, or one that only an ingest has for a while."""
+    names = [p.relative_to(made_store).as_posix() for p in made_store.rglob("*") if p.is_file()]
+    passing = ["LOCK", "staging/plan.json", "staging/p000000.json", "staging/logits.x.parquet"]
+    passing += ["segments/r/fm.parquet", "segments/r/tm.parquet"]
+    for pattern in tree():
+        assert any(pattern.fullmatch(name) for name in [*names, *passing]), pattern.pattern
+
+
+def test_temporary_names_are_as_described() -> None:
+    assert re.fullmatch(r"\.NAME\.[0-9a-f]{8}\.tmp", temporary_name(Path("NAME")).name)
+
+
+def test_sql_names(made_store: Path) -> None:
+    listed = {row[0].split("(")[0]: row[1] for row in table(section(TEXT, "catalog.duckdb"))}
+    connection = Store.open(made_store).connection()
+    found = dict.fromkeys(_names(connection, "duckdb_views() WHERE NOT internal", "view"), "view")
+    found |= dict.fromkeys(_names(connection, "duckdb_tables()", "table"), "table")
+    for kind, called in (("table_macro", "table macro"), ("macro", "scalar macro")):
+        source = f"duckdb_functions() WHERE NOT internal AND function_type = '{kind}'"
+        found |= dict.fromkeys(_names(connection, source, "function"), called)
+    assert listed == {n: k for n, k in found.items() if not n.startswith("featuredb_")}
+
+
+def _names(connection: object, source: str, kind: str) -> list[str]:
+    sql = getattr(connection, "sql")  # noqa: B009
+    return [name for (name,) in sql(f"SELECT DISTINCT {kind}_name FROM {source}").fetchall()]
+
+
+def test_parameters_of_macros_and_columns_of_activations(made_store: Path) -> None:
+    rows = {row[0].split("(")[0]: row for row in table(section(TEXT, "catalog.duckdb"))}
+    with featuredb.open(made_store) as db:
+        for name in ("feature_activations", "fires_in"):
+            assert db.sql(f"FROM {name}(1)").columns
+        columns = db.sql("FROM activations").columns
+        assert rows["activations"][2].startswith(f"{', '.join(columns)}:")
+        macros = db.sql(
+            "SELECT function_name, parameters FROM duckdb_functions() WHERE NOT internal"
+        )
+        for name, parameters in macros.fetchall():
+            if name in rows:
+                stated = rows[name][0].split("(")[1].rstrip(")").split(", ")
+                assert [p.split(" := ")[0] for p in stated] == list(parameters)
+
+
+def test_positions_and_directory(made_store: Path) -> None:
+    """Reading a store by the page alone gives what the SQL view gives."""
+    live = read_snapshot(Layout(made_store))
+    with featuredb.open(made_store) as db:
+        for segment in live.segments:
+            directory = np.load(made_store / segment.directory.path)
+            feature = int(np.argmax(np.diff(directory.astype(np.int64))))
+            table_of = pa.concat_tables(
+                [pq.read_table(made_store / f.file.path) for f in segment.feature_files]
+            )
+            own = table_of.slice(
+                int(directory[feature]), int(directory[feature + 1] - directory[feature])
+            )
+            position = own.column("position").to_numpy().astype(np.int64)
+            contexts = segment.first_context + (position >> live.position_bits)
+            tokens = position & ((1 << live.position_bits) - 1)
+            seen = db.sql(
+                "SELECT context_id, token_index FROM activations "
+                "WHERE sae = ? AND feature_id = ? ORDER BY ALL",
+                [segment.sae, feature],
+            ).fetchall()
+            assert seen == list(zip(contexts.tolist(), tokens.tolist(), strict=True))
+
+
+def test_encodings_and_row_groups(made_store: Path) -> None:
+    live = read_snapshot(Layout(made_store))
+    segment = live.segments[0]
+    wanted = {
+        segment.feature_files[0].file.path: table(section(TEXT, "feature-major")),
+        segment.token_files[0].file.path: table(section(TEXT, "token-major")),
+    }
+    for path, rows in wanted.items():
+        group = pq.read_metadata(made_store / path).row_group(0)
+        for number, row in enumerate(rows):
+            encodings = set(group.column(number).encodings)
+            said = re.search(r"DELTA_BINARY_PACKED|BYTE_STREAM_SPLIT|PLAIN|dictionary", row[3])
+            assert said is not None
+            name = {"dictionary": "RLE_DICTIONARY"}.get(said[0], said[0])
+            assert name in encodings, (path, row, encodings)
+            assert group.column(number).compression == "ZSTD"
+
+
+def test_snapshot_names(made_store: Path) -> None:
+    assert (made_store / "CURRENT").read_text() == "000001\n"

@@ -1,0 +1,189 @@
+"""What a question says when it cannot be answered, and what an open database promises."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+import featuredb
+from featuredb.api import Database
+from featuredb.errors import (
+    CorruptDatabaseError,
+    QueryError,
+    SQLError,
+    UnknownContextError,
+    UnknownFeatureError,
+)
+from featuredb.store import Store
+from queries.sql import duckdb_errors
+from tests.make_store import MadeSae, World, make_store
+
+ERRORS = [e for _, e in inspect.getmembers(duckdb, inspect.isclass) if issubclass(e, duckdb.Error)]
+
+
+def small_world(names: tuple[str, ...]) -> World:
+    rng = np.random.default_rng(0)
+    documents = [[[0, 1, 2, 3]], [[0, 3, 2, 1], [0, 1]], [[0, 2]]]
+    lengths = [len(c) for d in documents for c in d]
+    saes = []
+    for name in names:
+        dense = [rng.integers(0, 3, (n, 5)).astype(np.float32) for n in lengths]
+        for context in dense:
+            context[:, 4] = 0
+        directions = rng.normal(size=(5, 3)).astype(np.float32)
+        saes.append(MadeSae(name, dense, directions, directions))
+    words = ["<bos>", " Bank", " of", " bank"]
+    return World(documents, {"topic": ["art", "war", "art"]}, words, saes, context_size=4)
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Database:
+    make_store(tmp_path / "one.fdb", small_world(("demo",)))
+    return featuredb.open(tmp_path / "one.fdb")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Database:
+    make_store(tmp_path / "two.fdb", small_world(("a", "b/c")))
+    return featuredb.open(tmp_path / "two.fdb")
+
+
+@pytest.mark.parametrize("feature", [5, -1, "5", "demo/5", "x/1", "banana", "", 1.5, True, "1/"])
+def test_unknown_feature_says_the_same_in_python_and_sql(one: Database, feature: object) -> None:
+    with pytest.raises(UnknownFeatureError) as python:
+        one.top_contexts(feature)  # type: ignore[arg-type]
+    assert "\n" not in str(python.value)
+    for macro in ("top_contexts", "near", "feature_activations"):
+        with pytest.raises((duckdb.Error, SQLError)) as sql:
+            one.sql(f"FROM {macro}(?)", [feature]).fetchall()
+        if not isinstance(feature, bool):
+            assert str(python.value) in str(sql.value)
+
+
+def test_a_range_and_the_names_are_told(one: Database, two: Database) -> None:
+    with pytest.raises(UnknownFeatureError, match=r"no feature 5: demo has features 0 to 4"):
+        one.near(5)
+    with pytest.raises(UnknownFeatureError, match=r"no SAE z: this database has a, b/c"):
+        two.near("z/1")
+    with pytest.raises(UnknownFeatureError, match=r"does not say of which SAE"):
+        two.near(1)
+    assert two.near("b/c/1").feature == "b/c/1"
+    assert one.near("demo/1").feature == one.near(int(np.int64(1))).feature == "1"
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda db: db.top_contexts(1, k=0),
+        lambda db: db.top_contexts(1, k=2.5),
+        lambda db: db.top_contexts(1, window=-1),
+        lambda db: db.near(1, k=-3),
+        lambda db: db.near(1, by="smell"),
+        lambda db: db.fires_in(0, k=0),
+        lambda db: db.fires_on(7),
+        lambda db: db.search("x", k=0),
+        lambda db: db.search(None),
+    ],
+)
+def test_bad_arguments(one: Database, ask: Callable[[Database], object]) -> None:
+    with pytest.raises(QueryError) as error:
+        ask(one)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("context", [4, -1])
+def test_unknown_context(one: Database, context: int) -> None:
+    message = f"there is no context {context}: this database has contexts 0 to 3"
+    with pytest.raises(UnknownContextError, match=message):
+        one.fires_in(context)
+    with pytest.raises((duckdb.Error, SQLError), match=message):
+        one.sql("FROM fires_in(?)", [context]).fetchall()
+
+
+def test_a_condition_duckdb_refuses(one: Database) -> None:
+    with pytest.raises(SQLError, match="colour"):
+        one.top_contexts(1, where="colour = 'red'")
+    with pytest.raises(SQLError):
+        one.sql("SELEC 1")
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_duckdb_exception_is_ours(error: type[Exception]) -> None:
+    with pytest.raises(SQLError, match="its own words"), duckdb_errors(Path("/nowhere")):
+        raise error("its own words")
+
+
+def test_there_are_duckdb_exceptions() -> None:
+    assert duckdb.CatalogException in ERRORS
+
+
+def test_a_missing_file_is_named(one: Database) -> None:
+    path = one.snapshot.derived.saes[0].examples.path
+    (one.path / path).unlink()
+    with pytest.raises(CorruptDatabaseError, match="is missing or damaged"):
+        one.top_contexts(1)
+    with pytest.raises(CorruptDatabaseError):
+        one.sql("FROM feature_activations(1)")
+
+
+def test_moved_folder(one: Database, tmp_path: Path) -> None:
+    expected = one.top_contexts(1).table.to_pylist()
+    one.close()
+    moved = tmp_path / "else where.fdb"
+    shutil.move(one.path, moved)
+    with featuredb.open(moved) as db:
+        assert db.sql("FROM top_contexts(1)").to_arrow_table().to_pylist() == expected
+    with duckdb.connect(str(moved / "catalog.duckdb"), read_only=True) as client:
+        client.execute(f"SET VARIABLE featuredb_root = '{moved}'")
+        assert client.sql("FROM top_contexts(1)").to_arrow_table().to_pylist() == expected
+
+
+def test_pickles_as_path_and_snapshot(one: Database) -> None:
+    again = pickle.loads(pickle.dumps(one))
+    assert again.snapshot == one.snapshot
+    assert again.near(1).table == one.near(1).table
+    assert isinstance(pickle.loads(pickle.dumps(Store.open(one.path))), Store)
+
+
+def test_closed_database_opens_again_when_asked(one: Database) -> None:
+    with one as db:
+        first = db.top_contexts(1).table
+    assert one.top_contexts(1).table == first
+    assert one.sql("SELECT 1").fetchall() == [(1,)]
+
+
+def test_never_firing_feature(one: Database) -> None:
+    answer = one.top_contexts(4)
+    assert len(answer) == 0
+    assert answer.max_activation == 0
+    assert answer.table.schema == one.top_contexts(1).table.schema
+    assert one.near(4, by="coactivation").table.num_rows == 0
+    assert one.feature(4).table.to_pylist()[0]["max_activation"] is None
+
+
+def test_search_ignores_case_and_spaces(one: Database) -> None:
+    hits = one.search("BANK", k=10)
+    assert {row.matched.strip().lower() for row in hits} == {"bank"}
+    assert one.search("of bank").table.num_rows >= len(hits)
+    assert one.search("  ").table.num_rows == 0
+    assert one.sql("FROM search('bank')").to_arrow_table() == one.search("bank").table
+
+
+def test_fires_on_stored_text_in_sql_is_the_python_answer(two: Database) -> None:
+    text = two.sql("SELECT text FROM documents WHERE document_id = 1").fetchall()[0][0]
+    rows = two.sql("FROM fires_on(?, k := 3)", [text]).to_arrow_table().to_pylist()
+    assert rows == two.fires_on(text, k=3).table.to_pylist()
+
+
+def test_info_is_from_the_snapshot(two: Database) -> None:
+    info = two.info()
+    assert info["documents"] == 3
+    assert [sae["name"] for sae in info["saes"]] == ["a", "b/c"]
+    assert info["activations"] == two.sql("SELECT count(*) FROM activations").fetchall()[0][0]

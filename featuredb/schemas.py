@@ -43,7 +43,8 @@ NEIGHBORS_KEPT = 50
 HISTOGRAM_BINS = 40
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 TOP_TOKENS = 20
-"""Tokens kept per feature: those it most fires on, most promotes, most suppresses."""
+"""Tokens kept per feature: those it most fires on (by total activation, ties by token id), most
+promotes, most suppresses."""
 
 FLOAT16_MAX = 65504.0
 FLOAT16_TINY = 2.0**-24

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import duckdb
+from typing import TYPE_CHECKING, Any
 
 from featuredb.errors import CorruptDatabaseError, SQLError
 from featuredb.store import Store
+
+if TYPE_CHECKING:
+    import duckdb
 
 
 @contextmanager
@@ -19,6 +20,9 @@ def duckdb_errors(root: Path) -> Iterator[None]:
 
     A file of the store that is gone or unreadable is `CorruptDatabaseError` instead.
     """
+    # Most questions never meet DuckDB, and importing it takes longer than they do.
+    import duckdb
+
     try:
         yield
     except duckdb.Error as error:
@@ -38,8 +42,10 @@ def sql(
     """Run one statement on the store's in-memory catalog; nothing in the database can change.
 
     params: values for ``?`` in order, or for ``$name`` by name. Rows come in the statement's own
-    order. A relation is lazy: what only running the statement can find wrong is DuckDB's own
-    exception, raised when the rows are fetched. Raises `SQLError` with DuckDB's message, `CorruptDatabaseError` when a file the statement reads is damaged.
+    order; a statement without rows gives a relation without rows. A relation is lazy: what only
+    running the statement can find wrong is DuckDB's own exception, raised when the rows are
+    fetched. Raises `SQLError` with DuckDB's message, `CorruptDatabaseError` when a file the
+    statement reads is damaged.
     """
     with duckdb_errors(store.root):
         values = dict(params) if isinstance(params, Mapping) else params

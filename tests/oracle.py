@@ -167,7 +167,7 @@ class Oracle:
         by_token: dict[int, list[float]] = defaultdict(list)
         for context_id, token, value in found:
             by_token[self.contexts[context_id][token]].append(value)
-        ordered = sorted(by_token.items(), key=lambda item: (-len(item[1]), item[0]))
+        ordered = sorted(by_token.items(), key=lambda item: (-math.fsum(item[1]), item[0]))
         return [
             {
                 "token": self.world.vocabulary[token],

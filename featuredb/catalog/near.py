@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from featuredb import schemas
 from featuredb.catalog import literals
-from featuredb.snapshot import Snapshot
+from featuredb.snapshot import File, Snapshot
 
 TOO_MANY = (
     f"the neighbour graph keeps {schemas.NEIGHBORS_KEPT} per feature, not {{k}}: "
@@ -20,24 +20,32 @@ SUMMARY = (
 
 def near_macros(snapshot: Snapshot) -> list[str]:
     """Neighbours by decoder direction, by encoder direction, by co-activation."""
-    tables = {"near": "neighbors", "near_encoder": "neighbors_encoder", "coactive": "coactivation"}
-    return [f"CREATE MACRO {n}(feature, k := 20) AS TABLE {_near(t)}" for n, t in tables.items()]
-
-
-def _near(table: str) -> str:
+    derived = snapshot.derived
     too_many = f"error({literals.message(TOO_MANY, k='k')})"
     # Beyond the graph co-activation has nothing more to give; the directions have.
-    bound = (
-        "featuredb_k(k)"
-        if table == "coactivation"
-        else f"CASE WHEN k <= {schemas.NEIGHBORS_KEPT} THEN featuredb_k(k) ELSE {too_many} END"
-    )
+    few = f"CASE WHEN k <= {schemas.NEIGHBORS_KEPT} THEN featuredb_k(k) ELSE {too_many} END"
+    tables = [
+        ("near", derived.neighbors_decoder, few),
+        ("near_encoder", derived.neighbors_encoder, few),
+        ("coactive", derived.coactivation, "featuredb_k(k)"),
+    ]
+    return [
+        f"CREATE MACRO {name}(feature, k := 20) AS TABLE {_near(file, bound)}"
+        for name, file, bound in tables
+    ]
+
+
+def _near(file: File, bound: str) -> str:
+    # The names are checked where the file is chosen: there nothing is planned away, as a filter
+    # is that no row can pass.
     return f"""
 WITH nearest AS (
     SELECT rank, neighbor_sae AS sae, neighbor_id AS feature_id, score
-    FROM {table}
+    FROM read_parquet(
+        CASE WHEN featuredb_row(feature) >= 0 AND {bound} > 0 THEN {literals.path(file.path)} END
+    )
     WHERE sae = featuredb_sae(feature) AND feature_id = CAST(featuredb_id(feature) AS BIGINT)
-        AND rank <= CASE WHEN featuredb_row(feature) >= 0 THEN {bound} END
+        AND rank <= k
 )
 SELECT n.rank, n.sae, n.feature_id, n.score, {SUMMARY}
 FROM nearest AS n JOIN features AS f USING (sae, feature_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -33,6 +35,19 @@ def command(db: str, query: str, k: int | None, output: Output) -> None:
     with featuredb.open(db) as database:
         relation = database.sql(statement)
         # A relation is lazy: what DuckDB refuses only while running is first heard of here.
-        with duckdb_errors(Path(db).expanduser().absolute()):
-            answer = Rows((relation if k is None else relation.limit(k)).to_arrow_table())
+        with duckdb_errors(Path(db).expanduser().absolute()), _interruptible():
+            # Read batch by batch: DuckDB does not notice Ctrl-C while it makes a whole table.
+            reader = (relation if k is None else relation.limit(k)).to_arrow_reader()
+            answer = Rows(reader.read_all())
     output.write(answer, rows=k)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """DuckDB reports Ctrl-C as a RuntimeError of these words."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "interrupted" not in str(error):
+            raise
+        raise KeyboardInterrupt from error

@@ -127,7 +127,10 @@ def _histogram(
 def _top_tokens(
     bucket: Bucket, activation: npt.NDArray[np.float32], look_up: TokenLookUp
 ) -> pa.ListArray:
-    """Tokens by how often the feature fires on them, ties by token id."""
+    """Tokens by the feature's total activation on them, ties by token id.
+
+    By count, a feature that fires faintly on every "the" would be described by it.
+    """
     n_features = bucket.end_feature - bucket.first_feature
     vocabulary = len(look_up.texts)
     token = look_up.token(bucket.context_id, bucket.token_index)
@@ -141,7 +144,7 @@ def _top_tokens(
         starts, sums = np.empty(0, np.int64), np.empty(0)
     counts = np.diff(np.append(starts, len(key)))
     pair_feature, pair_token = np.divmod(key[starts], vocabulary)
-    ranked = np.lexsort((pair_token, -counts, pair_feature))
+    ranked = np.lexsort((pair_token, -sums, pair_feature))
     pairs = np.bincount(pair_feature, minlength=n_features)
     first = np.repeat(np.cumsum(pairs) - pairs, pairs)
     kept = ranked[np.arange(len(ranked)) - first < schemas.TOP_TOKENS]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -154,3 +156,28 @@ def test_a_reader_that_goes_away_is_no_news() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == ExitCode.BROKEN_PIPE
+
+
+_FOR_HOURS = """
+import featuredb
+from tests.cli.fake import FakeDatabase
+featuredb.open = lambda path: FakeDatabase()
+from featuredb.cli import main
+print("ready", flush=True)
+main(["sql", "db", "SELECT count(*) FROM range(1000000000000) AS r WHERE r.range % 7 = 3"])
+"""
+
+
+def test_ctrl_c_ends_a_long_statement() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", _FOR_HOURS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=30)
+    assert complaint == b"featuredb: interrupted\n"
+    assert process.returncode == ExitCode.INTERRUPTED

@@ -26,7 +26,10 @@ TEXT = FORMAT.read_text(encoding="utf-8")
 
 TABLES: dict[str, list[pa.Schema]] = {
     "documents": [pa.schema(schemas.DOCUMENT_FIELDS)],
-    "contexts": [schemas.contexts(1 << 16), schemas.contexts((1 << 16) + 1)],
+    "contexts": [
+        schemas.contexts(1 << 16, roles=True),
+        schemas.contexts((1 << 16) + 1, roles=True),
+    ],
     "vocabulary": [schemas.VOCABULARY],
     "feature-major": [schemas.feature_major("float16"), schemas.feature_major("float32")],
     "token-major": [
@@ -95,7 +98,7 @@ def test_constants() -> None:
     for name, value, _ in table(section(TEXT, "Constants")):
         assert getattr(schemas, name) == int(value.replace(",", ""))
     assert ", ".join(f"{q:g}" for q in schemas.QUANTILES) in TEXT
-    assert f"| **{schemas.FORMAT_VERSION}**" in TEXT or f"- **{schemas.FORMAT_VERSION}**" in TEXT
+    assert f"- **{schemas.FORMAT_VERSION}**" in section(TEXT, "Versions")
 
 
 def tree() -> list[re.Pattern[str]]:
@@ -144,10 +147,10 @@ def test_paths_of_an_unfinished_ingest_are_in_the_tree(tmp_path: Path) -> None:
 
 
 def test_the_tree_names_nothing_that_is_never_written(made_store: Path) -> None:
-    """Each line matches a file of a real store, or one that only an ingest has for a while."""
+    """Each line matches a file of a real store, or one of an ingest at work or of chats."""
     names = [p.relative_to(made_store).as_posix() for p in made_store.rglob("*") if p.is_file()]
     passing = ["LOCK", "staging/plan.json", "staging/p000000.json", "staging/logits.x.parquet"]
-    passing += ["segments/r/fm.parquet", "segments/r/tm.parquet"]
+    passing += ["segments/r/fm.parquet", "segments/r/tm.parquet", "corpus/0/roles.bin"]
     for pattern in tree():
         assert any(pattern.fullmatch(name) for name in [*names, *passing]), pattern.pattern
 
@@ -172,13 +175,14 @@ def _names(connection: object, source: str, kind: str) -> list[str]:
     return [name for (name,) in sql(f"SELECT DISTINCT {kind}_name FROM {source}").fetchall()]
 
 
-def test_parameters_of_macros_and_columns_of_activations(made_store: Path) -> None:
+def test_parameters_of_macros_and_columns_of_views(made_store: Path) -> None:
     rows = {row[0].split("(")[0]: row for row in table(section(TEXT, "catalog.duckdb"))}
     with featuredb.open(made_store) as db:
         for name in ("feature_activations", "fires_in"):
             assert db.sql(f"FROM {name}(1)").columns
-        columns = db.sql("FROM activations").columns
-        assert rows["activations"][2].startswith(f"{', '.join(columns)}:")
+        for view in ("activations", "tokens"):
+            columns = db.sql(f"FROM {view}").columns
+            assert rows[view][2].startswith(f"{', '.join(columns)}:")
         macros = db.sql(
             "SELECT function_name, parameters FROM duckdb_functions() WHERE NOT internal"
         )

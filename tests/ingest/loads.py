@@ -107,7 +107,9 @@ def explaining_sae(
         **config,
     }
     if told["architecture"] == "jumprelu":
-        weights["threshold"] = torch.cat([torch.zeros(2 * rank), torch.full((noise,), 0.1 * spread)])
+        weights["threshold"] = torch.cat(
+            [torch.zeros(2 * rank), torch.full((noise,), 0.1 * spread)]
+        )
     save_file(weights, folder / "sae_weights.safetensors")
     (folder / "cfg.json").write_text(json.dumps(told))
     return folder

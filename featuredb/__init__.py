@@ -4,7 +4,7 @@
 >>> db = featuredb.open("demo.fdb")  # doctest: +SKIP
 >>> db.top_contexts(1234)  # doctest: +SKIP
 
-Reading never needs torch; `ingest` and `load_sae` need the extra ``featuredb[ingest]``.
+Reading never needs torch; `ingest`, `plan` and `load_sae` need the extra ``featuredb[ingest]``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from featuredb.errors import FeatureDBError
 
 if TYPE_CHECKING:
-    from featuredb.api import Database, compact, ingest, load_sae, open, verify
+    from featuredb.api import Database, compact, ingest, load_sae, open, plan, verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "ingest",
     "load_sae",
     "open",
+    "plan",
     "verify",
 ]
 

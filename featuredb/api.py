@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         TopContexts,
     )
 
-__all__ = ["Database", "compact", "ingest", "load_sae", "open", "verify"]
+__all__ = ["Database", "compact", "ingest", "load_sae", "open", "plan", "verify"]
 
 Feature = int | str
 """A number where the database has one SAE, else ``"sae_name/1234"``."""
@@ -195,6 +195,18 @@ def ingest(path: str | os.PathLike[str], **options: Any) -> Any:
     settings = _needs("ingest.options", "ingesting")
     pipeline = _needs("ingest.pipeline", "ingesting")
     return pipeline.ingest(Path(path), settings.IngestOptions(**options))
+
+
+def plan(path: str | os.PathLike[str], **options: Any) -> Info:
+    """What `ingest` with the same arguments would make, and how long it would take.
+
+    The corpus is tokenised, and the model runs over a sample of it; nothing is left at `path`.
+    Raises `MissingExtraError` without the extra ``featuredb[ingest]``, and `IngestError`.
+    """
+    settings = _needs("ingest.options", "planning an ingest")
+    estimate = _needs("ingest.estimate", "planning an ingest")
+    planned: Info = estimate.estimate(Path(path), settings.IngestOptions(**options))
+    return planned
 
 
 def compact(path: str | os.PathLike[str]) -> Any:

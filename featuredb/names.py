@@ -17,6 +17,9 @@ NO_FEATURE = "there is no feature {number}: {sae} has features 0 to {last}"
 NO_SAE = "there is no SAE {name}: this database has {names}"
 WHICH_SAE = "feature {feature} does not say of which SAE: write NAME/NUMBER, NAME being {names}"
 NOT_A_FEATURE = "{feature} is not a feature: give its number, or SAE/NUMBER as in {example}"
+NO_CONTEXT = "there is no context {context}: this database has contexts 0 to {last}"
+BAD_COUNT = "k must be at least 1, not {k}"
+BAD_WINDOW = "window must be 0 or more, not {window}"
 """Templates shared with the catalog's macros, so that Python and SQL say the same."""
 
 

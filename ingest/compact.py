@@ -1,10 +1,16 @@
-"""Compaction: many runs of one SAE become one segment with its features in bucket files."""
+"""Compaction: many runs of one SAE become one segment with its features in bucket files.
+
+A bucket is written by one function, `write_bucket`, whoever runs it and in whatever order; the
+segment appears when all of them are there.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +20,12 @@ import pyarrow.parquet as pq
 
 from featuredb import schemas
 from featuredb.feature_major import FeatureRows, directory_of, write_feature_file
-from featuredb.files import folder_in_place, remove_tree
+from featuredb.files import folder_in_place, fsync_path, remove_tree, sweep, temporary_name
 from featuredb.layout import Layout
-from featuredb.snapshot import FeatureFile, File, Segment, TokenFile
+from featuredb.snapshot import Draft, FeatureFile, File, Segment, TokenFile
+from ingest.derive.examples import bucket_examples
+from ingest.derive.statistics import TokenLookUp, bucket_statistics
+from ingest.look_up import token_look_up
 from ingest.merge import Bucket, MergedSegments
 from ingest.runs import file_entry
 
@@ -33,59 +42,128 @@ class Compaction(NamedTuple):
     bits: int
     segments: tuple[Segment, ...]
 
+    @property
+    def first_context(self) -> int:
+        return min(s.first_context for s in self.segments)
+
+    @property
+    def end_context(self) -> int:
+        return max(s.end_context for s in self.segments)
+
+    @property
+    def recorded_tokens(self) -> int:
+        return sum(s.recorded_tokens for s in self.segments)
+
+    @property
+    def values(self) -> str:
+        """``float32`` if any part has a value beyond float16."""
+        wide = any(s.values == "float32" for s in self.segments)
+        return "float32" if wide else "float16"
+
+
+class Place(NamedTuple):
+    """A bucket of the merged segment: features first <= id < end, rows from first_row."""
+
+    number: int
+    first_feature: int
+    end_feature: int
+    first_row: int
+
+
+class Merged(NamedTuple):
+    """A bucket on the disk, and what is derived from its rows: `bucket_statistics`, EXAMPLES."""
+
+    file: FeatureFile
+    statistics: pa.Table
+    examples: pa.Table
+
+
+Merge = Callable[[Compaction, Path, Sequence[Place]], Iterable[Merged]]
+"""Writes buckets below a folder and gives what they became, in order."""
+
+DraftMerge = Callable[[Layout, Draft, Compaction, Path, Sequence[Place]], Iterable[Merged]]
+"""A `Merge` that is still to be told of which database."""
+
 
 def compact_segments(
-    layout: Layout, job: Compaction, on_bucket: Callable[[Bucket], None]
-) -> Segment:
+    layout: Layout, job: Compaction, merge: Merge
+) -> tuple[Segment, tuple[Merged, ...]]:
     """Merge segments that cover disjoint contexts into one, in place in one step.
 
-    Memory is bounded by the largest bucket (about `ROWS_PER_BUCKET` rows, or one feature's).
-    `on_bucket` sees every bucket on its way, so that what is derived needs no second pass.
-    The token-major files are already in order and are linked, not rewritten.
+    The buckets come with what is derived from them, so that this needs no second pass. The
+    token-major files are already in order and are linked, not rewritten.
     """
     final = layout.segment(job.segment_id)
     remove_tree(final)
-    merged = MergedSegments(layout, job.segments, job.d_sae, job.bits)
-    base = min(s.first_context for s in job.segments)
-    end = max(s.end_context for s in job.segments)
-    values = "float32" if any(s.values == "float32" for s in job.segments) else "float16"
+    source = MergedSegments(layout, job.segments, job.d_sae, job.bits)
+    source.close()
+    directory = directory_of(source.counts)
+    with folder_in_place(final) as folder:
+        (folder / "fm").mkdir()
+        (folder / "tm").mkdir()
+        boundaries = source.boundaries(ROWS_PER_BUCKET, schemas.MAX_BUCKETS)
+        places = [
+            Place(number, first, end, int(directory[first]))
+            for number, (first, end) in enumerate(pairwise(boundaries))
+        ]
+        buckets = tuple(merge(job, folder, places))
+        sweep(folder / "fm")
+        np.save(folder / "directory.npy", directory)
+        sinks = _join_sinks(layout, source.segments, folder / "sinks.parquet")
+        segment = Segment(
+            id=job.segment_id,
+            sae=job.sae,
+            level=1,
+            first_context=job.first_context,
+            end_context=job.end_context,
+            rows=int(directory[-1]),
+            values="float32" if job.values == "float32" else "float16",
+            recorded_tokens=job.recorded_tokens,
+            feature_files=tuple(bucket.file for bucket in buckets),
+            token_files=tuple(_link_token_files(layout, source.segments, folder, final)),
+            directory=file_entry(layout, folder / "directory.npy", folder, final, job.d_sae + 1),
+            sinks=file_entry(layout, folder / "sinks.parquet", folder, final, sinks),
+        )
+    return segment, buckets
+
+
+def merge_here(
+    layout: Layout, draft: Draft, job: Compaction, folder: Path, places: Sequence[Place]
+) -> Iterator[Merged]:
+    """A `DraftMerge` in this process, one bucket after the other.
+
+    Memory is bounded by the largest bucket (about `ROWS_PER_BUCKET` rows, or one feature's).
+    """
+    look_up = token_look_up(layout, draft)
+    source = MergedSegments(layout, job.segments, job.d_sae, job.bits)
     try:
-        with folder_in_place(final) as folder:
-            (folder / "fm").mkdir()
-            (folder / "tm").mkdir()
-            feature_files: list[FeatureFile] = []
-            first_row = 0
-            boundaries = merged.boundaries(ROWS_PER_BUCKET, schemas.MAX_BUCKETS)
-            for number, bucket in enumerate(merged.buckets(boundaries)):
-                path = folder / "fm" / f"b{number:03d}.parquet"
-                write_feature_file(path, _to_rows(bucket, base, job.bits), values)
-                n = len(bucket.feature)
-                entry = file_entry(layout, path, folder, final, n)
-                feature_files.append(
-                    FeatureFile(entry, bucket.first_feature, bucket.end_feature, first_row)
-                )
-                first_row += n
-                on_bucket(bucket)
-            np.save(folder / "directory.npy", directory_of(merged.counts))
-            sinks = _join_sinks(layout, merged.segments, folder / "sinks.parquet")
-            return Segment(
-                id=job.segment_id,
-                sae=job.sae,
-                level=1,
-                first_context=base,
-                end_context=end,
-                rows=first_row,
-                values="float32" if values == "float32" else "float16",
-                recorded_tokens=sum(s.recorded_tokens for s in job.segments),
-                feature_files=tuple(feature_files),
-                token_files=tuple(_link_token_files(layout, merged.segments, folder, final)),
-                directory=file_entry(
-                    layout, folder / "directory.npy", folder, final, job.d_sae + 1
-                ),
-                sinks=file_entry(layout, folder / "sinks.parquet", folder, final, sinks),
-            )
+        yield from map(partial(write_bucket, layout, job, source, look_up, folder), places)
     finally:
-        merged.close()
+        source.close()
+
+
+def write_bucket(
+    layout: Layout,
+    job: Compaction,
+    source: MergedSegments,
+    look_up: TokenLookUp,
+    folder: Path,
+    place: Place,
+) -> Merged:
+    """Write one bucket below `folder`, which will become the segment's, and derive from it."""
+    bucket = source.bucket(place.first_feature, place.end_feature)
+    path = folder / "fm" / f"b{place.number:03d}.parquet"
+    # On a cluster a worker given up for dead may still write the bucket that another repeats.
+    temporary = temporary_name(path)
+    write_feature_file(temporary, _to_rows(bucket, job.first_context, job.bits), job.values)
+    fsync_path(temporary)
+    os.replace(temporary, path)
+    entry = file_entry(layout, path, folder, layout.segment(job.segment_id), len(bucket.feature))
+    return Merged(
+        FeatureFile(entry, place.first_feature, place.end_feature, place.first_row),
+        bucket_statistics(bucket, job.recorded_tokens, look_up),
+        bucket_examples(bucket),
+    )
 
 
 def fits_one_segment(segments: Sequence[Segment], bits: int) -> bool:

@@ -95,6 +95,17 @@ def store_corpus(
         )
 
 
+def taken(tokenized: TokenizedBatch, before: int, max_tokens: int | None) -> tuple[int, int, bool]:
+    """How many of a batch's documents and contexts are ingested when `before` tokens were already,
+    and whether that reaches `max_tokens`."""
+    n, full = len(tokenized.n_tokens), False
+    if max_tokens is not None:
+        over = np.flatnonzero(before + np.cumsum(tokenized.n_tokens) >= max_tokens)
+        if len(over):
+            n, full = int(over[0]) + 1, True
+    return n, int(np.searchsorted(tokenized.context_document, n, side="left")), full
+
+
 class _Writer:
     """The files of a corpus, growing batch by batch."""
 
@@ -124,13 +135,7 @@ class _Writer:
         self, documents: pa.RecordBatch, tokenized: TokenizedBatch, max_tokens: int | None
     ) -> bool:
         """Take a batch; true when `max_tokens` has been reached."""
-        n, full = documents.num_rows, False
-        if max_tokens is not None:
-            reached = self.n_tokens + np.cumsum(tokenized.n_tokens)
-            over = np.flatnonzero(reached >= max_tokens)
-            if len(over):
-                n, full = int(over[0]) + 1, True
-        kept = int(np.searchsorted(tokenized.context_document, n, side="left"))
+        n, kept, full = taken(tokenized, self.n_tokens, max_tokens)
         self._add_contexts(tokenized, kept)
         self._add_documents(documents.slice(0, n), tokenized, n, kept)
         return full

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from featuredb import schemas
 from featuredb.layout import Layout
 from featuredb.results import Info
-from featuredb.snapshot import LoadCheck
+from featuredb.snapshot import LoadCheck, Segment
 from ingest.check import SAMPLE_TOKENS
 from ingest.corpus_store import taken
 from ingest.inputs import Inputs, load_inputs
@@ -99,19 +99,21 @@ def _measure(layout: Layout, inputs: Inputs, options: IngestOptions) -> _Measure
     collected = collect(engine, 0, lambda *_: None)
     seconds = time.monotonic() - started
     summary = write(engine, collected)
-    sizes = [
-        (sum(f.file.bytes for f in (*s.feature_files, *s.token_files)), s.rows)
-        for s in summary.segments
-    ]
     return _Measured(
         tokens=summary.tokens,
         tokens_per_second=summary.tokens / max(seconds, 1e-9),
         recorded=[s.recorded_tokens / max(1, summary.tokens) for s in summary.segments],
-        bytes=[size / rows if rows else 0.0 for size, rows in sizes],
+        bytes=[_bytes_per_activation(s) for s in summary.segments],
         corpus_bytes=(corpus.documents.bytes + corpus.contexts.bytes) / max(1, tokens),
         fixed_bytes=fixed,
         checks=[sae.check for sae in plan.draft.saes],
     )
+
+
+def _bytes_per_activation(segment: Segment) -> float:
+    written = sum(f.file.bytes for f in segment.feature_files)
+    written += sum(f.file.bytes for f in segment.token_files)
+    return written / segment.rows if segment.rows else 0.0
 
 
 def _count(inputs: Inputs, options: IngestOptions) -> _Counted:
@@ -138,7 +140,7 @@ def _report(
     stored = counted.stored
     starts = np.concatenate(([0], np.cumsum(counted.lengths, dtype=np.int64)))
     size = partition_tokens(stored, sum(c.l0 for c in measured.checks), options.memory_bytes())
-    saes = []
+    saes: list[dict[str, Any]] = []
     for placed, check, recorded, each in zip(
         inputs.saes, measured.checks, measured.recorded, measured.bytes, strict=True
     ):
@@ -156,7 +158,7 @@ def _report(
         )
     width = np.dtype(schemas.token_id_dtype(inputs.model.vocab_size)).itemsize
     parts = {
-        "activations_bytes": sum(int(sae["bytes"]) for sae in saes),
+        "activations_bytes": sum(sae["bytes"] for sae in saes),
         "corpus_bytes": round(stored * (measured.corpus_bytes + width)) + 16 * len(starts),
         "directions_and_vocabulary_bytes": measured.fixed_bytes,
         "derived_bytes": _DERIVED_BYTES_PER_FEATURE * sum(p.sae.d_sae for p in inputs.saes),
@@ -170,7 +172,7 @@ def _report(
         "tokens": counted.tokens,
         "tokens_with_bos": stored,
         "partitions": len(cut_partitions(starts, 0, size)),
-        "activations": sum(int(sae["activations"]) for sae in saes),
+        "activations": sum(sae["activations"] for sae in saes),
         "bytes": sum(parts.values()),
         "seconds": seconds + counted.seconds,
         "time": _spelled(seconds + counted.seconds),

@@ -52,6 +52,25 @@ class PlacedSae:
 
 
 @dataclass(frozen=True)
+class Reader:
+    """The model and the SAEs at their hooks: what running a partition takes."""
+
+    model: LoadedModel
+    saes: tuple[PlacedSae, ...]
+
+    def identity(self) -> dict[str, str]:
+        """What of an ingest's identity is in the model's and the SAEs' files, by name."""
+        told = {
+            "model weights": self.model.weights_hash,
+            "tokenizer": self.model.tokenizer_hash,
+            "model dtype": str(self.model.dtype),
+        }
+        for placed in self.saes:
+            told[f"SAE {placed.name}"] = f"{placed.sae.hash} at {placed.hook.canonical}"
+        return told
+
+
+@dataclass(frozen=True)
 class Inputs:
     """Everything an ingest reads."""
 
@@ -90,18 +109,14 @@ class Inputs:
             "context size": self.context_size,
             "stride": options.stride,
             "BOS": self.bos,
-            "model weights": self.model.weights_hash,
-            "tokenizer": self.model.tokenizer_hash,
-            "model dtype": self.model.dtype,
             "sink threshold": options.sink_threshold,
             "keep sinks": options.keep_sinks,
             "keep BOS": options.keep_bos,
             "exact": options.exact,
         }
-        for placed in self.saes:
-            told[f"SAE {placed.name}"] = f"{placed.sae.hash} at {placed.hook.canonical}"
         told["SAEs"] = ", ".join(p.name for p in self.saes)
-        return {name: str(value) for name, value in told.items()}
+        read = Reader(self.model, self.saes).identity()
+        return {name: str(value) for name, value in told.items()} | read
 
 
 def load_inputs(options: IngestOptions) -> Inputs:
@@ -118,14 +133,42 @@ def load_inputs(options: IngestOptions) -> Inputs:
         max_documents=options.max_documents,
         on_warning=partial(say, show=options.progress),
     )
-    saes = [load_sae(reference) for reference in options.saes]
-    names = _names(saes, options.names)
-    model = load_model(options.model, device=options.device, dtype=options.dtype)
-    placed = tuple(
-        _place(model, sae, name, reference, options.hook)
-        for sae, name, reference in zip(saes, names, options.saes, strict=True)
+    read = load_reader(
+        options.model,
+        options.saes,
+        options.names,
+        hook=options.hook,
+        device=options.device,
+        dtype=options.dtype,
     )
-    return Inputs(model, placed, corpus, _context_size(model, saes, options), _bos(model, saes))
+    model, saes = read.model, [placed.sae for placed in read.saes]
+    size, bos = _context_size(model, saes, options), _bos(model, saes)
+    return Inputs(model, read.saes, corpus, size, bos)
+
+
+def load_reader(
+    model: str,
+    saes: Sequence[str],
+    names: Sequence[str] | None,
+    *,
+    hook: str | None,
+    device: str,
+    dtype: str,
+    revision: str | None = None,
+) -> Reader:
+    """Load the model and the SAEs and match them; arguments as in `IngestOptions`.
+
+    revision: of the model, where it comes from the hub. Raises the `IngestError` of whatever is
+    wrong.
+    """
+    loaded = [load_sae(reference) for reference in saes]
+    called = _names(loaded, names)
+    into = load_model(model, device=device, dtype=dtype, revision=revision)
+    placed = tuple(
+        _place(into, sae, name, reference, hook)
+        for sae, name, reference in zip(loaded, called, saes, strict=True)
+    )
+    return Reader(into, placed)
 
 
 def absolute(reference: str | Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from featuredb.errors import IngestError
 
+ENGINES = ("local", "processes", "ray")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -25,6 +26,11 @@ class IngestOptions:
     memory: host memory to aim for, e.g. ``"4GB"``. sink_threshold: a position whose norm at the
     hook exceeds this many times the median is a sink. exact: keep activations as float32.
     check: refuse SAEs that do not explain the model's activations. progress: show progress.
+
+    engine: who runs the partitions. ``local`` is this process; ``processes``, several on this
+    machine, one a GPU; ``ray``, workers on a Ray cluster. workers: how many; default one for each
+    GPU, or for every four cores without one. gpus_per_worker: the share of a GPU that a Ray
+    worker asks for. ray_address: the cluster; default ``RAY_ADDRESS``, else one on this machine.
     """
 
     corpus: Any
@@ -50,6 +56,10 @@ class IngestOptions:
     exact: bool = False
     check: bool = True
     progress: bool = field(default=False)
+    engine: str = "local"
+    workers: int | None = None
+    gpus_per_worker: float = 1.0
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.saes, str) or not self.saes:
@@ -65,6 +75,21 @@ class IngestOptions:
         if not self.sink_threshold > 0:
             raise IngestError(f"sink_threshold must be positive, not {self.sink_threshold}")
         self.memory_bytes()
+        self._check_engine()
+
+    def _check_engine(self) -> None:
+        if self.engine not in ENGINES:
+            raise IngestError(f"engine must be one of {', '.join(ENGINES)}, not {self.engine!r}")
+        if self.workers is not None and self.workers < 1:
+            raise IngestError(f"workers must be larger than {self.workers}")
+        if self.engine == "local" and self.workers not in (None, 1):
+            raise IngestError(
+                "the local engine is one process: give --engine processes or ray for --workers"
+            )
+        if not self.gpus_per_worker > 0:
+            raise IngestError(f"gpus_per_worker must be positive, not {self.gpus_per_worker}")
+        if self.ray_address is not None and self.engine != "ray":
+            raise IngestError("a Ray address needs --engine ray")
 
     def memory_bytes(self) -> int:
         """`memory` in bytes. Raises `IngestError` for anything that is not a size."""

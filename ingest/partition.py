@@ -27,7 +27,8 @@ class Engine:
     """What stays the same from partition to partition.
 
     tokens: the corpus's token ids. starts: int64 [n + 1], where each context begins. memory: how
-    much the device takes at once, which partitions learn from one another.
+    much the device takes at once, which partitions learn from one another. writer: who writes the
+    runs, where several processes do.
     """
 
     layout: Layout
@@ -38,6 +39,7 @@ class Engine:
     tokens: npt.NDArray[np.unsignedinteger]
     starts: npt.NDArray[np.int64]
     memory: DeviceMemory
+    writer: str = ""
 
     def run(self, batch: Batch) -> list[Recorded]:
         """What each probe gives for a batch."""
@@ -120,7 +122,7 @@ def write(engine: Engine, collected: Collected) -> Summary:
         segments.append(
             write_run(
                 engine.layout,
-                run_id(plan, collected.number, index),
+                run_id(plan, collected.number, index, engine.writer),
                 probe.name,
                 probe.sae.d_sae,
                 own.codes(),

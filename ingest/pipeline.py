@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,10 +17,12 @@ import featuredb
 from featuredb.errors import DatabaseNotFoundError, IngestError
 from featuredb.files import sweep
 from featuredb.layout import Layout
+from featuredb.parquet import ParquetFiles
 from featuredb.snapshot import Run, Snapshot, read_snapshot
-from ingest.inputs import Inputs, load_inputs
+from featuredb.texts import Texts
+from ingest.engines import Workers, workers_for
+from ingest.inputs import load_inputs
 from ingest.options import IngestOptions
-from ingest.partition import Engine, collect, write
 from ingest.plan import (
     Plan,
     Summary,
@@ -28,7 +30,7 @@ from ingest.plan import (
     read_plan,
     read_summaries,
 )
-from ingest.prepare import engine_of, logits_path, make_plan
+from ingest.prepare import logits_path, make_plan
 from ingest.progress import meter, say
 from ingest.publish import clean_up, now, publish
 from ingest.traces import writing
@@ -67,9 +69,12 @@ def ingest(path: str | Path, options: IngestOptions) -> Outcome:
             plan = make_plan(layout, inputs, options, identity)
         else:
             check_identity(layout, plan.identity, identity)
-        engine = engine_of(layout, plan, inputs, show=options.progress)
-        summaries = _run_partitions(engine, options)
-        return Outcome(_finalise(layout, plan, summaries, inputs, options), fresh=True)
+        workers = workers_for(layout, plan, inputs, options)
+        # Where others do the work, this process's copy of the model would only take up memory.
+        del inputs
+        with workers:
+            summaries = _run_partitions(layout, plan, workers, options)
+            return Outcome(_finalise(layout, plan, summaries, workers, options), fresh=True)
 
 
 def _published(layout: Layout) -> Snapshot | None:
@@ -85,47 +90,40 @@ def _digest(identity: Mapping[str, str]) -> str:
     return hashlib.sha256(msgspec.json.encode(dict(sorted(identity.items())))).hexdigest()
 
 
-def _run_partitions(engine: Engine, options: IngestOptions) -> list[Summary]:
-    """Every partition, in order; one is written while the next one runs."""
-    layout, plan = engine.layout, engine.plan
+def _run_partitions(
+    layout: Layout, plan: Plan, workers: Workers, options: IngestOptions
+) -> list[Summary]:
+    """Every partition that is not done yet; all summaries, in the plan's order."""
     done = read_summaries(layout, plan)
     before = sum(s.tokens for s in done.values())
     if done:
         say(f"continuing: {len(done)} of {len(plan.partitions)} partitions are done",
             show=options.progress)  # fmt: skip
-    with (
-        meter(int(engine.starts[-1]), before, show=options.progress) as gauge,
-        ThreadPoolExecutor(1, "write") as writer,
-    ):
-        writing: Future[Summary] | None = None
-        for number in range(len(plan.partitions)):
-            if number in done:
-                continue
-            collected = collect(engine, number, gauge.report)
-            if writing is not None:
-                finished = writing.result()
-                done[finished.partition] = finished
-            writing = writer.submit(write, engine, collected)
-        if writing is not None:
-            finished = writing.result()
-            done[finished.partition] = finished
+    missing = [number for number in range(len(plan.partitions)) if number not in done]
+    with meter(_tokens(layout, plan), before, show=options.progress) as gauge:
+        for summary in workers.run(missing, gauge.report):
+            done[summary.partition] = summary
     return [done[number] for number in range(len(plan.partitions))]
+
+
+def _tokens(layout: Layout, plan: Plan) -> int:
+    """Tokens of the corpus as stored, BOS included."""
+    texts = Texts(layout.root, plan.draft, ParquetFiles(layout.root))
+    return int(texts.index(plan.draft.corpora[-1])[-1, 1])
 
 
 def _finalise(
     layout: Layout,
     plan: Plan,
     summaries: list[Summary],
-    inputs: Inputs,
+    workers: Workers,
     options: IngestOptions,
 ) -> Snapshot:
+    names = [sae.name for sae in plan.draft.saes]
     runs = {
-        placed.name: [summary.segments[index] for summary in summaries]
-        for index, placed in enumerate(inputs.saes)
+        name: [summary.segments[index] for summary in summaries] for index, name in enumerate(names)
     }
-    logits: dict[str, pa.Table] = {
-        p.name: pq.read_table(logits_path(layout, p.name)) for p in inputs.saes
-    }
+    logits: dict[str, pa.Table] = {name: pq.read_table(logits_path(layout, name)) for name in names}
     history = Run(
         number=plan.draft.number,
         identity=_digest(plan.identity),
@@ -137,11 +135,10 @@ def _finalise(
         tokens=sum(s.tokens for s in summaries),
         activations=sum(s.rows for own in runs.values() for s in own),
         seconds=sum(s.seconds for s in summaries),
-        device=str(inputs.model.device),
+        device=workers.device,
         host=platform.node(),
     )
-    snapshot = publish(
-        layout, plan.draft, runs, logits, [history], lambda t: say(t, show=options.progress)
-    )
+    note = partial(say, show=options.progress)
+    snapshot = publish(layout, plan.draft, runs, logits, [history], note, workers.merge)
     clean_up(layout, snapshot)
     return snapshot

@@ -61,9 +61,10 @@ def summary_path(layout: Layout, partition: int) -> Path:
     return layout.staging / f"p{partition:06d}.json"
 
 
-def run_id(plan: Plan, partition: int, sae: int) -> str:
-    """Segment id of one SAE's run over one partition."""
-    return f"r{plan.draft.number:06d}-{partition:06d}-{sae}"
+def run_id(plan: Plan, partition: int, sae: int, writer: str = "") -> str:
+    """Segment id of one SAE's run over one partition. writer: who wrote it, where several may."""
+    own = f"-{writer}" if writer else ""
+    return f"r{plan.draft.number:06d}-{partition:06d}-{sae}{own}"
 
 
 def write_plan(layout: Layout, plan: Plan) -> None:
@@ -104,16 +105,21 @@ def read_summaries(layout: Layout, plan: Plan) -> dict[int, Summary]:
 
 def check_identity(layout: Layout, before: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Raises `PlanMismatchError` naming what differs from the command that began this ingest."""
-    changed = [
-        f"{name} was {before.get(name, 'unset')}, is now {now.get(name, 'unset')}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
+    changed = differences(before, now)
     if changed:
         raise PlanMismatchError(
             f"{layout.root} holds an unfinished ingest of something else ({'; '.join(changed)}): "
             "repeat the first command to finish it, or give another path"
         )
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What differs between two identities, in words, by name."""
+    return [
+        f"{name} was {before.get(name, 'unset')}, is now {now.get(name, 'unset')}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
 
 
 def partition_tokens(total: int, l0: float, memory: int) -> int:

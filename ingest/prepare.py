@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featuredb import schemas
@@ -21,7 +22,7 @@ from ingest.corpus_store import CorpusHeader, store_corpus
 from ingest.derive.logits import logit_lens
 from ingest.device_memory import DeviceMemory
 from ingest.extract import Probe, Rule
-from ingest.inputs import Inputs
+from ingest.inputs import Inputs, Reader
 from ingest.model import LoadedModel, unembedding
 from ingest.options import IngestOptions
 from ingest.partition import Engine
@@ -31,7 +32,7 @@ from ingest.publish import now
 from ingest.runs import file_entry
 from ingest.sample import SampleTokens
 from ingest.suspects import Reading
-from ingest.tokens import iter_contexts
+from ingest.tokens import TokenizedBatch, iter_contexts
 from ingest.vocabulary import vocabulary
 
 _CORPUS_ID = "0"
@@ -87,7 +88,7 @@ def make_plan(
     return plan
 
 
-def engine_of(layout: Layout, plan: Plan, inputs: Inputs, *, show: bool = False) -> Engine:
+def engine_of(layout: Layout, plan: Plan, inputs: Inputs | Reader, *, show: bool = False) -> Engine:
     """What running the plan's partitions needs. show: say when the device runs out of memory."""
     corpus = plan.draft.corpora[-1]
     texts = Texts(layout.root, plan.draft, ParquetFiles(layout.root))
@@ -130,7 +131,14 @@ def _store_corpus(
         vocab_size=inputs.model.vocab_size,
         chats=options.messages_column is not None,
     )
-    contexts = iter_contexts(
+    return store_corpus(layout, header, contexts_of(inputs, options), options.max_tokens)
+
+
+def contexts_of(
+    inputs: Inputs, options: IngestOptions
+) -> Iterator[tuple[pa.RecordBatch, TokenizedBatch]]:
+    """The corpus, a batch of documents with its contexts at a time."""
+    return iter_contexts(
         inputs.corpus,
         inputs.model.tokenizer,
         context_size=inputs.context_size,
@@ -138,7 +146,6 @@ def _store_corpus(
         stride=options.stride,
         vocab_size=inputs.model.vocab_size,
     )
-    return store_corpus(layout, header, contexts, options.max_tokens)
 
 
 def _store_vocabulary(layout: Layout, model: LoadedModel) -> File:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 import featuredb
@@ -14,22 +13,10 @@ from featuredb import schemas
 from featuredb.catalog import build_catalog
 from featuredb.files import remove_tree, sweep
 from featuredb.layout import Layout
-from featuredb.parquet import ParquetFiles
-from featuredb.snapshot import (
-    Corpus,
-    Draft,
-    Run,
-    Segment,
-    Snapshot,
-    write_snapshot,
-)
-from featuredb.texts import Texts
+from featuredb.snapshot import Draft, Run, Segment, Snapshot, write_snapshot
 from featuredb.vectors import read_directions
-from ingest.compact import Compaction, compact_segments
-from ingest.derive.statistics import TokenLookUp
+from ingest.compact import Compaction, DraftMerge, compact_segments, merge_here
 from ingest.derive.tables import SaeStatistics, write_derived
-
-Ids = npt.NDArray[np.int64]
 
 
 def now() -> str:
@@ -44,26 +31,27 @@ def publish(
     logits: Mapping[str, pa.Table],
     history: Sequence[Run],
     note: Callable[[str], None],
+    merge: DraftMerge = merge_here,
 ) -> Snapshot:
     """Make the runs the live content of the database.
 
     runs: by SAE name, covering disjoint contexts. logits: rows of LOGITS by SAE name. history:
-    the ingests behind this snapshot. note: told what is being done. A reader sees nothing of it
-    until ``CURRENT`` is renamed; interrupted anywhere before, calling it again starts over.
+    the ingests behind this snapshot. note: told what is being done. merge: who merges the
+    buckets. A reader sees nothing of it until ``CURRENT`` is renamed; interrupted anywhere before,
+    calling it again starts over.
     """
     directions = {v.sae: read_directions(layout, v) for v in draft.vectors}
     statistics: list[SaeStatistics] = []
     segments: dict[str, tuple[Segment, ...]] = {}
-    look_up = _look_up(layout, draft)
     for number, sae in enumerate(draft.saes):
         own = tuple(runs[sae.name])
         note(f"merging {len(own)} runs of {sae.name}")
-        collected = SaeStatistics(sae, sum(s.recorded_tokens for s in own), look_up)
         job = Compaction(
             f"c{draft.number:06d}-{number}", sae.name, sae.d_sae, draft.position_bits, own
         )
-        segments[sae.name] = (compact_segments(layout, job, collected.add),)
-        statistics.append(collected)
+        segment, buckets = compact_segments(layout, job, partial(merge, layout, draft))
+        segments[sae.name] = (segment,)
+        statistics.append(SaeStatistics(sae, buckets))
     note("statistics, co-activation and neighbours")
     derived = write_derived(
         layout, draft.number, statistics, segments, directions, logits, draft.position_bits
@@ -101,39 +89,3 @@ def clean_up(layout: Layout, snapshot: Snapshot) -> None:
             remove_tree(folder)
     for folder in (layout.root, layout.segments, layout.derived, layout.corpora, layout.matrices):
         sweep(folder)
-
-
-def _look_up(layout: Layout, draft: Draft) -> TokenLookUp:
-    """Documents and tokens of the corpora being published."""
-    files = ParquetFiles(layout.root)
-    texts = Texts(layout.root, draft, files)
-    starts = np.array([c.first_context for c in draft.corpora], np.int64)
-
-    def each(
-        context_id: npt.NDArray[np.int64],
-        read: Callable[
-            [Corpus, npt.NDArray[np.int64], npt.NDArray[np.bool_]], npt.NDArray[np.int64]
-        ],
-    ) -> npt.NDArray[np.int64]:
-        answer = np.empty(len(context_id), np.int64)
-        owner = np.searchsorted(starts, context_id, side="right") - 1
-        for number, corpus in enumerate(draft.corpora):
-            mine = owner == number
-            if mine.any():
-                answer[mine] = read(corpus, context_id[mine] - corpus.first_context, mine)
-        return answer
-
-    def document(context_id: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return each(context_id, lambda corpus, row, _: texts.index(corpus)[row, 0])
-
-    def token(
-        context_id: npt.NDArray[np.int64], token_index: npt.NDArray[np.int32]
-    ) -> npt.NDArray[np.int64]:
-        return each(
-            context_id,
-            lambda corpus, row, mine: texts.tokens(corpus)[
-                texts.index(corpus)[row, 1] + token_index[mine]
-            ].astype(np.int64),
-        )
-
-    return TokenLookUp(document, token, texts.token_texts)

@@ -21,7 +21,7 @@ def writing(layout: Layout, purpose: str) -> Iterator[None]:
     Raises `IngestError` for a folder with other things in it, `StorageError` for a path at which
     there can be no folder, `DatabaseLockedError`.
     """
-    _refuse_other_folders(layout)
+    refuse_other_folders(layout)
     made = _missing_folders(layout.root)
     try:
         with write_lock(layout, purpose):
@@ -38,9 +38,9 @@ def writing(layout: Layout, purpose: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _refuse_other_folders(layout: Layout) -> None:
+def refuse_other_folders(layout: Layout) -> None:
     """A database begins in a new or empty folder: its parts have everyday names, and an ingest
-    that starts over removes them."""
+    that starts over removes them. Raises `IngestError`, `StorageError`."""
     root = layout.root
     try:
         names = [path.name for path in root.iterdir() if not path.name.startswith(".")]

@@ -38,7 +38,8 @@ def vocabulary(tokenizer: Any, size: int | None = None) -> pa.Table:
 
     `bytes` are what the token contributes to a text, so that those of a text's tokens joined
     are the text in UTF-8 (byte-level vocabularies, after the tokenizer's normaliser; the others
-    put a space before the first word). `text` is `bytes` as UTF-8, U+FFFD where they are not.
+    put a space before the first word). `text` is `bytes` as UTF-8, a byte that is not part of a
+    whole character as ``<0xE6>``.
     `special` is as the tokenizer says. An id that stands for nothing has no bytes, and the text
     ``<unused ID>``.
     """
@@ -63,7 +64,7 @@ def vocabulary(tokenizer: Any, size: int | None = None) -> pa.Table:
             is_special = False
             spelled.append(b"")
         known = number in added or number in tokens
-        texts.append(spelled[-1].decode("utf-8", "replace") if known else f"<unused {number}>")
+        texts.append(_readable(spelled[-1]) if known else f"<unused {number}>")
         special.append(is_special)
     columns = [
         pa.array(range(count), pa.uint32()),
@@ -72,6 +73,12 @@ def vocabulary(tokenizer: Any, size: int | None = None) -> pa.Table:
         pa.array(special, pa.bool_()),
     ]
     return pa.Table.from_arrays(columns, schema=VOCABULARY_SCHEMA)
+
+
+def _readable(spelling: bytes) -> str:
+    """UTF-8, with the bytes that are no character spelled out, as byte tokens usually are."""
+    text = spelling.decode("utf-8", "surrogateescape")
+    return "".join(f"<0x{ord(c) - 0xDC00:02X}>" if "\udc80" <= c <= "\udcff" else c for c in text)
 
 
 def _tokens(tokenizer: Any) -> tuple[dict[int, str], ToBytes]:

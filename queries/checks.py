@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from featuredb.catalog.naming import BAD_COUNT, BAD_WINDOW
 from featuredb.errors import QueryError
+from featuredb.names import BAD_COUNT, BAD_WINDOW
 
 
 def check_k(k: int) -> int:

@@ -11,10 +11,6 @@ from featuredb import names
 from featuredb.catalog import literals
 from featuredb.snapshot import Snapshot
 
-NO_CONTEXT = "there is no context {context}: this database has contexts 0 to {last}"
-BAD_COUNT = "k must be at least 1, not {k}"
-BAD_WINDOW = "window must be 0 or more, not {window}"
-
 _WHOLE = "CAST(feature AS VARCHAR)"
 _NONE = 4_294_967_295
 """Not null: a comparison with null is dropped while planning, and the error with it."""
@@ -48,7 +44,7 @@ def naming_macros(snapshot: Snapshot) -> list[str]:
         where = f"list_position({listed}, featuredb_sae(feature))"
         quiet = f"list_extract({starts}, {where}) + featuredb_id(feature)"
     end = max((c.first_context + c.n_contexts for c in snapshot.corpora), default=0)
-    no_context = literals.message(NO_CONTEXT, context="context", last=str(end - 1))
+    no_context = literals.message(names.NO_CONTEXT, context="context", last=str(end - 1))
     return [
         f"CREATE MACRO featuredb_sae(feature) AS {sae}",
         f"CREATE MACRO featuredb_id(feature) AS coalesce(TRY_CAST({_NUMBER} AS UINTEGER), {_NONE})",
@@ -57,9 +53,9 @@ def naming_macros(snapshot: Snapshot) -> list[str]:
         f"CREATE MACRO featuredb_context(context) AS CASE WHEN context >= 0 AND context < {end} "
         f"THEN CAST(context AS BIGINT) ELSE error({no_context}) END",
         "CREATE MACRO featuredb_k(k) AS CASE WHEN k >= 1 THEN CAST(k AS BIGINT) "
-        f"ELSE error({literals.message(BAD_COUNT, k='k')}) END",
+        f"ELSE error({literals.message(names.BAD_COUNT, k='k')}) END",
         "CREATE MACRO featuredb_window(size) AS CASE WHEN size >= 0 THEN CAST(size AS BIGINT) "
-        f"ELSE error({literals.message(BAD_WINDOW, window='size')}) END",
+        f"ELSE error({literals.message(names.BAD_WINDOW, window='size')}) END",
     ]
 
 

@@ -83,7 +83,7 @@ _OPTIONS = (
     _option(
         "--sink-threshold",
         "X",
-        "Positions with more than X times the median norm are sinks, whose activations are left out.",
+        "Positions of more than X times the median norm are sinks; their activations are left out.",
         type=float,
     ),
     _flag("--keep-sinks", "Store the activations at sinks too."),

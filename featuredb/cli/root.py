@@ -18,6 +18,7 @@ from featuredb.render.characters import neutralise
 VERBS = (
     "demo",
     "ingest",
+    "plan",
     "info",
     "top",
     "feature",

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import featuredb
 from featuredb.cli import options
+from featuredb.cli.exit_codes import ExitCode
 from featuredb.cli.output import Output
 from featuredb.results import Rows
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
 
 
 @click.command("sql")
@@ -35,19 +41,21 @@ def command(db: str, query: str, k: int | None, output: Output) -> None:
     with featuredb.open(db) as database:
         relation = database.sql(statement)
         # A relation is lazy: what DuckDB refuses only while running is first heard of here.
-        with duckdb_errors(Path(db).expanduser().absolute()), _interruptible():
-            # Read batch by batch: DuckDB does not notice Ctrl-C while it makes a whole table.
-            reader = (relation if k is None else relation.limit(k)).to_arrow_reader()
-            answer = Rows(reader.read_all())
+        with duckdb_errors(Path(db).expanduser().absolute()):
+            answer = Rows(_fetch(relation if k is None else relation.limit(k)))
     output.write(answer, rows=k)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """DuckDB reports Ctrl-C as a RuntimeError of these words."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "interrupted" not in str(error):
-            raise
-        raise KeyboardInterrupt from error
+def _fetch(relation: duckdb.DuckDBPyRelation) -> pa.Table:
+    """Run the statement where it cannot keep Ctrl-C from being heard.
+
+    DuckDB looks for signals between the parts of a plan, and one part may take hours. So it works
+    in a thread, and an interrupt ends the process under it: the database is open for reading, and
+    no output has been written.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        try:
+            return thread.submit(relation.to_arrow_table).result()
+        except KeyboardInterrupt:
+            click.echo("featuredb: interrupted", err=True)
+            os._exit(ExitCode.INTERRUPTED)

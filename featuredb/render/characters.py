@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import unicodedata
+from collections.abc import Iterable
 
 # Everything that moves the cursor, starts an escape sequence, reorders the line or shows nothing:
 # C0 and C1 controls, soft hyphen, bidirectional and invisible formatting, line separators,
@@ -14,6 +16,7 @@ _UNSAFE = re.compile(
     "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
 )
 _WIDTHLESS = ("Mn", "Me", "Cf")  # accents and joiners, which need a letter to be seen
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
 _PICTURES = {"\n": "⏎", "\t": "⇥", "\x7f": "␡"}
 
 
@@ -29,6 +32,30 @@ def label(token: str) -> str:
     if all(unicodedata.category(character) in _WIDTHLESS for character in token):
         return "".join(f"<U+{ord(character):04X}>" for character in token)
     return neutralise(token).replace(" ", "·")
+
+
+def spelled(tokens: Iterable[str]) -> list[str]:
+    """Consecutive tokens as they read together, one string for each.
+
+    A token may hold part of a character, written as its bytes (``<0xE6>``); the character then
+    stands in the token that completes it, and U+FFFD where none does.
+    """
+    tokens = list(tokens)
+    if not any("<0x" in token for token in tokens):
+        return tokens
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    read = [decoder.decode(_as_bytes(token)) for token in tokens]
+    read[-1] += decoder.decode(b"", final=True)
+    return read
+
+
+def _as_bytes(token: str) -> bytes:
+    pieces = _BYTE.split(token)
+    # Odd pieces are what the pattern's group caught: two hexadecimal digits.
+    return b"".join(
+        bytes.fromhex(piece) if i % 2 else piece.encode("utf-8", "replace")
+        for i, piece in enumerate(pieces)
+    )
 
 
 def escape_json(document: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from featuredb.render import card as cards
 from featuredb.render import contexts, numbers, report, rows
-from featuredb.render.characters import label, neutralise
+from featuredb.render.characters import label, neutralise, spelled
 from featuredb.render.shading import css
 from featuredb.render.tables import feature_name
 from featuredb.results import (
@@ -81,7 +81,7 @@ def _window(
     tokens: Iterable[str], activations: Iterable[float], scale: float, peak: int | None
 ) -> Markup:
     parts = []
-    for i, (token, value) in enumerate(zip(tokens, activations, strict=True)):
+    for i, (token, value) in enumerate(zip(spelled(tokens), activations, strict=True)):
         word = neutralise(token)
         bare = word.lstrip(" ") or word
         parts.append(word[: len(word) - len(bare)])

@@ -13,7 +13,7 @@ from typing import IO, Literal
 from rich.console import Console
 from rich.text import Text
 
-from featuredb.render.characters import label, neutralise
+from featuredb.render.characters import label, neutralise, spelled
 from featuredb.render.layout import wrap
 from featuredb.render.shading import Ramp, background
 
@@ -77,7 +77,7 @@ class Page:
         space before a word stays outside its shade, so that neighbouring tokens are seen apart.
         """
         text = Text()
-        for i, (token, value) in enumerate(zip(tokens, activations, strict=True)):
+        for i, (token, value) in enumerate(zip(spelled(tokens), activations, strict=True)):
             word = neutralise(token)
             bare = word.lstrip(" ") or word
             text.append(word[: len(word) - len(bare)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +15,9 @@ from ingest.pipeline import ingest
 from ingest.progress import say
 
 SAE_FOLDER = Path(__file__).with_name("sae")
+FEATURE = 1927
+"""California: see the SAE's model card."""
+
 SENTENCE = "The Golden Gate Bridge opened in 1937."
 DOCUMENTS = 3_000
 """Summaries ingested unless told otherwise: about 360,000 tokens, three to five minutes on two
@@ -53,10 +55,9 @@ def build(root: Path, documents: int) -> None:
     ingest(root, options)
 
 
-def show(root: Path) -> None:
+def show(root: Path, feature: int = FEATURE) -> None:
     """Print one feature, its neighbours, what fires on a sentence, and the SQL for it."""
     out = Console(highlight=False)
-    feature = demo_feature()
     with featuredb.open(root) as db:
         out.rule(f"featuredb top {root} {feature}")
         db.top_contexts(feature, k=5, window=10).print(out)
@@ -75,12 +76,6 @@ def show(root: Path) -> None:
     out.rule("go on with")
     for command, meaning in _next_steps(root, feature):
         out.print(f"  {command:<64} {meaning}", soft_wrap=True)
-
-
-def demo_feature() -> int:
-    """The feature the demo shows, as the model card's data names it."""
-    card = json.loads((SAE_FOLDER / "features.json").read_text())
-    return int(card["shown"])
 
 
 def _next_steps(root: Path, feature: int) -> list[tuple[str, str]]:

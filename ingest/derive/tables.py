@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,9 @@ from featuredb.files import folder_in_place, remove_tree
 from featuredb.layout import Layout
 from featuredb.snapshot import Derived, File, Sae, SaeTables, Segment
 from featuredb.vectors import Directions, table_of
+from ingest.compact import Merged
 from ingest.derive.coactivation import coactivation
-from ingest.derive.examples import bucket_examples
 from ingest.derive.neighbors import neighbors
-from ingest.derive.statistics import TokenLookUp, bucket_statistics
-from ingest.merge import Bucket
 from ingest.runs import file_entry
 
 EXAMPLES_ROW_GROUP = 2_048
@@ -28,24 +27,16 @@ NEIGHBORS_ROW_GROUP = 5_000
 """A hundred features' neighbours: what a lookup decodes."""
 
 
+@dataclass(frozen=True)
 class SaeStatistics:
-    """Collects one SAE's statistics and examples, bucket by bucket, in feature order."""
+    """One SAE's statistics and examples, from its buckets in feature order."""
 
-    def __init__(self, sae: Sae, recorded_tokens: int, look_up: TokenLookUp) -> None:
-        self.sae = sae
-        self._recorded = recorded_tokens
-        self._look_up = look_up
-        self._statistics: list[pa.Table] = []
-        self._examples: list[pa.Table] = []
-
-    def add(self, bucket: Bucket) -> None:
-        """Take the next bucket."""
-        self._statistics.append(bucket_statistics(bucket, self._recorded, self._look_up))
-        self._examples.append(bucket_examples(bucket))
+    sae: Sae
+    buckets: Sequence[Merged]
 
     def features(self, norms: npt.NDArray[np.float32], logits: pa.Table) -> pa.Table:
         """Rows of FEATURES. norms: float32 [d_sae]; logits: rows of LOGITS in feature order."""
-        table = pa.concat_tables(self._statistics)
+        table = pa.concat_tables([bucket.statistics for bucket in self.buckets])
         table = table.append_column("sae", pa.array([self.sae.name] * len(table), pa.string()))
         table = table.append_column("decoder_norm", pa.array(norms, pa.float32()))
         for name in ("promoted_tokens", "suppressed_tokens"):
@@ -54,7 +45,7 @@ class SaeStatistics:
 
     def examples(self) -> pa.Table:
         """Rows of EXAMPLES."""
-        return pa.concat_tables(self._examples)
+        return pa.concat_tables([bucket.examples for bucket in self.buckets])
 
 
 def write_derived(

@@ -42,7 +42,7 @@ def _world() -> World:
         metadata["url"].append(f"https://example.org/{number}")
     topics = [metadata["topic"][d] for d, own in enumerate(documents) for _ in own]
     contexts = [np.array(c) for own in documents for c in own]
-    dense = [_activations(rng, c, t, n) for n, (c, t) in enumerate(zip(contexts, topics))]
+    dense = [_activations(rng, c, topics[n], n) for n, c in enumerate(contexts)]
     decoder = rng.normal(size=(FEATURES, 24)).astype(np.float32)
     decoder[9] = decoder[8] + 0.05 * decoder[7]
     sae = MadeSae("sae", dense, decoder, decoder.copy(), "blocks.13.hook_resid_post")
@@ -64,7 +64,7 @@ def _activations(
     for feature, only in ((3, "History"), (4, "Geography")):
         dense[:, feature] = strength * ((topic == only) & (context % 3 == 0))
     dense[:, 5] = dense[:, 6] = np.where(context == 7, strength, 0)
-    dense[:, 7] = 60.0 * ((number % 11 == 0) & (np.arange(n) == 5))
+    dense[:, 7] = 60.0 * ((number == 11) & (np.arange(n) == 5))
     dense[:, 10] = strength * (number in (4, 5))
     dense[:, -1] = 0
     return dense.astype(np.float32)

@@ -86,3 +86,16 @@ def table(text: str) -> list[list[str]]:
 
 def _plain(cell: str) -> str:
     return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell).replace("`", "").strip()
+
+
+def named_features() -> list[str]:
+    """The demo's features that the pages speak of, in the order of the cookbook's table."""
+    head = section(COOKBOOK.read_text(encoding="utf-8"), "SQL cookbook")
+    return [row[0] for row in table(head)]
+
+
+def on_made_store(text: str) -> str:
+    """An example with the demo's features replaced by those that stand for them in `made_store`."""
+    for stand_in, feature in enumerate(named_features()):
+        text = re.sub(rf"\b{feature}\b", str(stand_in), text)
+    return text

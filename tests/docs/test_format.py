@@ -42,10 +42,10 @@ TABLES: dict[str, list[pa.Schema]] = {
     "examples": [schemas.EXAMPLES],
     "neighbors": [schemas.NEIGHBORS],
 }
-STRUCTS = (
-    "Snapshot File Model Recording Corpus Sae LoadCheck Segment FeatureFile TokenFile Vectors "
-    "Derived SaeTables Run"
-).split()
+STRUCTS = [
+    *("Snapshot", "File", "Model", "Recording", "Corpus", "Sae", "LoadCheck", "Segment"),
+    *("FeatureFile", "TokenFile", "Vectors", "Derived", "SaeTables", "Run"),
+]
 
 
 def spelled(kind: pa.DataType) -> str:

@@ -15,7 +15,7 @@ from tests.tiny import tiny_documents, tiny_model
 
 WIDTH = 32
 LAYERS = 4
-RANK = 10
+RANK = 20
 HOOK = "blocks.2.hook_resid_post"
 
 

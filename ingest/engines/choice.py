@@ -1,0 +1,59 @@
+"""From options to an engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from featuredb.layout import Layout
+from ingest.engines.local import Local
+from ingest.engines.processes import Processes
+from ingest.engines.ray import Cluster
+from ingest.engines.worker import job_of
+from ingest.engines.workers import Workers
+from ingest.inputs import Inputs
+from ingest.options import IngestOptions
+from ingest.plan import Plan
+from ingest.prepare import engine_of
+from ingest.progress import say
+
+_CPUS_PER_PROCESS = 4
+
+
+def workers_for(layout: Layout, plan: Plan, inputs: Inputs, options: IngestOptions) -> Workers:
+    """The engine that `options.engine` names. Only the local one keeps hold of `inputs`."""
+    note = partial(say, show=options.progress)
+    if options.engine == "local":
+        return Local(engine_of(layout, plan, inputs, show=options.progress))
+    if options.engine == "ray":
+        return Cluster(
+            address=options.ray_address,
+            workers=options.workers,
+            gpus_per_worker=options.gpus_per_worker,
+            wanted=options.device.partition(":")[0],
+            job_on=lambda device: job_of(layout, plan, options, device, None),
+            note=note,
+        )
+    devices = _devices(inputs.model.device)
+    count, threads = _processes(devices, options.workers)
+    jobs = [job_of(layout, plan, options, devices[i % len(devices)], threads) for i in range(count)]
+    return Processes(jobs, note)
+
+
+def _devices(chosen: torch.device) -> list[str]:
+    """Every GPU of this machine, unless one was named."""
+    if str(chosen) == "cuda":
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return [str(chosen)]
+
+
+def _processes(devices: Sequence[str], asked: int | None) -> tuple[int, int | None]:
+    """How many processes, and the threads of each: cores are shared out, GPUs need no threads."""
+    if devices[0] != "cpu":
+        return asked or len(devices), None
+    cores = os.cpu_count() or 1
+    count = asked or max(1, cores // _CPUS_PER_PROCESS)
+    return count, max(1, cores // count)

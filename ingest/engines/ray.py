@@ -1,0 +1,341 @@
+"""Workers of a Ray cluster: an actor for each copy of the model, tasks for merging buckets.
+
+Ray itself is imported when a cluster is wanted, see `connection`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from featuredb.errors import FeatureDBError, IngestError, MissingExtraError
+from featuredb.layout import Layout
+from featuredb.snapshot import Draft
+from ingest.compact import Compaction, Merged, Place, merge_here
+from ingest.engines.dispatch import (
+    TRIES,
+    Collected,
+    Event,
+    Gone,
+    Noted,
+    Progress,
+    Ready,
+    Written,
+    dispatch,
+)
+from ingest.engines.worker import Job, Worker
+from ingest.partition import Report
+from ingest.plan import Summary
+
+_CPUS_PER_WORKER = 4
+"""Of a worker without a GPU, unless the number of workers says otherwise."""
+
+_TASKS_PER_CPU = 4
+"""Merging tasks for each core: enough to even out their lengths."""
+
+_LOOK_EVERY_S = 1.0
+
+_LOCAL = "local"
+
+_LOCAL_ENVIRONMENT = {
+    # Ray's own switch for binding to loopback; it has it for systems with firewall pop-ups.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class Share(NamedTuple):
+    """How many workers, and what each of them asks of the cluster."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+
+@dataclass
+class Cluster:
+    """The engine of a Ray cluster; see `Workers`.
+
+    address: of a running cluster; None for ``RAY_ADDRESS``, else a cluster of this machine, bound
+    to loopback, that ends with the ingest. job_on: the job of a worker on a device. A process
+    that is already connected to Ray stays so, and its cluster is used.
+    """
+
+    address: str | None
+    workers: int | None
+    gpus_per_worker: float
+    wanted: str
+    job_on: Callable[[str], Job]
+    note: Callable[[str], None]
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _ray: Any = None
+    _share: Share = field(default_factory=lambda: Share(1, 1.0, 0.0))
+
+    @property
+    def device(self) -> str:
+        """How many of what."""
+        return f"{self._share.workers} x {self._kind}"
+
+    @property
+    def _kind(self) -> str:
+        if self.wanted not in ("auto", "cuda"):
+            return self.wanted
+        return "cuda" if self._share.gpus else "cpu"
+
+    def __enter__(self) -> Self:
+        self._ray = self._stack.enter_context(connection(self.address))
+        gpus = 0.0 if self.wanted == "cpu" else self.gpus_per_worker
+        total = self._ray.cluster_resources()
+        if self.wanted != "auto" and gpus and not total.get("GPU"):
+            self._stack.close()
+            raise IngestError(f"the Ray cluster has no GPU for --device {self.wanted}")
+        self._share = share_of(total, self.workers, gpus)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, numbers: Sequence[int], report: Report) -> Iterator[Summary]:
+        """Partitions as workers finish them."""
+        crew = RayCrew(self._ray, self.job_on(self._kind), self._share)
+        try:
+            yield from dispatch(crew, numbers, self._share.workers, report, self.note)
+        finally:
+            crew.close()
+
+    def merge(
+        self, layout: Layout, draft: Draft, job: Compaction, folder: Path, places: Sequence[Place]
+    ) -> Iterator[Merged]:
+        """Tasks of a few adjacent buckets each: opening the runs costs a task about as much as
+        merging a small bucket."""
+        ray = self._ray
+        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        size = max(1, len(places) // (_TASKS_PER_CPU * cpus))
+        pieces = [places[at : at + size] for at in range(0, len(places), size)]
+        task = ray.remote(_merge).options(num_cpus=1, max_retries=TRIES)
+        told = ray.put((layout, draft, job, folder))
+        waiting = [task.remote(told, piece) for piece in pieces]
+        for done in waiting:
+            try:
+                merged: list[Merged] = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise _cause(error) from None
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+                raise IngestError(
+                    f"merging {job.sae} killed {TRIES + 1} workers: give them more memory, "
+                    "then run the same command again"
+                ) from error
+            yield from merged
+
+
+@contextmanager
+def connection(address: str | None) -> Iterator[Any]:
+    """The module `ray`, connected for as long as the block runs.
+
+    Raises `MissingExtraError`, and `IngestError` where no cluster answers.
+    """
+    where = address or os.environ.get("RAY_ADDRESS") or _LOCAL
+    with _environment(_LOCAL_ENVIRONMENT if where == _LOCAL else {}):
+        try:
+            ray = importlib.import_module("ray")
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                "--engine ray needs ray, which is not installed: pip install 'featuredb[ray]'"
+            ) from error
+        if ray.is_initialized():
+            yield ray
+            return
+        # Only our own lines are shown: workers tell the driver what matters.
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        try:
+            ray.init(address=where, **quiet, **(alone if where == _LOCAL else {}))
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise IngestError(
+                f"no Ray cluster at {where} ({lines[0].rstrip('.')}): check --ray-address"
+            ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def share_of(total: Mapping[str, float], workers: int | None, gpus: float) -> Share:
+    """How a cluster of these resources is shared out. gpus: asked for by each worker, if any."""
+    cpus = total.get("CPU", 1.0)
+    if gpus and total.get("GPU"):
+        count = workers or max(1, int(total["GPU"] / gpus))
+        return Share(count, min(1.0, cpus / count), gpus)
+    count = workers or max(1, int(cpus / _CPUS_PER_WORKER))
+    each = cpus / count
+    return Share(count, float(int(each)) if each >= 1 else each, 0.0)
+
+
+class RayCrew:
+    """Workers in actors; see `Crew`."""
+
+    def __init__(self, ray: Any, job: Job, share: Share) -> None:
+        self._ray = ray
+        self._job = job
+        self._actor = ray.remote(Actor).options(
+            num_cpus=share.cpus,
+            num_gpus=share.gpus,
+            # One method collects, one writes, one says how far they are.
+            max_concurrency=3,
+            max_restarts=0,
+        )
+        self._actors: list[Any] = []
+        self._alive: set[int] = set()
+        self._ready: set[int] = set()
+        self._calls: dict[Any, _Call] = {}
+        self._looked = 0.0
+
+    def hire(self) -> int:
+        worker = len(self._actors)
+        actor = self._actor.remote()
+        self._actors.append(actor)
+        self._alive.add(worker)
+        self._calls[actor.load.remote(self._job)] = _Call(worker, "load")
+        return worker
+
+    def collect(self, worker: int, partition: int) -> None:
+        call = self._actors[worker].collect.remote(partition)
+        self._calls[call] = _Call(worker, "collect", partition)
+
+    def write(self, worker: int, partition: int) -> None:
+        call = self._actors[worker].write.remote(partition)
+        self._calls[call] = _Call(worker, "write", partition)
+
+    def events(self) -> Iterator[Event]:
+        ray = self._ray
+        self._look()
+        finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=_LOOK_EVERY_S)
+        for done in finished:
+            call = self._calls.pop(done)
+            try:
+                answer = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise _cause(error) from None
+            except ray.exceptions.RayActorError as error:
+                yield Gone(call.worker, self._bury(call.worker, error))
+            else:
+                yield from self._told(call, answer)
+
+    def close(self) -> None:
+        """End every worker; what they have not finished is lost."""
+        for worker in self._alive:
+            self._ray.kill(self._actors[worker])
+
+    def _look(self) -> None:
+        """Ask every worker how far it is, unless that was just done."""
+        if time.monotonic() - self._looked < _LOOK_EVERY_S:
+            return
+        self._looked = time.monotonic()
+        asked = {call.worker for call in self._calls.values() if call.kind == "look"}
+        for worker in self._ready - asked:
+            self._calls[self._actors[worker].look.remote()] = _Call(worker, "look")
+
+    def _told(self, call: _Call, answer: Any) -> Iterator[Event]:
+        match call.kind:
+            case "load":
+                self._ready.add(call.worker)
+                yield Ready(call.worker, answer)
+            case "collect":
+                yield Collected(call.worker, call.partition)
+            case "write":
+                yield Written(call.worker, answer)
+            case "look":
+                progress, notes = answer
+                yield from (Progress(call.worker, *each) for each in progress)
+                yield from map(Noted, notes)
+
+    def _bury(self, worker: int, error: Exception) -> str:
+        self._alive.discard(worker)
+        self._ready.discard(worker)
+        self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
+        # One that is out of reach rather than dead must not go on.
+        self._ray.kill(self._actors[worker])
+        return f"is gone ({type(error).__name__})"
+
+
+class _Call(NamedTuple):
+    """A call of a worker's method that has not been answered."""
+
+    worker: int
+    kind: str
+    partition: int = -1
+
+
+class Actor:
+    """A `Worker` as Ray keeps it: made empty, so that what loading raises reaches the driver."""
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+        self._progress: dict[int, tuple[int, int]] = {}
+        self._notes: list[str] = []
+
+    def load(self, job: Job) -> str:
+        """Load the model; gives the worker's name."""
+        self._worker = Worker(job, self._notes.append)
+        return self._worker.name
+
+    def pid(self) -> int:
+        """Of this process."""
+        return os.getpid()
+
+    def collect(self, partition: int) -> None:
+        """See `Worker.collect`."""
+
+        def report(tokens: int, activations: int) -> None:
+            before = self._progress.get(partition, (0, 0))
+            self._progress[partition] = before[0] + tokens, before[1] + activations
+
+        assert self._worker is not None
+        self._progress.pop(partition, None)
+        self._worker.collect(partition, report)
+
+    def write(self, partition: int) -> Summary:
+        """See `Worker.write`."""
+        assert self._worker is not None
+        summary = self._worker.write(partition)
+        self._progress.pop(partition, None)
+        return summary
+
+    def look(self) -> tuple[list[tuple[int, int, int]], list[str]]:
+        """(partition, tokens, activations) of what is being done; and what was noted since."""
+        notes, self._notes[:] = list(self._notes), []
+        return [(n, *done) for n, done in list(self._progress.items())], notes
+
+
+def _merge(told: tuple[Layout, Draft, Compaction, Path], places: Sequence[Place]) -> list[Merged]:
+    return list(merge_here(*told, places))
+
+
+def _cause(error: Any) -> Exception:
+    """What a worker raised: meant for the user, or else with Ray's account of where."""
+    cause = error.cause
+    stopped: Exception = cause if isinstance(cause, FeatureDBError) else error
+    return stopped

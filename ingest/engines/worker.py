@@ -1,0 +1,126 @@
+"""One copy of the model and the SAEs in a process of its own, working through a plan."""
+
+from __future__ import annotations
+
+import os
+import platform
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import featuredb
+from featuredb.errors import IngestError, PlanMismatchError
+from featuredb.layout import Layout
+from ingest.device_memory import DeviceMemory
+from ingest.inputs import absolute, load_reader
+from ingest.options import IngestOptions
+from ingest.partition import Collected, Report, collect, write
+from ingest.plan import Plan, Summary, differences, read_plan
+from ingest.prepare import engine_of
+
+
+class Job(NamedTuple):
+    """What a worker is told; everything else is in the plan, which it reads from the disk.
+
+    model, saes, hook as in `IngestOptions`, paths absolute. names: what the plan calls the SAEs.
+    revision: the model's, where it comes from the hub. dtype: the plan's, whatever this machine
+    would choose by itself. threads: of the CPU; None leaves them to torch.
+    """
+
+    root: Path
+    model: str
+    revision: str | None
+    saes: tuple[str, ...]
+    names: tuple[str, ...]
+    hook: str | None
+    device: str
+    dtype: str
+    threads: int | None
+    version: str = featuredb.__version__
+
+
+def job_of(
+    layout: Layout, plan: Plan, options: IngestOptions, device: str, threads: int | None
+) -> Job:
+    """The job of a worker on `device`."""
+    model = plan.draft.model
+    return Job(
+        root=layout.root,
+        model=absolute(options.model),
+        revision=model.revision,
+        saes=tuple(absolute(reference) for reference in options.saes),
+        names=tuple(sae.name for sae in plan.draft.saes),
+        hook=options.hook,
+        device=device,
+        dtype=model.dtype,
+        threads=threads,
+    )
+
+
+class Worker:
+    """Runs partitions of the plan: `collect` holds one in memory until `write` stores it.
+
+    The two may run at once, in two threads, for two partitions. note: told, in a line, what the
+    user should know. Raises `PlanMismatchError` where the model's or an SAE's files are not those
+    that the plan was made with, and what loading them raises.
+    """
+
+    def __init__(self, job: Job, note: Callable[[str], None]) -> None:
+        if job.version != featuredb.__version__:
+            raise IngestError(
+                f"{self.name} has featuredb {featuredb.__version__}, the ingest was started by "
+                f"{job.version}: install the same everywhere"
+            )
+        layout = Layout(job.root)
+        plan = read_plan(layout)
+        if plan is None:
+            raise IngestError(
+                f"{self.name} finds no plan in {layout.root}: "
+                "the database's folder must be on a file system that every worker shares"
+            )
+        if job.threads is not None:
+            torch.set_num_threads(job.threads)
+        device = torch.device(job.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        reader = load_reader(
+            job.model,
+            job.saes,
+            job.names,
+            hook=job.hook,
+            device=job.device,
+            dtype=job.dtype,
+            revision=job.revision,
+        )
+        found = reader.identity()
+        wanted = {name: plan.identity.get(name, "unset") for name in found}
+        if changed := differences(wanted, found):
+            raise PlanMismatchError(
+                f"{self.name} has other files than the ingest was planned with "
+                f"({'; '.join(changed)}): give every worker the same model and SAEs"
+            )
+        # Runs of a name of their own: a worker given up for dead may still be writing when
+        # another repeats its partition, and neither may touch the other's files.
+        self._engine = replace(
+            engine_of(layout, plan, reader),
+            memory=DeviceMemory(plan.batch_tokens, note),
+            writer=uuid.uuid4().hex[:8],
+        )
+        self._collected: dict[int, Collected] = {}
+
+    @property
+    def name(self) -> str:
+        """Which process this is."""
+        return f"worker {os.getpid()} on {platform.node()}"
+
+    def collect(self, number: int, report: Report) -> None:
+        """Run the model and the SAEs over partition `number`."""
+        self._collected[number] = collect(self._engine, number, report)
+
+    def write(self, number: int) -> Summary:
+        """Write what was collected of partition `number` and mark it done."""
+        return write(self._engine, self._collected.pop(number))

@@ -1,0 +1,27 @@
+"""Characters split over tokens come together when the tokens are read in a row."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featuredb.render.characters import spelled
+
+
+def test_a_character_stands_in_the_token_that_completes_it() -> None:
+    assert spelled([" ", "<0xC3>", "<0x98>", "rsted"]) == [" ", "", "Ø", "rsted"]
+    assert spelled([" <0xE6>", "<0x97><0xA5>", " x"]) == [" ", "日", " x"]
+
+
+def test_bytes_that_complete_nothing_are_marked() -> None:
+    assert spelled(["<0x98>rsted"]) == ["\ufffdrsted"]
+    assert spelled(["a", "<0xC3>"]) == ["a", "\ufffd"]
+    assert spelled([]) == []
+
+
+@given(st.text(st.characters(exclude_characters="<", codec="utf-8")), st.integers(1, 4))
+def test_any_text_cut_into_bytes_anywhere_reads_the_same(text: str, step: int) -> None:
+    raw = text.encode()
+    pieces = [raw[i : i + step] for i in range(0, len(raw), step)]
+    tokens = ["".join(f"<0x{byte:02X}>" for byte in piece) for piece in pieces]
+    assert "".join(spelled(tokens)) == text

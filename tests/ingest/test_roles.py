@@ -1,0 +1,131 @@
+"""Chats: every token's role is stored beside it, and SQL joins it to activations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+import featuredb
+from featuredb.verify import verify
+from ingest.corpus_store import _Roles
+from ingest.tokens import TokenizedBatch
+from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
+
+_TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+
+
+def _chats() -> list[dict[str, Any]]:
+    chats = []
+    for i in range(12):
+        told = [{"role": "user", "content": " river bridge stone"}]
+        told.append({"role": "assistant", "content": " music paint" * (i + 1)})
+        if i % 3 == 0:
+            told.insert(0, {"role": "critic", "content": " king queen"})
+        chats.append({"messages": told, "topic": str(i)})
+    return chats
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chats")
+    model = tiny_model(folder / "model")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config["chat_template"] = _TEMPLATE
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    featuredb.ingest(
+        folder / "chats.fdb",
+        corpus=str(write_jsonl(folder / "chats.jsonl", _chats())),
+        model=str(model),
+        saes=[str(tiny_sae(folder / "sae"))],
+        messages_column="messages",
+        dtype="float32",
+        check=False,
+    )
+    return folder / "chats.fdb"
+
+
+def test_the_text_of_each_role_is_what_it_said(path: Path) -> None:
+    with featuredb.open(path) as db:
+        rows = db.sql(
+            "SELECT document_id, role, string_agg(token, '' ORDER BY context_id, token_index) "
+            "FROM tokens JOIN contexts USING (context_id) WHERE token <> '<s>' GROUP BY ALL"
+        ).fetchall()
+    said = {(document, role): text for document, role, text in rows}
+    for i, chat in enumerate(_chats()):
+        for message in chat["messages"]:
+            assert said[i, message["role"]].replace("·", " ") == message["content"]
+        assert "<user>" in said[i, "template"]
+
+
+def test_roles_join_activations(path: Path) -> None:
+    with featuredb.open(path) as db:
+        counts = dict(
+            db.sql(
+                "SELECT role, count(*) FROM activations "
+                "JOIN tokens USING (context_id, token_index) GROUP BY role"
+            ).fetchall()
+        )
+        ((total,),) = db.sql("SELECT count(*) FROM activations").fetchall()
+    assert set(counts) == {"template", "user", "assistant", "critic"}
+    assert sum(counts.values()) == total
+
+
+def test_the_file_agrees_with_the_column(path: Path) -> None:
+    with featuredb.open(path) as db:
+        (corpus,) = db.snapshot.corpora
+        assert corpus.roles is not None
+        assert corpus.roles.rows == corpus.tokens.rows
+        codes = np.fromfile(path / corpus.roles.path, np.uint8)
+        rows = db.sql("SELECT role FROM tokens ORDER BY context_id, token_index").fetchall()
+    assert [corpus.role_names[c] for c in codes] == [role for (role,) in rows]
+    assert verify(path).ok
+    (path / corpus.roles.path).write_bytes(b"\0")
+    assert not verify(path).ok
+    codes.tofile(path / corpus.roles.path)
+
+
+def test_tokens_of_a_corpus_that_is_no_chat_have_no_role(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model")
+    featuredb.ingest(
+        tmp_path / "plain.fdb",
+        corpus=str(write_jsonl(tmp_path / "corpus.jsonl", tiny_documents(20))),
+        model=str(model),
+        saes=[str(tiny_sae(tmp_path / "sae"))],
+        dtype="float32",
+        check=False,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with featuredb.open(tmp_path / "plain.fdb") as db:
+        rows = db.sql(
+            "SELECT token_index, token_id, token, role FROM tokens WHERE context_id = 5 "
+            "ORDER BY token_index"
+        ).fetchall()
+        assert [r[1] for r in rows] == db._store.texts.token_ids(5).tolist()
+        assert [r[0] for r in rows] == list(range(len(rows)))
+        assert {r[3] for r in rows} == {None}
+        assert rows[1][2].strip("· ") == tokenizer.decode(rows[1][1]).strip()
+        (corpus,) = db.snapshot.corpora
+        assert corpus.roles is None
+        assert "roles" not in db.sql("SELECT * FROM contexts").columns
+
+
+def test_batches_number_their_roles_for_themselves(tmp_path: Path) -> None:
+    def batch(names: tuple[str, ...], roles: list[int]) -> TokenizedBatch:
+        none = np.empty(0, np.int64)
+        return TokenizedBatch(
+            none.astype(np.uint32), none.astype(np.int32), none, none.astype(np.int32), none, none,
+            none, np.array(roles, np.uint8), names,
+        )  # fmt: skip
+
+    roles = _Roles(tmp_path / "roles.bin")
+    one = roles.add(batch(("user", "judge"), [0, 1, 1]), 3)
+    two = roles.add(batch(("user", "critic", "judge"), [2, 1, 0, 0]), 3)
+    roles.close()
+    assert one.to_pylist() + two.to_pylist() == ["user", *["judge"] * 3, "critic", "user"]
+    assert roles.names == ["user", "judge", "critic"]
+    assert (tmp_path / "roles.bin").read_bytes() == bytes([0, 1, 1, 1, 2, 0])

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from featuredb.errors import StorageError
+from featuredb.errors import FeatureDBError, StorageError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SHORT_WRITE = re.compile(r"No space left|File too large|\d+ requested and \d+ written")
@@ -27,7 +27,9 @@ def storage_errors(where: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write into one clear `StorageError`."""
     try:
         yield
-    except OSError as error:
+    except FeatureDBError:
+        raise
+    except Exception as error:  # DuckDB and LanceDB tell of them in classes of their own
         refused = refusal(error, where)
         if refused is None:
             raise

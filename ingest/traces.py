@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from featuredb.errors import IngestError, StorageError
-from featuredb.files import refusal, remove_tree, sweep
+from featuredb.files import refusal, remove_tree, storage_errors, sweep
 from featuredb.layout import Layout
 from featuredb.lock import write_lock
 from ingest.plan import plan_path
@@ -26,7 +26,9 @@ def writing(layout: Layout, purpose: str) -> Iterator[None]:
     try:
         with write_lock(layout, purpose):
             try:
-                yield
+                # Every library that writes on the way has its own word for a full disk.
+                with storage_errors(layout.root):
+                    yield
             except BaseException:
                 if not plan_path(layout).exists() and not layout.current.exists():
                     _remove_parts(layout)

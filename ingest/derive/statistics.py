@@ -90,8 +90,7 @@ def _lists(lengths: npt.NDArray[Any], values: pa.Array) -> pa.ListArray:
 
 def _quantiles(bucket: Bucket, activation: npt.NDArray[np.float32]) -> pa.ListArray:
     """Quantile q is the ceil(q n)-th smallest stored value."""
-    order = np.argsort(activation, kind="stable")
-    order = order[stable_order(bucket.feature[order])]
+    order = _by_feature(bucket, stable_order(_ascending(bucket.activation)))
     ordered = activation[order]
     fired = bucket.counts > 0
     counts = bucket.counts[fired]
@@ -104,6 +103,26 @@ def _quantiles(bucket: Bucket, activation: npt.NDArray[np.float32]) -> pa.ListAr
         fields=list(schemas.QUANTILE),
     )
     return _lists(fired * len(levels), structs)
+
+
+def _by_feature(bucket: Bucket, order: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """`order` sorted once more, by feature, what is equal staying as it is."""
+    feature = bucket.feature
+    if bucket.end_feature - bucket.first_feature <= 1 << 16:
+        feature = feature.astype(np.uint16)
+    sorted_order: npt.NDArray[np.intp] = order[stable_order(feature[order])]
+    return sorted_order
+
+
+def _ascending(values: npt.NDArray[np.floating]) -> npt.NDArray[np.unsignedinteger]:
+    """Unsigned keys in the order of float16 or float32 values, which sort by radix.
+
+    The bits of a positive float are in its order; those of a negative one in the opposite.
+    """
+    bits = values.view(np.uint16 if values.dtype.itemsize == 2 else np.uint32)
+    sign = bits.dtype.type(1 << (8 * values.dtype.itemsize - 1))
+    keys: npt.NDArray[np.unsignedinteger] = np.where(bits & sign, ~bits, bits | sign)
+    return keys
 
 
 def _histogram(
@@ -135,7 +154,7 @@ def _top_tokens(
     vocabulary = len(look_up.texts)
     token = look_up.token(bucket.context_id, bucket.token_index)
     key = bucket.feature.astype(np.int64) * vocabulary + token
-    order = np.argsort(key, kind="stable")
+    order = _by_feature(bucket, stable_order(token.astype(np.uint32)))
     key = key[order]
     if len(key):
         starts = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))

@@ -167,16 +167,20 @@ def _give_up(how: str, stillborn: int, tries: Counter[int]) -> None:
             "give them more memory or fewer --workers; in a script, call featuredb.ingest below "
             "if __name__ == '__main__'"
         )
-    for partition, times in tries.items():
-        if times >= TRIES:
-            raise IngestError(
-                f"partition {partition} was lost with {times} workers (the last {how}): "
-                "give them more memory or a smaller --memory, then run the same command again"
-            )
+    # Both that a worker held are named: which of them it died of cannot be told.
+    lost = sorted(partition for partition, times in tries.items() if times >= TRIES)
+    if lost:
+        raise IngestError(
+            f"{_named(lost)} was lost with {TRIES} workers (the last {how}): "
+            "give them more memory or a smaller --memory, then run the same command again"
+        )
 
 
 def _again(lost: Sequence[int]) -> str:
     if not lost:
         return ": another takes its place"
-    named = ", ".join(str(number) for number in lost)
-    return f": partition{'s' if len(lost) > 1 else ''} {named} will be run again"
+    return f": {_named(lost)} will be run again"
+
+
+def _named(partitions: Sequence[int]) -> str:
+    return "partition " + " and ".join(str(number) for number in partitions)

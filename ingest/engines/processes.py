@@ -64,6 +64,9 @@ class Processes:
 
     def run(self, numbers: Sequence[int], report: Report) -> Iterator[Summary]:
         """Partitions as workers finish them."""
+        if not numbers:
+            return
+        self.note(f"starting {len(self.jobs)} processes on {self.jobs[0].device.partition(':')[0]}")
         crew = ProcessCrew(self.jobs)
         try:
             yield from dispatch(crew, numbers, len(self.jobs), report, self.note)

@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -98,6 +99,9 @@ class Cluster:
             self._stack.close()
             raise IngestError(f"the Ray cluster has no GPU for --device {self.wanted}")
         self._share = share_of(total, self.workers, gpus)
+        count, cpus, gpus = self._share
+        each = f"{gpus:g} GPUs" if gpus else f"{cpus:g} cores"
+        self.note(f"Ray: {count} workers of {each}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,7 +161,10 @@ def connection(address: str | None) -> Iterator[Any]:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         try:
-            ray.init(address=where, **quiet, **(alone if where == _LOCAL else {}))
+            with warnings.catch_warnings():
+                # Ray forks to start its processes, which run other programs at once.
+                warnings.filterwarnings("ignore", "lancedb fork support", RuntimeWarning)
+                ray.init(address=where, **quiet, **(alone if where == _LOCAL else {}))
         except (ConnectionError, RuntimeError, ValueError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise IngestError(
@@ -220,6 +227,11 @@ class RayCrew:
         self._alive.add(worker)
         self._calls[actor.load.remote(self._job)] = _Call(worker, "load")
         return worker
+
+    def pid(self, worker: int) -> int:
+        """Of a worker's process."""
+        number: int = self._ray.get(self._actors[worker].pid.remote())
+        return number
 
     def collect(self, worker: int, partition: int) -> None:
         call = self._actors[worker].collect.remote(partition)

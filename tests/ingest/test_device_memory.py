@@ -65,7 +65,7 @@ def test_batches_are_halved_and_the_content_is_the_same(
     ingest(tmp_path / "halved.fdb", replace(options, progress=True))
     failed = [size for size in sizes if size > 600]
     assert 2 <= len(failed) <= 6, "the limit is remembered from batch to batch"
-    assert "the device ran out of memory with 2,2" in capsys.readouterr().err
+    assert "the device ran out of memory with " in capsys.readouterr().err
     whole, halved = (activations(tmp_path / f"{n}.fdb", "sae") for n in ("whole", "halved"))
     assert abs(whole.num_rows - halved.num_rows) <= 2
     if whole.num_rows == halved.num_rows:

@@ -1,0 +1,256 @@
+"""Partitions handed out to workers that may die: the rules, and processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from featuredb.errors import IngestError, MissingExtraError, PlanMismatchError
+from featuredb.layout import Layout
+from ingest import prepare
+from ingest.engines.dispatch import (
+    TRIES,
+    Collected,
+    Event,
+    Gone,
+    Noted,
+    Progress,
+    Ready,
+    Written,
+    dispatch,
+)
+from ingest.engines.processes import ProcessCrew
+from ingest.engines.ray import Share, connection, share_of
+from ingest.engines.worker import Job, Worker, job_of
+from ingest.inputs import load_inputs
+from ingest.options import IngestOptions
+from ingest.pipeline import ingest
+from ingest.plan import Summary
+from tests.content import assert_same_content
+from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
+
+
+@dataclass
+class FakeCrew:
+    """Workers that do everything at once, but die when told to.
+
+    dies: by partition, how many workers it kills while they collect it. stillborn: workers that
+    die before they are ready.
+    """
+
+    dies: Counter[int] = field(default_factory=Counter)
+    stillborn: int = 0
+    happened: deque[Event] = field(default_factory=deque)
+    handed: list[tuple[int, int]] = field(default_factory=list)
+    hired: int = 0
+    busiest: int = 0
+    held: Counter[int] = field(default_factory=Counter)
+
+    def hire(self) -> int:
+        self.hired += 1
+        alive = self.hired > self.stillborn
+        self.happened.append(
+            Ready(self.hired, f"worker {self.hired}") if alive else Gone(self.hired, "fell")
+        )
+        return self.hired
+
+    def collect(self, worker: int, partition: int) -> None:
+        self.handed.append((worker, partition))
+        self.held[worker] += 1
+        self.busiest = max(self.busiest, self.held[worker])
+        self.happened.append(Progress(worker, partition, 7, 70))
+        if self.dies[partition]:
+            self.dies[partition] -= 1
+            # Whatever else it had said is lost with it.
+            self.happened = deque(e for e in self.happened if getattr(e, "worker", 0) != worker)
+            self.happened.append(Gone(worker, "was killed"))
+        else:
+            self.happened.append(Collected(worker, partition))
+
+    def write(self, worker: int, partition: int) -> None:
+        self.held[worker] -= 1
+        self.happened.append(Written(worker, Summary(partition, 10, 0.0, ())))
+
+    def events(self) -> Iterator[Event]:
+        yield self.happened.popleft()
+
+
+def _dispatch(crew: FakeCrew, partitions: int, workers: int) -> tuple[list[int], int, list[str]]:
+    """Partitions in the order they were done, tokens counted in the end, notes."""
+    tokens, notes = [0], list[str]()
+
+    def report(more: int, activations: int) -> None:
+        tokens[0] += more
+
+    summaries = dispatch(crew, range(partitions), workers, report, notes.append)
+    return [s.partition for s in summaries], tokens[0], notes
+
+
+def test_every_partition_is_run_once_by_as_many_workers_as_asked() -> None:
+    crew = FakeCrew()
+    done, tokens, notes = _dispatch(crew, 9, 3)
+    assert sorted(done) == list(range(9))
+    assert tokens == 90
+    assert crew.hired == 3
+    assert crew.busiest == 1
+    assert notes == []
+
+
+def test_there_are_no_more_workers_than_partitions() -> None:
+    crew = FakeCrew()
+    _dispatch(crew, 2, 8)
+    assert crew.hired == 2
+    assert _dispatch(FakeCrew(), 0, 8) == ([], 0, [])
+
+
+def test_what_a_dead_worker_held_is_run_by_another_and_counted_once() -> None:
+    crew = FakeCrew(dies=Counter({1: 1, 4: TRIES - 1}))
+    done, tokens, notes = _dispatch(crew, 6, 2)
+    assert sorted(done) == list(range(6))
+    assert tokens == 60
+    assert crew.hired == 2 + TRIES
+    assert len({worker for worker, partition in crew.handed if partition == 4}) == TRIES
+    assert notes[0].endswith("was killed: partition 1 will be run again")
+
+
+def test_a_partition_that_goes_on_killing_workers_is_named() -> None:
+    with pytest.raises(IngestError, match=f"partition 1 and 2 was lost with {TRIES} workers"):
+        _dispatch(FakeCrew(dies=Counter({2: TRIES})), 4, 1)
+
+
+def test_workers_that_never_start_end_the_ingest() -> None:
+    done, _, notes = _dispatch(FakeCrew(stillborn=TRIES - 1), 2, 1)
+    assert done == [0, 1]
+    assert notes == ["a worker fell: another takes its place"] * (TRIES - 1)
+    with pytest.raises(IngestError, match="did not live to load the model"):
+        _dispatch(FakeCrew(stillborn=TRIES), 2, 1)
+
+
+def test_notes_of_workers_are_passed_on() -> None:
+    crew = FakeCrew()
+    crew.happened.append(Noted("less memory"))
+    assert _dispatch(crew, 1, 1)[2] == ["less memory"]
+
+
+@pytest.mark.parametrize(
+    ("total", "workers", "gpus", "share"),
+    [
+        ({"CPU": 16, "GPU": 4}, None, 1.0, Share(4, 1.0, 1.0)),
+        ({"CPU": 16, "GPU": 4}, None, 0.5, Share(8, 1.0, 0.5)),
+        ({"CPU": 2, "GPU": 4}, None, 1.0, Share(4, 0.5, 1.0)),
+        ({"CPU": 16, "GPU": 4}, 3, 2.0, Share(3, 1.0, 2.0)),
+        ({"CPU": 16, "GPU": 4}, None, 0.0, Share(4, 4.0, 0.0)),
+        ({"CPU": 10}, None, 1.0, Share(2, 5.0, 0.0)),
+        ({"CPU": 2}, None, 1.0, Share(1, 2.0, 0.0)),
+        ({"CPU": 2}, 4, 1.0, Share(4, 0.5, 0.0)),
+    ],
+)
+def test_a_cluster_is_shared_out(
+    total: dict[str, float], workers: int | None, gpus: float, share: Share
+) -> None:
+    assert share_of(total, workers, gpus) == share
+
+
+def test_without_ray_the_engine_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(MissingExtraError, match=r"pip install 'featuredb\[ray\]'"),
+        connection(None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"engine": "spark"}, "engine must be one of local, processes, ray"),
+        ({"workers": 2}, "the local engine is one process"),
+        ({"engine": "ray", "workers": 0}, "workers must be larger than 0"),
+        ({"engine": "ray", "gpus_per_worker": 0.0}, "gpus_per_worker must be positive"),
+        ({"engine": "processes", "ray_address": "auto"}, "needs --engine ray"),
+    ],
+)
+def test_options_that_contradict_each_other(told: dict[str, object], message: str) -> None:
+    with pytest.raises(IngestError, match=message):
+        IngestOptions(corpus="c", model="m", saes=["s"], **told)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> IngestOptions:
+    folder = tmp_path_factory.mktemp("tiny")
+    return IngestOptions(
+        corpus=str(write_jsonl(folder / "corpus.jsonl", tiny_documents())),
+        model=str(tiny_model(folder / "model")),
+        saes=[str(tiny_sae(folder / "sae"))],
+        names=["sae"],
+        dtype="float32",
+        batch_tokens=64,
+        check=False,
+    )
+
+
+@pytest.fixture
+def job(inputs: IngestOptions, tmp_path: Path) -> Job:
+    """That of a worker on a plan in which nothing is done yet."""
+    sae = tiny_sae(tmp_path / "sae")
+    options = replace(inputs, saes=[str(sae)])
+    loaded = load_inputs(options)
+    layout = Layout(tmp_path / "planned.fdb")
+    plan = prepare.make_plan(layout, loaded, options, loaded.identity(options))
+    return job_of(layout, plan, options, "cpu", None)
+
+
+def test_a_worker_with_another_sae_refuses(job: Job, tmp_path: Path) -> None:
+    Worker(job, print)
+    tiny_sae(tmp_path / "sae", seed=9)
+    with pytest.raises(PlanMismatchError, match=r"worker \d+ on .* other files .*SAE sae was"):
+        Worker(job, print)
+
+
+def test_a_worker_with_another_model_refuses(job: Job, tmp_path: Path) -> None:
+    other = tiny_model(tmp_path / "other", seed=9)
+    with pytest.raises(PlanMismatchError, match="model weights was"):
+        Worker(job._replace(model=str(other)), print)
+
+
+def test_a_worker_with_another_featuredb_or_without_the_plan_refuses(
+    job: Job, tmp_path: Path
+) -> None:
+    with pytest.raises(IngestError, match=r"started by 0\.0\.0"):
+        Worker(job._replace(version="0.0.0"), print)
+    with pytest.raises(IngestError, match="file system that every worker shares"):
+        Worker(job._replace(root=tmp_path / "elsewhere"), print)
+
+
+def test_processes_give_the_local_content_even_when_one_is_killed(
+    inputs: IngestOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "partition_tokens", lambda *_: 400)
+    ingest(tmp_path / "local.fdb", inputs)
+    handed: Counter[int] = Counter()
+    collect = ProcessCrew.collect
+
+    def killing(crew: ProcessCrew, worker: int, partition: int) -> None:
+        collect(crew, worker, partition)
+        handed[partition] += 1
+        if sum(handed.values()) == 2:
+            # It has said something about this partition, and waits for nothing until it has it.
+            assert crew._pipes[worker].poll(60)
+            pid = crew.pid(worker)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr(ProcessCrew, "collect", killing)
+    path = tmp_path / "processes.fdb"
+    ingest(path, replace(inputs, engine="processes", workers=2))
+    assert len(handed) > 4
+    assert set(handed.values()) == {1, 2}
+    assert_same_content(path, tmp_path / "local.fdb")
+    assert not (path / "staging").exists()

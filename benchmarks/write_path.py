@@ -1,4 +1,4 @@
-"""The write path alone: sorting and writing both copies of a run, and merging runs.
+"""The write path alone: writing both copies of a run, merging runs, and counting co-activation.
 
 No model: activations are made up, with the shape that real ones have. Each of 16,384 features has
 a density drawn log-normally and cut to between 1e-6 and 0.2, scaled so that 39 features are active
@@ -7,8 +7,8 @@ as elsewhere, so of a token's features most have fired in the same context befor
 log-normal, rounded to float16. Contexts have 256 tokens.
 
 Rates are per second of CPU time, all threads counted, which is what a core does; the wall clock is
-shown beside them. Merging includes the statistics and examples that are made on the way. Rounds
-are repeated and medians taken. Run ``python -m benchmarks.write_path --help``.
+shown beside them. Merging includes the statistics and examples that are made on the way. Writing
+and merging are repeated and medians taken. Run ``python -m benchmarks.write_path --help``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from featuredb import schemas
 from featuredb.layout import Layout
 from featuredb.snapshot import Segment
 from ingest.compact import Compaction, Merged, Place, compact_segments, write_bucket
+from ingest.derive.coactivation import coactivation
 from ingest.derive.statistics import TokenLookUp
 from ingest.merge import MergedSegments
 from ingest.runs import Codes, Extent, Sinks, write_run
@@ -132,24 +133,25 @@ def main(activations: int, runs: int, rounds: int, features: int, l0: float) -> 
                 partial(compact_segments, layout, job, partial(merge_with, layout, found))
             )
             merging.append(seconds)
+        counting = timed(partial(coactivation, layout, "made", features, [merged], BITS))[1]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     each = sum(len(codes.position) for codes in made) / runs
-    _print(segments, merged, each, writing, merging)
+    steps = {
+        "sort and write both copies of a run": (each, writing),
+        f"merge {runs} runs": (float(merged.rows), merging),
+        "co-activation": (float(merged.rows), [counting]),
+    }
+    _print(segments, merged, steps)
 
 
 def _print(
     segments: Sequence[Segment],
     merged: Segment,
-    each: float,
-    writing: Sequence[Timed],
-    merging: Sequence[Timed],
+    steps: Mapping[str, tuple[float, Sequence[Timed]]],
 ) -> None:
     table = Table("step", "M activations/s per core", "by the wall clock", "cores busy")
-    for name, rows, rounds in (
-        ("sort and write both copies of a run", each, writing),
-        (f"merge {len(segments)} runs", float(merged.rows), merging),
-    ):
+    for name, (rows, rounds) in steps.items():
         cpu = statistics.median(t.cpu for t in rounds)
         wall = statistics.median(t.wall for t in rounds)
         table.add_row(
@@ -157,15 +159,16 @@ def _print(
         )
     out = Console(width=110)
     out.print(table)
-    rows = sum(s.rows for s in segments)
+    stored = sum(s.rows for s in segments)
     size = {
-        "feature-major, runs": sum(f.file.bytes for s in segments for f in s.feature_files) / rows,
-        "feature-major, merged": sum(f.file.bytes for f in merged.feature_files) / rows,
-        "token-major": sum(f.file.bytes for f in merged.token_files) / rows,
+        "feature-major, runs": sum(f.file.bytes for s in segments for f in s.feature_files)
+        / stored,
+        "feature-major, merged": sum(f.file.bytes for f in merged.feature_files) / stored,
+        "token-major": sum(f.file.bytes for f in merged.token_files) / stored,
     }
     told = ", ".join(f"{name} {value:.2f}" for name, value in size.items())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    out.print(f"{rows:,} activations; bytes per activation: {told}; peak memory {peak:,.0f} MB")
+    out.print(f"{stored:,} activations; bytes per activation: {told}; peak memory {peak:,.0f} MB")
 
 
 if __name__ == "__main__":

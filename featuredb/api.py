@@ -24,6 +24,10 @@ if TYPE_CHECKING:
         SearchHits,
         TopContexts,
     )
+    from featuredb.verify import Report
+    from ingest.pipeline import Outcome
+    from ingest.recompact import Compacted
+    from ingest.sae import Sae as LoadedSae
 
 __all__ = ["Database", "compact", "ingest", "load_sae", "open", "plan", "verify"]
 
@@ -187,14 +191,20 @@ def open(path: str | os.PathLike[str]) -> Database:
     return Database(Store.open(path))
 
 
-def ingest(path: str | os.PathLike[str], **options: Any) -> Any:
-    """Make a database, or continue making it; see `ingest.options.IngestOptions` for options.
+def ingest(path: str | os.PathLike[str], **options: Any) -> Outcome:
+    """Make the database at `path`, or continue making it where it was interrupted.
 
-    Raises `MissingExtraError` without the extra ``featuredb[ingest]``, and `IngestError`.
+    corpus: a path, glob, ``hf:`` data set or Arrow table; model: a folder or hub name; saes: a
+    list of folders or references. The other options, with their defaults, are those of
+    `ingest.options.IngestOptions` and of ``featuredb ingest --help``.
+
+    Returns the published snapshot, and whether there was anything left to do. Raises
+    `MissingExtraError` without the extra ``featuredb[ingest]``, and `IngestError`.
     """
     settings = _needs("ingest.options", "ingesting")
     pipeline = _needs("ingest.pipeline", "ingesting")
-    return pipeline.ingest(Path(path), settings.IngestOptions(**options))
+    outcome: Outcome = pipeline.ingest(Path(path), settings.IngestOptions(**options))
+    return outcome
 
 
 def plan(path: str | os.PathLike[str], **options: Any) -> Info:
@@ -209,24 +219,32 @@ def plan(path: str | os.PathLike[str], **options: Any) -> Info:
     return planned
 
 
-def compact(path: str | os.PathLike[str]) -> Any:
-    """Merge a database's runs, so that queries open fewer files."""
-    return _needs("ingest.compact", "compacting").compact(Path(path))
+def compact(path: str | os.PathLike[str]) -> Compacted:
+    """Merge a database's segments, so that queries open fewer files; answers do not change.
+
+    Raises `MissingExtraError` without the extra ``featuredb[ingest]``, and `DatabaseError`.
+    """
+    done: Compacted = _needs("ingest.recompact", "compacting").compact(Path(path))
+    return done
 
 
-def verify(path: str | os.PathLike[str]) -> Any:
-    """Read every file of a database again and compare it with the snapshot."""
+def verify(path: str | os.PathLike[str]) -> Report:
+    """Read every file of a database again and compare it with the snapshot.
+
+    Damage is in the report, not an exception. Raises `DatabaseError` where there is no snapshot.
+    """
     from featuredb.verify import verify as verify_database
 
     return verify_database(Path(path))
 
 
-def load_sae(reference: str | os.PathLike[str], **options: Any) -> Any:
+def load_sae(reference: str | os.PathLike[str], **options: Any) -> LoadedSae:
     """Load an SAE from a folder, file or reference; see `ingest.sae.load_sae`.
 
     Raises `MissingExtraError` without the extra ``featuredb[ingest]``, and `SaeError`.
     """
-    return _needs("ingest.sae", "loading an SAE").load_sae(reference, **options)
+    sae: LoadedSae = _needs("ingest.sae", "loading an SAE").load_sae(reference, **options)
+    return sae
 
 
 def _needs(module: str, purpose: str) -> Any:

@@ -2,8 +2,9 @@
 
 Scoring rule, the same when the neighbour graph is built and when a question is asked: candidates
 come from FAISS over the unit-normalised float16 rows; each is then rescored as the float64 dot
-product of the float32 directions divided by their float64 norms, and rounded to float32. Order:
-score descending, ties by (SAE in the snapshot's order, feature id).
+product of the float32 directions divided by their float64 norms, rounded to seven decimals, so
+that equal directions tie whatever order the machine sums in, and kept as float32. Order: score
+descending, ties by (SAE in the snapshot's order, feature id).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from featuredb.layout import Layout
 from featuredb.snapshot import File, Vectors
 
 Float32Matrix = npt.NDArray[np.float32]
+
+_DECIMALS = 7
 
 _SLACK = 32
 """Candidates fetched beyond the number asked for: float16 may swap near-ties, rescoring restores
@@ -99,7 +102,7 @@ def cosine_top(
     found = np.empty((len(queries), min(k, n)), np.int64)
     scores = np.empty(found.shape, np.float32)
     for i, ids in enumerate(candidates):
-        exact = (unit_rows(rows[ids]) @ queries[i]).astype(np.float32)
+        exact = np.round(unit_rows(rows[ids]) @ queries[i], _DECIMALS).astype(np.float32)
         order = np.lexsort((ids, -exact))[: found.shape[1]]
         found[i], scores[i] = ids[order], exact[order]
     return found, scores

@@ -101,9 +101,10 @@ def judge(
     if wrong is not None:
         raise LoadCheckError(f"SAE {name} {wrong}: {_likely(found)}; {_OVERRIDE}")
     if found:
+        best = suspects(model, reading, sample, refused=False, everywhere=True)[:1] or found
         raise LoadCheckError(
             f"SAE {name} explains {check.variance_explained:.2f} of the variance at {place}, but "
-            f"{found[0].sentence()}; {_OVERRIDE}"
+            f"{best[0].sentence()}; {_OVERRIDE}"
         )
     if sample.bos is None and sae.prepend_bos is None:
         states = read_states(

@@ -166,13 +166,6 @@ def write_bucket(
     )
 
 
-def fits_one_segment(segments: Sequence[Segment], bits: int) -> bool:
-    """Whether positions local to the merged segment still fit in 32 bits."""
-    base = min(s.first_context for s in segments)
-    end = max(s.end_context for s in segments)
-    return (end - base) << bits <= 1 << 32
-
-
 def _to_rows(bucket: Bucket, base: int, bits: int) -> FeatureRows:
     local = (bucket.context_id - base).astype(np.uint32)
     position = (local << np.uint32(bits)) | bucket.token_index.astype(np.uint32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featuredb import schemas
-from featuredb.files import folder_in_place, remove_tree
+from featuredb.errors import IngestError
+from featuredb.files import folder_in_place, remove_tree, write_atomically
 from featuredb.layout import Layout
 from featuredb.parquet import ParquetFiles
 from featuredb.snapshot import Corpus, Draft, File, LoadCheck, Recording, Vectors
@@ -36,6 +38,9 @@ from ingest.tokens import TokenizedBatch, iter_contexts
 from ingest.vocabulary import vocabulary
 
 _CORPUS_ID = "0"
+MOST_POSITIONS = 1 << 32
+"""Positions are 32 bits wide within a segment, and an SAE's activations end as one segment."""
+
 _CPU_BATCH_TOKENS = 4_096
 _GPU_BATCH_TOKENS = 32_768
 
@@ -53,9 +58,15 @@ def make_plan(
     layout.staging.mkdir(parents=True)
     say(f"tokenising {inputs.corpus.source}", show=show)
     corpus = _store_corpus(layout, inputs, options, identity["corpus content"])
+    bits = schemas.position_bits(inputs.context_size)
+    if corpus.n_contexts > MOST_POSITIONS >> bits:
+        raise IngestError(
+            f"{corpus.source} makes {corpus.n_contexts:,} contexts; a database of context size "
+            f"{inputs.context_size} holds {MOST_POSITIONS >> bits:,}: split it over databases"
+        )
     draft = Draft(
         number=1,
-        position_bits=schemas.position_bits(inputs.context_size),
+        position_bits=bits,
         model=inputs.model_record(),
         recording=Recording(options.keep_bos, options.keep_sinks, options.exact),
         vocabulary=_store_vocabulary(layout, inputs.model),
@@ -168,7 +179,9 @@ def _store_directions(
         directions = Directions(sae.W_dec.cpu().numpy(), sae.W_enc.T.contiguous().cpu().numpy())
         stored.append(write_vectors(layout, placed.name, directions))
         table = logit_lens(sae.W_dec, lens, token_texts)
-        pq.write_table(table, logits_path(layout, placed.name), compression="zstd")
+        held = io.BytesIO()
+        pq.write_table(table, held, compression="zstd")
+        write_atomically(logits_path(layout, placed.name), held.getvalue())
     return tuple(stored)
 
 

@@ -51,17 +51,23 @@ class Reading:
 
 
 def suspects(
-    model: LoadedModel, reading: Reading, sample: SampleTokens, *, refused: bool
+    model: LoadedModel,
+    reading: Reading,
+    sample: SampleTokens,
+    *,
+    refused: bool,
+    everywhere: bool = False,
 ) -> list[Suspect]:
     """Ways to read the SAE that explain clearly more than the asked one, best first.
 
-    The neighbouring hooks, other normalisations, and only the largest activations are tried
-    always; every layer, and contexts with or without a BOS, once the asked way is `refused`.
+    Hooks one and three layers away, other normalisations, and only the largest activations are
+    tried always; hooks `everywhere` when asked for, and once the asked way is `refused`, as are
+    contexts with or without a BOS then.
     To count, another way must not buy what it explains with many more active features.
     """
     sample = sample.first(SUSPECT_TOKENS)
     memory = DeviceMemory(SUSPECT_TOKENS, lambda _: None)
-    hooks = _hooks(model, reading.hook, everywhere=refused)
+    hooks = _hooks(model, reading.hook, everywhere=everywhere or refused)
     wanted = [reading.hook, *hooks]
     if reading.hook_out is not None:
         wanted.append(reading.hook_out)
@@ -116,13 +122,15 @@ def _distinct(hooks: Sequence[HookPoint]) -> list[HookPoint]:
 
 
 def _hooks(model: LoadedModel, asked: HookPoint, *, everywhere: bool) -> list[HookPoint]:
-    """Other places of the same width: next to `asked`, or in every layer."""
+    """Other places of the same width: near `asked`, or in every layer."""
     layer = 0 if asked.layer is None else asked.layer
     layers = range(layer_count(model.model))
     near = [n for n in (layer - 1, layer, layer + 1) if n in layers]
-    names = [f"blocks.{n}.{what}" for n in near for what in _RESIDUAL]
+    # What an SAE explains falls off with the distance, slowly far away: three layers show it there.
+    far = layers if everywhere else [n for n in (layer - 3, layer + 3) if n in layers]
+    names = [f"blocks.{n}.hook_resid_post" for n in sorted({*near, *far})]
+    names += [f"blocks.{n}.{what}" for n in near for what in _RESIDUAL]
     if everywhere:
-        names += [f"blocks.{n}.hook_resid_post" for n in layers]
         names += [f"blocks.{n}.{what}" for n in near for what in _OTHERS]
     if asked.layer is not None:
         # The same place in the layers around it, whatever it is and however it is spelled.

@@ -94,15 +94,18 @@ def test_stored_activations_are_the_sae_on_the_models_own_hidden_states(
     model = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_folder())
     check = snapshot.saes[0].check
+    assert check.sink_threshold is not None
+    limit = check.sink_threshold * check.median_norm
     texts = featuredb.open(root).sql("SELECT text FROM documents ORDER BY document_id").fetchall()
-    worst = flips = total = context = 0
+    worst = 0.0
+    flips = total = context = 0
     for (text,) in texts:
         ids = tokenizer(text, add_special_tokens=False).input_ids
         for start in range(0, len(ids), 255):
             window = torch.tensor([[tokenizer.bos_token_id, *ids[start : start + 255]]])
             with torch.no_grad():
                 x = model(window, output_hidden_states=True).hidden_states[layer + 1][0]
-            keep = (x.norm(dim=1) <= check.sink_threshold * check.median_norm).numpy()
+            keep = (x.norm(dim=1) <= limit).numpy()
             keep[0] = False
             want = sae.encode(x).numpy() * keep[:, None]
             have = oracle.dense["demo"][context]
@@ -143,9 +146,11 @@ def test_top_contexts_three_ways_and_the_oracle(
             assert plain.sql(query).to_arrow_table().to_pylist() == want
             topic = want[0]["topic"] if want else "none"
             filtered = db.top_contexts(feature, where=f"topic = '{topic}'").arrow().to_pylist()
-            assert filtered == oracle.top_contexts(
-                "demo", feature, 20, 16, keep=lambda row, topic=topic: row["topic"] == topic
-            )
+
+            def of_topic(row: dict[str, Any], topic: str = topic) -> bool:
+                return bool(row["topic"] == topic)
+
+            assert filtered == oracle.top_contexts("demo", feature, 20, 16, keep=of_topic)
 
 
 def test_neighbours_three_ways_and_the_oracle(root: Path, oracle: Oracle, shown: list[int]) -> None:

@@ -116,7 +116,7 @@ def _saes(snapshot: Snapshot) -> list[str]:
             sae.sha256,
             snapshot.recorded_tokens(sae.name),
             snapshot.rows(sae.name),
-            sae.check.l0,
+            snapshot.rows(sae.name) / max(1, snapshot.recorded_tokens(sae.name)),
             sae.check.variance_explained,
         ]
         for index, sae in enumerate(snapshot.saes)

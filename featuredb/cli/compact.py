@@ -12,5 +12,8 @@ from featuredb.cli import options
 @options.database
 def command(db: str) -> None:
     """Merge a database's runs, so that queries open fewer files."""
-    featuredb.compact(db)
-    click.echo(f"{db}: compacted", err=True)
+    done = featuredb.compact(db)
+    if done.before == done.after:
+        click.echo(f"{db}: nothing to merge, one segment per SAE", err=True)
+    else:
+        click.echo(f"{db}: {done.before} segments became {done.after}", err=True)

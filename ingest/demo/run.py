@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 import featuredb
 from featuredb.errors import IngestError
 from featuredb.files import remove_tree
+from featuredb.results import Rows
 from ingest.demo.fetch import model_folder, wikipedia_corpus
 from ingest.options import IngestOptions
 from ingest.pipeline import ingest
@@ -18,10 +23,11 @@ SAE_FOLDER = Path(__file__).with_name("sae")
 FEATURE = 1927
 """California: see the SAE's model card."""
 
+NAME = "layer13"
 SENTENCE = "The Golden Gate Bridge opened in 1937."
-DOCUMENTS = 3_000
-"""Summaries ingested unless told otherwise: about 360,000 tokens, three to five minutes on two
-cores."""
+DOCUMENTS = 2_500
+"""Summaries ingested unless told otherwise: about 260,000 tokens, two to five minutes on
+two cores."""
 
 
 def run_demo(
@@ -50,7 +56,7 @@ def build(root: Path, documents: int) -> None:
     model = model_folder()
     corpus = wikipedia_corpus(documents)
     options = IngestOptions(
-        corpus=str(corpus), model=str(model), saes=[str(SAE_FOLDER)], progress=True
+        corpus=str(corpus), model=str(model), saes=[str(SAE_FOLDER)], names=[NAME], progress=True
     )
     ingest(root, options)
 
@@ -58,12 +64,13 @@ def build(root: Path, documents: int) -> None:
 def show(root: Path, feature: int = FEATURE) -> None:
     """Print one feature, its neighbours, what fires on a sentence, and the SQL for it."""
     out = Console(highlight=False)
+    program = _program()
     with featuredb.open(root) as db:
-        out.rule(f"featuredb top {root} {feature}")
+        out.rule(f"{program} top {root} {feature}")
         db.top_contexts(feature, k=5, window=10).print(out)
-        out.rule(f"featuredb near {root} {feature}")
+        out.rule(f"{program} near {root} {feature}")
         db.near(feature, k=5).print(out)
-        out.rule(f'featuredb fires {root} "{SENTENCE}"')
+        out.rule(f'{program} fires {root} "{SENTENCE}"')
         firing = db.fires_on(SENTENCE, k=8)
         firing.print(out)
         query = (
@@ -71,22 +78,39 @@ def show(root: Path, feature: int = FEATURE) -> None:
             f"top_tokens[1:3] AS top_tokens FROM fires_on('{SENTENCE}', k := 8)"
         )
         out.rule("the same in SQL")
-        out.print(f'featuredb sql {root} "{query}"', soft_wrap=True)
-        out.print(str(db.sql(query)))
+        out.print(f'{program} sql {root} "{query}"', soft_wrap=True)
+        Rows(db.sql(query).to_arrow_table()).print(out)
     out.rule("go on with")
-    for command, meaning in _next_steps(root, feature):
-        out.print(f"  {command:<64} {meaning}", soft_wrap=True)
+    for command, meaning in _next_steps(program, root, feature):
+        out.print(f"[dim]{meaning}[/dim]\n  {escape(command)}", soft_wrap=True)
 
 
-def _next_steps(root: Path, feature: int) -> list[tuple[str, str]]:
+def _next_steps(program: str, root: Path, feature: int) -> list[tuple[str, str]]:
     return [
-        (f"featuredb feature {root} {feature}", "everything known about one feature"),
-        (f"featuredb search {root} music", "features by the words they fire on"),
-        (f"featuredb top {root} {feature} --where \"topic = 'History'\"", "top contexts, filtered"),
-        (f'featuredb fires {root} "a sentence of your own"', "what fires on new text"),
-        (f'featuredb sql {root} "FROM features ORDER BY density DESC LIMIT 10"', "anything else"),
-        (f"python -c \"import featuredb; print(featuredb.open('{root}').near({feature}))\"", ""),
+        (f"{program} feature {root} {feature}", "everything known about one feature"),
+        (f"{program} search {root} guitar", "features by the words they fire on"),
+        (f"{program} top {root} {feature} --where \"topic = 'People'\"", "top contexts, filtered"),
+        (f'{program} fires {root} "a sentence of your own"', "what fires on new text"),
+        (
+            f'{program} sql {root} "SELECT feature_id, density, top_tokens[1] FROM features '
+            'ORDER BY density DESC LIMIT 10"',
+            "anything else, in SQL (docs/cookbook.md)",
+        ),
+        (
+            f"{Path(program).with_name('python')}",
+            f"then: import featuredb; db = featuredb.open('{root}'); db.top_contexts({feature})",
+        ),
     ]
+
+
+def _program() -> str:
+    """How this command was called, so that what is printed can be pasted."""
+    called = Path(sys.argv[0])
+    if called.name != "featuredb":
+        return "featuredb"
+    if shutil.which("featuredb") == str(called):
+        return "featuredb"
+    return os.path.relpath(called) if called.is_relative_to(Path.cwd()) else str(called)
 
 
 def _remove_own(root: Path) -> None:

@@ -119,10 +119,11 @@ def _ascending(values: npt.NDArray[np.floating]) -> npt.NDArray[np.unsignedinteg
 
     The bits of a positive float are in its order; those of a negative one in the opposite.
     """
-    bits = values.view(np.uint16 if values.dtype.itemsize == 2 else np.uint32)
-    sign = bits.dtype.type(1 << (8 * values.dtype.itemsize - 1))
-    keys: npt.NDArray[np.unsignedinteger] = np.where(bits & sign, ~bits, bits | sign)
-    return keys
+    if values.dtype == np.float16:
+        narrow = values.view(np.uint16)
+        return np.where(narrow >> 15, ~narrow, narrow | np.uint16(1 << 15))
+    wide = values.view(np.uint32)
+    return np.where(wide >> 31, ~wide, wide | np.uint32(1 << 31))
 
 
 def _histogram(

@@ -18,6 +18,7 @@ from ingest import prepare
 from ingest.inputs import load_inputs
 from ingest.model import LoadedModel
 from ingest.options import IngestOptions
+from ingest.sae import load_sae
 from ingest.sample import SampleTokens
 from tests.ingest.loads import HOOK, WIDTH, explaining_sae, offset_model, open_model, states_at
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
@@ -162,8 +163,7 @@ def test_an_l0_far_above_the_stated_one(
     from ingest import inputs
 
     sae = explaining_sae(tmp_path, model)
-    load = inputs.load_sae
-    monkeypatch.setattr(inputs, "load_sae", lambda ref: replace(load(ref), stated_l0=3.0))
+    monkeypatch.setattr(inputs, "load_sae", lambda ref: replace(load_sae(ref), stated_l0=3.0))
     message = refused(folder, sae)
     assert "where its files state 3" in message
 

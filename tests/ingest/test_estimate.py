@@ -13,7 +13,8 @@ import featuredb
 from featuredb.cli import main
 from featuredb.errors import IngestError, LoadCheckError
 from ingest import estimate as module
-from ingest import prepare
+from ingest import extract, prepare
+from ingest.hooks import forward_to_hooks
 from tests.ingest.bad import good
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
@@ -53,7 +54,8 @@ def test_the_ingest_does_what_was_planned(
         rows = snapshot.rows(said["name"])
         assert abs(said["activations"] - rows) < 0.05 * rows
         segments = snapshot.segments_of(said["name"])
-        size = sum(f.file.bytes for s in segments for f in (*s.feature_files, *s.token_files))
+        size = sum(f.file.bytes for s in segments for f in s.feature_files)
+        size += sum(f.file.bytes for s in segments for f in s.token_files)
         assert abs(said["bytes"] - size) < 0.25 * size
     assert planned["seconds"] > 0
     assert planned["measured"]["sample_tokens"] >= 4_096
@@ -63,15 +65,12 @@ def test_the_ingest_does_what_was_planned(
 def test_the_model_sees_a_sample_only(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ingest import extract
-
     seen = 0
-    forward = extract.forward_to_hooks
 
     def counted(model: Any, hooks: Any, ids: Any, mask: Any) -> Any:
         nonlocal seen
         seen += ids.numel()
-        return forward(model, hooks, ids, mask)
+        return forward_to_hooks(model, hooks, ids, mask)
 
     monkeypatch.setattr(extract, "forward_to_hooks", counted)
     planned = featuredb.plan(tmp_path / "db.fdb", **good(folder))
@@ -80,8 +79,10 @@ def test_the_model_sees_a_sample_only(
 
 
 def test_what_an_ingest_would_refuse_is_refused(folder: Path, tmp_path: Path) -> None:
+    loud = tiny_sae(folder / "loud", bias=5)
+    told = good(folder) | {"saes": [str(loud)], "check": True}
     with pytest.raises(LoadCheckError, match="SAE sae"):
-        featuredb.plan(tmp_path / "db.fdb", **good(folder) | {"check": True})
+        featuredb.plan(tmp_path / "db.fdb", **told)
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(IngestError, match="not a featuredb database and not empty"):
         featuredb.plan(tmp_path, **good(folder))

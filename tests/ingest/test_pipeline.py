@@ -192,6 +192,15 @@ def test_killed_at_any_moment_it_continues_to_the_same_content(
     assert not (path / "staging").exists()
 
 
+def test_more_contexts_than_positions_can_name_are_refused(
+    inputs: IngestOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "MOST_POSITIONS", 32 * 50)
+    with pytest.raises(IngestError, match="a database of context size 32 holds 50: split it"):
+        ingest(tmp_path / "large.fdb", inputs)
+    assert not (tmp_path / "large.fdb").exists()
+
+
 def test_two_writers(inputs: IngestOptions, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "locked.fdb")
     with (

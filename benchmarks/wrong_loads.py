@@ -1,0 +1,142 @@
+"""What the load check says to the demo's SAE, loaded rightly and in every wrong way.
+
+    python -m benchmarks.wrong_loads [--sae FOLDER] [--documents N]
+
+Prints a table: the load, variance explained, L0, and the verdict, with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from featuredb.errors import LoadCheckError
+from featuredb.snapshot import LoadCheck
+from ingest.check import judge, measure
+from ingest.demo.fetch import model_folder, wikipedia_corpus
+from ingest.demo.run import SAE_FOLDER
+from ingest.device_memory import DeviceMemory
+from ingest.hooks import resolve_hook
+from ingest.inputs import Inputs, load_inputs
+from ingest.options import IngestOptions
+from ingest.prepare import contexts_of
+from ingest.sae import Sae
+from ingest.sae.activations import JumpReLU, ReLU, TopK
+from ingest.sample import SampleTokens
+from ingest.suspects import Reading
+
+_THRESHOLD = 10.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """One way to load the SAE."""
+
+    name: str
+    sae: Sae
+    hook: str
+    bos: bool = True
+    keep_sinks: bool = False
+
+
+def loads(sae: Sae, norm: float) -> Iterator[Load]:
+    """The right one first. norm: the mean norm of what the SAE reads."""
+    right = sae.hook or ""
+    layer = int(right.split(".")[1])
+    place = right.split(".", 2)[2]
+    yield Load("right", sae, right)
+    for step in (-1, 1, -4, 4):
+        yield Load(f"layer {step:+d}", sae, f"blocks.{layer + step}.{place}")
+    yield Load("pre for post", sae, f"blocks.{layer}.hook_resid_pre")
+    yield Load("mid for post", sae, f"blocks.{layer}.hook_resid_mid")
+    yield Load("MLP out for residual", sae, f"blocks.{layer}.hook_mlp_out")
+    yield Load("no BOS", replace(sae, prepend_bos=None), right, bos=False)
+    yield Load("no BOS, sinks kept", replace(sae, prepend_bos=None), right, False, True)
+    for kind in ("layer_norm", "constant_norm_rescale"):
+        yield Load(
+            f"normalised: {kind}",
+            replace(
+                sae,
+                encoder=replace(sae.encoder, normalisation=kind),
+                decoder=replace(sae.decoder, undoes=kind),
+            ),
+            right,
+        )
+    scale = sae.d_in**0.5 / norm
+    yield Load("data-set scale lost", _scaled(sae, scale), right)
+    yield Load("data-set scale folded twice", _scaled(sae, 1 / scale), right)
+    yield Load("threshold lost", _activation(sae, ReLU()), right)
+    yield Load("threshold lost, L0 stated", replace(_activation(sae, ReLU()), stated_l0=32), right)
+    yield Load("as TopK of 32", replace(_activation(sae, TopK(32)), stated_l0=32), right)
+    shuffled = sae.decoder.W_dec[torch.randperm(sae.d_sae)]
+    yield Load("another SAE's decoder", replace(sae, decoder=replace(sae.decoder, W_dec=shuffled)),
+               right)  # fmt: skip
+
+
+def _activation(sae: Sae, rule: ReLU | TopK) -> Sae:
+    return replace(sae, encoder=replace(sae.encoder, activation=rule))
+
+
+def _scaled(sae: Sae, scale: float) -> Sae:
+    """The SAE of inputs `scale` times as large, as one trained on such inputs is stored."""
+    encoder, decoder, rule = sae.encoder, sae.decoder, sae.encoder.activation
+    if isinstance(rule, JumpReLU):
+        rule = JumpReLU(rule.threshold * scale)
+    b_enc = encoder.b_enc * scale if encoder.b_enc is not None else None
+    b_pre = encoder.b_pre * scale if encoder.b_pre is not None else None
+    return replace(
+        sae,
+        encoder=replace(encoder, b_enc=b_enc, b_pre=b_pre, activation=rule),
+        decoder=replace(decoder, b_dec=decoder.b_dec * scale),
+    )
+
+
+def sample_of(inputs: Inputs, options: IngestOptions, *, bos: bool) -> SampleTokens:
+    """The first contexts of the corpus, with or without a BOS."""
+    pieces = [tokenized for _, tokenized in contexts_of(inputs, options)]
+    tokens = torch.cat([torch.from_numpy(p.token_ids.astype("int64")) for p in pieces])
+    lengths = torch.cat([torch.from_numpy(p.context_lengths) for p in pieces]).long()
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    whole = SampleTokens(tokens.numpy(), starts.numpy(), inputs.bos, inputs.bos is not None)
+    return whole if bos else whole.without_bos()
+
+
+def verdict(inputs: Inputs, load: Load, sample: SampleTokens) -> tuple[LoadCheck, str]:
+    """What the check measures, and what it says."""
+    model, notes = inputs.model, list[str]()
+    threshold = None if load.keep_sinks else _THRESHOLD
+    hook = resolve_hook(model.model, load.hook)
+    memory = DeviceMemory(4_096, notes.append)
+    (check,) = measure(model, [(load.sae, hook, None)], sample, threshold, memory)
+    try:
+        judge("demo", model, Reading(load.sae, hook, None, threshold), check, sample, notes.append)
+    except LoadCheckError as error:
+        return check, f"refused: {error}"
+    return check, f"taken, but {notes[0]}" if notes else "taken"
+
+
+def main(show: Callable[[str], None] = print) -> None:
+    """Run every load and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sae", default=str(SAE_FOLDER))
+    parser.add_argument("--documents", type=int, default=90)
+    told = parser.parse_args()
+    options = IngestOptions(
+        corpus=str(wikipedia_corpus(told.documents)), model=str(model_folder()), saes=[told.sae]
+    )
+    inputs = load_inputs(options)
+    sae, hook = inputs.saes[0].sae, inputs.saes[0].hook
+    samples = {bos: sample_of(inputs, options, bos=bos) for bos in (True, False)}
+    memory = DeviceMemory(4_096, show)
+    (first,) = measure(inputs.model, [(sae, hook, None)], samples[True], _THRESHOLD, memory)
+    show(f"{'load':28}  variance explained       L0  verdict")
+    for load in loads(sae, first.median_norm):
+        check, said = verdict(inputs, load, samples[load.bos])
+        show(f"{load.name:28}  {check.variance_explained:18.3f}  {check.l0:7.1f}  {said}")
+
+
+if __name__ == "__main__":
+    main()

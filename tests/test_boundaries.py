@@ -9,7 +9,7 @@ from pathlib import Path
 import featuredb
 from featuredb import errors
 
-_HEAVY = {"torch", "transformers", "lancedb", "faiss", "safetensors", "datasets", "scipy"}
+_HEAVY = {"torch", "transformers", "lancedb", "faiss", "safetensors", "datasets"}
 
 
 def _loaded_after(code: str) -> set[str]:

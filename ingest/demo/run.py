@@ -25,8 +25,8 @@ FEATURE = 1927
 
 NAME = "layer13"
 SENTENCE = "The Golden Gate Bridge opened in 1937."
-DOCUMENTS = 2_500
-"""Summaries ingested unless told otherwise: about 260,000 tokens, two to five minutes on
+DOCUMENTS = 2_000
+"""Summaries ingested unless told otherwise: about 205,000 tokens, two to five minutes on
 two cores."""
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from scipy import sparse
 
 from featuredb import schemas
 from featuredb.layout import Layout
 from featuredb.parquet import ParquetFiles
 from featuredb.snapshot import Segment
 from featuredb.token_major import TokenMajor, TokenRows
+from ingest.runs import ranges, stable_order
 
 _BLOCK_BYTES = 512 << 20
 """Size of the dense block of pair counts held at once."""
@@ -34,12 +33,9 @@ def coactivation(
     block = max(1, min(d_sae, _BLOCK_BYTES // (4 * d_sae)))
     tables = []
     for first in range(0, d_sae, block):
-        end = min(d_sae, first + block)
-        together = np.zeros((end - first, d_sae), np.int32)
+        together = np.zeros((min(block, d_sae - first), d_sae), np.int32)
         for rows in _token_rows(layout, segments, bits):
-            active = _indicator(rows, d_sae)
-            pairs = (active[:, first:end].T @ active).tocoo()
-            together[pairs.row, pairs.col] += pairs.data
+            _count(rows, first, together)
         tables.append(_best(sae, first, together, counts))
     return pa.concat_tables(tables) if tables else schemas.NEIGHBORS.empty_table()
 
@@ -55,33 +51,53 @@ def _token_rows(layout: Layout, segments: Sequence[Segment], bits: int) -> Itera
         files.close()
 
 
-def _indicator(rows: TokenRows, d_sae: int) -> Any:
-    ones = np.ones(len(rows.feature_id), np.int32)
-    shape = (len(rows.position), d_sae)
-    return sparse.csr_matrix((ones, rows.feature_id.astype(np.int32), rows.offsets), shape=shape)
+def _count(rows: TokenRows, first: int, together: npt.NDArray[np.int32]) -> None:
+    """Add how often features first, first + 1, … fire on a token with each feature.
+
+    Feature by feature: the lists of its tokens, joined and counted into a row that stays in the
+    processor's cache; three times as fast as multiplying the sparse matrix by its transpose.
+    """
+    ids = rows.feature_id.astype(np.int64)
+    lengths = np.diff(rows.offsets)
+    token = np.repeat(np.arange(len(lengths)), lengths)[stable_order(rows.feature_id)]
+    counts = np.bincount(ids, minlength=together.shape[1])
+    ends = np.cumsum(counts)
+    for row in np.flatnonzero(counts[first : first + len(together)]):
+        feature = first + row
+        own = token[ends[feature] - counts[feature] : ends[feature]]
+        others = ids[ranges(rows.offsets[own], lengths[own])]
+        together[row] += np.bincount(others, minlength=together.shape[1]).astype(np.int32)
 
 
 def _best(
     sae: str, first: int, together: npt.NDArray[np.int32], counts: npt.NDArray[np.int64]
 ) -> pa.Table:
-    own = np.arange(len(together)) + first
-    together[np.arange(len(together)), own] = 0
-    row, other = np.nonzero(together)
-    both = together[row, other].astype(np.int64)
-    jaccard = both / (counts[row + first] + counts[other] - both)
-    order = np.lexsort((other, -jaccard, row))
-    per_row = np.bincount(row, minlength=len(together))
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(per_row) - per_row, per_row) + 1
-    kept = order[rank <= schemas.NEIGHBORS_KEPT]
-    name = pa.array([sae] * len(kept), pa.string())
+    """The NEIGHBORS_KEPT partners of highest Jaccard index of each row's feature."""
+    partners, scores, kept = [], [], []
+    for row, both in enumerate(together):
+        feature = first + row
+        both[feature] = 0
+        other = np.flatnonzero(both)
+        jaccard = both[other] / (counts[feature] + counts[other] - both[other])
+        if len(other) > schemas.NEIGHBORS_KEPT:
+            # Only those at or above the last one kept need sorting.
+            last = len(other) - schemas.NEIGHBORS_KEPT
+            chosen = jaccard >= np.partition(jaccard, last)[last]
+            other, jaccard = other[chosen], jaccard[chosen]
+        order = np.lexsort((other, -jaccard))[: schemas.NEIGHBORS_KEPT]
+        partners.append(other[order])
+        scores.append(jaccard[order].astype(np.float32))
+        kept.append(len(order))
+    n = sum(kept)
+    name = pa.array([sae] * n, pa.string())
     return pa.table(
         [
             name,
-            pa.array(row[kept] + first, pa.int64()),
-            pa.array(rank[rank <= schemas.NEIGHBORS_KEPT], pa.int32()),
+            pa.array(np.repeat(np.arange(len(kept)) + first, kept), pa.int64()),
+            pa.array(ranges(np.ones(len(kept), np.int64), np.array(kept)), pa.int32()),
             name,
-            pa.array(other[kept], pa.int64()),
-            pa.array(jaccard[kept].astype(np.float32)),
+            pa.array(np.concatenate(partners) if partners else [], pa.int64()),
+            pa.array(np.concatenate(scores) if scores else [], pa.float32()),
         ],
         schema=schemas.NEIGHBORS,
     )

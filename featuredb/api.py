@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         SearchHits,
         TopContexts,
     )
-    from featuredb.verify import Report
+    from featuredb.verification import Report
     from ingest.pipeline import Outcome
     from ingest.recompact import Compacted
     from ingest.sae import Sae as LoadedSae
@@ -233,7 +233,7 @@ def verify(path: str | os.PathLike[str]) -> Report:
 
     Damage is in the report, not an exception. Raises `DatabaseError` where there is no snapshot.
     """
-    from featuredb.verify import verify as verify_database
+    from featuredb.verification import verify as verify_database
 
     return verify_database(Path(path))
 

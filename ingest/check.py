@@ -11,7 +11,7 @@ from ingest.hooks import HookPoint
 from ingest.model import LoadedModel
 from ingest.sae import Sae
 from ingest.sample import SampleTokens, explain, read_states
-from ingest.suspects import Reading, Suspect, begins_with_sinks, suspects
+from ingest.suspects import Reading, begins_with_sinks, suspects
 
 SAMPLE_TOKENS = 8_192
 """Enough for L0 and explained variance to two digits, a few seconds on a CPU."""
@@ -22,6 +22,14 @@ normalisation forgotten, a wrong layer are all louder than this."""
 
 _SINK_THRESHOLD = 10.0
 _OVERRIDE = "--no-check goes on all the same"
+_CAUSES = (
+    "the usual causes are a wrong layer, resid_pre read as resid_post (off by one), "
+    "a missing BOS, a wrong normalisation, or another model"
+)
+_LOUD_CAUSES = (
+    "the usual causes are a TopK SAE read as ReLU, a threshold that was lost, "
+    "a wrong normalisation, or a wrong layer"
+)
 
 
 def fit(sae: Sae, name: str, hook: HookPoint, hook_out: HookPoint | None = None) -> None:
@@ -92,14 +100,17 @@ def judge(
     """
     sae, place = reading.sae, reading.hook.name
     figures = f"{check.variance_explained:.2f} on {check.tokens} tokens, L0 {check.l0:.1f}"
-    wrong = None
+    wrong, causes = None, _CAUSES
     if not check.variance_explained > 0:
         wrong = f"explains none of the variance at {place} ({figures})"
     elif sae.stated_l0 and check.l0 > L0_FACTOR * sae.stated_l0:
         wrong = f"has L0 {check.l0:.1f} at {place} where its files state {sae.stated_l0:g}"
+        causes = _LOUD_CAUSES
     found = suspects(model, reading, sample, refused=wrong is not None)
     if wrong is not None:
-        raise LoadCheckError(f"SAE {name} {wrong}: {_likely(found)}; {_OVERRIDE}")
+        raise LoadCheckError(
+            f"SAE {name} {wrong}: {found[0].sentence() if found else causes}; {_OVERRIDE}"
+        )
     if found:
         best = suspects(model, reading, sample, refused=False, everywhere=True)[:1] or found
         raise LoadCheckError(
@@ -118,12 +129,3 @@ def judge(
                 f"contexts have no BOS and begin with tokens of enormous norm at {place}: "
                 f"if SAE {name} was trained with a BOS, say so in its files (prepend_bos)"
             )
-
-
-def _likely(found: Sequence[Suspect]) -> str:
-    if found:
-        return found[0].sentence()
-    return (
-        "the usual causes are a wrong layer, resid_pre read as resid_post (off by one), "
-        "a missing BOS, a wrong normalisation, or another model"
-    )

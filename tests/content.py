@@ -11,7 +11,7 @@ from featuredb.feature_major import FeatureMajor
 from featuredb.layout import Layout
 from featuredb.parquet import ParquetFiles
 from featuredb.snapshot import read_snapshot
-from featuredb.verify import verify
+from featuredb.verification import verify
 
 
 def activations(path: Path, sae: str) -> pa.Table:

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import featuredb
 from featuredb import errors
+from featuredb.errors import DatabaseNotFoundError
 
 _HEAVY = {"torch", "transformers", "lancedb", "faiss", "safetensors", "datasets"}
 
@@ -32,6 +35,15 @@ def test_public_names_are_the_namespace() -> None:
     assert sorted(featuredb.__all__) == dir(featuredb)
     for name in featuredb.__all__:
         assert getattr(featuredb, name) is not None
+
+
+def test_public_names_stay_what_they_are_once_used(tmp_path: Path) -> None:
+    """A submodule of the same name would take a function's place on the package."""
+    for _ in range(2):
+        with pytest.raises(DatabaseNotFoundError):
+            featuredb.verify(tmp_path / "absent")
+        with pytest.raises(DatabaseNotFoundError):
+            featuredb.compact(tmp_path / "absent")
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -25,9 +25,9 @@ FEATURE = 1927
 
 NAME = "layer13"
 SENTENCE = "The Golden Gate Bridge opened in 1937."
-DOCUMENTS = 2_000
-"""Summaries ingested unless told otherwise: about 205,000 tokens, two to five minutes on
-two cores."""
+DOCUMENTS = 3_000
+"""Summaries ingested unless told otherwise: 305,000 tokens, one minute on two cores with bfloat16
+units, some six on two without."""
 
 
 def run_demo(

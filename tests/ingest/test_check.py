@@ -165,7 +165,7 @@ def test_an_l0_far_above_the_stated_one(
     sae = explaining_sae(tmp_path, model)
     monkeypatch.setattr(inputs, "load_sae", lambda ref: replace(load_sae(ref), stated_l0=3.0))
     message = refused(folder, sae)
-    assert "where its files state 3" in message
+    assert "where its files state 3: the usual causes are a TopK SAE read as ReLU" in message
 
 
 def test_widths_that_do_not_fit_name_both(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import featuredb
-from featuredb.verify import verify
+from featuredb.verification import verify
 from ingest.corpus_store import _Roles
 from ingest.tokens import TokenizedBatch
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl

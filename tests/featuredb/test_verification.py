@@ -10,7 +10,7 @@ import pytest
 
 from featuredb.layout import Layout
 from featuredb.snapshot import read_snapshot
-from featuredb.verify import verify
+from featuredb.verification import verify
 from tests.make_store import MadeSae, World, make_store
 
 

@@ -41,8 +41,8 @@ from ingest.partition import Engine, collect, write
 from ingest.plan import Partition, read_summaries
 from ingest.prepare import engine_of, make_plan
 
-Way = Callable[[Engine, int], int]
-"""Runs one partition, returns bytes written."""
+Way = Callable[[Engine, int], float]
+"""Runs one partition, returns bytes written per activation it kept."""
 
 
 @dataclass
@@ -53,27 +53,27 @@ class Measured:
     bytes_per_activation: float = 0.0
 
 
-def bare(engine: Engine, number: int) -> int:
+def bare(engine: Engine, number: int) -> float:
     """(a)"""
     with torch.inference_mode():
         for batch in _batches(engine, number):
             for probe, x in _inputs(engine, batch):
                 probe.sae.encode(x)
-    return 0
+    return 0.0
 
 
-def featuredb_way(engine: Engine, number: int) -> int:
+def featuredb_way(engine: Engine, number: int) -> float:
     """(b), writing after the model has run: nothing overlaps, the strictest measure."""
     summary = write(engine, collect(engine, number, lambda *_: None))
     size = 0
     for segment in summary.segments:
         size += sum(f.file.bytes for f in segment.feature_files)
         size += sum(f.file.bytes for f in segment.token_files)
-    return size
+    return size / sum(s.rows for s in summary.segments)
 
 
-def in_memory(engine: Engine, number: int) -> int:
-    """(c)"""
+def in_memory(engine: Engine, number: int) -> float:
+    """(c), which keeps BOS and sinks, where almost every feature fires, among the rest."""
     locations, values, tokens = [], [], []
     with torch.inference_mode():
         for batch in _batches(engine, number):
@@ -96,7 +96,7 @@ def in_memory(engine: Engine, number: int) -> int:
             },
             path,
         )
-        return path.stat().st_size
+        return path.stat().st_size / len(kept)
 
 
 def _batches(engine: Engine, number: int) -> list[Batch]:
@@ -152,7 +152,7 @@ def main(
             measured[name].rates.append(tokens / (time.perf_counter() - began))
             if name == "featuredb":
                 activations = _stored(engine)
-            measured[name].bytes_per_activation = size / max(1, activations)
+            measured[name].bytes_per_activation = size
     _show(measured, engine, tokens, activations)
     shutil.rmtree(folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -56,13 +57,19 @@ class Rule(NamedTuple):
 
 @torch.inference_mode()
 def run_batch(
-    model: LoadedModel, probes: Sequence[Probe], batch: Batch, rule: Rule
+    model: LoadedModel,
+    probes: Sequence[Probe],
+    batch: Batch,
+    rule: Rule,
+    turn: AbstractContextManager[object] | None = None,
 ) -> list[Recorded]:
     """Activations of each probe at every recorded position of the batch, in the probes' order.
 
+    turn: held for the forward pass alone; on an accelerator that only launches it.
     Raises `ModelError` for residuals and `SaeError` for activations that are not finite.
     """
-    residuals = forward(model, [p.hook for p in probes], batch)
+    with turn or nullcontext():
+        residuals = forward(model, [p.hook for p in probes], batch)
     wanted = positions(batch.lengths, rule.skip_first)
     return [_record(probe, residuals[probe.hook.name], wanted, rule.exact) for probe in probes]
 

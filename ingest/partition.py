@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from ingest.batches import Batch, batches
 from ingest.device_memory import DeviceMemory
 from ingest.extract import Probe, Recorded, Rule, run_batch
 from ingest.model import LoadedModel
+from ingest.overlap import in_order, order_on
 from ingest.plan import Plan, Summary, run_id, write_summary
 from ingest.runs import Codes, Extent, Sinks, write_run
 
@@ -28,7 +30,8 @@ class Engine:
 
     tokens: the corpus's token ids. starts: int64 [n + 1], where each context begins. memory: how
     much the device takes at once, which partitions learn from one another. writer: who writes the
-    runs, where several processes do.
+    runs, where several processes do. ahead: batches under way at once (`ingest.overlap`). turn:
+    held while a forward pass is launched, since its hooks are placed in the one model.
     """
 
     layout: Layout
@@ -41,9 +44,16 @@ class Engine:
     memory: DeviceMemory
     writer: str = ""
 
+    ahead: int = 0
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
     def run(self, batch: Batch) -> list[Recorded]:
         """What each probe gives for a batch."""
-        return run_batch(self.model, self.probes, batch, self.rule)
+        return run_batch(self.model, self.probes, batch, self.rule, self.turn)
+
+    def fitted(self, batch: Batch) -> list[tuple[Batch, list[Recorded]]]:
+        """The batch, in as many parts as the device's memory asks for, and what each gives."""
+        return list(self.memory.run(self.run, batch))
 
 
 @dataclass
@@ -102,8 +112,9 @@ def collect(engine: Engine, number: int, report: Report) -> Collected:
     pieces = [_Pieces() for _ in engine.probes]
     bits = plan.draft.position_bits
     starts = engine.starts[first : end + 1]
-    for batch in batches(engine.tokens, starts, plan.batch_tokens):
-        for part, recorded in engine.memory.run(engine.run, batch):
+    queue = batches(engine.tokens, starts, plan.batch_tokens)
+    for parts in in_order(engine.fitted, queue, engine.ahead):
+        for part, recorded in parts:
             activations = 0
             for probe, own, got in zip(engine.probes, pieces, recorded, strict=True):
                 own.add(got, part.contexts, bits, probe.sae.d_sae <= 1 << 16)
@@ -128,6 +139,7 @@ def write(engine: Engine, collected: Collected) -> Summary:
                 own.codes(),
                 own.all_sinks(partition.first_context),
                 extent,
+                order_on(engine.model.device),
             )
         )
     summary = Summary(

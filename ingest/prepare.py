@@ -27,6 +27,7 @@ from ingest.extract import Probe, Rule
 from ingest.inputs import Inputs, Reader
 from ingest.model import LoadedModel, unembedding
 from ingest.options import IngestOptions
+from ingest.overlap import batches_ahead
 from ingest.partition import Engine
 from ingest.plan import Plan, cut_partitions, partition_tokens, write_plan
 from ingest.progress import say
@@ -112,6 +113,7 @@ def engine_of(layout: Layout, plan: Plan, inputs: Inputs | Reader, *, show: bool
         tokens=texts.tokens(corpus),
         starts=texts.index(corpus)[:, 1],
         memory=device_memory(plan.batch_tokens, show=show),
+        ahead=batches_ahead(inputs.model.device),
     )
 
 

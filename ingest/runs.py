@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,10 @@ class Extent(NamedTuple):
     first_context: int
     end_context: int
     recorded_tokens: int
+
+
+Order = Callable[[npt.NDArray[Any]], npt.NDArray[np.intp]]
+"""Indices that sort unsigned keys [n], equal keys in their old order."""
 
 
 def stable_order(keys: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
@@ -91,17 +96,19 @@ def write_run(
     codes: Codes,
     sinks: Sinks,
     extent: Extent,
+    order_of: Order = stable_order,
 ) -> Segment:
     """Write both copies of a run as segment `segment_id`, in place in one step.
 
     `codes` has each token's entries adjacent, feature ids ascending within a token. An unfinished
-    run of the same id, left by a crash, is replaced. Raises `StorageError`.
+    run of the same id, left by a crash, is replaced. order_of: what sorts the feature ids.
+    Raises `StorageError`.
     """
     final = layout.segment(segment_id)
     remove_tree(final)
     codes = by_position(codes)
     values = codes.activation.dtype.name
-    order = stable_order(codes.feature_id)
+    order = order_of(codes.feature_id)
     sorted_rows = FeatureRows(
         codes.feature_id[order].astype(np.uint32),
         codes.position[order],

@@ -1,0 +1,109 @@
+"""Overlapping batches and sorting elsewhere change nothing but the time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from ingest.options import IngestOptions
+from ingest.overlap import batches_ahead, in_order, order_on, sorted_by_torch
+from ingest.pipeline import ingest
+from ingest.runs import stable_order
+from tests.content import assert_same_content
+from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2, 5])
+def test_results_come_in_the_order_of_the_items(ahead: int) -> None:
+    def slow_first(item: int) -> int:
+        time.sleep(0.01 if item % 3 == 0 else 0)
+        return item * item
+
+    assert list(in_order(slow_first, range(10), ahead)) == [i * i for i in range(10)]
+    assert list(in_order(slow_first, [], ahead)) == []
+
+
+def test_items_are_under_way_together_and_never_more_than_asked_for() -> None:
+    lock, busy, most = threading.Lock(), 0, 0
+    met = threading.Barrier(2, timeout=10)
+
+    def work(item: int) -> int:
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy)
+        if item < 2:
+            met.wait()
+        with lock:
+            busy -= 1
+        return item
+
+    assert list(in_order(work, range(8), 2)) == list(range(8))
+    assert most == 2
+
+
+def test_what_an_item_raises_is_raised_and_no_more_are_begun() -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 1:
+            raise ValueError("one")
+        return item
+
+    def items() -> Iterator[int]:
+        yield from range(100)
+
+    with pytest.raises(ValueError, match="one"):
+        list(in_order(work, items(), 2))
+    assert len(begun) <= 4
+
+
+@given(arrays(np.uint16, st.integers(0, 300), elements=st.integers(0, 9)))
+def test_torch_sorts_as_the_processor_does(keys: np.ndarray) -> None:
+    want = np.argsort(keys, kind="stable")
+    assert sorted_by_torch(keys, torch.device("cpu")).tolist() == want.tolist()
+    assert stable_order(keys).tolist() == want.tolist()
+
+
+@given(arrays(np.uint32, st.integers(0, 300), elements=st.integers(0, 1 << 18)))
+def test_wide_keys_sort_stably(keys: np.ndarray) -> None:
+    want = np.argsort(keys, kind="stable")
+    assert stable_order(keys).tolist() == want.tolist()
+    assert sorted_by_torch(keys, torch.device("cpu")).tolist() == want.tolist()
+
+
+def test_a_cpu_has_nothing_to_overlap_and_a_gpu_has() -> None:
+    assert batches_ahead(torch.device("cpu")) == 0
+    assert batches_ahead(torch.device("cuda")) == 2
+    assert order_on(torch.device("cpu")) is stable_order
+    assert order_on(torch.device("cuda")) is not stable_order
+
+
+def test_overlapped_batches_make_the_same_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = IngestOptions(
+        corpus=str(write_jsonl(tmp_path / "corpus.jsonl", tiny_documents(120))),
+        model=str(tiny_model(tmp_path / "model")),
+        saes=[str(tiny_sae(tmp_path / "sae"))],
+        dtype="float32",
+        batch_tokens=128,
+        check=False,
+    )
+    ingest(tmp_path / "one.fdb", options)
+    monkeypatch.setattr("ingest.prepare.batches_ahead", lambda _: 3)
+    monkeypatch.setattr(
+        "ingest.partition.order_on", lambda device: lambda keys: sorted_by_torch(keys, device)
+    )
+    ingest(tmp_path / "overlapped.fdb", options)
+    assert_same_content(tmp_path / "overlapped.fdb", tmp_path / "one.fdb")

@@ -13,6 +13,7 @@ Run ``python -m benchmarks.ingest --help``.
 
 from __future__ import annotations
 
+import re
 import resource
 import shutil
 import statistics
@@ -161,6 +162,31 @@ def _stored(engine: Engine) -> int:
     return sum(s.rows for s in read_summaries(engine.layout, engine.plan)[0].segments)
 
 
+def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a square product in the model's dtype: the device's ceiling, measured."""
+    n = 2_048 if device.type == "cpu" else 8_192
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(6):
+        began = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return 2.0 * n**3 / statistics.median(times[1:])
+
+
+def _flops_per_token(engine: Engine) -> float:
+    """Two per weight of the layers up to the last hook; attention's products are left out."""
+    last = max(p.hook.layer if p.hook.layer is not None else -1 for p in engine.probes)
+    weights = 0
+    for name, parameter in engine.model.model.named_parameters():
+        layer = re.search(r"\.(\d+)\.", name)
+        if layer is not None and int(layer[1]) <= last and parameter.ndim == 2:
+            weights += parameter.numel()
+    return 2.0 * weights
+
+
 def _show(measured: dict[str, Measured], engine: Engine, tokens: int, activations: int) -> None:
     base = statistics.median(measured["bare loop"].rates)
     table = Table("", "tokens/s", "of bare", "bytes per activation")
@@ -173,6 +199,12 @@ def _show(measured: dict[str, Measured], engine: Engine, tokens: int, activation
     lengths = np.diff(engine.starts)
     waste = padding_share(lengths, engine.plan.batch_tokens)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rate = _matmul_rate(engine.model.device, engine.model.dtype)
+    used = _flops_per_token(engine) * statistics.median(measured["featuredb"].rates)
+    out.print(
+        f"model FLOP/s {used / 1e9:,.0f} G, {used / rate:.1%} of the {rate / 1e9:,.0f} G that a "
+        "matrix product reaches here"
+    )
     out.print(
         f"{tokens:,} tokens, {activations:,} activations (L0 {activations / tokens:.1f}), "
         f"padding {waste:.1%}, batches of {engine.plan.batch_tokens} tokens, "

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from featuredb.errors import MissingExtraError, QueryError
+from featuredb.errors import MissingExtraError
 from featuredb.snapshot import Sae, Snapshot
 from featuredb.store import Store
 
@@ -94,13 +94,12 @@ class Database:
         A text that is a stored document's is answered from the store; any other goes through the
         model and the SAEs, which needs the extra ``featuredb[ingest]``.
         """
-        from queries.checks import check_k
+        from queries.checks import check_k, check_text
         from queries.fires import fires_in_document, stored_document
         from queries.firing import Active, rank_firing
 
         k = check_k(k)
-        if not isinstance(text, str):
-            raise QueryError(f"fires_on takes a text, not {type(text).__name__}")
+        check_text(text, "what fires_on is given")
         document = stored_document(self._store, text)
         if document is not None:
             return fires_in_document(self._store, document, k)

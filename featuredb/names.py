@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -79,9 +80,17 @@ ANSWER_COLUMNS = (
 """Columns of the top contexts, in order, before the document's own."""
 
 
-def metadata_column(name: str) -> str:
-    """A document column's name in an answer: its own, unless the answer uses that already.
+def metadata_columns(names: Sequence[str]) -> list[str]:
+    """What an answer calls document columns `names`, in order: their own names, if they are free.
 
-    DuckDB does not tell upper case from lower in names, so neither does this.
+    One that the answer uses already gets ``document_`` in front, as often as it takes to differ
+    from the others. DuckDB does not tell upper case from lower in names, so neither does this.
     """
-    return f"document_{name}" if name.lower() in ANSWER_COLUMNS else name
+    taken = {*ANSWER_COLUMNS, *(name.lower() for name in names)}
+    answer = []
+    for name in names:
+        if name.lower() in ANSWER_COLUMNS:
+            while name.lower() in taken:
+                name = f"document_{name}"
+        answer.append(name)
+    return answer

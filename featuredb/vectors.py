@@ -10,6 +10,8 @@ descending, ties by (SAE in the snapshot's order, feature id).
 from __future__ import annotations
 
 import os
+import re
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,9 +60,13 @@ def write_vectors(layout: Layout, sae: str, directions: Directions) -> Vectors:
 
 
 def table_of(sae: str) -> str:
-    """LanceDB table, and folder, of an SAE: its name with anything unusual made plain."""
-    plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in sae)
-    return f"{plain}.{sae.encode().hex()[:8]}" if plain != sae else sae
+    """LanceDB table, and folder, of an SAE: its name, if that is plain, short and no dot file's.
+
+    Any other is made so and ends in the first 16 hexadecimal digits of its own SHA-256, so that
+    two names never share a table.
+    """
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", sae).lstrip(".")[:80]
+    return sae if plain == sae else f"{plain}.{sha256(sae.encode()).hexdigest()[:16]}".lstrip(".")
 
 
 def read_directions(layout: Layout, vectors: Vectors) -> Directions:

@@ -180,8 +180,10 @@ def absolute(reference: str | Path) -> str:
 def _names(saes: Sequence[Sae], given: Sequence[str] | None) -> list[str]:
     names = list(given) if given is not None else [s.name for s in saes]
     for name in names:
-        if not name or "/" in name or any(ord(c) < 32 for c in name):
-            raise IngestError(f"an SAE's name cannot be {name!r}: no slash, not empty (--name)")
+        if not name or "/" in name or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name):
+            raise IngestError(
+                f"an SAE's name cannot be {name!r}: not empty, no slash, UTF-8 text (--name)"
+            )
     twice = {n for n in names if names.count(n) > 1}
     if twice:
         raise IngestError(

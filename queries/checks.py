@@ -22,5 +22,26 @@ def check_window(window: int) -> int:
     return int(window)
 
 
+def check_bounds(low: float | None, high: float | None) -> None:
+    """Least and greatest activation. Raises `QueryError` for NaN, which bounds nothing."""
+    for bound in (low, high):
+        if bound is not None and bound != bound:
+            raise QueryError("min_activation and max_activation must be numbers, not nan")
+
+
+def check_text(text: object, what: str) -> str:
+    """A text that may be asked about; what: its name in the message.
+
+    Raises `QueryError` for anything else, lone surrogates (bytes that were no UTF-8) among it.
+    """
+    if not isinstance(text, str):
+        raise QueryError(f"{what} must be text, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise QueryError(f"{what} is not UTF-8 text, at character {error.start}") from None
+    return text
+
+
 def _whole(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from featuredb.errors import QueryError
 from featuredb.store import Store
+from queries.checks import check_text
 from queries.sql import duckdb_errors
 
 
@@ -13,8 +15,11 @@ def contexts_where(store: Store, condition: str) -> npt.NDArray[np.int64]:
     """Ids, int64 [c], of the contexts for which `condition` is true.
 
     The condition may use every column of ``documents`` and of ``contexts``; where both have one
-    of the same name, ``documents.n_tokens`` says which. Raises `SQLError` with DuckDB's message.
+    of the same name, ``documents.n_tokens`` says which. Raises `QueryError` for a blank condition,
+    `SQLError` with DuckDB's message.
     """
+    if not check_text(condition, "where").strip():
+        raise QueryError("where is empty: give a SQL condition such as \"topic = 'History'\"")
     # The line break keeps a comment in the condition from swallowing the bracket.
     statement = (
         f"SELECT context_id FROM contexts JOIN documents USING (document_id) WHERE ({condition}\n)"

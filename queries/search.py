@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from featuredb.errors import QueryError
 from featuredb.results import SearchHits
 from featuredb.store import Store
-from queries.checks import check_k
+from queries.checks import check_k, check_text
 from queries.sql import duckdb_errors
 
 
@@ -17,8 +16,7 @@ def search(store: Store, query: str, k: int = 20) -> SearchHits:
     then feature id. No rows where nothing matches or the query is blank. Raises `QueryError`.
     """
     k = check_k(k)
-    if not isinstance(query, str):
-        raise QueryError(f"a search is for text, not for {query!r}")
+    check_text(query, "a search")
     with duckdb_errors(store.root):
         cursor = store.connection().cursor()
         table = cursor.sql("FROM search(?, k := ?)", params=[query, k]).to_arrow_table()

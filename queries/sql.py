@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featuredb.errors import CorruptDatabaseError, SQLError
 from featuredb.store import Store
+from queries.checks import check_text
 
 if TYPE_CHECKING:
     import duckdb
@@ -45,8 +46,12 @@ def sql(
     order; a statement without rows gives a relation without rows. A relation is lazy: what only
     running the statement can find wrong is DuckDB's own exception, raised when the rows are
     fetched. Raises `SQLError` with DuckDB's message, `CorruptDatabaseError` when a file the
-    statement reads is damaged.
+    statement reads is damaged, `QueryError` when it is no text.
     """
+    check_text(query, "the statement")
     with duckdb_errors(store.root):
         values = dict(params) if isinstance(params, Mapping) else params
-        return store.connection().sql(query, params=values)
+        relation = store.connection().sql(query, params=values)
+    if relation is None:
+        raise SQLError("there is no statement in this SQL")
+    return relation

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featuredb import schemas
-from featuredb.names import feature_name, metadata_column, parse_feature
+from featuredb.names import feature_name, metadata_columns, parse_feature
 from featuredb.results import TopContexts
 from featuredb.snapshot import Sae
 from featuredb.store import Store
-from queries.checks import check_k, check_window
+from queries.checks import check_bounds, check_k, check_window
 from queries.feature_contexts import feature_contexts
 from queries.filters import contexts_where
 
@@ -46,10 +46,11 @@ def top_contexts(
 
     One row per context, by maximum descending, ties by context id ascending; no rows where the
     feature never fires or nothing passes the filters. Raises `UnknownFeatureError`, `QueryError`
-    for a bad k or window, `SQLError` for a condition DuckDB refuses.
+    for a bad k, window or bound, `SQLError` for a condition DuckDB refuses.
     """
     sae, number = parse_feature(store.snapshot, feature)
     k, window = check_k(k), check_window(window)
+    check_bounds(min_activation, max_activation)
     filtered = where is not None or min_activation is not None or max_activation is not None
     if k <= schemas.EXAMPLES_TOP and not filtered:
         peaks = _ready(store, sae, number, k)
@@ -164,5 +165,5 @@ def _table(store: Store, peaks: Sequence[Peak], window: int) -> pa.Table:
         ),
     }
     about = texts.documents(documents)
-    columns |= {metadata_column(n): about.column(n) for n in about.column_names}
+    columns |= zip(metadata_columns(about.column_names), about.columns, strict=True)
     return pa.table(columns)

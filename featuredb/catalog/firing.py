@@ -80,7 +80,6 @@ words AS (
 
 def _fires_on(snapshot: Snapshot) -> str:
     bits = snapshot.position_bits
-    (1 << bits) - 1
     branches = []
     for index, sae in enumerate(snapshot.saes):
         files = _files(snapshot, sae.name)

@@ -37,7 +37,8 @@ def metadata(snapshot: Snapshot, table: str) -> str:
     columns = ["source"]
     for corpus in snapshot.corpora:
         columns += [n for n in corpus.metadata if n not in columns]
-    return "".join(f", {table}.{name(c)} AS {name(names.metadata_column(c))}" for c in columns)
+    called = zip(columns, names.metadata_columns(columns), strict=True)
+    return "".join(f", {table}.{name(own)} AS {name(new)}" for own, new in called)
 
 
 def _feature_activations(snapshot: Snapshot) -> list[str]:

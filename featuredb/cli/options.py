@@ -61,5 +61,11 @@ def output(command: Command) -> Command:
 
 
 def text_or_stdin(argument: str) -> str:
-    """The argument, or all of standard input where it is `-`."""
-    return sys.stdin.read() if argument == "-" else argument
+    """The argument, or all of standard input where it is `-`.
+
+    Bytes that are no UTF-8 become lone surrogates, as Python has them in arguments, for the
+    question to refuse.
+    """
+    if argument != "-":
+        return argument
+    return sys.stdin.buffer.read().decode("utf-8", "surrogateescape")

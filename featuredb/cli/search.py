@@ -16,6 +16,8 @@ from featuredb.cli.output import Output
 @options.output
 def command(db: str, query: str, k: int, output: Output) -> None:
     """The features whose tokens match some words."""
+    if not query.strip():
+        raise click.UsageError("there are no words in QUERY")
     with featuredb.open(db) as database:
         answer = database.search(query, k=k)
     output.write(answer)

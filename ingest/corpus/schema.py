@@ -148,9 +148,10 @@ def as_text(value: Any) -> str | None:
 def free_names(names: Iterable[str], taken: Iterable[str]) -> list[str]:
     """`names`, each with as many ``_`` appended as make it differ from `taken` and those before.
 
-    SQL does not tell upper from lower case in column names, so neither does this.
+    SQL does not tell upper from lower case in column names, so neither does this; nor does it
+    have empty names, as a CSV file's unnamed column, which becomes ``_``.
     """
-    used = {name.casefold() for name in taken}
+    used = {"", *(name.casefold() for name in taken)}
     free = []
     for name in names:
         while name.casefold() in used:

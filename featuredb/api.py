@@ -38,8 +38,10 @@ Feature = int | str
 class Database:
     """A database opened read-only, pinned to the snapshot it had when it was opened.
 
-    Usable as a context manager; pickles as its path and snapshot. Questions raise `QueryError`
-    for what cannot be answered as asked, `CorruptDatabaseError` when a file is damaged.
+    Usable as a context manager; pickles as its path and snapshot. The columns of an answer, with
+    their types, are in the docstring of its class (`featuredb.results`); an answer without rows
+    has them all. Every question raises `QueryError` for what cannot be answered as asked, a bad k
+    among it, and `CorruptDatabaseError` when a file is damaged.
     """
 
     def __init__(self, store: Store) -> None:
@@ -71,9 +73,13 @@ class Database:
     ) -> TopContexts:
         """The k contexts in which a feature is most active, with the tokens around each peak.
 
-        where: a SQL condition on documents, as in ``"topic = 'History'"``. min_activation and
-        max_activation: bounds on the context's maximum. One row per context, by maximum
-        descending, ties by context id.
+        window: tokens shown either side of the first token that reaches the context's maximum.
+        where: a SQL condition on columns of documents and contexts, as in
+        ``"topic = 'History'"``. min_activation and max_activation: bounds on the context's
+        maximum, both inclusive.
+
+        One row per context, by maximum descending, ties by context id. Raises
+        `UnknownFeatureError`, and `SQLError` for a condition that DuckDB refuses.
         """
         from queries.top_contexts import top_contexts
 
@@ -82,7 +88,9 @@ class Database:
     def near(self, feature: Feature, k: int = 20, by: str = "decoder") -> Neighbors:
         """The k features nearest to one, by ``decoder``, ``encoder`` or ``coactivation``.
 
-        By score descending, ties by SAE and feature id; the feature itself is not among them.
+        The score is a cosine; of co-activation the Jaccard index of the sets of active tokens, of
+        which the 50 highest are kept. By score descending, ties by SAE and feature id; the feature
+        itself is not among them. Raises `UnknownFeatureError`.
         """
         from queries.near import near
 
@@ -92,7 +100,12 @@ class Database:
         """The k most specific features on a text.
 
         A text that is a stored document's is answered from the store; any other goes through the
-        model and the SAEs, which needs the extra ``featuredb[ingest]``.
+        model and the SAEs, which needs the extra ``featuredb[ingest]``. token_index counts the
+        text's tokens, BOS not among them. By specificity (`queries.firing`) descending, ties by
+        SAE and feature id.
+
+        Raises `MissingExtraError` without the extra, `ModelError` and `SaeError` where the model
+        or an SAE is gone or has changed since the ingest.
         """
         from queries.checks import check_k, check_text
         from queries.fires import fires_in_document, stored_document
@@ -109,19 +122,30 @@ class Database:
         return rank_firing(self._store, active, found.tokens, k)
 
     def fires_in(self, context_id: int, k: int = 20) -> Firing:
-        """The k most specific features in a stored context."""
+        """The k most specific features in a stored context.
+
+        As `fires_on`, but token_index counts the context's tokens, BOS included. Raises
+        `UnknownContextError`.
+        """
         from queries.fires import fires_in
 
         return fires_in(self._store, context_id, k)
 
     def feature(self, feature: Feature) -> FeatureCard:
-        """A feature's statistics, a few top contexts and its nearest neighbours."""
+        """A feature's statistics, its first 5 top contexts and 10 nearest neighbours by decoder.
+
+        Raises `UnknownFeatureError`.
+        """
         from queries.feature import feature_card
 
         return feature_card(self._store, feature)
 
     def search(self, query: str, k: int = 20) -> SearchHits:
-        """The k features that fire on, or promote, tokens equal to a word of the query."""
+        """The k features that fire on, or promote, tokens equal to a word of the query.
+
+        Case and the spaces around a token do not matter. By score (`featuredb.catalog.searching`)
+        descending, ties by SAE and feature id.
+        """
         from queries.search import search
 
         return search(self._store, query, k)
@@ -132,7 +156,8 @@ class Database:
         """Any SQL over the views and macros, as a lazy DuckDB relation.
 
         params: values for ``?``, or for ``$name``. Here the macro ``fires_on`` also takes new
-        text.
+        text. Raises `SQLError` with DuckDB's message; what only running the statement can find
+        wrong is DuckDB's own exception, when the rows are fetched.
         """
         from queries.sql import sql
 

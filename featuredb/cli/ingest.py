@@ -46,8 +46,17 @@ def command(db: str, told: dict[str, Any]) -> None:
     Running the same command again continues one that was interrupted.
     """
     try:
-        featuredb.ingest(db, progress=True, **told)
+        outcome = featuredb.ingest(db, progress=True, **told)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             "interrupted; run the same command again to continue where it stopped"
         ) from error
+    snapshot = outcome.snapshot
+    documents = sum(corpus.n_documents for corpus in snapshot.corpora)
+    activations = sum(snapshot.rows(sae.name) for sae in snapshot.saes)
+    done = "done" if outcome.fresh else "nothing left to do"
+    click.echo(
+        f"{done}: {activations:,} activations over {documents:,} documents in {db}; "
+        f"see it with `featuredb info {db}`",
+        err=True,
+    )

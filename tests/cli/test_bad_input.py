@@ -160,6 +160,18 @@ def test_sql_that_is_wrong_says_what_duckdb_says(database: Path) -> None:
     assert "Parser Error" in line
 
 
+@pytest.mark.parametrize("verb", ["fires", "sql"])
+def test_standard_input_that_is_not_text(database: Path, verb: str) -> None:
+    result = CliRunner().invoke(main, [verb, str(database), "-"], input=b"SELECT '\xff'")
+    assert "is not UTF-8 text, at character 8" in refused(result, ExitCode.QUERY)
+
+
+def test_a_search_without_words(database: Path) -> None:
+    result = run("search", str(database), " ")
+    assert result.exit_code == ExitCode.USAGE
+    assert "there are no words in QUERY" in result.stderr
+
+
 def test_no_permission_to_write(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

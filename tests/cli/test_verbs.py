@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -167,9 +168,14 @@ def test_ingest_passes_the_defaults_and_what_was_said(
     from ingest.options import IngestOptions
 
     told: dict[str, Any] = {}
-    monkeypatch.setattr(
-        featuredb, "ingest", lambda path, **options: told.update(options), raising=False
-    )
+
+    def ingest(path: str, **options: Any) -> SimpleNamespace:
+        told.clear()
+        told.update(options)
+        nothing = SimpleNamespace(corpora=(), saes=())
+        return SimpleNamespace(snapshot=nothing, fresh=True)
+
+    monkeypatch.setattr(featuredb, "ingest", ingest, raising=False)
     required = ("ingest", "db", "--corpus", "c", "--model", "m", "--sae", "s")
     assert invoke(*required).exit_code == 0
     assert IngestOptions(**told) == IngestOptions(corpus="c", model="m", saes=["s"], progress=True)

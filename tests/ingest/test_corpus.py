@@ -206,6 +206,14 @@ def test_reserved_and_clashing_names_get_an_underscore(tmp_path: Path) -> None:
     assert (document["text_"], document["text__"], document["A_"]) == ("t", 3, 2)
 
 
+def test_an_unnamed_column_gets_a_name(tmp_path: Path) -> None:
+    """As pandas writes its index."""
+    (tmp_path / "c.csv").write_text(",text\n7,x\n")
+    corpus = open_corpus(str(tmp_path / "c.csv"))
+    assert corpus.metadata_schema.names == ["_"]
+    assert documents(corpus)[0]["_"] == 7
+
+
 @pytest.mark.parametrize(
     ("values", "data_type", "expected"),
     [

@@ -6,6 +6,7 @@ import inspect
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -90,6 +91,15 @@ def test_a_range_and_the_names_are_told(one: Database, two: Database) -> None:
         lambda db: db.fires_on(7),
         lambda db: db.search("x", k=0),
         lambda db: db.search(None),
+        lambda db: db.search("caf\udce9"),
+        lambda db: db.fires_on("caf\udce9"),
+        lambda db: db.sql("SELECT 'caf\udce9'"),
+        lambda db: db.sql("-- nothing but a comment"),
+        lambda db: db.sql(" ; "),
+        lambda db: db.top_contexts(1, where="  "),
+        lambda db: db.top_contexts(1, where="topic = '\udce9'"),
+        lambda db: db.top_contexts(1, min_activation=float("nan")),
+        lambda db: db.top_contexts(1, max_activation=float("nan")),
     ],
 )
 def test_bad_arguments(one: Database, ask: Callable[[Database], object]) -> None:
@@ -112,6 +122,35 @@ def test_a_condition_duckdb_refuses(one: Database) -> None:
         one.top_contexts(1, where="colour = 'red'")
     with pytest.raises(SQLError):
         one.sql("SELEC 1")
+
+
+def test_names_are_names_whatever_is_in_them(tmp_path: Path) -> None:
+    """Quotes, keywords, blanks and SQL in the names of SAEs and of metadata columns."""
+    saes = ("o'x \"q\" a", "o'x \"q\"_a", "größe;{}\\ --", "..")
+    columns = ['my "col"', "select", "a b", "it's", "); --", "token", "document_token", "größe"]
+    world = replace(small_world(saes), metadata={c: [f"{c}!", "'", "%"] for c in columns})
+    make_store(tmp_path / "o'd \"d\".fdb", world)
+    db = featuredb.open(tmp_path / "o'd \"d\".fdb")
+    assert featuredb.verify(db.path).ok
+    for sae in saes:
+        top = db.top_contexts(f"{sae}/0").arrow()
+        assert len(top)
+        assert top.equals(db.sql("FROM top_contexts(?)", [f"{sae}/0"]).to_arrow_table())
+        called = [c.replace("token", "document_document_token") if c == "token" else c
+                  for c in columns]  # fmt: skip
+        assert top.column_names[-len(columns) :] == called
+        near = db.near(f"{sae}/0").arrow()
+        assert near.equals(db.sql("FROM near(?)", [f"{sae}/0"]).to_arrow_table())
+        # More than the graph keeps: from the directions, each SAE's own.
+        assert db.near(f"{sae}/0", k=99).arrow().equals(near)
+        assert db.feature(f"{sae}/0").statistics.sae == sae
+    for column in columns:
+        quoted = column.replace('"', '""')
+        found = db.top_contexts(f"{saes[0]}/0", where=f"\"{quoted}\" = '%'")
+        assert {row.document_id for row in found} <= {2}
+    fires = db.fires_in(0).arrow()
+    assert fires.equals(db.sql("FROM fires_in(0)").to_arrow_table())
+    assert db.search("'; DROP VIEW features; --").arrow().num_rows == 0
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -40,7 +40,6 @@ D_SAE = 512
 L0 = 30
 CONTEXT = 128
 _EVERY_S = 0.1
-_WRITE_ROWS = 1_000
 
 PHASES = {
     "": "opening",
@@ -181,17 +180,16 @@ def main(sizes: str, memory: str, curve: Path | None) -> None:
 def _show(runs: list[Watched], memory: str) -> None:
     out = Console()
     phases = list(PHASES.values())
-    for title, of in (
-        ("own memory (RssAnon), peak MB", lambda w: w.own),
-        ("resident memory (VmRSS), peak MB", lambda w: w.resident),
-    ):
+    peaks = {
+        "own memory (RssAnon), peak MB": [watched.own for watched in runs],
+        "resident memory (VmRSS), peak MB": [watched.resident for watched in runs],
+    }
+    for title, by_run in peaks.items():
         table = Table("tokens", *phases, "partitions : smallest's", title=title)
-        base = of(runs[0])["partitions"]
-        for watched in runs:
-            peaks = of(watched)
-            shown = [f"{peaks[phase] / 1e6:,.0f}" for phase in phases]
-            ratio = f"{peaks['partitions'] / base:.3f}" if base else ""
-            table.add_row(f"{watched.tokens:,}", *shown, ratio)
+        base = by_run[0]["partitions"]
+        for watched, own in zip(runs, by_run, strict=True):
+            shown = [f"{own[phase] / 1e6:,.0f}" for phase in phases]
+            table.add_row(f"{watched.tokens:,}", *shown, f"{own['partitions'] / base:.3f}")
         out.print(table)
     table = Table("tokens", *phases, "all", "peak RSS, MB", "of smallest", title="seconds")
     for watched in runs:

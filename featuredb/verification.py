@@ -16,6 +16,7 @@ from featuredb.layout import Layout
 from featuredb.parquet import ParquetFiles
 from featuredb.snapshot import File, Segment, Snapshot, read_snapshot
 from featuredb.token_major import TokenMajor
+from featuredb.vectors import Directions, read_directions, unit_rows
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def verify(path: str | Path) -> Report:
     """Check the live snapshot of the database at `path`.
 
     Every file's size and SHA-256; the row counts Parquet states; in each segment the sort order
-    and the directory of the feature-major copy, and that both copies hold the same activations.
+    and the directory of the feature-major copy, and that both copies hold the same activations;
+    that LanceDB's directions are those of the matrices; that the SQL catalog opens.
     Raises `DatabaseError` when there is no readable snapshot to check against.
     """
     layout = Layout(Path(path).expanduser().absolute())
@@ -65,6 +67,8 @@ def verify(path: str | Path) -> Report:
     problems = [p for file in snapshot.files() for p in _check_file(layout, file)]
     if not problems:
         problems += _check_segments(layout, snapshot)
+        problems += _check_vectors(layout, snapshot)
+    problems += _check_catalog(layout)
     files = snapshot.files()
     return Report(
         files=len(files),
@@ -158,3 +162,31 @@ def _checksum(feature: np.ndarray, position: np.ndarray, activation: np.ndarray)
         mixed = (mixed + values) * np.uint64(0xBF58476D1CE4E5B9)
         mixed ^= mixed >> np.uint64(32)
         return int(mixed.sum(dtype=np.uint64))
+
+
+def _check_vectors(layout: Layout, snapshot: Snapshot) -> Iterator[Problem]:
+    """LanceDB's files have no checksum in the snapshot, but the matrices made from them do."""
+    for vectors in snapshot.vectors:
+        where = f"vectors.lance/{vectors.table}"
+        try:
+            directions = read_directions(layout, vectors)
+        except Exception as error:  # LanceDB raises whatever its Rust half says
+            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            yield Problem(where, f"cannot be read ({first_line})", _RESTORE)
+            continue
+        for name, matrix in zip(Directions._fields, directions, strict=True):
+            kept = np.load(layout.root / getattr(vectors, name).path, mmap_mode="r")
+            if not np.array_equal(unit_rows(matrix).astype(np.float16), kept):
+                yield Problem(where, f"its {name} directions are not those ingested", _RESTORE)
+
+
+def _check_catalog(layout: Layout) -> Iterator[Problem]:
+    import duckdb
+
+    name = layout.catalog.name
+    try:
+        with duckdb.connect(str(layout.catalog), read_only=True) as connection:
+            connection.execute("SELECT count(*) FROM saes")
+    except duckdb.Error as error:
+        first_line = str(error).splitlines()[0]
+        yield Problem(name, f"cannot be opened ({first_line})", _RESTORE)

@@ -11,7 +11,6 @@ An entry that fails its check is renamed away, deleted, and made again once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from typing import Literal
 import platformdirs
 
 from featuredb.errors import FetchError
+from featuredb.files import sha256_of
 
 MANIFEST = "manifest.json"
 
@@ -49,12 +49,6 @@ def cache_folder() -> Path:
     """Where everything is kept: ``$FEATUREDB_CACHE/demo``, else the user's cache directory."""
     root = os.environ.get("FEATUREDB_CACHE")
     return (Path(root) if root else platformdirs.user_cache_path("featuredb")) / "demo"
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download(archive: Archive) -> Path:

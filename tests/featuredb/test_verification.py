@@ -70,3 +70,16 @@ def test_every_truncated_and_every_missing_file_is_found(root: Path) -> None:
         assert [p.where for p in verify(root).problems] == [entry.path]
         path.write_bytes(whole)
     assert verify(root).ok
+
+
+def test_damage_to_the_vectors_and_to_the_catalog_is_found(root: Path) -> None:
+    data = next((root / "vectors.lance").rglob("*.lance/data/*"))
+    catalog = root / "catalog.duckdb"
+    for path, where in ((data, "vectors.lance/s"), (catalog, "catalog.duckdb")):
+        whole = path.read_bytes()
+        path.write_bytes(b"\0" * len(whole))
+        assert [p.where for p in verify(root).problems] == [where]
+        path.unlink()
+        assert [p.where for p in verify(root).problems] == [where]
+        path.write_bytes(whole)
+    assert verify(root).ok

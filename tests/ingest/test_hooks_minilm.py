@@ -152,7 +152,7 @@ def test_z_is_attention_over_the_values(loaded: LoadedModel, padded: tuple[Tenso
 
     def heads(projection: nn.Module) -> Tensor:
         value: Tensor = projection(x)
-        return value.unflatten(-1, (12, WIDTH // 12)).transpose(1, 2)
+        return value.reshape(*value.shape[:2], 12, WIDTH // 12).transpose(1, 2)
 
     with torch.no_grad():
         query, key, value = (heads(getattr(attention, n)) for n in ("query", "key", "value"))

@@ -96,19 +96,11 @@ class Answer:
 
     def pandas(self) -> pd.DataFrame:
         """A pandas DataFrame. Raises `MissingExtraError` where pandas is not installed."""
-        try:
-            import pandas  # noqa: F401
-        except ImportError as error:
-            raise _no_frames("pandas") from error
-        return self.table.to_pandas()
+        return _pandas(self.table)
 
     def polars(self) -> pl.DataFrame:
         """A polars DataFrame. Raises `MissingExtraError` where polars is not installed."""
-        try:
-            import polars
-        except ImportError as error:
-            raise _no_frames("polars") from error
-        return cast("pl.DataFrame", polars.from_arrow(self.table))
+        return _polars(self.table)
 
     def attributes(self) -> dict[str, Any]:
         """What the answer says besides its rows, by name."""
@@ -291,6 +283,14 @@ class Info:
             }
         )
 
+    def pandas(self) -> pd.DataFrame:
+        """`arrow` as pandas. Raises `MissingExtraError` where pandas is not installed."""
+        return _pandas(self.arrow())
+
+    def polars(self) -> pl.DataFrame:
+        """`arrow` as polars. Raises `MissingExtraError` where polars is not installed."""
+        return _polars(self.arrow())
+
     def __str__(self) -> str:
         from featuredb.render.terminal import to_text
 
@@ -303,6 +303,22 @@ class Info:
         from featuredb.render.html import to_html
 
         return to_html(self)
+
+
+def _pandas(table: pa.Table) -> pd.DataFrame:
+    try:
+        import pandas  # noqa: F401
+    except ImportError as error:
+        raise _no_frames("pandas") from error
+    return table.to_pandas()
+
+
+def _polars(table: pa.Table) -> pl.DataFrame:
+    try:
+        import polars
+    except ImportError as error:
+        raise _no_frames("polars") from error
+    return cast("pl.DataFrame", polars.from_arrow(table))
 
 
 def _no_frames(package: str) -> MissingExtraError:

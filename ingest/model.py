@@ -96,9 +96,10 @@ def load_model(
     that computes in it natively; else float32.
 
     Raises ModelError where the folder, its weights or its tokenizer is missing or damaged, the
-    files leave some of the model's weights out, or the architecture is not one transformers has.
+    files leave some of the model's weights out, the architecture is not one transformers has, or
+    the device is not one torch has here.
     """
-    place = torch.device(_best_device() if str(device) == "auto" else device)
+    place = _device(device)
     kind = _dtype(dtype, place)
     folder, gguf, commit = _locate(ref, revision)
     files = [folder / gguf] if gguf else _weight_files(folder)
@@ -183,6 +184,22 @@ def unembedding(loaded: LoadedModel) -> Unembedding | None:
     if gain is not None and family is not None and family.unit_offset:
         gain = gain + 1.0
     return Unembedding(head.weight.detach(), gain, centre=isinstance(norm, nn.LayerNorm))
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """The device asked for, once it has held a number. Raises `ModelError`."""
+    wanted = _best_device() if str(device) == "auto" else device
+    try:
+        place = torch.device(wanted)
+        torch.zeros(1, device=place).item()
+    except (RuntimeError, AssertionError) as error:  # a torch built without CUDA asserts
+        there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise ModelError(
+            f"torch cannot compute on {str(wanted)!r} here: "
+            f"give {', '.join(['auto', 'cpu', *there])}"
+        ) from error
+    return place
 
 
 def _best_device() -> str:

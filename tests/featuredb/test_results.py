@@ -101,3 +101,4 @@ def test_info_is_a_mapping_and_a_table_of_paths() -> None:
     assert leaves["saes.0.normalised"] == "true"
     assert leaves["saes.0.dead"] is None
     assert leaves["model.hooks.1"] == "b"
+    assert info.pandas()["name"].tolist() == info.polars()["name"].to_list() == list(leaves)

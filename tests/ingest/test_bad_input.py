@@ -225,7 +225,8 @@ def small_disk(tmp_path: Path) -> Iterator[Any]:
         return place
 
     yield mount
-    subprocess.run(["umount", place], capture_output=True)
+    # Lazily: a memory map that is still open must not keep the file system mounted for ever.
+    subprocess.run(["umount", "--lazy", place], capture_output=True)
 
 
 def _grow(place: Path, size: int) -> None:

@@ -32,9 +32,11 @@ _PARTITION = 500
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small() -> Iterator[None]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Partitions and buckets small enough that there are several of both."""
     with pytest.MonkeyPatch.context() as patch:
+        # Ray keeps a token in the user's home.
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.setattr(prepare, "partition_tokens", lambda *_: _PARTITION)
         patch.setattr(compact, "ROWS_PER_BUCKET", 4_000)
         yield

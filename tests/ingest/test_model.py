@@ -143,6 +143,12 @@ def test_dtype(llama: Path) -> None:
         load_model(llama, device="cpu", dtype="int8")
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "abacus"])
+def test_a_device_that_is_not_there(llama: Path, device: str) -> None:
+    with pytest.raises(ModelError, match=rf"cannot compute on '{device}' here: give auto, cpu"):
+        load_model(llama, device=device)
+
+
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_automatic_dtype_asks_the_cpu(
     llama: Path, monkeypatch: pytest.MonkeyPatch, native: bool, expected: torch.dtype

@@ -126,11 +126,11 @@ def test_a_condition_duckdb_refuses(one: Database) -> None:
 
 def test_names_are_names_whatever_is_in_them(tmp_path: Path) -> None:
     """Quotes, keywords, blanks and SQL in the names of SAEs and of metadata columns."""
-    saes = ("o'x \"q\" a", "o'x \"q\"_a", "größe;{}\\ --", "..")
+    saes = ('o\'x "q" a', 'o\'x "q"_a', "größe;{}\\ --", "..")
     columns = ['my "col"', "select", "a b", "it's", "); --", "token", "document_token", "größe"]
     world = replace(small_world(saes), metadata={c: [f"{c}!", "'", "%"] for c in columns})
-    make_store(tmp_path / "o'd \"d\".fdb", world)
-    db = featuredb.open(tmp_path / "o'd \"d\".fdb")
+    make_store(tmp_path / 'o\'d "d".fdb', world)
+    db = featuredb.open(tmp_path / 'o\'d "d".fdb')
     assert featuredb.verify(db.path).ok
     for sae in saes:
         top = db.top_contexts(f"{sae}/0").arrow()

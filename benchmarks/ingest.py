@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
+from benchmarks.shapes import SHAPES, random_model, random_sae
 from featuredb.layout import Layout
 from ingest.batches import Batch, batches, padding_share
 from ingest.demo.fetch import model_folder, wikipedia_corpus
@@ -114,24 +115,30 @@ def _inputs(engine: Engine, batch: Batch) -> list[tuple[Probe, torch.Tensor]]:
 @click.command()
 @click.option("--documents", default=1_000, help="Wikipedia summaries to run.")
 @click.option("--rounds", default=3, help="Times each way runs, interleaved.")
-@click.option("--model", default=None, help="Model folder; default the demo's.")
-@click.option("--sae", default=str(SAE_FOLDER), help="SAE folder; default the demo's.")
+@click.option("--shape", type=click.Choice(list(SHAPES)), help="A random model of that shape.")
+@click.option("--saes", default=1, help="Random SAEs read in one pass; with --shape.")
 @click.option("--batch-tokens", default=None, type=int)
 def main(
-    documents: int, rounds: int, model: str | None, sae: str, batch_tokens: int | None
+    documents: int, rounds: int, shape: str | None, saes: int, batch_tokens: int | None
 ) -> None:
-    """Print tokens per second of each way and the ratios."""
+    """Print tokens per second of each way and the ratios, with the demo's model unless told."""
     folder = Path(tempfile.mkdtemp(prefix="featuredb-bench-"))
+    model, references = str(model_folder()), [str(SAE_FOLDER)]
+    if shape is not None:
+        model = str(random_model(shape, folder / "model"))
+        references = [str(random_sae(shape, folder / f"sae{i}", i)) for i in range(saes)]
     options = IngestOptions(
         corpus=str(wikipedia_corpus(documents)),
-        model=model or str(model_folder()),
-        saes=[sae],
+        model=model,
+        saes=references,
+        names=[f"sae{i}" for i in range(len(references))],
         batch_tokens=batch_tokens,
         check=False,
         progress=False,
     )
     inputs = load_inputs(options)
-    layout = Layout(folder)
+    layout = Layout(folder / "bench.fdb")
+    layout.root.mkdir()
     plan = make_plan(layout, inputs, options, inputs.identity(options))
     plan = msgspec.structs.replace(
         plan, partitions=(Partition(0, plan.draft.corpora[0].n_contexts),)
@@ -150,6 +157,8 @@ def main(
         for name, way in ways.items():
             began = time.perf_counter()
             size = way(engine, 0)
+            if engine.model.device.type == "cuda":
+                torch.cuda.synchronize(engine.model.device)  # what was launched counts too
             measured[name].rates.append(tokens / (time.perf_counter() - began))
             if name == "featuredb":
                 activations = _stored(engine)

@@ -41,7 +41,8 @@ def coactivation(
 
 
 def _token_rows(layout: Layout, segments: Sequence[Segment], bits: int) -> Iterator[TokenRows]:
-    files = ParquetFiles(layout.root)
+    # Each is read once: kept open, what is mapped of them would add up to the whole store.
+    files = ParquetFiles(layout.root, limit=1)
     try:
         for segment in segments:
             reader = TokenMajor(segment, files, bits)

@@ -45,14 +45,10 @@ def bucket_statistics(bucket: Bucket, recorded_tokens: int, look_up: TokenLookUp
         return pa.array(whole, kind, mask=~fired)
 
     low = high = np.empty(0, np.float32)
-    mean = deviation = np.empty(0, np.float64)
     if len(activation):
         low = np.minimum.reduceat(activation, starts)
         high = np.maximum.reduceat(activation, starts)
-        wide = activation.astype(np.float64)
-        mean = np.add.reduceat(wide, starts) / counts[fired]
-        centred = np.square(wide - np.repeat(mean, counts[fired]))
-        deviation = np.sqrt(np.add.reduceat(centred, starts) / counts[fired])
+    mean, deviation = _moments(activation, starts, counts[fired])
     columns = {
         "feature_id": pa.array(np.arange(bucket.first_feature, bucket.end_feature), pa.int64()),
         "count": pa.array(counts, pa.int64()),
@@ -70,6 +66,22 @@ def bucket_statistics(bucket: Bucket, recorded_tokens: int, look_up: TokenLookUp
         "top_tokens": _top_tokens(bucket, activation, look_up),
     }
     return pa.table(columns)
+
+
+def _moments(
+    activation: npt.NDArray[np.float32],
+    starts: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean and standard deviation of each group of `counts` values beginning at `starts`."""
+    if len(activation) == 0:
+        return np.empty(0, np.float64), np.empty(0, np.float64)
+    wide = activation.astype(np.float64)
+    mean = np.add.reduceat(wide, starts) / counts
+    # In place: a bucket may be one feature of many million rows.
+    wide -= np.repeat(mean, counts)
+    np.square(wide, out=wide)
+    return mean, np.sqrt(np.add.reduceat(wide, starts) / counts)
 
 
 def _changes(
@@ -152,18 +164,17 @@ def _top_tokens(
     By count, a feature that fires faintly on every "the" would be described by it.
     """
     n_features = bucket.end_feature - bucket.first_feature
-    vocabulary = len(look_up.texts)
-    token = look_up.token(bucket.context_id, bucket.token_index)
-    key = bucket.feature.astype(np.int64) * vocabulary + token
-    order = _by_feature(bucket, stable_order(token.astype(np.uint32)))
-    key = key[order]
-    if len(key):
-        starts = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))
+    token = look_up.token(bucket.context_id, bucket.token_index).astype(np.uint32)
+    order = _by_feature(bucket, stable_order(token))
+    token, feature = token[order], bucket.feature[order]
+    if len(token):
+        new = (token[1:] != token[:-1]) | (feature[1:] != feature[:-1])
+        starts = np.flatnonzero(np.concatenate(([True], new)))
         sums = np.add.reduceat(activation[order].astype(np.float64), starts)
     else:
         starts, sums = np.empty(0, np.int64), np.empty(0)
-    counts = np.diff(np.append(starts, len(key)))
-    pair_feature, pair_token = np.divmod(key[starts], vocabulary)
+    counts = np.diff(np.append(starts, len(token)))
+    pair_feature, pair_token = feature[starts], token[starts]
     ranked = np.lexsort((pair_token, -sums, pair_feature))
     pairs = np.bincount(pair_feature, minlength=n_features)
     first = np.repeat(np.cumsum(pairs) - pairs, pairs)

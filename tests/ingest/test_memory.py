@@ -1,0 +1,52 @@
+"""An ingest holds a partition or two at a time, however many there are."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from featuredb.layout import Layout
+from ingest import prepare
+from ingest.engines.local import Local
+from ingest.inputs import load_inputs
+from ingest.options import IngestOptions
+from ingest.prepare import engine_of, make_plan
+from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
+
+
+def peak(folder: Path, options: IngestOptions) -> tuple[int, int]:
+    """Partitions run, and the most bytes that Python and numpy held besides the loaded inputs."""
+    inputs = load_inputs(options)
+    identity = inputs.identity(options)
+    layout = Layout(folder)
+    tracemalloc.start()
+    try:
+        plan = make_plan(layout, inputs, options, identity)
+        engine = Local(engine_of(layout, plan, inputs))
+        done = list(engine.run(range(len(plan.partitions)), lambda *_: None))
+        return len(done), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Allocations are counted rather than resident pages, which other things move too."""
+    monkeypatch.setattr(prepare, "partition_tokens", lambda *_: 4_096)
+    options = IngestOptions(
+        corpus=str(write_jsonl(tmp_path / "corpus.jsonl", tiny_documents(2_000))),
+        model=str(tiny_model(tmp_path / "model")),
+        saes=[str(tiny_sae(tmp_path / "sae"))],
+        dtype="float32",
+        device="cpu",
+        check=False,
+    )
+    peak(tmp_path / "first", replace(options, max_tokens=1_000))  # what is only made once
+    few, low = peak(tmp_path / "small", replace(options, max_tokens=12_000))
+    many, high = peak(tmp_path / "large", replace(options, max_tokens=48_000))
+    assert (few, many) == (3, 12)
+    assert high < 1.15 * low

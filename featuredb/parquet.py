@@ -23,8 +23,9 @@ class ParquetFiles:
     here are a few row groups long.
     """
 
-    def __init__(self, root: Path, limit: int = 300) -> None:
+    def __init__(self, root: Path, limit: int = 300, *, memory_map: bool = True) -> None:
         self._root = root
+        self._memory_map = memory_map
         self._limit = limit
         self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self._starts: dict[str, npt.NDArray[np.int64]] = {}
@@ -85,7 +86,7 @@ class ParquetFiles:
     def _file(self, path: str) -> pq.ParquetFile:
         file = self._open.get(path)
         if file is None:
-            file = pq.ParquetFile(self._root / path, memory_map=True)
+            file = pq.ParquetFile(self._root / path, memory_map=self._memory_map)
             self._open[path] = file
             if len(self._open) > self._limit:
                 _, oldest = self._open.popitem(last=False)

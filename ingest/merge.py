@@ -36,7 +36,8 @@ class MergedSegments:
     """The union of segments that cover disjoint contexts."""
 
     def __init__(self, layout: Layout, segments: Sequence[Segment], d_sae: int, bits: int) -> None:
-        self._files = ParquetFiles(layout.root)
+        # Not mapped: what is mapped of all the runs would add up to the size of the store.
+        self._files = ParquetFiles(layout.root, memory_map=False)
         self._bits = bits
         self.d_sae = d_sae
         self.segments = tuple(sorted(segments, key=lambda s: s.first_context))
@@ -72,28 +73,28 @@ class MergedSegments:
         """Rows of features first <= id < end.
 
         Segments cover disjoint contexts and come in context order, so a stable sort by feature
-        of their concatenation is the merge.
+        of their concatenation is the merge. The concatenation is filled in place: a bucket may be
+        one feature of many million rows, and every copy of it counts.
         """
-        features, contexts, indexes, activations = [], [], [], []
-        mask = (1 << self._bits) - 1
+        counts = self.counts[first:end]
+        n = int(counts.sum())
+        wide = any(s.values == "float32" for s in self.segments)
+        feature = np.empty(n, np.uint32)
+        context = np.empty(n, np.int64)
+        index = np.empty(n, np.int32)
+        activation: npt.NDArray[np.floating] = np.empty(n, np.float32 if wide else np.float16)
+        mask = np.uint32((1 << self._bits) - 1)
+        start = 0
         for segment, reader in zip(self.segments, self._readers, strict=True):
             directory = reader.directory
             rows = reader.rows(int(directory[first]), int(directory[end]))
-            features.append(rows.feature_id - np.uint32(first))
-            contexts.append((rows.position >> self._bits).astype(np.int64) + segment.first_context)
-            indexes.append((rows.position & mask).astype(np.int32))
-            activations.append(rows.activation)
-        counts = self.counts[first:end]
-        if not features:
-            return Bucket(
-                first, end, counts, np.empty(0, np.uint32), np.empty(0, np.int64),
-                np.empty(0, np.int32), np.empty(0, np.float16),
-            )  # fmt: skip
-        feature = np.concatenate(features)
-        context = np.concatenate(contexts)
-        index = np.concatenate(indexes)
-        activation = np.concatenate(activations)
-        if len(features) > 1:
+            part = slice(start, start + len(rows.position))
+            np.subtract(rows.feature_id, np.uint32(first), out=feature[part])
+            np.add(rows.position >> self._bits, segment.first_context, out=context[part])
+            np.bitwise_and(rows.position, mask, out=index[part], casting="unsafe")
+            activation[part] = rows.activation
+            start = part.stop
+        if len(self.segments) > 1 and end - first > 1:
             keys = feature.astype(np.uint16) if end - first <= 1 << 16 else feature
             order = stable_order(keys)
             feature, context = feature[order], context[order]

@@ -36,9 +36,9 @@ def test_memory_does_not_grow_with_the_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Allocations are counted rather than resident pages, which other things move too."""
-    monkeypatch.setattr(prepare, "partition_tokens", lambda *_: 4_096)
+    monkeypatch.setattr(prepare, "partition_tokens", lambda *_: 2_048)
     options = IngestOptions(
-        corpus=str(write_jsonl(tmp_path / "corpus.jsonl", tiny_documents(2_000))),
+        corpus=str(write_jsonl(tmp_path / "corpus.jsonl", tiny_documents(2_800))),
         model=str(tiny_model(tmp_path / "model")),
         saes=[str(tiny_sae(tmp_path / "sae"))],
         dtype="float32",
@@ -46,7 +46,9 @@ def test_memory_does_not_grow_with_the_corpus(
         check=False,
     )
     peak(tmp_path / "first", replace(options, max_tokens=1_000))  # what is only made once
-    few, low = peak(tmp_path / "small", replace(options, max_tokens=12_000))
-    many, high = peak(tmp_path / "large", replace(options, max_tokens=48_000))
-    assert (few, many) == (3, 12)
-    assert high < 1.15 * low
+    few, low = peak(tmp_path / "small", replace(options, max_tokens=8_000))
+    many, high = peak(tmp_path / "large", replace(options, max_tokens=64_000))
+    assert few < 6 < 24 < many
+    # How far writing one partition overlaps collecting the next is a matter of timing, up to half
+    # as much again; keeping all of them would be several times as much.
+    assert high < 2 * low

@@ -13,7 +13,7 @@ from featuredb import schemas
 from featuredb.catalog import build_catalog
 from featuredb.files import remove_tree, sweep
 from featuredb.layout import Layout
-from featuredb.snapshot import Draft, Run, Segment, Snapshot, write_snapshot
+from featuredb.snapshot import Draft, Run, Segment, Snapshot, read_snapshot, write_snapshot
 from featuredb.vectors import read_directions
 from ingest.compact import Compaction, DraftMerge, compact_segments, merge_here
 from ingest.derive.tables import SaeStatistics, write_derived
@@ -84,6 +84,8 @@ def clean_up(layout: Layout, snapshot: Snapshot) -> None:
     """Remove the staging folder and every segment that no snapshot ever named."""
     remove_tree(layout.staging)
     named = {s.id for s in snapshot.segments}
+    for path in layout.snapshots.glob("[0-9]*.json"):
+        named |= {s.id for s in read_snapshot(layout, int(path.stem)).segments}
     for folder in layout.segments.iterdir():
         if folder.name not in named and not folder.name.startswith("."):
             remove_tree(folder)

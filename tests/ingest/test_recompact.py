@@ -10,11 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 import featuredb
+from featuredb.api import Database
 from featuredb.cli import main
 from featuredb.errors import DatabaseNotFoundError
 from featuredb.layout import Layout
 from featuredb.snapshot import Segment, read_snapshot, write_snapshot
+from featuredb.store import Store
 from ingest.compact import compact_segments
+from ingest.publish import clean_up
 from ingest.recompact import compact
 from tests.content import assert_same_content
 from tests.make_store import MadeSae, World, make_store
@@ -66,6 +69,9 @@ def test_compacting_changes_no_answer(world: World, unmerged: Path, tmp_path: Pa
     new = featuredb.open(unmerged)
     assert [str(new.top_contexts(f, k=60)) for f in range(9)] == before
     assert [str(old.top_contexts(f, k=60)) for f in range(9)] == before
+    clean_up(Layout(unmerged), outcome.snapshot)
+    reopened = Store.open(unmerged, 2)  # what an older snapshot names is kept
+    assert [str(Database(reopened).top_contexts(f, k=60)) for f in range(9)] == before
     again = compact(unmerged)
     assert (again.before, again.after, again.snapshot.number) == (1, 1, 3)
 

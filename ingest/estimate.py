@@ -90,8 +90,9 @@ def _measure(layout: Layout, inputs: Inputs, options: IngestOptions) -> _Measure
     fixed = sum(v.decoder.bytes + v.encoder.bytes for v in plan.draft.vectors)
     fixed += _folder_bytes(layout.vectors) + plan.draft.vocabulary.bytes
     engine = engine_of(layout, plan, inputs, show=options.progress)
-    tokens = int(engine.starts[-1])
-    end = int(np.searchsorted(engine.starts, _RATE_TOKENS))
+    (source,) = engine.sources
+    tokens = int(source.starts[-1])
+    end = int(np.searchsorted(source.starts, _RATE_TOKENS))
     end = min(max(1, end), corpus.n_contexts)
     one = (Partition(corpus.first_context, corpus.first_context + end),)
     engine = replace(engine, plan=msgspec.structs.replace(plan, partitions=one))

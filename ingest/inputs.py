@@ -66,7 +66,10 @@ class Reader:
             "model dtype": str(self.model.dtype),
         }
         for placed in self.saes:
-            told[f"SAE {placed.name}"] = f"{placed.sae.hash} at {placed.hook.canonical}"
+            where = f"{placed.sae.hash} at {placed.hook.canonical}"
+            if placed.hook_out is not None:
+                where += f" to {placed.hook_out.canonical}"
+            told[f"SAE {placed.name}"] = where
         return told
 
 
@@ -79,6 +82,11 @@ class Inputs:
     corpus: Corpus
     context_size: int
     bos: int | None
+
+    @property
+    def reader(self) -> Reader:
+        """Without the corpus."""
+        return Reader(self.model, self.saes)
 
     def model_record(self) -> Model:
         """What the snapshot keeps."""
@@ -112,10 +120,10 @@ class Inputs:
             "sink threshold": options.sink_threshold,
             "keep sinks": options.keep_sinks,
             "keep BOS": options.keep_bos,
-            "exact": options.exact,
+            "values": options.recording().values,
         }
         told["SAEs"] = ", ".join(p.name for p in self.saes)
-        read = Reader(self.model, self.saes).identity()
+        read = self.reader.identity()
         return {name: str(value) for name, value in told.items()} | read
 
 
@@ -138,11 +146,13 @@ def load_inputs(options: IngestOptions) -> Inputs:
         options.saes,
         options.names,
         hook=options.hook,
+        hook_out=options.hook_out,
         device=options.device,
         dtype=options.dtype,
+        check=options.check,
     )
     model, saes = read.model, [placed.sae for placed in read.saes]
-    size, bos = _context_size(model, saes, options), _bos(model, saes)
+    size, bos = _context_size(model, saes, options), bos_of(read)
     return Inputs(model, read.saes, corpus, size, bos)
 
 
@@ -152,20 +162,23 @@ def load_reader(
     names: Sequence[str] | None,
     *,
     hook: str | None,
+    hook_out: str | None = None,
     device: str,
     dtype: str,
     revision: str | None = None,
+    check: bool = True,
 ) -> Reader:
     """Load the model and the SAEs and match them; arguments as in `IngestOptions`.
 
-    revision: of the model, where it comes from the hub. Raises the `IngestError` of whatever is
-    wrong.
+    revision: of the model, where it comes from the hub. check: refuse a transcoder that cannot be
+    measured, since nobody says where what it writes belongs. Raises the `IngestError` of whatever
+    is wrong.
     """
     loaded = [load_sae(reference) for reference in saes]
     called = _names(loaded, names)
     into = load_model(model, device=device, dtype=dtype, revision=revision)
     placed = tuple(
-        _place(into, sae, name, reference, hook)
+        _place(into, sae, name, reference, hook, hook_out, check=check)
         for sae, name, reference in zip(loaded, called, saes, strict=True)
     )
     return Reader(into, placed)
@@ -193,14 +206,23 @@ def _names(saes: Sequence[Sae], given: Sequence[str] | None) -> list[str]:
 
 
 def _place(
-    model: LoadedModel, sae: Sae, name: str, reference: str, override: str | None
+    model: LoadedModel,
+    sae: Sae,
+    name: str,
+    reference: str,
+    read: str | None,
+    write: str | None,
+    *,
+    check: bool,
 ) -> PlacedSae:
-    where = override or sae.hook
+    where, to = read or sae.hook, write or sae.hook_out
     if where is None:
         raise HookError(f"the files of SAE {name} do not say where it reads: give it with --hook")
     hook = resolve_hook(model.model, where)
-    out = resolve_hook(model.model, sae.hook_out) if sae.hook_out else None
-    fit(sae, name, hook, out)
+    out = resolve_hook(model.model, to) if to else None
+    if out is not None and out.canonical == hook.canonical:
+        out = None
+    fit(sae, name, hook, out, check=check)
     return PlacedSae(name, absolute(reference), sae.to(device=model.device), hook, out)
 
 
@@ -218,8 +240,10 @@ def _context_size(model: LoadedModel, saes: Sequence[Sae], options: IngestOption
     return size
 
 
-def _bos(model: LoadedModel, saes: Sequence[Sae]) -> int | None:
-    found = {bos_token_id(model, sae.prepend_bos) for sae in saes}
+def bos_of(reader: Reader) -> int | None:
+    """The BOS token that contexts begin with, None for none. Raises `IngestError` where the SAEs
+    disagree."""
+    found = {bos_token_id(reader.model, placed.sae.prepend_bos) for placed in reader.saes}
     if len(found) > 1:
         raise IngestError(
             "some of these SAEs were trained with a BOS token and some without: "

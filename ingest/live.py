@@ -48,8 +48,8 @@ def encode_text(snapshot: Snapshot, text: str, token_texts: list[str]) -> Encode
     `ModelError` or `SaeError` when they are gone or have changed since the ingest.
     """
     corpus = snapshot.corpora[0]
-    model = _model(snapshot.model)
-    probes = [_probe(model, sae, snapshot.recording.keep_sinks) for sae in snapshot.saes]
+    model = recorded_model(snapshot.model)
+    probes = [recorded_probe(model, sae, snapshot.recording.keep_sinks) for sae in snapshot.saes]
     tokenized = tokenize_batch(
         model.tokenizer,
         [text],
@@ -61,7 +61,7 @@ def encode_text(snapshot: Snapshot, text: str, token_texts: list[str]) -> Encode
     bos = int(corpus.bos_token_id is not None)
     own = np.delete(tokenized.token_ids, starts[:-1]) if bos else tokenized.token_ids
     tokens = [token_texts[i] for i in own]
-    rule = Rule(bool(bos), snapshot.recording.exact)
+    rule = Rule(bool(bos), snapshot.recording.values)
     found: list[list[Encoded]] = [[] for _ in probes]
     budget = int(max(4_096, corpus.context_size))
     pieces = batches(tokenized.token_ids, starts, budget) if len(starts) > 1 else iter(())
@@ -87,7 +87,8 @@ def _join(name: str, pieces: list[Encoded]) -> Encoded:
 
 
 @lru_cache(maxsize=1)
-def _model(record: Model) -> LoadedModel:
+def recorded_model(record: Model) -> LoadedModel:
+    """The model of a snapshot, loaded once. Raises `ModelError` when it is gone or has changed."""
     where = record.path if Path(record.path).exists() else record.id
     model = load_model(where, dtype=record.dtype, revision=record.revision)
     if model.weights_hash != record.sha256:
@@ -109,7 +110,8 @@ def _load(source: str, sha256: str) -> Loaded:
     return sae
 
 
-def _probe(model: LoadedModel, record: Sae, keep_sinks: bool) -> Probe:
+def recorded_probe(model: LoadedModel, record: Sae, keep_sinks: bool) -> Probe:
+    """An SAE of a snapshot at its hook. Raises `SaeError` when it is gone or has changed."""
     sae = _load(record.source, record.sha256).to(device=model.device)
     check = record.check
     limit = None

@@ -6,18 +6,21 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from featuredb.feature_order import FeatureOrder, read_feature_order
 from featuredb.layout import Layout
-from featuredb.snapshot import Segment
+from featuredb.parquet import ParquetFiles
+from featuredb.snapshot import Corpus, Segment
 from ingest.batches import Batch, batches
 from ingest.device_memory import DeviceMemory
 from ingest.extract import Probe, Recorded, Rule, run_batch
 from ingest.model import LoadedModel
 from ingest.overlap import in_order, order_on
-from ingest.plan import Plan, Summary, run_id, write_summary
+from ingest.plan import Partition, Plan, Summary, run_id, write_summary
 from ingest.runs import Codes, Extent, Sinks, write_run
 
 Report = Callable[[int, int], None]
@@ -25,35 +28,55 @@ Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class Source:
+    """A stored corpus as partitions read it.
+
+    tokens: its token ids. starts: int64 [n + 1], where each context begins. rule: which of its
+    positions are recorded.
+    """
+
+    corpus: Corpus
+    tokens: npt.NDArray[np.unsignedinteger]
+    starts: npt.NDArray[np.int64]
+    rule: Rule
+
+
+@dataclass(frozen=True)
 class Engine:
     """What stays the same from partition to partition.
 
-    tokens: the corpus's token ids. starts: int64 [n + 1], where each context begins. memory: how
-    much the device takes at once, which partitions learn from one another. writer: who writes the
-    runs, where several processes do. ahead: batches under way at once (`ingest.overlap`). turn:
-    held while a forward pass is launched, since its hooks are placed in the one model.
+    sources: the corpora that partitions are of. memory: how much the device takes at once, which
+    partitions learn from one another. writer: who writes the runs, where several processes do.
+    ahead: batches under way at once (`ingest.overlap`). turn: held while a forward pass is
+    launched, since its hooks are placed in the one model.
     """
 
     layout: Layout
     plan: Plan
     model: LoadedModel
     probes: Sequence[Probe]
-    rule: Rule
-    tokens: npt.NDArray[np.unsignedinteger]
-    starts: npt.NDArray[np.int64]
+    sources: Sequence[Source]
     memory: DeviceMemory
     writer: str = ""
 
     ahead: int = 0
     turn: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, batch: Batch) -> list[Recorded]:
-        """What each probe gives for a batch."""
-        return run_batch(self.model, self.probes, batch, self.rule, self.turn)
+    def source(self, partition: Partition) -> Source:
+        """The corpus a partition is of; none is of two."""
+        for source in self.sources:
+            row = partition.first_context - source.corpus.first_context
+            if 0 <= row < source.corpus.n_contexts:
+                return source
+        raise LookupError(partition)
 
-    def fitted(self, batch: Batch) -> list[tuple[Batch, list[Recorded]]]:
+    def fitted(self, batch: Batch, rule: Rule) -> list[tuple[Batch, list[Recorded]]]:
         """The batch, in as many parts as the device's memory asks for, and what each gives."""
-        return list(self.memory.run(self.run, batch))
+
+        def run(part: Batch) -> list[Recorded]:
+            return run_batch(self.model, self.probes, part, rule, self.turn)
+
+        return list(self.memory.run(run, batch))
 
 
 @dataclass
@@ -106,14 +129,14 @@ def collect(engine: Engine, number: int, report: Report) -> Collected:
     started = time.monotonic()
     plan = engine.plan
     partition = plan.partitions[number]
-    corpus = plan.draft.corpora[-1]
-    first = partition.first_context - corpus.first_context
-    end = partition.end_context - corpus.first_context
+    source = engine.source(partition)
+    first = partition.first_context - source.corpus.first_context
+    end = partition.end_context - source.corpus.first_context
     pieces = [_Pieces() for _ in engine.probes]
     bits = plan.draft.position_bits
-    starts = engine.starts[first : end + 1]
-    queue = batches(engine.tokens, starts, plan.batch_tokens)
-    for parts in in_order(engine.fitted, queue, engine.ahead):
+    starts = source.starts[first : end + 1]
+    queue = batches(source.tokens, starts, plan.batch_tokens)
+    for parts in in_order(partial(engine.fitted, rule=source.rule), queue, engine.ahead):
         for part, recorded in parts:
             activations = 0
             for probe, own, got in zip(engine.probes, pieces, recorded, strict=True):
@@ -121,6 +144,13 @@ def collect(engine: Engine, number: int, report: Report) -> Collected:
                 activations += len(got.row)
             report(int(part.lengths.sum()), activations)
     return Collected(number, pieces, int(starts[-1] - starts[0]), started)
+
+
+def _feature_order(engine: Engine, sae: str) -> FeatureOrder:
+    """Read anew for each run: it is small, and an engine travels between processes."""
+    entry = next(s.order for s in engine.plan.draft.saes if s.name == sae)
+    assert entry is not None  # a plan gives one to every SAE it runs
+    return read_feature_order(ParquetFiles(engine.layout.root), entry.path)
 
 
 def write(engine: Engine, collected: Collected) -> Summary:
@@ -139,6 +169,7 @@ def write(engine: Engine, collected: Collected) -> Summary:
                 own.codes(),
                 own.all_sinks(partition.first_context),
                 extent,
+                _feature_order(engine, probe.name),
                 order_on(engine.model.device),
             )
         )

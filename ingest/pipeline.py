@@ -17,9 +17,7 @@ import featuredb
 from featuredb.errors import DatabaseNotFoundError, IngestError
 from featuredb.files import sweep
 from featuredb.layout import Layout
-from featuredb.parquet import ParquetFiles
-from featuredb.snapshot import Run, Snapshot, read_snapshot
-from featuredb.texts import Texts
+from featuredb.snapshot import Run, Segment, Snapshot, finish_publication, read_snapshot
 from ingest.engines import Workers, workers_for
 from ingest.inputs import load_inputs
 from ingest.options import IngestOptions
@@ -32,8 +30,9 @@ from ingest.plan import (
 )
 from ingest.prepare import logits_path, make_plan
 from ingest.progress import meter, say
-from ingest.publish import clean_up, now, publish
+from ingest.publish import now, publish
 from ingest.traces import writing
+from ingest.unnamed import clean_up
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,12 @@ def ingest(path: str | Path, options: IngestOptions) -> Outcome:
     with writing(layout, "ingest"):
         published = _published(layout)
         if published is not None:
-            if any(run.identity == _digest(identity) for run in published.runs):
+            if done_already(published, identity):
                 clean_up(layout, published)
                 return Outcome(published, fresh=False)
             raise IngestError(
-                f"{layout.root} already holds a database of other inputs: "
-                "give another path, or delete that one first"
+                f"{layout.root} already holds a database of other inputs: add a corpus with "
+                "`featuredb append`, an SAE with `featuredb add-sae`, or give another path"
             )
         plan = read_plan(layout)
         if plan is None:
@@ -69,25 +68,57 @@ def ingest(path: str | Path, options: IngestOptions) -> Outcome:
             plan = make_plan(layout, inputs, options, identity)
         else:
             check_identity(layout, plan.identity, identity)
-        workers = workers_for(layout, plan, inputs, options)
+        workers = workers_for(layout, plan, inputs.reader, options)
         # Where others do the work, this process's copy of the model would only take up memory.
         del inputs
-        with workers:
-            summaries = _run_partitions(layout, plan, workers, options)
-            return Outcome(_finalise(layout, plan, summaries, workers, options), fresh=True)
+        return Outcome(carry_out(layout, plan, workers, options, None), fresh=True)
+
+
+def carry_out(
+    layout: Layout,
+    plan: Plan,
+    workers: Workers,
+    options: IngestOptions,
+    base: Snapshot | None,
+) -> Snapshot:
+    """Run what is left of a plan and publish it, on top of `base`, the snapshot before."""
+    with workers:
+        summaries = _run_partitions(layout, plan, workers, options)
+        return _finalise(layout, plan, summaries, workers, options, base)
+
+
+def done_already(snapshot: Snapshot, identity: Mapping[str, str]) -> bool:
+    """Whether an ingest of these inputs is in the database, and still all of it."""
+    corpora = {corpus.id for corpus in snapshot.corpora}
+    saes = {sae.name for sae in snapshot.saes}
+    return any(
+        run.identity == _digest(identity)
+        and corpora.issuperset(run.corpus.split(","))
+        and (_of_every_sae(identity) or saes.issuperset(run.saes))
+        for run in snapshot.runs
+    )
+
+
+def _of_every_sae(identity: Mapping[str, str]) -> bool:
+    """Whether an ingest is of a corpus, with whatever SAEs the database has."""
+    return identity.get("operation") == "append"
 
 
 def _published(layout: Layout) -> Snapshot | None:
-    if not layout.current.exists():
-        return None
     try:
-        return read_snapshot(layout)
+        finish_publication(layout)
+        return read_snapshot(layout) if layout.current.exists() else None
     except DatabaseNotFoundError:
         return None
 
 
 def _digest(identity: Mapping[str, str]) -> str:
-    return hashlib.sha256(msgspec.json.encode(dict(sorted(identity.items())))).hexdigest()
+    told = sorted(
+        (name, value)
+        for name, value in identity.items()
+        if not (_of_every_sae(identity) and name.startswith("SAE"))
+    )
+    return hashlib.sha256(msgspec.json.encode(dict(told))).hexdigest()
 
 
 def _run_partitions(
@@ -100,16 +131,15 @@ def _run_partitions(
         say(f"continuing: {len(done)} of {len(plan.partitions)} partitions are done",
             show=options.progress)  # fmt: skip
     missing = [number for number in range(len(plan.partitions)) if number not in done]
-    with meter(_tokens(layout, plan), before, show=options.progress) as gauge:
+    with meter(_tokens(plan), before, show=options.progress) as gauge:
         for summary in workers.run(missing, gauge.report):
             done[summary.partition] = summary
     return [done[number] for number in range(len(plan.partitions))]
 
 
-def _tokens(layout: Layout, plan: Plan) -> int:
-    """Tokens of the corpus as stored, BOS included."""
-    texts = Texts(layout.root, plan.draft, ParquetFiles(layout.root))
-    return int(texts.index(plan.draft.corpora[-1])[-1, 1])
+def _tokens(plan: Plan) -> int:
+    """Tokens to run, BOS included."""
+    return sum(corpus.tokens.rows for corpus in plan.draft.corpora if corpus.id in plan.corpora)
 
 
 def _finalise(
@@ -118,27 +148,46 @@ def _finalise(
     summaries: list[Summary],
     workers: Workers,
     options: IngestOptions,
+    base: Snapshot | None,
 ) -> Snapshot:
-    names = [sae.name for sae in plan.draft.saes]
     runs = {
-        name: [summary.segments[index] for summary in summaries] for index, name in enumerate(names)
+        name: [summary.segments[index] for summary in summaries]
+        for index, name in enumerate(plan.saes)
     }
-    logits: dict[str, pa.Table] = {name: pq.read_table(logits_path(layout, name)) for name in names}
+    before: dict[str, tuple[Segment, ...]] = (
+        {} if base is None else {sae.name: base.segments_of(sae.name) for sae in base.saes}
+    )
+    segments = {
+        sae.name: [*before.get(sae.name, ()), *runs.get(sae.name, ())] for sae in plan.draft.saes
+    }
+    logits: dict[str, pa.Table] = {
+        name: pq.read_table(logits_path(layout, name)) for name in runs if name not in before
+    }
     history = Run(
         number=plan.draft.number,
         identity=_digest(plan.identity),
         started=plan.started,
         finished=now(),
         featuredb=featuredb.__version__,
-        corpus=plan.draft.corpora[-1].id,
-        saes=tuple(runs),
+        corpus=",".join(plan.corpora),
+        saes=plan.saes,
         tokens=sum(s.tokens for s in summaries),
         activations=sum(s.rows for own in runs.values() for s in own),
         seconds=sum(s.seconds for s in summaries),
         device=workers.device,
         host=platform.node(),
     )
-    note = partial(say, show=options.progress)
-    snapshot = publish(layout, plan.draft, runs, logits, [history], note, workers.merge)
+    snapshot = publish(
+        layout,
+        plan.draft,
+        segments,
+        logits,
+        [*(() if base is None else base.runs), history],
+        partial(say, show=options.progress),
+        workers.merge,
+        base=base,
+        changed=plan.saes,
+        memory=options.memory_bytes(),
+    )
     clean_up(layout, snapshot)
     return snapshot

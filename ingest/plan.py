@@ -34,13 +34,16 @@ class Partition(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """identity: what must not change between attempts, as readable text by name."""
+    """identity: what must not change between attempts, as readable text by name. corpora, saes:
+    the ids and the names of those that are run, of the draft's."""
 
     identity: dict[str, str]
     started: str
     batch_tokens: int
     sink_norms: dict[str, float | None]
     draft: Draft
+    corpora: tuple[str, ...]
+    saes: tuple[str, ...]
     partitions: tuple[Partition, ...]
 
 

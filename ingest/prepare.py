@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featuredb import schemas
-from featuredb.errors import IngestError
 from featuredb.files import folder_in_place, remove_tree, write_atomically
 from featuredb.layout import Layout
 from featuredb.parquet import ParquetFiles
-from featuredb.snapshot import Corpus, Draft, File, LoadCheck, Recording, Vectors
+from featuredb.snapshot import (
+    Corpus,
+    Draft,
+    File,
+    LoadCheck,
+    NextIds,
+    Sae,
+    Snapshot,
+    Vectors,
+)
 from featuredb.texts import Texts
 from featuredb.vectors import Directions, table_of, write_vectors
-from ingest.check import judge, measure
+from ingest.change import next_draft
+from ingest.check import Measured, judge, measure
 from ingest.corpus_store import CorpusHeader, store_corpus
 from ingest.derive.logits import logit_lens
 from ingest.device_memory import DeviceMemory
 from ingest.extract import Probe, Rule
+from ingest.feature_orders import with_feature_orders
 from ingest.inputs import Inputs, Reader
 from ingest.model import LoadedModel, unembedding
 from ingest.options import IngestOptions
 from ingest.overlap import batches_ahead
-from ingest.partition import Engine
+from ingest.partition import Engine, Source
 from ingest.plan import Plan, cut_partitions, partition_tokens, write_plan
 from ingest.progress import say
 from ingest.publish import now
@@ -38,9 +50,8 @@ from ingest.suspects import Reading
 from ingest.tokens import TokenizedBatch, iter_contexts
 from ingest.vocabulary import vocabulary
 
-_CORPUS_ID = "0"
-MOST_POSITIONS = 1 << 32
-"""Positions are 32 bits wide within a segment, and an SAE's activations end as one segment."""
+_TOKENISING_AHEAD = 1
+"""One thread: the tokenizer spreads a batch over all cores itself."""
 
 _CPU_BATCH_TOKENS = 4_096
 _GPU_BATCH_TOKENS = 32_768
@@ -49,52 +60,116 @@ _GPU_BATCH_TOKENS = 32_768
 def make_plan(
     layout: Layout, inputs: Inputs, options: IngestOptions, identity: Mapping[str, str]
 ) -> Plan:
-    """Store the corpus and the directions, check the load, and write the plan down.
+    """The plan of a new database: its corpus and its directions are stored, its load checked.
 
     Raises `LoadCheckError`, `CorpusError`; what is on the disk by then is replaced by a later
     call.
     """
-    show = options.progress
-    remove_tree(layout.staging)
-    layout.staging.mkdir(parents=True)
-    say(f"tokenising {inputs.corpus.source}", show=show)
-    corpus = _store_corpus(layout, inputs, options, identity["corpus content"])
-    bits = schemas.position_bits(inputs.context_size)
-    if corpus.n_contexts > MOST_POSITIONS >> bits:
-        raise IngestError(
-            f"{corpus.source} makes {corpus.n_contexts:,} contexts; a database of context size "
-            f"{inputs.context_size} holds {MOST_POSITIONS >> bits:,}: split it over databases"
-        )
+    start_over(layout)
+    corpus = _store_corpus(layout, inputs, options, identity["corpus content"], NextIds())
     draft = Draft(
         number=1,
-        position_bits=bits,
+        position_bits=schemas.position_bits(inputs.context_size),
         model=inputs.model_record(),
-        recording=Recording(options.keep_bos, options.keep_sinks, options.exact),
+        recording=options.recording(),
         vocabulary=_store_vocabulary(layout, inputs.model),
         corpora=(corpus,),
         saes=(),
         vectors=(),
     )
-    texts = Texts(layout.root, draft, ParquetFiles(layout.root))
-    starts = texts.index(corpus)[:, 1]
-    on_cpu = inputs.model.device.type == "cpu"
-    budget = options.batch_tokens or (_CPU_BATCH_TOKENS if on_cpu else _GPU_BATCH_TOKENS)
+    return _plan_saes(layout, draft, inputs.reader, options, identity)
+
+
+def plan_append(
+    layout: Layout,
+    base: Snapshot,
+    inputs: Inputs,
+    options: IngestOptions,
+    identity: Mapping[str, str],
+) -> Plan:
+    """The plan of one more corpus for the SAEs of `base`; raises as `make_plan`.
+
+    Sinks are what they were at the first ingest: the same position is one in every corpus.
+    """
+    start_over(layout)
+    corpus = _store_corpus(layout, inputs, options, identity["corpus content"], base.unused_ids())
+    draft = msgspec.structs.replace(next_draft(base, "append"), corpora=(*base.corpora, corpus))
+    budget = _batch_tokens(inputs.reader, options)
+    sample = _sample_tokens(layout, draft, corpus)
+    measured = check_load(inputs.reader, options, sample, budget)
+    draft = with_feature_orders(layout, draft, _counts(inputs.reader, measured))
+    return _write(layout, draft, [corpus], base.saes, options, identity, budget)
+
+
+def plan_saes(
+    layout: Layout,
+    base: Snapshot,
+    reader: Reader,
+    options: IngestOptions,
+    identity: Mapping[str, str],
+) -> Plan:
+    """The plan of more SAEs over the corpora of `base`; raises as `make_plan`."""
+    start_over(layout)
+    return _plan_saes(layout, next_draft(base, "add-sae"), reader, options, identity)
+
+
+def start_over(layout: Layout) -> None:
+    """An empty staging folder."""
+    remove_tree(layout.staging)
+    layout.staging.mkdir(parents=True)
+
+
+def _plan_saes(
+    layout: Layout,
+    draft: Draft,
+    reader: Reader,
+    options: IngestOptions,
+    identity: Mapping[str, str],
+) -> Plan:
+    """The plan of the reader's SAEs over all corpora of the draft, which has not got them yet."""
+    show = options.progress
+    budget = _batch_tokens(reader, options)
     say("checking the load on the first tokens", show=show)
-    checks = check_load(inputs, options, _sample_tokens(draft, texts), budget)
+    sample = _sample_tokens(layout, draft, draft.corpora[0])
+    measured = check_load(reader, options, sample, budget)
     say("storing the directions and their logit lens", show=show)
+    saes = tuple(p.record(m.check) for p, m in zip(reader.saes, measured, strict=True))
     draft = msgspec.structs.replace(
         draft,
-        saes=tuple(p.record(c) for p, c in zip(inputs.saes, checks, strict=True)),
-        vectors=_store_directions(layout, inputs, texts.token_texts),
+        saes=(*draft.saes, *saes),
+        vectors=(*draft.vectors, *_store_directions(layout, draft, reader)),
     )
-    size = partition_tokens(int(starts[-1]), sum(c.l0 for c in checks), options.memory_bytes())
+    draft = with_feature_orders(layout, draft, _counts(reader, measured))
+    return _write(layout, draft, draft.corpora, saes, options, identity, budget)
+
+
+def _write(
+    layout: Layout,
+    draft: Draft,
+    corpora: Sequence[Corpus],
+    saes: Sequence[Sae],
+    options: IngestOptions,
+    identity: Mapping[str, str],
+    budget: int,
+) -> Plan:
+    """Cut the corpora into partitions and write the plan down."""
+    texts = Texts(layout.root, draft, ParquetFiles(layout.root))
+    starts = {corpus.id: texts.index(corpus)[:, 1] for corpus in corpora}
+    total = sum(int(own[-1]) for own in starts.values())
+    size = partition_tokens(total, sum(sae.check.l0 for sae in saes), options.memory_bytes())
     plan = Plan(
         identity=dict(identity),
         started=now(),
         batch_tokens=budget,
-        sink_norms={p.name: _sink_norm(c) for p, c in zip(inputs.saes, checks, strict=True)},
+        sink_norms={sae.name: _sink_norm(sae.check) for sae in saes},
         draft=draft,
-        partitions=cut_partitions(starts, corpus.first_context, size),
+        corpora=tuple(corpus.id for corpus in corpora),
+        saes=tuple(sae.name for sae in saes),
+        partitions=tuple(
+            partition
+            for corpus in corpora
+            for partition in cut_partitions(starts[corpus.id], corpus.first_context, size)
+        ),
     )
     write_plan(layout, plan)
     return plan
@@ -102,25 +177,36 @@ def make_plan(
 
 def engine_of(layout: Layout, plan: Plan, inputs: Inputs | Reader, *, show: bool = False) -> Engine:
     """What running the plan's partitions needs. show: say when the device runs out of memory."""
-    corpus = plan.draft.corpora[-1]
     texts = Texts(layout.root, plan.draft, ParquetFiles(layout.root))
     return Engine(
         layout=layout,
         plan=plan,
         model=inputs.model,
         probes=[Probe(p.name, p.sae, p.hook, plan.sink_norms[p.name]) for p in inputs.saes],
-        rule=rule_of(plan.draft),
-        tokens=texts.tokens(corpus),
-        starts=texts.index(corpus)[:, 1],
+        sources=[
+            Source(
+                corpus,
+                texts.tokens(corpus),
+                texts.index(corpus)[:, 1],
+                rule_of(plan.draft, corpus),
+            )
+            for corpus in plan.draft.corpora
+            if corpus.id in plan.corpora
+        ],
         memory=device_memory(plan.batch_tokens, show=show),
         ahead=batches_ahead(inputs.model.device),
     )
 
 
-def rule_of(draft: Draft) -> Rule:
-    """Which positions are recorded, and how."""
-    has_bos = draft.corpora[-1].bos_token_id is not None
-    return Rule(has_bos and not draft.recording.keep_bos, draft.recording.exact)
+def rule_of(draft: Draft | Snapshot, corpus: Corpus) -> Rule:
+    """Which positions of a corpus are recorded, and how."""
+    has_bos = corpus.bos_token_id is not None
+    return Rule(has_bos and not draft.recording.keep_bos, draft.recording.values)
+
+
+def _batch_tokens(reader: Reader, options: IngestOptions) -> int:
+    on_cpu = reader.model.device.type == "cpu"
+    return options.batch_tokens or (_CPU_BATCH_TOKENS if on_cpu else _GPU_BATCH_TOKENS)
 
 
 def logits_path(layout: Layout, sae: str) -> Path:
@@ -129,18 +215,19 @@ def logits_path(layout: Layout, sae: str) -> Path:
 
 
 def _store_corpus(
-    layout: Layout, inputs: Inputs, options: IngestOptions, fingerprint: str
+    layout: Layout, inputs: Inputs, options: IngestOptions, fingerprint: str, ids: NextIds
 ) -> Corpus:
+    say(f"tokenising {inputs.corpus.source}", show=options.progress)
     header = CorpusHeader(
-        id=_CORPUS_ID,
+        id=str(ids.corpus),
         source=inputs.corpus.source,
         fingerprint=fingerprint,
         context_size=inputs.context_size,
         stride=options.stride,
         bos_token_id=inputs.bos,
         metadata=inputs.corpus.metadata_schema,
-        first_document=0,
-        first_context=0,
+        first_document=ids.document,
+        first_context=ids.context,
         vocab_size=inputs.model.vocab_size,
         chats=options.messages_column is not None,
     )
@@ -158,6 +245,8 @@ def contexts_of(
         bos_id=inputs.bos,
         stride=options.stride,
         vocab_size=inputs.model.vocab_size,
+        # Where it stops early, what was tokenised ahead would be for nothing.
+        workers=_TOKENISING_AHEAD if options.max_tokens is None else 0,
     )
 
 
@@ -171,12 +260,11 @@ def _store_vocabulary(layout: Layout, model: LoadedModel) -> File:
         return file_entry(layout, path, folder, final, words.num_rows)
 
 
-def _store_directions(
-    layout: Layout, inputs: Inputs, token_texts: list[str]
-) -> tuple[Vectors, ...]:
-    lens = unembedding(inputs.model)
+def _store_directions(layout: Layout, draft: Draft, reader: Reader) -> tuple[Vectors, ...]:
+    lens = unembedding(reader.model)
+    token_texts = Texts(layout.root, draft, ParquetFiles(layout.root)).token_texts
     stored = []
-    for placed in inputs.saes:
+    for placed in reader.saes:
         sae = placed.sae
         directions = Directions(sae.W_dec.cpu().numpy(), sae.W_enc.T.contiguous().cpu().numpy())
         stored.append(write_vectors(layout, placed.name, directions))
@@ -188,27 +276,33 @@ def _store_directions(
 
 
 def check_load(
-    inputs: Inputs, options: IngestOptions, sample: SampleTokens, batch_tokens: int
-) -> list[LoadCheck]:
+    reader: Reader, options: IngestOptions, sample: SampleTokens, batch_tokens: int
+) -> list[Measured]:
     """Measure every SAE, and judge it unless told not to. Raises `LoadCheckError`."""
     threshold = None if options.keep_sinks else options.sink_threshold
-    checks = measure(
-        inputs.model,
-        [(p.sae, p.hook, p.hook_out) for p in inputs.saes],
+    measured = measure(
+        reader.model,
+        [(p.sae, p.hook, p.hook_out) for p in reader.saes],
         sample,
         threshold,
         device_memory(batch_tokens, show=options.progress),
     )
     note = partial(say, show=options.progress)
-    for placed, check in zip(inputs.saes, checks, strict=True):
+    for placed, (check, _) in zip(reader.saes, measured, strict=True):
+        explained = check.variance_explained
         note(
             f"{placed.name} at {placed.hook.name}: variance explained "
-            f"{check.variance_explained:.3f}, L0 {check.l0:.1f} on {check.tokens:,} tokens"
+            f"{'not measured' if explained is None else format(explained, '.3f')}, "
+            f"L0 {check.l0:.1f} on {check.tokens:,} tokens"
         )
         if options.check:
             reading = Reading(placed.sae, placed.hook, placed.hook_out, threshold)
-            judge(placed.name, inputs.model, reading, check, sample, note)
-    return checks
+            judge(placed.name, reader.model, reading, check, sample, note)
+    return measured
+
+
+def _counts(reader: Reader, measured: Sequence[Measured]) -> dict[str, npt.NDArray[np.int64]]:
+    return {p.name: m.counts for p, m in zip(reader.saes, measured, strict=True)}
 
 
 def device_memory(batch_tokens: int, *, show: bool) -> DeviceMemory:
@@ -216,10 +310,10 @@ def device_memory(batch_tokens: int, *, show: bool) -> DeviceMemory:
     return DeviceMemory(batch_tokens, partial(say, show=show))
 
 
-def _sample_tokens(draft: Draft, texts: Texts) -> SampleTokens:
-    corpus = draft.corpora[-1]
+def _sample_tokens(layout: Layout, draft: Draft, corpus: Corpus) -> SampleTokens:
+    texts = Texts(layout.root, draft, ParquetFiles(layout.root))
     starts = texts.index(corpus)[:, 1]
-    skip_first = rule_of(draft).skip_first
+    skip_first = rule_of(draft, corpus).skip_first
     return SampleTokens(texts.tokens(corpus), starts, corpus.bos_token_id, skip_first)
 
 

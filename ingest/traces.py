@@ -77,6 +77,7 @@ def _remove_parts(layout: Layout) -> None:
         layout.derived,
         layout.vectors,
         layout.matrices,
+        layout.orders,
         layout.snapshots,
         layout.catalog,
         layout.lock,

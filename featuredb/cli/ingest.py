@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,43 +11,26 @@ import featuredb
 from featuredb.cli import options
 from featuredb.cli.ingesting import what_to_ingest
 
+if TYPE_CHECKING:
+    from ingest.pipeline import Outcome
+
 
 @click.command("ingest")
 @options.database
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "processes", "ray"]),
-    default="local",
-    show_default=True,
-    help="Who runs the model: this process, one process per GPU, or a Ray cluster.",
-)
-@click.option(
-    "--workers",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Workers of processes or ray. Default: one per GPU, or per four cores.",
-)
-@click.option(
-    "--gpus-per-worker",
-    metavar="X",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="GPUs that each Ray worker asks for; a fraction shares one.",
-)
-@click.option(
-    "--ray-address",
-    metavar="A",
-    help="The Ray cluster. Default: RAY_ADDRESS, else one on this machine.",
-)
+@options.engine
 @what_to_ingest
-def command(db: str, told: dict[str, Any]) -> None:
+def command(db: str, told: dict[str, Any], **engine: Any) -> None:
     """Run a corpus through a model and SAEs; store all activations.
 
     Running the same command again continues one that was interrupted.
     """
+    report(db, lambda: featuredb.ingest(db, progress=True, **told, **engine))
+
+
+def report(db: str, work: Callable[[], Outcome]) -> None:
+    """Run an ingest and say how it ended."""
     try:
-        outcome = featuredb.ingest(db, progress=True, **told)
+        outcome = work()
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             "interrupted; run the same command again to continue where it stopped"

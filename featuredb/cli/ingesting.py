@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
+from featuredb.rounding import Values
 from ingest.options import IngestOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -17,27 +18,40 @@ _DEFAULTS = {f.name: f.default for f in fields(IngestOptions) if f.default is no
 _COUNT = click.IntRange(min=1)
 
 
-def _option(flag: str, metavar: str, help: str, **more: Any) -> Callable[..., Any]:
+class _Told:
+    """An option: what `click.option` is given, and the name of its value."""
+
+    def __init__(self, *flags: str, **settings: Any) -> None:
+        self._flags = flags
+        self._settings = settings
+        self.name = flags[-1].removeprefix("--").replace("-", "_")
+
+    def option(self, **changes: Any) -> Callable[..., Any]:
+        """The decorator, its settings changed."""
+        return click.option(*self._flags, **(self._settings | changes))
+
+
+def _option(flag: str, metavar: str, help: str, **more: Any) -> _Told:
     """An option with the default that `IngestOptions` gives it."""
     default = _DEFAULTS[flag.removeprefix("--").replace("-", "_")]
-    return click.option(
+    return _Told(
         flag, metavar=metavar, default=default, show_default=default is not None, help=help, **more
     )
 
 
-def _flag(flag: str, help: str) -> Callable[..., Any]:
-    return click.option(flag, is_flag=True, help=help)
+def _flag(flag: str, help: str) -> _Told:
+    return _Told(flag, is_flag=True, help=help)
 
 
 _OPTIONS = (
-    click.option(
+    _Told(
         "--corpus",
         metavar="SRC",
         required=True,
         help="A file, a folder, a glob, hf:DATASET, or - for text on standard input.",
     ),
-    click.option("--model", metavar="M", required=True, help="The model: a folder, or a hub name."),
-    click.option(
+    _Told("--model", metavar="M", required=True, help="The model: a folder, or a hub name."),
+    _Told(
         "--sae",
         "saes",
         metavar="S",
@@ -45,7 +59,7 @@ _OPTIONS = (
         required=True,
         help="An SAE: a folder, a file, or a hub reference. May be given several times.",
     ),
-    click.option(
+    _Told(
         "--name",
         "names",
         metavar="N",
@@ -53,6 +67,7 @@ _OPTIONS = (
         help="What to call the SAE; once per --sae. Default: what its files say.",
     ),
     _option("--hook", "H", "Read the SAEs at this place of the model instead of their own."),
+    _option("--hook-out", "H", "What the SAEs write belongs at this place: for transcoders."),
     _option("--text-column", "C", "The column that holds a document's text."),
     _option("--tokens-column", "C", "A column of token ids to read instead of text."),
     _option("--messages-column", "C", "A column of chat messages to read instead of text."),
@@ -88,7 +103,13 @@ _OPTIONS = (
     ),
     _flag("--keep-sinks", "Store the activations at sinks too."),
     _flag("--keep-bos", "Store the activations at BOS too."),
-    _flag("--exact", "Store activations as float32 instead of float16."),
+    _option(
+        "--values",
+        "V",
+        "Round activations to float16, float32 or log8 (8 bits, 2.2 % off at most).",
+        type=click.Choice(get_args(Values)),
+    ),
+    _flag("--exact", "The same as --values float32."),
     _flag("--no-check", "Do not check first that the SAEs explain the model's activations."),
 )
 
@@ -106,8 +127,39 @@ def what_to_ingest(command: Command) -> Command:
 
     decorated: Any = with_options
     for option in reversed(_OPTIONS):
-        decorated = option(decorated)
+        decorated = option.option()(decorated)
     return decorated  # type: ignore[no-any-return]
 
+
+def what_to_add(*names: str, required: str) -> Callable[[Command], Command]:
+    """Some of those options, for more in a database that there is.
+
+    The command gets one `told`, only what was said: everything else the database decides.
+    """
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def with_options(*args: Any, **kwargs: Any) -> Any:
+            given = {name: kwargs.pop(name) for name in names}
+            told = {name: value for name, value in given.items() if value not in (None, ())}
+            for name in ("saes", "names"):
+                if name in told:
+                    told[name] = list(told[name])
+            if told.pop("no_check", False):
+                told["check"] = False
+            return command(*args, told=told, **kwargs)
+
+        decorated: Any = with_options
+        for option in reversed(_OPTIONS):
+            if option.name in names:
+                settings = {"required": option.name == required, "show_default": False}
+                decorated = option.option(default=None, **settings)(decorated)
+        return decorated  # type: ignore[no-any-return]
+
+    return decorate
+
+
+HOW_TO_COMPUTE = ("batch_tokens", "device", "memory", "no_check")
+"""Options of every verb that runs the model."""
 
 _NAMES = {field.name for field in fields(IngestOptions)}

@@ -1,0 +1,29 @@
+"""`featuredb drop`"""
+
+from __future__ import annotations
+
+import click
+
+import featuredb
+from featuredb.cli import options
+
+
+@click.command("drop")
+@options.database
+@click.option("--sae", metavar="NAME", help="The SAE to drop.")
+@click.option("--corpus", metavar="ID", help="The corpus to drop, with all that fired on it.")
+@options.memory
+def command(db: str, sae: str | None, corpus: str | None, memory: str) -> None:
+    """Take an SAE or a corpus out of a database.
+
+    `featuredb vacuum` frees the space once no reader needs it.
+    """
+    if (sae is None) == (corpus is None):
+        raise click.UsageError("give either --sae NAME or --corpus ID")
+    snapshot = featuredb.drop(db, sae=sae, corpus=corpus, memory=memory)
+    what = f"SAE {sae}" if sae is not None else f"corpus {corpus}"
+    click.echo(
+        f"{db}: dropped {what}, now at snapshot {snapshot.number}; "
+        f"free its space with `featuredb vacuum {db}`",
+        err=True,
+    )

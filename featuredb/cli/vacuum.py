@@ -1,0 +1,37 @@
+"""`featuredb vacuum`"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import click
+
+import featuredb
+from featuredb.cli import options
+from featuredb.durations import duration_of
+
+
+@click.command("vacuum")
+@options.database
+@click.option(
+    "--grace",
+    metavar="TIME",
+    default="1h",
+    show_default=True,
+    help="Keep a snapshot this long after a newer one came, for who has it open: 0s, 30m, 2d.",
+)
+@click.option("--unfinished", is_flag=True, help="Give up an ingest that was begun, not finished.")
+def command(db: str, grace: str, unfinished: bool) -> None:
+    """Remove older snapshots and free their space."""
+    wait: timedelta = duration_of(grace)
+    done = featuredb.vacuum(db, grace=wait, unfinished=unfinished)
+    click.echo(
+        f"{db}: removed {len(done.snapshots)} older snapshots and {done.files:,} files, "
+        f"{done.bytes:,} bytes",
+        err=True,
+    )
+    if done.kept:
+        last = max(done.kept.values()).astimezone().strftime("%Y-%m-%d %H:%M")
+        click.echo(
+            f"{len(done.kept)} more may go by {last}; --grace 0s removes them at once", err=True
+        )

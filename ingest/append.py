@@ -1,0 +1,204 @@
+"""More for a database that there is: another corpus, or more SAEs over the corpora it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from featuredb.errors import IngestError, ModelError, SaeError
+from featuredb.files import storage_errors
+from featuredb.layout import Layout
+from featuredb.lock import write_lock
+from featuredb.snapshot import Snapshot, read_snapshot
+from ingest.change import after_the_last_writer
+from ingest.engines import workers_for
+from ingest.inputs import Inputs, Reader, bos_of, load_inputs, load_reader
+from ingest.options import IngestOptions
+from ingest.pipeline import Outcome, carry_out, done_already
+from ingest.plan import check_identity, plan_path, read_plan
+from ingest.prepare import plan_append, plan_saes
+from ingest.unnamed import clean_up
+
+
+def append(path: str | Path, corpus: Any, **told: Any) -> Outcome:
+    """Add a corpus to the database at `path`: every SAE it has, over all of it.
+
+    told: the arguments of `IngestOptions` that are about a corpus or about how to compute; model
+    and SAEs are those of the database, found where they were at the first ingest unless model
+    and saes say where they are now. Interrupted at any moment, the same call continues; a corpus
+    that is there already is left as it is. Raises `FeatureDBError`.
+    """
+    layout = Layout(Path(path).expanduser().resolve())
+    options = _options(read_snapshot(layout), {"corpus": corpus} | told)
+    inputs = load_inputs(options)
+    with _adding(layout, "append") as base:
+        _same_reader(base, inputs.reader)
+        _fits(base, inputs)
+        identity = {"operation": "append"} | inputs.identity(options)
+        if done_already(base, identity):
+            clean_up(layout, base)
+            return Outcome(base, fresh=False)
+        plan = read_plan(layout)
+        if plan is None:
+            _not_there_yet(base, inputs)
+            plan = plan_append(layout, base, inputs, options, identity)
+        else:
+            check_identity(layout, plan.identity, identity)
+        workers = workers_for(layout, plan, inputs.reader, options)
+        del inputs
+        return Outcome(carry_out(layout, plan, workers, options, base), fresh=True)
+
+
+def add_saes(
+    path: str | Path, saes: Sequence[str], names: Sequence[str] | None = None, **told: Any
+) -> Outcome:
+    """Run more SAEs over the corpora that the database at `path` has; their texts are not needed.
+
+    names: one per SAE, else taken from the files. told: other arguments of `IngestOptions`:
+    hook, hook_out, check, how to compute; model says where the model is now. Interrupted at any
+    moment, the same call continues. Raises `FeatureDBError`.
+    """
+    layout = Layout(Path(path).expanduser().resolve())
+    base = read_snapshot(layout)
+    options = _options(base, {"saes": saes, "names": names, "corpus": None} | _OWN_HOOKS | told)
+    reader = load_reader(
+        options.model,
+        options.saes,
+        options.names,
+        hook=options.hook,
+        hook_out=options.hook_out,
+        device=options.device,
+        dtype=options.dtype,
+        revision=base.model.revision,
+        check=options.check,
+    )
+    with _adding(layout, "add-sae") as base:
+        _same_model(base, reader)
+        names_now = [placed.name for placed in reader.saes]
+        identity = {
+            "operation": "add-sae",
+            "SAEs": ", ".join(names_now),
+            "corpora": ", ".join(corpus.id for corpus in base.corpora),
+        } | reader.identity()
+        if done_already(base, identity):
+            clean_up(layout, base)
+            return Outcome(base, fresh=False)
+        _free_names(base, names_now)
+        _same_bos(base, reader)
+        plan = read_plan(layout)
+        if plan is None:
+            plan = plan_saes(layout, base, reader, options, identity)
+        else:
+            check_identity(layout, plan.identity, identity)
+        workers = workers_for(layout, plan, reader, options)
+        del reader
+        return Outcome(carry_out(layout, plan, workers, options, base), fresh=True)
+
+
+@contextmanager
+def _adding(layout: Layout, purpose: str) -> Iterator[Snapshot]:
+    """The live snapshot, while nobody else writes; what fails before its plan leaves nothing."""
+    with write_lock(layout, purpose), storage_errors(layout.root):
+        base = after_the_last_writer(layout)
+        try:
+            yield base
+        except BaseException:
+            if not plan_path(layout).exists():
+                clean_up(layout, read_snapshot(layout))
+            raise
+
+
+def _options(base: Snapshot, told: Mapping[str, Any]) -> IngestOptions:
+    """What the database decides, and what the user says."""
+    first, recording = base.corpora[0], base.recording
+    hooks, written = {sae.hook for sae in base.saes}, {sae.hook_out for sae in base.saes}
+    check = base.saes[0].check
+    kept: dict[str, Any] = {
+        "model": _where(base.model.path, base.model.id),
+        "saes": [sae.source for sae in base.saes],
+        "names": [sae.name for sae in base.saes],
+        # Several hooks can only have come from the files themselves.
+        "hook": hooks.pop() if len(hooks) == 1 else None,
+        "hook_out": written.pop() if len(written) == 1 else None,
+        "dtype": base.model.dtype,
+        "context_size": first.context_size,
+        "sink_threshold": check.sink_threshold or IngestOptions.sink_threshold,
+        "keep_sinks": recording.keep_sinks,
+        "keep_bos": recording.keep_bos,
+        "values": recording.values,
+    }
+    given = {name: value for name, value in told.items() if value is not None or name in _OPEN}
+    return IngestOptions(**(kept | given))
+
+
+_OWN_HOOKS: dict[str, Any] = {"hook": None, "hook_out": None}
+_OPEN = {*_OWN_HOOKS, "names", "corpus"}
+"""Settings for which None says something."""
+
+
+def _where(path: str, name: str) -> str:
+    return path if Path(path).exists() else name
+
+
+def _same_model(base: Snapshot, reader: Reader) -> None:
+    wanted, found = base.model, reader.model
+    if found.weights_hash != wanted.sha256 or found.tokenizer_hash != wanted.tokenizer_sha256:
+        raise ModelError(
+            f"the model at {found.path} is not the one this database was ingested with "
+            f"({wanted.id}): give the one whose weights have SHA-256 {wanted.sha256[:12]}…"
+        )
+
+
+def _same_reader(base: Snapshot, reader: Reader) -> None:
+    _same_model(base, reader)
+    for record, placed in zip(base.saes, reader.saes, strict=True):
+        if placed.sae.hash != record.sha256:
+            raise SaeError(
+                f"the SAE at {placed.source} is not the {record.name} of this database: "
+                f"give the one whose weights have SHA-256 {record.sha256[:12]}…"
+            )
+
+
+def _fits(base: Snapshot, inputs: Inputs) -> None:
+    most = 1 << base.position_bits
+    if inputs.context_size > most:
+        raise IngestError(
+            f"context size {inputs.context_size} is more than the {most} that this database's "
+            "positions have room for: give a smaller --context-size"
+        )
+
+
+def _not_there_yet(base: Snapshot, inputs: Inputs) -> None:
+    fingerprint = inputs.corpus.fingerprint()
+    for corpus in base.corpora:
+        if corpus.fingerprint == fingerprint:
+            raise IngestError(
+                f"{inputs.corpus.source} is in the database already, as corpus {corpus.id}: drop "
+                "that one first, or give other documents"
+            )
+
+
+def _free_names(base: Snapshot, names: Sequence[str]) -> None:
+    taken = {sae.name for sae in base.saes}.intersection(names)
+    if taken:
+        raise IngestError(
+            f"the database has an SAE named {sorted(taken)[0]!r}: give another --name, or drop "
+            "that one first"
+        )
+
+
+def _same_bos(base: Snapshot, reader: Reader) -> None:
+    """The corpora are tokenised, with BOS or without, as their first SAEs wanted it."""
+    wanted = bos_of(reader)
+    for corpus in base.corpora:
+        if corpus.bos_token_id != wanted:
+            raise IngestError(
+                f"{reader.saes[0].name} was trained {_bos(wanted)} and corpus {corpus.id} is "
+                f"stored {_bos(corpus.bos_token_id)}: ingest it into a database of its own"
+            )
+
+
+def _bos(token: int | None) -> str:
+    return "without a BOS token" if token is None else f"with BOS token {token}"

@@ -1,0 +1,68 @@
+"""A change to a published database: locked, from the live snapshot to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from featuredb.errors import UnfinishedError
+from featuredb.files import storage_errors
+from featuredb.layout import Layout
+from featuredb.lock import write_lock
+from featuredb.snapshot import Draft, Snapshot, finish_publication, read_snapshot
+from ingest.plan import plan_path, read_plan
+from ingest.unnamed import clean_up
+
+
+@contextmanager
+def changing(path: str | Path, purpose: str) -> Iterator[tuple[Layout, Snapshot]]:
+    """The database's layout and live snapshot, while nobody else writes.
+
+    Raises `DatabaseError` where there is none, `UnfinishedError` while an ingest into it waits to
+    be finished, `DatabaseLockedError`, `StorageError`.
+    """
+    layout = Layout(Path(path).expanduser().resolve())
+    read_snapshot(layout)  # nothing is locked or made where there is no database
+    with write_lock(layout, purpose), storage_errors(layout.root):
+        snapshot = after_the_last_writer(layout)
+        refuse_unfinished(layout)
+        yield layout, snapshot
+
+
+def after_the_last_writer(layout: Layout) -> Snapshot:
+    """The live snapshot, once what a killed writer had all but done is done.
+
+    To be called under the write lock.
+    """
+    finish_publication(layout)
+    live = read_snapshot(layout)
+    plan = read_plan(layout)
+    if plan is not None and plan.draft.number <= live.number:
+        clean_up(layout, live)
+    return live
+
+
+def refuse_unfinished(layout: Layout) -> None:
+    """Raises `UnfinishedError` where an ingest waits to be finished."""
+    if plan_path(layout).exists():
+        raise UnfinishedError(
+            f"{layout.root} holds an unfinished ingest: repeat its command to finish it, or "
+            f"give it up with `featuredb vacuum {layout.root} --unfinished`"
+        )
+
+
+def next_draft(snapshot: Snapshot, operation: str) -> Draft:
+    """The snapshot after this one, so far the same."""
+    return Draft(
+        number=snapshot.number + 1,
+        operation=operation,
+        next_ids=snapshot.unused_ids(),
+        position_bits=snapshot.position_bits,
+        model=snapshot.model,
+        recording=snapshot.recording,
+        vocabulary=snapshot.vocabulary,
+        corpora=snapshot.corpora,
+        saes=snapshot.saes,
+        vectors=snapshot.vectors,
+    )

@@ -18,14 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+from featuredb.rounding import Values
+
+FORMAT_VERSION = 2
 """Version of the on-disk format, apart from the package's version."""
 
 FEATURE_ROW_GROUP = 32_768
 """Rows per row group of the feature-major copy: one group is what a median lookup reads."""
 
-TOKEN_ROW_GROUP = 4_096
-"""Tokens per row group of the token-major copy."""
+TOKEN_ROW_GROUP = 2_048
+"""Tokens per row group of the token-major copy: one group is what a look at one context reads."""
 
 MAX_BUCKETS = 256
 """Most feature-bucket files in a compacted segment."""
@@ -36,6 +38,9 @@ EXAMPLES_TOP = 50
 EXAMPLES_QUINTILES = 5
 EXAMPLES_PER_QUINTILE = 4
 """Contexts sampled from each fifth of a feature's contexts, ordered by their maximum."""
+
+WINDOW = 16
+"""Tokens either side of a peak that are kept ready as text."""
 
 NEIGHBORS_KEPT = 50
 """Neighbours kept ready per feature and kind."""
@@ -50,20 +55,34 @@ FLOAT16_MAX = 65504.0
 FLOAT16_TINY = 2.0**-24
 """Smallest non-zero float16 (subnormal)."""
 
+LOG8_STEPS = 16
+"""Values per octave of the log8 grid: a feature whose activations span less than 16 octaves, a
+factor of 65,536, takes at most 256 of them: 8 bits each."""
+
+LOG8_ERROR = 0.0222
+"""Largest relative error of log8: half a step of the grid, 0.02166, and float16's rounding of the
+grid, 2**-11. Below 2**-14, where float16 is coarser, an error of at most 2**-24 comes on top."""
+
 FloatArray = npt.NDArray[np.floating[Any]]
 
+RELATIVE_ERROR: dict[Values, float] = {"float16": 2.0**-11, "float32": 0.0, "log8": LOG8_ERROR}
+"""Largest relative error of a stored activation that float16 holds with full precision."""
 
-def stored(values: npt.NDArray[np.float32], *, exact: bool = False) -> FloatArray:
+
+def stored(values: npt.NDArray[np.float32], to: Values = "float16") -> FloatArray:
     """The activation as the store keeps it.
 
     values: float32 [n], all non-zero and finite. Returns float16 [n], each rounded to nearest,
     except that a non-zero value never becomes zero (it becomes the smallest subnormal of its
     sign). If any magnitude would overflow float16 the result is float32 [n]: that value exact,
     the others still rounded to float16, so that what is stored for a token never depends on
-    which other tokens shared its file. With `exact` the values come back as float32, unrounded.
+    which other tokens shared its file. For ``log8`` values are first rounded to the nearest
+    2**(k / LOG8_STEPS), k an integer; for ``float32`` they come back unrounded.
     """
-    if exact:
+    if to == "float32":
         return values
+    if to == "log8":
+        values = _on_the_grid(values)
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
     vanished = half == 0
@@ -75,6 +94,32 @@ def stored(values: npt.NDArray[np.float32], *, exact: bool = False) -> FloatArra
         wide[overflow] = values[overflow]
         return wide
     return half
+
+
+def _on_the_grid(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Each of `values` rounded to the nearest 2**(k / LOG8_STEPS) of its sign.
+
+    Works on the bits: the grid is the same in every octave, so the fraction alone decides. Its
+    first 8 bits tell the two grid values it may be nearest to, apart by less than that.
+    """
+    bits = values.view(np.uint32)
+    fraction = bits & _FRACTION
+    step = _STEPS_BELOW[fraction >> np.uint32(15)]
+    step += fraction >= _MIDDLES[step]
+    magnitude = (bits & _EXPONENT) + _GRID[step]
+    np.minimum(magnitude, _LARGEST, out=magnitude)
+    rounded: npt.NDArray[np.float32] = ((bits & _SIGN) | magnitude).view(np.float32)
+    return rounded
+
+
+_SIGN, _EXPONENT, _FRACTION = np.uint32(1 << 31), np.uint32(0xFF << 23), np.uint32((1 << 23) - 1)
+_LARGEST = np.float32(np.finfo(np.float32).max).view(np.uint32)
+_POINTS = 2.0 ** (np.arange(LOG8_STEPS + 1) / LOG8_STEPS) - 1
+_GRID = np.round(_POINTS * 2**23).astype(np.uint32)
+"""The grid from 1 to 2, as fractions; 2 carries into the exponent."""
+_MIDDLES = np.append(np.ceil((_POINTS[1:] + _POINTS[:-1]) * 2**22), 2**23).astype(np.uint32)
+_STEPS_BELOW = np.searchsorted(_MIDDLES[:-1], np.arange(256) << 15, side="right").astype(np.uint8)
+"""How many middles lie at or below each multiple of 2**-8."""
 
 
 def position_bits(context_size: int) -> int:
@@ -108,15 +153,27 @@ def feature_major(values: str) -> pa.Schema:
     )
 
 
-def token_major(values: str, d_sae: int) -> pa.Schema:
+FEATURE_ORDER = pa.schema(
+    [
+        pa.field("rank", pa.uint32(), nullable=False),
+        pa.field("feature_id", pa.uint32(), nullable=False),
+    ]
+)
+"""Every feature of one SAE, the most frequent first; ranks from 0."""
+
+
+def token_major(values: str, d_sae: int, *, gaps: bool = True) -> pa.Schema:
     """Second copy: one row per recorded token with at least one active feature.
 
-    Sorted by position; feature_ids ascending in each list, activations aligned with them.
+    Sorted by position. Each list of gaps has the token's ranks in the SAE's FEATURE_ORDER,
+    ascending: the first, then the differences; activations are aligned with them. Without
+    `gaps`, as in format 1, the column is feature_ids, ascending.
     """
+    name = "gaps" if gaps else "feature_ids"
     return pa.schema(
         [
             pa.field("position", pa.uint32(), nullable=False),
-            pa.field("feature_ids", pa.list_(pa.field("element", feature_id_type(d_sae)))),
+            pa.field(name, pa.list_(pa.field("element", feature_id_type(d_sae)))),
             pa.field("activations", pa.list_(pa.field("element", value_type(values)))),
         ]
     )
@@ -233,6 +290,25 @@ EXAMPLES = pa.schema(
 kind 0: the top contexts, rank from 1 by (activation descending, context_id ascending). kind
 1 to 5: contexts sampled from that fifth of the feature's contexts, weakest fifth first. The two
 lists hold every active token of the feature in that context.
+"""
+
+WINDOWS = pa.schema(
+    [
+        pa.field("feature_id", pa.uint32(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("context_id", pa.int64(), nullable=False),
+        pa.field("document_id", pa.int64(), nullable=False),
+        pa.field("activation", pa.float32(), nullable=False),
+        pa.field("token_index", pa.int32(), nullable=False),
+        pa.field("window_start", pa.int32(), nullable=False),
+        pa.field("tokens", pa.list_(pa.field("element", pa.string())), nullable=False),
+        pa.field("activations", pa.list_(pa.field("element", pa.float32())), nullable=False),
+    ]
+)
+"""The top contexts of `EXAMPLES` (kind 0) as an answer shows them, sorted by (feature_id, rank).
+
+The tokens from window_start on are those up to `WINDOW` either side of the peak that the context
+has, as text; their activations are 0 where the feature is not active.
 """
 
 NEIGHBORS = pa.schema(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from featuredb.errors import HookError, LoadCheckError
 from featuredb.snapshot import LoadCheck
@@ -32,22 +36,34 @@ _LOUD_CAUSES = (
 )
 
 
-def fit(sae: Sae, name: str, hook: HookPoint, hook_out: HookPoint | None = None) -> None:
-    """Raises `HookError` when the SAE cannot read, or write, there, naming both widths."""
+class Measured(NamedTuple):
+    """What is kept of the measurement, and int64 [d_sae], the tokens each feature was active on."""
+
+    check: LoadCheck
+    counts: npt.NDArray[np.int64]
+
+
+def fit(
+    sae: Sae, name: str, hook: HookPoint, hook_out: HookPoint | None = None, *, check: bool = True
+) -> None:
+    """Raises `HookError` when the SAE cannot read, or write, there, naming both widths.
+
+    check: also when it is not known where it writes, so that it could not be checked.
+    """
     if sae.d_in != hook.width:
         raise HookError(
             f"SAE {name} reads {sae.d_in} dimensions but {hook.name} gives {hook.width}: "
             "give the hook it was trained on with --hook, or the model it was trained on"
         )
-    if hook_out is None and sae.d_out != sae.d_in:
+    if check and hook_out is None and sae.d_out != sae.d_in:
         raise HookError(
             f"SAE {name} reads {sae.d_in} dimensions and writes {sae.d_out}, and its files do not "
-            "say where what it writes belongs: add the output hook to its configuration"
+            f"say where what it writes belongs: give the place with --hook-out; {_OVERRIDE}"
         )
     if hook_out is not None and sae.d_out != hook_out.width:
         raise HookError(
             f"SAE {name} writes {sae.d_out} dimensions but {hook_out.name} has {hook_out.width}: "
-            "give the model it was trained on"
+            "give the place it writes to with --hook-out, or the model it was trained on"
         )
 
 
@@ -57,32 +73,33 @@ def measure(
     sample: SampleTokens,
     sink_threshold: float | None,
     memory: DeviceMemory,
-) -> list[LoadCheck]:
+) -> list[Measured]:
     """Measure each (SAE, input hook, output hook or None) on the first contexts.
 
     Sinks and BOS are left out of every figure as they are left out of the store. The median norm
     counts every recorded position. variance explained = 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖², with y the
-    hook the SAE rebuilds. Raises `ModelError` for NaN or infinite hidden states.
+    hook the SAE rebuilds; None where that is not known and the widths differ. Raises `ModelError`
+    for NaN or infinite hidden states.
     """
     hooks = {h.name: h for _, read, write in saes for h in (read, write) if h is not None}
     states = read_states(model, list(hooks.values()), sample.first(SAMPLE_TOKENS), memory)
-    checks = []
+    measured = []
     for sae, read, write in saes:
         kept, median = states[read.name].ordinary(sink_threshold)
         x = states[read.name].x[kept]
-        y = states[(write or read).name].x[kept]
+        known = write is not None or sae.d_out == sae.d_in
+        y = states[(write or read).name].x[kept] if known else x.new_zeros(len(x), sae.d_out)
         got = explain(sae, x, y)
-        checks.append(
-            LoadCheck(
-                tokens=len(x),
-                l0=got.l0,
-                variance_explained=got.variance_explained,
-                dead_share=got.dead_share,
-                median_norm=median,
-                sink_threshold=sink_threshold,
-            )
+        check = LoadCheck(
+            tokens=len(x),
+            l0=got.l0,
+            variance_explained=got.variance_explained if known else None,
+            dead_share=got.dead_share,
+            median_norm=median,
+            sink_threshold=sink_threshold,
         )
-    return checks
+        measured.append(Measured(check, got.counts))
+    return measured
 
 
 def judge(
@@ -99,6 +116,7 @@ def judge(
     note: told, in a line, what is doubtful but no ground for refusal.
     """
     sae, place = reading.sae, reading.hook.name
+    assert check.variance_explained is not None, "fit has refused what cannot be measured"
     figures = f"{check.variance_explained:.2f} on {check.tokens} tokens, L0 {check.l0:.1f}"
     wrong, causes = None, _CAUSES
     if not check.variance_explained > 0:
@@ -125,7 +143,12 @@ def judge(
             DeviceMemory(SAMPLE_TOKENS // 8, lambda _: None),
         )[place]
         if begins_with_sinks(states, _SINK_THRESHOLD):
+            fix = (
+                'set "prepend_bos": true in its cfg.json'
+                if sae.format == "saelens"
+                else "give the model a tokenizer that puts one first"
+            )
             note(
                 f"contexts have no BOS and begin with tokens of enormous norm at {place}: "
-                f"if SAE {name} was trained with a BOS, say so in its files (prepend_bos)"
+                f"if SAE {name} was trained with a BOS, {fix}, and ingest to another path"
             )

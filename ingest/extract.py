@@ -13,6 +13,7 @@ from torch import Tensor
 
 from featuredb import schemas
 from featuredb.errors import ModelError, SaeError
+from featuredb.rounding import Values
 from ingest.batches import Batch
 from ingest.hooks import HookPoint, forward_to_hooks
 from ingest.model import LoadedModel
@@ -48,11 +49,11 @@ class Recorded(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Which positions are recorded, and whether values keep float32."""
+    """Which positions are recorded, and what values are rounded to."""
 
     skip_first: bool
     """The first token of every context is a BOS that is not recorded."""
-    exact: bool
+    values: Values
 
 
 @torch.inference_mode()
@@ -71,7 +72,7 @@ def run_batch(
     with turn or nullcontext():
         residuals = forward(model, [p.hook for p in probes], batch)
     wanted = positions(batch.lengths, rule.skip_first)
-    return [_record(probe, residuals[probe.hook.name], wanted, rule.exact) for probe in probes]
+    return [_record(probe, residuals[probe.hook.name], wanted, rule.values) for probe in probes]
 
 
 def forward(model: LoadedModel, hooks: Sequence[HookPoint], batch: Batch) -> dict[str, Tensor]:
@@ -113,7 +114,7 @@ def _record(
     probe: Probe,
     residual: Tensor,
     wanted: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
-    exact: bool,
+    values: Values,
 ) -> Recorded:
     row, index = wanted
     flat = torch.from_numpy(row * residual.shape[1] + index).to(residual.device)
@@ -140,7 +141,7 @@ def _record(
         row[at],
         index[at],
         feature.astype(np.uint32),
-        schemas.stored(value, exact=exact),
+        schemas.stored(value, values),
         len(row),
         sink_row,
         sink_index,

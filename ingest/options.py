@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from featuredb.errors import IngestError
+from featuredb.rounding import Values
+from featuredb.sizes import size_of
+
+if TYPE_CHECKING:
+    from featuredb.snapshot import Recording
 
 ENGINES = ("local", "processes", "ray")
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +22,15 @@ class IngestOptions:
 
     corpus: path, glob, ``-``, ``hf:...`` or an Arrow table. model: folder or hub name. saes: one
     or more references, see `featuredb.load_sae`. names: one per SAE, else taken from the files.
-    hook: read every SAE here instead of where its own files say. context_size: tokens per
-    context, BOS included; default the SAE's own, at most the model's, else 256. stride: tokens
-    between the starts of two windows of a document; default no overlap. max_tokens: stop after
+    hook: read every SAE here instead of where its own files say; hook_out: what they write belongs
+    here, for transcoders. context_size: tokens per context, BOS included; default the SAE's own,
+    at most the model's, else 256. stride: tokens between the starts of two windows of a document;
+    default no overlap. max_tokens: stop after
     the document that reaches it. batch_tokens: padded tokens per forward pass; default by device.
     memory: host memory to aim for, e.g. ``"4GB"``. sink_threshold: a position whose norm at the
-    hook exceeds this many times the median is a sink. exact: keep activations as float32.
+    hook exceeds this many times the median is a sink. values: what activations are rounded to,
+    ``float16``, ``float32``, or ``log8``, 16 values per octave, which are 8 bits in most files and
+    off by 2.2 % at most. exact: the same as values ``float32``.
     check: refuse SAEs that do not explain the model's activations. progress: show progress.
 
     engine: who runs the partitions. ``local`` is this process; ``processes``, several on this
@@ -38,6 +44,7 @@ class IngestOptions:
     saes: Sequence[str]
     names: Sequence[str] | None = None
     hook: str | None = None
+    hook_out: str | None = None
     text_column: str = "text"
     tokens_column: str | None = None
     messages_column: str | None = None
@@ -53,6 +60,7 @@ class IngestOptions:
     sink_threshold: float = 10.0
     keep_sinks: bool = False
     keep_bos: bool = False
+    values: Values = "float16"
     exact: bool = False
     check: bool = True
     progress: bool = field(default=False)
@@ -74,6 +82,11 @@ class IngestOptions:
                 raise IngestError(f"{name} must be larger than {value}")
         if not self.sink_threshold > 0:
             raise IngestError(f"sink_threshold must be positive, not {self.sink_threshold}")
+        if self.values not in get_args(Values):
+            known = ", ".join(get_args(Values))
+            raise IngestError(f"values must be one of {known}, not {self.values!r}")
+        if self.exact and self.values == "log8":
+            raise IngestError("exact activations cannot be log8: leave one of the two out")
         self.memory_bytes()
         self._check_engine()
 
@@ -91,17 +104,18 @@ class IngestOptions:
         if self.ray_address is not None and self.engine != "ray":
             raise IngestError("a Ray address needs --engine ray")
 
+    def recording(self) -> Recording:
+        """Which positions to record, and how."""
+        # Here: the snapshot's module takes numpy and pyarrow along, and help must be quick.
+        from featuredb.snapshot import Recording
+
+        return Recording(
+            keep_bos=self.keep_bos,
+            keep_sinks=self.keep_sinks,
+            exact=self.exact or self.values == "float32",
+            log8=self.values == "log8",
+        )
+
     def memory_bytes(self) -> int:
-        """`memory` in bytes. Raises `IngestError` for anything that is not a size."""
-        match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?i?B?)\s*", self.memory, re.IGNORECASE)
-        unit = match[2].upper().replace("I", "") if match else ""
-        unit = unit if unit.endswith("B") or not unit else f"{unit}B"
-        try:
-            size = int(float(match[1]) * _UNITS[unit]) if match else 0
-        except (ValueError, KeyError):
-            size = 0
-        if size < 100 * 10**6:
-            raise IngestError(
-                f"memory must be a size of at least 100MB such as 4GB, not {self.memory!r}"
-            )
-        return size
+        """`memory` in bytes. Raises `OptionError` for anything that is not a size."""
+        return size_of(self.memory)

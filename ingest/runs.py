@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featuredb import schemas
-from featuredb.feature_major import FeatureRows, directory_of, write_feature_file
+from featuredb.feature_major import FeatureRows, directory_of, stride_of, write_feature_file
+from featuredb.feature_order import FeatureOrder
 from featuredb.files import folder_in_place, remove_tree, sha256_of
 from featuredb.layout import Layout
 from featuredb.snapshot import FeatureFile, File, Segment, TokenFile
@@ -96,28 +97,32 @@ def write_run(
     codes: Codes,
     sinks: Sinks,
     extent: Extent,
+    order: FeatureOrder,
     order_of: Order = stable_order,
 ) -> Segment:
     """Write both copies of a run as segment `segment_id`, in place in one step.
 
     `codes` has each token's entries adjacent, feature ids ascending within a token. An unfinished
-    run of the same id, left by a crash, is replaced. order_of: what sorts the feature ids.
+    run of the same id, left by a crash, is replaced. order: what the token-major copy counts
+    along. order_of: what sorts the feature ids.
     Raises `StorageError`.
     """
     final = layout.segment(segment_id)
     remove_tree(final)
     codes = by_position(codes)
     values = codes.activation.dtype.name
-    order = order_of(codes.feature_id)
+    sort = order_of(codes.feature_id)
     sorted_rows = FeatureRows(
-        codes.feature_id[order].astype(np.uint32),
-        codes.position[order],
-        codes.activation[order],
+        codes.feature_id[sort].astype(np.uint32),
+        codes.position[sort],
+        codes.activation[sort],
     )
     counts = np.bincount(codes.feature_id, minlength=d_sae)
     with folder_in_place(final) as folder:
-        write_feature_file(folder / "fm.parquet", sorted_rows, values)
-        write_token_file(folder / "tm.parquet", token_rows(*codes), values, d_sae)
+        # Positions are sorted; any number above the last keeps features apart.
+        stride = stride_of(int(codes.position[-1]) + 1 if len(codes.position) else 0, bits=0)
+        write_feature_file(folder / "fm.parquet", sorted_rows, values, stride)
+        write_token_file(folder / "tm.parquet", token_rows(*codes), values, d_sae, order)
         np.save(folder / "directory.npy", directory_of(counts))
         write_sinks(folder / "sinks.parquet", sinks)
         n = len(codes.position)
@@ -133,10 +138,14 @@ def write_run(
             rows=n,
             values="float32" if values == "float32" else "float16",
             recorded_tokens=extent.recorded_tokens,
-            feature_files=(FeatureFile(feature_file, 0, d_sae, 0),),
+            feature_files=(FeatureFile(feature_file, 0, d_sae, 0, stride),),
             token_files=(
                 TokenFile(
-                    token_file, extent.first_context, extent.end_context, extent.first_context
+                    token_file,
+                    extent.first_context,
+                    extent.end_context,
+                    extent.first_context,
+                    order.path,
                 ),
             ),
             directory=file_entry(layout, folder / "directory.npy", folder, final, d_sae + 1),

@@ -65,11 +65,15 @@ class States(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """How an SAE did: 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖², mean active features, features never active."""
+    """How an SAE did: 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖², mean active features, features never active.
+
+    counts: int64 [d_sae], the tokens each feature was active on.
+    """
 
     variance_explained: float
     l0: float
     dead_share: float
+    counts: npt.NDArray[np.int64]
 
 
 @torch.inference_mode()
@@ -101,8 +105,8 @@ def explain(sae: Sae, x: Tensor, y: Tensor, *, top: int | None = None) -> Explai
 
     With `top`, only that many of each token's activations, the largest, are kept.
     """
-    active = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device)
-    total = squared = 0.0
+    counts = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
+    squared = 0.0
     for start in range(0, len(x), _ROWS):
         part = x[start : start + _ROWS]
         acts = sae.encode(part)
@@ -110,13 +114,13 @@ def explain(sae: Sae, x: Tensor, y: Tensor, *, top: int | None = None) -> Explai
             kept = acts.topk(min(top, sae.d_sae), dim=1)
             acts = torch.zeros_like(acts).scatter_(1, kept.indices, kept.values)
         fires = acts != 0
-        active |= fires.any(dim=0)
-        total += float(fires.sum())
+        counts += fires.sum(dim=0)
         rebuilt = sae.decode(acts, part)
         squared += float((y[start : start + _ROWS].double() - rebuilt.double()).square().sum())
     variance = float((y.double() - y.double().mean(dim=0)).square().sum()) if len(y) else 0.0
     return Explained(
         1.0 - squared / variance if variance else 0.0,
-        total / max(1, len(x)),
-        1.0 - float(active.float().mean()),
+        float(counts.sum()) / max(1, len(x)),
+        1.0 - float((counts > 0).float().mean()),
+        counts.cpu().numpy(),
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any
 
 from featuredb import schemas
 from featuredb.results import Info
-from featuredb.snapshot import Corpus, Sae
+from featuredb.snapshot import Corpus, Sae, Snapshot
 from featuredb.store import Store
 
 
@@ -27,6 +28,7 @@ def info(store: Store) -> Info:
             "activations": activations,
             "bytes": sum(f.bytes for f in snapshot.files()),
             "values": _values(store),
+            "largest_relative_error": schemas.RELATIVE_ERROR[snapshot.recording.values],
             "keeps_bos": snapshot.recording.keep_bos,
             "keeps_sinks": snapshot.recording.keep_sinks,
             "model": {
@@ -40,14 +42,45 @@ def info(store: Store) -> Info:
                 "sha256": snapshot.model.sha256,
             },
             "saes": [_sae(store, sae) for sae in snapshot.saes],
+            "size": _sizes(snapshot),
             "corpora": [_corpus(corpus) for corpus in snapshot.corpora],
         }
     )
 
 
 def _values(store: Store) -> str:
-    kinds = sorted({s.values for s in store.snapshot.segments})
-    return " and ".join(kinds) if kinds else "float16"
+    """What activations are rounded to, and float32 where some were too large for that."""
+    rounded = store.snapshot.recording.values
+    wide = any(s.values == "float32" for s in store.snapshot.segments)
+    return f"{rounded} and float32" if wide and rounded != "float32" else rounded
+
+
+def _sizes(snapshot: Snapshot) -> dict[str, int]:
+    """Bytes below each folder of the database, as docs/format.md has them; their sum is `bytes`."""
+    sizes: dict[str, int] = {}
+    for file in snapshot.files():
+        folder = PurePosixPath(PurePosixPath(file.path).parts[0]).stem
+        sizes[f"{folder}_bytes"] = sizes.get(f"{folder}_bytes", 0) + file.bytes
+    return sizes
+
+
+def _examples(snapshot: Snapshot, sae: str) -> int:
+    tables = next(t for t in snapshot.derived.saes if t.sae == sae)
+    windows = sum(part.file.bytes for part in tables.windows)
+    return tables.examples.bytes + tables.examples_directory.bytes + windows
+
+
+def _activations(snapshot: Snapshot, sae: str) -> dict[str, int]:
+    """Bytes of an SAE's activations by part."""
+    segments = snapshot.segments_of(sae)
+    order = snapshot.sae(sae).order
+    return {
+        "feature_major": sum(f.file.bytes for s in segments for f in s.feature_files),
+        "token_major": sum(f.file.bytes for s in segments for f in s.token_files),
+        "directory": sum(s.directory.bytes for s in segments),
+        "feature_order": order.bytes if order is not None else 0,
+        "sinks": sum(s.sinks.bytes for s in segments),
+    }
 
 
 def _sae(store: Store, sae: Sae) -> dict[str, Any]:
@@ -55,8 +88,9 @@ def _sae(store: Store, sae: Sae) -> dict[str, Any]:
     tokens, rows = snapshot.recorded_tokens(sae.name), snapshot.rows(sae.name)
     segments = snapshot.segments_of(sae.name)
     sinks = sum(s.sinks.rows for s in segments)
-    primary = sum(f.file.bytes for s in segments for f in s.feature_files)
-    second = sum(f.file.bytes for s in segments for f in s.token_files)
+    parts = _activations(snapshot, sae.name)
+    both = parts["feature_major"] + parts["token_major"]
+    parts["examples"] = _examples(snapshot, sae.name)
     return {
         "name": sae.name,
         "features": sae.d_sae,
@@ -72,11 +106,11 @@ def _sae(store: Store, sae: Sae) -> dict[str, Any]:
         "l0": rows / tokens if tokens else None,
         "sinks": sinks,
         "segments": len(segments),
-        "feature_major_bytes": primary,
-        "token_major_bytes": second,
-        "bytes_per_activation": (primary + second) / rows if rows else None,
+        "bytes_per_activation": both / rows if rows else None,
         "variance_explained": sae.check.variance_explained,
         "examples_per_feature": schemas.EXAMPLES_TOP,
+        "size": {f"{part}_bytes": size for part, size in parts.items()},
+        "size_per_activation": {part: size / rows for part, size in parts.items()} if rows else {},
     }
 
 

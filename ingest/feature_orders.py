@@ -1,0 +1,32 @@
+"""The order of each SAE's features, fixed before its first run is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from featuredb.feature_order import write_feature_order
+from featuredb.layout import Layout
+from featuredb.snapshot import Draft
+from featuredb.vectors import table_of
+
+
+def with_feature_orders(
+    layout: Layout, draft: Draft, counts: Mapping[str, npt.NDArray[np.integer[Any]]]
+) -> Draft:
+    """The draft with a stored order for every SAE that had none.
+
+    counts: by name of such an SAE, [d_sae], how often each feature fired in a sample. Raises
+    `StorageError`.
+    """
+    saes = []
+    for sae in draft.saes:
+        if sae.order is None:
+            order = write_feature_order(layout, table_of(sae.name), draft.number, counts[sae.name])
+            sae = msgspec.structs.replace(sae, order=order)
+        saes.append(sae)
+    return msgspec.structs.replace(draft, saes=tuple(saes))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import duckdb
 
@@ -12,11 +15,12 @@ from featuredb.layout import Layout
 from featuredb.snapshot import Snapshot
 
 
-def build_catalog(layout: Layout, snapshot: Snapshot) -> None:
-    """Write the catalog of `snapshot` and put it in place of the old one in one step.
+@contextmanager
+def built_catalog(layout: Layout, snapshot: Snapshot) -> Iterator[Path]:
+    """The catalog of `snapshot` under a temporary name, flushed, for the block to put in place.
 
-    A client that has the old file open keeps reading it. Raises `CorruptDatabaseError` when the
-    snapshot's files are not there, `StorageError` when the disk refuses.
+    Raises `CorruptDatabaseError` when the snapshot's files are not there, `StorageError` when the
+    disk refuses.
     """
     root = layout.root.absolute()
     temporary = temporary_name(layout.catalog)
@@ -26,7 +30,16 @@ def build_catalog(layout: Layout, snapshot: Snapshot) -> None:
                 create(connection, snapshot, root)
                 connection.execute("CHECKPOINT")
             fsync_path(temporary)
-            os.replace(temporary, layout.catalog)
+            yield temporary
         finally:
             temporary.unlink(missing_ok=True)
-        fsync_path(layout.root)
+
+
+def build_catalog(layout: Layout, snapshot: Snapshot) -> None:
+    """Put the catalog of `snapshot` in place of the old one in one step.
+
+    A client that has the old file open keeps reading it. Raises as `built_catalog`.
+    """
+    with built_catalog(layout, snapshot) as temporary:
+        os.replace(temporary, layout.catalog)
+    fsync_path(layout.root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from featuredb.errors import (
     FormatVersionError,
 )
 from featuredb.layout import Layout
+from featuredb.pointer import Pointer
 from featuredb.snapshot import read_snapshot, write_snapshot
 from tests.make_store import MadeSae, World, make_store
 
@@ -58,6 +60,7 @@ def test_still_being_ingested(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused_by_its_version_alone(root: Path) -> None:
     path = next((root / "snapshots").iterdir())
     path.write_text(json.dumps({"format": 99, "featuredb": "9.0", "shape": "unheard of"}))
+    (root / "CURRENT").write_bytes(Pointer(path.stem, sha256(path.read_bytes()).hexdigest()).line())
     with pytest.raises(FormatVersionError, match=r"format 99, written by featuredb 9\.0"):
         read_snapshot(Layout(root))
 

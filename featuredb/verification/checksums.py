@@ -1,0 +1,45 @@
+"""Files against what the snapshot says of their bytes and rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import pyarrow.parquet as pq
+
+from featuredb.layout import Layout
+from featuredb.snapshot import File
+from featuredb.verification.progress import Bar
+from featuredb.verification.remedies import remedy
+from featuredb.verification.report import Problem
+
+_CHUNK = 1 << 22
+
+
+def check_file(layout: Layout, file: File, bar: Bar) -> Iterator[Problem]:
+    """Size, SHA-256, and the number of rows where a format states it. At most one problem."""
+    path = layout.root / file.path
+    try:
+        size = path.stat().st_size
+        if size != file.bytes:
+            said = f"has {size:,} bytes, should have {file.bytes:,}"
+            yield Problem(file.path, said, remedy(file.path))
+            return
+        digest = hashlib.sha256()
+        with open(path, "rb", buffering=0) as handle:
+            while chunk := handle.read(_CHUNK):
+                digest.update(chunk)
+                bar.advance(len(chunk))
+        if digest.hexdigest() != file.sha256:
+            said = "has changed since it was written (SHA-256)"
+            yield Problem(file.path, said, remedy(file.path))
+            return
+        rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else file.rows
+        if rows != file.rows:
+            said = f"has {rows:,} rows, should have {file.rows:,}"
+            yield Problem(file.path, said, remedy(file.path))
+    except FileNotFoundError:
+        yield Problem(file.path, "is missing", remedy(file.path))
+    except OSError as error:
+        said = f"cannot be read ({error.strerror or error})"
+        yield Problem(file.path, said, remedy(file.path))

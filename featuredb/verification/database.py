@@ -1,0 +1,260 @@
+"""The verification of a whole database."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from functools import partial
+from pathlib import Path
+
+from featuredb.errors import CorruptDatabaseError
+from featuredb.layout import Layout
+from featuredb.parquet import ParquetFiles
+from featuredb.snapshot import (
+    File,
+    Sae,
+    Snapshot,
+    read_pointer,
+    read_snapshot,
+    unfinished_publication,
+)
+from featuredb.verification.activations import Lengths, Profile, check_segment
+from featuredb.verification.catalog import check_catalog
+from featuredb.verification.checksums import check_file
+from featuredb.verification.corpora import check_corpus, check_vocabulary
+from featuredb.verification.derived import check_examples, check_features, check_neighbors
+from featuredb.verification.directions import check_directions
+from featuredb.verification.progress import Bar, bar
+from featuredb.verification.remedies import remedy
+from featuredb.verification.report import Problem, Report, counted
+from featuredb.verification.scope import Scope
+from featuredb.verification.sinks import check_sinks
+from featuredb.verification.strays import strays
+
+MEMORY = 10**9
+"""Bytes a verification works in unless it is told."""
+
+_OPEN_FILES = 16
+
+
+def verify(
+    path: str | Path,
+    *,
+    memory: int = MEMORY,
+    all_snapshots: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Check the live snapshot of the database at `path`; with `all_snapshots` every kept one.
+
+    First the bytes of every file: ``CURRENT``, the snapshot, the catalog, and all that the
+    snapshot names, by size and SHA-256. Then, as far as the files are sound, what they say: sort
+    order, directory and agreement of both copies of the activations; ids, tokens and lengths of
+    the corpora; statistics, neighbours, and a sample of examples against the activations; LanceDB's
+    directions against the matrices; the catalog's views. memory: bytes to work in, beyond what the
+    interpreter and its libraries take. progress: a bar on standard error where that is a terminal.
+
+    Whatever is wrong is in the report. Raises `DatabaseNotFoundError`, `DatabaseNotReadyError` and
+    `FormatVersionError` as opening the database would.
+    """
+    layout = Layout(Path(path).expanduser().absolute())
+    with bar(progress) as shown:
+        live, problems = _live(layout)
+        if live is None:
+            return Report(1, 0, 0, tuple(problems))
+        return _report(layout, live, problems, memory, all_snapshots, shown)
+
+
+def _report(
+    layout: Layout,
+    live: Snapshot,
+    problems: list[Problem],
+    memory: int,
+    all_snapshots: bool,
+    shown: Bar,
+) -> Report:
+    sound = not problems
+    older = _older(layout, live)
+    listed = [live.catalog] if live.catalog is not None else []
+    checked = [live]
+    if all_snapshots:
+        listed += live.older
+        checked += older
+    listed += [file for snapshot in checked for file in snapshot.files()]
+    files = {file.path: file for file in listed if _is_kept(layout, live, file)}
+    size = sum(file.bytes for file in files.values())
+    shown.doing("checksums", size)
+    found = {p: list(check_file(layout, f, shown)) for p, f in files.items()}
+    damaged = {path for path, wrong in found.items() if wrong}
+    problems += [problem for wrong in found.values() for problem in wrong]
+    shown.doing("contents", size)
+    parquet = ParquetFiles(layout.root, _OPEN_FILES, memory_map=False)
+    known: dict[str, Profile | None] = {}
+    seen: set[str] = set()
+    try:
+        for snapshot in checked:
+            scope = Scope(layout, snapshot, parquet, memory, shown, damaged)
+            for problem in _contents(scope, known):
+                if str(problem) not in seen:  # snapshots share files
+                    seen.add(str(problem))
+                    problems.append(problem)
+    finally:
+        parquet.close()
+    if layout.catalog.name not in damaged:
+        problems += check_catalog(layout, live, ask=not damaged)
+    stray, stray_bytes = strays(layout, [live, *older])
+    notes = []
+    if sound and (now := _published_since(layout, live)) is not None:
+        notes.append(f"snapshot {now} was published meanwhile; this is about {live.number}")
+        problems = [p for p in problems if p.where != layout.catalog.name]
+    elif sound and layout.catalog.name in damaged and unfinished_publication(layout) is not None:
+        notes.append(
+            f"the catalog is that of snapshot {live.number + 1} already, whose writer was killed "
+            "before its last step: repeat its command, or any that writes, to finish it"
+        )
+        problems = [p for p in problems if p.where != layout.catalog.name]
+    if stray:
+        notes.append(
+            f"{counted(stray, 'file')} of {stray_bytes:,} bytes "
+            f"{'is' if stray == 1 else 'are'} named by no snapshot; `featuredb vacuum` removes them"
+        )
+    own = [layout.current, layout.snapshot(live.number)]
+    kept = {s.id: s.rows for snapshot in checked for s in snapshot.segments}
+    return Report(
+        files=len(files) + sum(path.exists() for path in own),
+        bytes=size + sum(path.stat().st_size for path in own if path.exists()),
+        activations=sum(kept.values()),
+        problems=tuple(problems),
+        notes=tuple(notes),
+    )
+
+
+def _live(layout: Layout) -> tuple[Snapshot | None, list[Problem]]:
+    """The live snapshot and what is wrong with it or with ``CURRENT``.
+
+    Where only ``CURRENT`` is wrong the newest snapshot there is stands in for the live one.
+    """
+    newest = max((int(p.stem) for p in layout.snapshots.glob("[0-9]*.json")), default=None)
+    current = layout.current.name
+
+    def instead(said: str) -> tuple[Snapshot | None, list[Problem]]:
+        wrong = [Problem(current, said, remedy(current))]
+        if newest is None:
+            return None, wrong
+        try:
+            return read_snapshot(layout, newest), wrong
+        except CorruptDatabaseError:
+            where = layout.relative(layout.snapshot(newest))
+            return None, [*wrong, Problem(where, "cannot be read", remedy(where))]
+
+    try:
+        pointer = read_pointer(layout)
+    except FileNotFoundError:
+        if newest is None or layout.staging.is_dir():
+            return read_snapshot(layout), []  # which says what there is instead
+        return instead("is missing")
+    except CorruptDatabaseError:
+        return instead("is damaged")
+    except OSError as error:
+        said = f"cannot be read ({error.strerror})"
+        return None, [Problem(current, said, remedy(current))]
+    named = layout.snapshots / f"{pointer.name}.json"
+    where = layout.relative(named)
+    if not named.exists():
+        if pointer.sha256 is None and newest is not None:
+            return instead(f"names {where}, which is not there")
+        return None, [Problem(where, "is missing", remedy(where))]
+    try:
+        return read_snapshot(layout), []
+    except CorruptDatabaseError:
+        said = "is not the snapshot that was published (SHA-256)"
+        return None, [Problem(where, said, remedy(where))]
+
+
+def _older(layout: Layout, live: Snapshot) -> list[Snapshot]:
+    """The kept snapshots before the live one that can be read."""
+    found = []
+    for path in sorted(layout.snapshots.glob("[0-9]*.json")):
+        if int(path.stem) < live.number:
+            try:
+                found.append(read_snapshot(layout, int(path.stem)))
+            except CorruptDatabaseError:
+                continue  # its checksum says so where older snapshots are looked at
+    return found
+
+
+def _is_kept(layout: Layout, live: Snapshot, file: File) -> bool:
+    """All but an older snapshot that was removed, as it may be."""
+    return file not in live.older or (layout.root / file.path).exists()
+
+
+def _published_since(layout: Layout, live: Snapshot) -> str | None:
+    try:
+        name = read_pointer(layout).name
+    except (OSError, CorruptDatabaseError):
+        return None
+    return name if name != layout.snapshot(live.number).stem else None
+
+
+def _contents(scope: Scope, known: dict[str, Profile | None]) -> Iterator[Problem]:
+    """What the files of one snapshot say.
+
+    known: by id, what the activations of each segment looked at before add up to, None for one
+    that is not sound; those of this snapshot are added.
+    """
+    snapshot, derived = scope.snapshot, scope.snapshot.derived
+    vocabulary = snapshot.vocabulary
+    yield from scope.guarded(vocabulary.path, partial(check_vocabulary, scope), vocabulary)
+    for corpus in snapshot.corpora:
+        own = [corpus.documents, corpus.contexts, corpus.tokens, corpus.index]
+        own += [corpus.roles] if corpus.roles is not None else []
+        where = f"corpus/{corpus.id}"
+        yield from scope.guarded(where, partial(check_corpus, scope, corpus), *own)
+    profiles: dict[str, Profile] = {}
+    for sae in snapshot.saes:
+        whole = yield from _activations(scope, sae, known)
+        if whole is not None:
+            profiles[sae.name] = whole
+    check = partial(check_features, scope, profiles)
+    yield from scope.guarded(derived.features.path, check, derived.features)
+    for tables in derived.saes:
+        if tables.sae in profiles:
+            sae = snapshot.sae(tables.sae)
+            look = partial(check_examples, scope, sae, tables, profiles[sae.name])
+            own = [tables.examples, tables.examples_directory]
+            yield from scope.guarded(tables.examples.path, look, *own)
+    for file in (derived.neighbors_decoder, derived.neighbors_encoder, derived.coactivation):
+        yield from scope.guarded(file.path, partial(check_neighbors, scope, file), file)
+    for vectors in snapshot.vectors:
+        compare = partial(check_directions, scope, snapshot.sae(vectors.sae), vectors)
+        own = [vectors.decoder, vectors.encoder, *vectors.files]
+        yield from scope.guarded(f"vectors.lance/{vectors.table}.lance", compare, *own)
+
+
+def _activations(
+    scope: Scope, sae: Sae, known: dict[str, Profile | None]
+) -> Generator[Problem, None, Profile | None]:
+    """The segments of one SAE; returns what they add up to, None unless all are sound."""
+    lengths = Lengths(scope)
+    indexes = [corpus.index for corpus in scope.snapshot.corpora]
+    for segment in scope.snapshot.segments_of(sae.name):
+        if segment.id in known:
+            continue
+        needs = [segment.directory, *indexes]
+        needs += [sae.order] if sae.order is not None else []
+        needs += [entry.file for entry in segment.feature_files]
+        needs += [entry.file for entry in segment.token_files]
+        own = Profile(sae.d_sae)
+        sound = not scope.damaged & {file.path for file in needs}
+        check = partial(check_segment, scope, segment, lengths, own)
+        for problem in scope.guarded(f"segments/{segment.id}", check, *needs):
+            sound = False
+            yield problem
+        known[segment.id] = own if sound else None
+        look = partial(check_sinks, scope, segment, lengths)
+        yield from scope.guarded(segment.sinks.path, look, segment.sinks, *indexes)
+    total = Profile(sae.d_sae)
+    for segment in scope.snapshot.segments_of(sae.name):
+        part = known[segment.id]
+        if part is None:
+            return None
+        total.join(part)
+    return total

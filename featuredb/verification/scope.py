@@ -1,0 +1,58 @@
+"""What every check works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import duckdb
+import pyarrow as pa
+
+from featuredb.errors import CorruptDatabaseError
+from featuredb.layout import Layout
+from featuredb.parquet import ParquetFiles
+from featuredb.snapshot import File, Snapshot
+from featuredb.verification.progress import Bar
+from featuredb.verification.remedies import remedy
+from featuredb.verification.report import Problem
+
+_UNREADABLE = (
+    CorruptDatabaseError, OSError, ValueError, IndexError, KeyError, pa.ArrowException,
+    duckdb.Error,
+)  # fmt: skip
+"""What reading a file raises that is not what its name says."""
+
+
+@dataclass
+class Scope:
+    """One snapshot under verification.
+
+    memory: bytes to work in. damaged: paths already known to be wrong, whose content nobody looks
+    at again.
+    """
+
+    layout: Layout
+    snapshot: Snapshot
+    files: ParquetFiles
+    memory: int
+    bar: Bar
+    damaged: set[str] = field(default_factory=set)
+
+    def guarded(
+        self, where: str, check: Callable[[], Iterator[Problem]], *needs: File
+    ) -> Iterator[Problem]:
+        """A check's problems; a file that cannot be read is one more, `where`.
+
+        Nothing is checked where one of the files it `needs` is damaged.
+        """
+        if self.damaged & {file.path for file in needs}:
+            return
+        try:
+            yield from check()
+        except _UNREADABLE as error:
+            yield Problem(where, f"cannot be read ({first_line(error)})", remedy(where))
+
+
+def first_line(error: Exception) -> str:
+    """An exception as part of a line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

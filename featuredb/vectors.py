@@ -1,34 +1,33 @@
-"""Decoder and encoder directions: kept in LanceDB, searched exactly through a float16 matrix.
+"""Decoder and encoder directions: kept in LanceDB, with unit rows in float16 beside them to scan.
 
-Scoring rule, the same when the neighbour graph is built and when a question is asked: candidates
-come from FAISS over the unit-normalised float16 rows; each is then rescored as the float64 dot
-product of the float32 directions divided by their float64 norms, rounded to seven decimals, so
-that equal directions tie whatever order the machine sums in, and kept as float32. Order: score
-descending, ties by (SAE in the snapshot's order, feature id).
+LanceDB has the float32 rows, which scores are computed from; ``matrices/`` has the float16 ones,
+which `featuredb.exact_search` looks for candidates in.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from typing import Any, NamedTuple
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb.files import folder_in_place, remove_tree, sha256_of
+from featuredb.errors import CorruptDatabaseError
+from featuredb.files import folder_in_place, fsync_tree, remove_tree, sha256_of
 from featuredb.layout import Layout
-from featuredb.snapshot import File, Vectors
+from featuredb.snapshot import File, Sae, Vectors, read_snapshot
 
 Float32Matrix = npt.NDArray[np.float32]
+HalfMatrix = npt.NDArray[np.float16]
 
-_DECIMALS = 7
-
-_SLACK = 32
-"""Candidates fetched beyond the number asked for: float16 may swap near-ties, rescoring restores
-them as long as they are among the candidates."""
+_BLOCK = 4_096
+"""Rows normalised at a time: float64 copies of this many."""
 
 
 class Directions(NamedTuple):
@@ -38,25 +37,48 @@ class Directions(NamedTuple):
     encoder: Float32Matrix
 
 
-def write_vectors(layout: Layout, sae: str, directions: Directions) -> Vectors:
+class Rows(Protocol):
+    """Directions float32 [n, d] that are read a slice at a time: an array, or `DirectionRows`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> Float32Matrix: ...
+
+
+def write_vectors(
+    layout: Layout, sae: str, directions: Directions, table: str | None = None
+) -> Vectors:
     """Store the directions of one SAE: a LanceDB table and two float16 matrices.
 
-    A table left by an interrupted ingest is overwritten; no snapshot named it yet.
+    table: what to call both; `free_table` when None. A table of that name that an interrupted
+    ingest left is replaced, and no other table is touched. Raises `StorageError`.
     """
-    table_name = table_of(sae)
+    table = table or free_table(layout, sae)
     layout.vectors.mkdir(parents=True, exist_ok=True)
-    table = _connect(layout).create_table(table_name, _lance_table(directions), mode="overwrite")
-    final = layout.matrices / table_name
-    remove_tree(final)
+    _remove(layout, table)
+    written = _connect(layout).create_table(table, _lance_table(directions))
+    fsync_tree(_lance_folder(layout, table))
+    final = layout.matrices / table
     entries = []
     with folder_in_place(final) as folder:
         for name, matrix in zip(Directions._fields, directions, strict=True):
             path = folder / f"{name}.npy"
-            np.save(path, unit_rows(matrix).astype(np.float16))
+            np.save(path, half_rows(matrix))
             size, digest = path.stat().st_size, sha256_of(path)
             relative = layout.relative(final / path.name)
             entries.append(File(relative, len(matrix), size, digest))
-    return Vectors(sae, table_name, int(table.version), entries[0], entries[1])
+    files = _lance_files(layout, table)
+    return Vectors(sae, table, int(written.version), entries[0], entries[1], files)
+
+
+def drop_vectors(layout: Layout, vectors: Vectors) -> None:
+    """Remove the table and the matrices of one SAE.
+
+    Nothing may need them any more: whoever calls this knows that no kept snapshot names them. What
+    is gone already is no error, so an interrupted removal is repeated. Raises `StorageError`.
+    """
+    _remove(layout, vectors.table)
 
 
 def table_of(sae: str) -> str:
@@ -67,6 +89,119 @@ def table_of(sae: str) -> str:
     """
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", sae).lstrip(".")[:80]
     return sae if plain == sae else f"{plain}.{sha256(sae.encode()).hexdigest()[:16]}".lstrip(".")
+
+
+def free_table(layout: Layout, sae: str) -> str:
+    """What to call the table of a new SAE: `table_of`, unless a kept snapshot's table is called so.
+
+    A dropped SAE's directions stay while an older snapshot names them; a new one of its name then
+    gets the table of ``name/2`` (``name/3``, …), which no SAE can be called.
+    """
+    taken = {
+        vectors.table
+        for path in layout.snapshots.glob("[0-9]*.json")
+        for vectors in read_snapshot(layout, int(path.stem)).vectors
+    }
+    name, number = table_of(sae), 1
+    while name in taken:
+        number += 1
+        name = table_of(f"{sae}/{number}")
+    return name
+
+
+def comparable(saes: Iterable[Sae], sae: Sae, kind: str) -> list[Sae]:
+    """The SAEs whose directions may be compared with those of `sae`, itself among them, in order.
+
+    They read the same hook, write the same hook, and their directions have the same length.
+    kind: ``decoder`` or ``encoder``.
+    """
+    own = (sae.hook, sae.hook_out, length(sae, kind))
+    return [s for s in saes if (s.hook, s.hook_out, length(s, kind)) == own]
+
+
+def length(sae: Sae, kind: str) -> int:
+    """Numbers in one direction. kind: ``decoder`` or ``encoder``."""
+    return sae.d_out if kind == "decoder" else sae.d_in
+
+
+class DirectionRows:
+    """The float32 directions of some SAEs, one SAE after another, read from LanceDB when asked.
+
+    A row counts through the SAEs in their order. Reading a few rows reads little else: nothing
+    is kept. Every reading raises `CorruptDatabaseError` where the table is damaged.
+    """
+
+    def __init__(self, layout: Layout, vectors: Sequence[Vectors], kind: str) -> None:
+        connection = _connect(layout)
+        self._names = [v.table for v in vectors]
+        self._layout = layout
+        self._kind = kind
+        self._tables = [self._open(connection, v) for v in vectors]
+        self._firsts = np.cumsum([0] + [getattr(v, kind).rows for v in vectors])
+        width = self._tables[0].schema.field(kind).type.list_size
+        self.shape = (int(self._firsts[-1]), int(width))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Float32Matrix:
+        """Rows float32 [n, d], in the order asked for; a row may be asked for twice."""
+        wanted, where = np.unique(rows, return_inverse=True)
+        found = np.empty((len(wanted), self.shape[1]), np.float32)
+        edges = np.searchsorted(wanted, self._firsts)
+        for number, (low, high) in enumerate(pairwise(edges.tolist())):
+            if low < high:
+                own = wanted[low:high] - self._firsts[number]
+                question = self._tables[number].take_offsets(own.tolist())
+                self._read(self._names[number], question, own, found[low:high])
+        return found[where]
+
+    def __getitem__(self, rows: slice) -> Float32Matrix:
+        """Consecutive rows float32 [n, d]."""
+        start, stop, _ = rows.indices(len(self))
+        found = np.empty((max(0, stop - start), self.shape[1]), np.float32)
+        for number, (first, end) in enumerate(pairwise(self._firsts.tolist())):
+            # In pieces, since LanceDB holds what it reads more than once.
+            for low in range(max(start, first), min(stop, end), _BLOCK):
+                own = np.arange(low, min(stop, end, low + _BLOCK)) - first
+                question = self._tables[number].search().offset(int(own[0])).limit(len(own))
+                into = found[low - start : low - start + len(own)]
+                self._read(self._names[number], question, own, into)
+        return found
+
+    def _read(
+        self, table: str, question: Any, features: npt.NDArray[np.int64], into: Float32Matrix
+    ) -> None:
+        """Put the rows of `features`, which LanceDB is asked for, into `into`."""
+        done = 0
+        try:
+            found = question.select(["feature_id", self._kind]).to_arrow()
+        except Exception as error:  # LanceDB raises whatever its Rust half says
+            raise self._damaged(table, error) from error
+        for batch in found.to_batches():
+            rows = slice(done, done + len(batch))
+            if not np.array_equal(batch.column("feature_id").to_numpy(), features[rows]):
+                break
+            into[rows] = _numbers(batch.column(self._kind))
+            done += len(batch)
+        if done < len(features):
+            reason = ValueError("it does not hold the features in their order")
+            raise self._damaged(table, reason)
+
+    def _open(self, connection: Any, vectors: Vectors) -> Any:
+        try:
+            table = connection.open_table(vectors.table)
+            table.checkout(vectors.version)
+        except Exception as error:  # LanceDB raises whatever its Rust half says
+            raise self._damaged(vectors.table, error) from error
+        return table
+
+    def _damaged(self, table: str, error: Exception) -> CorruptDatabaseError:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return CorruptDatabaseError(
+            f"{_lance_folder(self._layout, table)} is missing or damaged ({first_line}): "
+            "run `featuredb verify` to see what else is, and restore it from a copy"
+        )
 
 
 def read_directions(layout: Layout, vectors: Vectors) -> Directions:
@@ -84,34 +219,12 @@ def unit_rows(matrix: Float32Matrix) -> npt.NDArray[np.float64]:
     return np.asarray(wide / np.where(norms == 0, 1.0, norms))
 
 
-def cosine_top(
-    queries: npt.NDArray[np.float64],
-    half: npt.NDArray[np.float16],
-    rows: Float32Matrix,
-    k: int,
-) -> tuple[npt.NDArray[np.int64], Float32Matrix]:
-    """The k rows of highest cosine to each query.
-
-    queries: unit rows float64 [q, d]. half: unit rows float16 [n, d]. rows: the same rows as
-    float32, not normalised, [n, d]. Returns (row index int64, score float32), both
-    [q, min(k, n)], score descending, ties by row index.
-    """
-    import faiss
-
-    n = len(rows)
-    wanted = min(n, k + _SLACK)
-    index = faiss.IndexScalarQuantizer(
-        half.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-    )
-    index.add(np.ascontiguousarray(half, dtype=np.float32))
-    _, candidates = index.search(queries.astype(np.float32), wanted)
-    found = np.empty((len(queries), min(k, n)), np.int64)
-    scores = np.empty(found.shape, np.float32)
-    for i, ids in enumerate(candidates):
-        exact = np.round(unit_rows(rows[ids]) @ queries[i], _DECIMALS).astype(np.float32)
-        order = np.lexsort((ids, -exact))[: found.shape[1]]
-        found[i], scores[i] = ids[order], exact[order]
-    return found, scores
+def half_rows(matrix: Float32Matrix) -> HalfMatrix:
+    """Unit rows rounded to float16, what ``matrices/`` holds."""
+    half = np.empty(matrix.shape, np.float16)
+    for start in range(0, len(matrix), _BLOCK):
+        half[start : start + _BLOCK] = unit_rows(matrix[start : start + _BLOCK])
+    return half
 
 
 def _connect(layout: Layout) -> Any:
@@ -120,6 +233,21 @@ def _connect(layout: Layout) -> Any:
     import lancedb
 
     return lancedb.connect(layout.vectors)
+
+
+def _lance_folder(layout: Layout, table: str) -> Path:
+    return layout.vectors / f"{table}.lance"
+
+
+def _lance_files(layout: Layout, table: str) -> tuple[File, ...]:
+    """What LanceDB wrote for a table, by path."""
+    paths = sorted(p for p in _lance_folder(layout, table).rglob("*") if p.is_file())
+    return tuple(File(layout.relative(p), 0, p.stat().st_size, sha256_of(p)) for p in paths)
+
+
+def _remove(layout: Layout, table: str) -> None:
+    remove_tree(_lance_folder(layout, table))
+    remove_tree(layout.matrices / table)
 
 
 def _lance_table(directions: Directions) -> pa.Table:
@@ -137,5 +265,8 @@ def _matrix(table: pa.Table, name: str) -> Float32Matrix:
     column = table.column(name).combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0)
-    matrix: Float32Matrix = column.flatten().to_numpy().reshape(len(column), -1)
-    return matrix
+    return _numbers(column)
+
+
+def _numbers(column: pa.FixedSizeListArray) -> Float32Matrix:
+    return cast(Float32Matrix, column.flatten().to_numpy().reshape(len(column), -1))

@@ -1,21 +1,22 @@
-"""Features near a feature: by decoder direction, encoder direction, or firing together."""
+"""Features near a feature or a vector: by decoder or encoder direction, or firing together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from featuredb import schemas
-from featuredb.errors import QueryError
-from featuredb.names import feature_name, parse_feature
+from featuredb.errors import QueryError, UnknownFeatureError
+from featuredb.names import NO_SAE, feature_name, parse_feature, sae_names
 from featuredb.parquet import chunk_to_numpy
 from featuredb.results import Neighbors
 from featuredb.snapshot import Sae
 from featuredb.store import Store
-from featuredb.vectors import cosine_top, unit_rows
+from featuredb.vectors import comparable, length
 from queries.checks import check_k
 
 KINDS = ("decoder", "encoder", "coactivation")
@@ -23,13 +24,31 @@ KINDS = ("decoder", "encoder", "coactivation")
 _COLUMNS = ["sae", "feature_id", "neighbor_sae", "neighbor_id", "score"]
 
 
-def near(store: Store, feature: int | str, k: int = 20, by: str = "decoder") -> Neighbors:
+class Found(NamedTuple):
+    """Features in order, their scores float32, and how they were found.
+
+    recall: what share of the 10 nearest that way of searching finds.
+    """
+
+    names: Sequence[str]
+    numbers: Sequence[int]
+    scores: npt.NDArray[np.float32]
+    method: str
+    recall: float = 1.0
+
+
+def near(
+    store: Store, feature: int | str, k: int = 20, by: str = "decoder", *, exact: bool = False
+) -> Neighbors:
     """The k features nearest to `feature`, itself apart.
 
     by: ``"decoder"`` or ``"encoder"``, the cosine of the directions (scoring rule of
-    `featuredb.vectors`) among all SAEs that read and write the same hooks with directions of one
-    length; ``"coactivation"``, the Jaccard index of the two sets of active tokens in one SAE,
+    `featuredb.exact_search`) among all SAEs that read and write the same hooks with directions of
+    one length; ``"coactivation"``, the Jaccard index of the two sets of active tokens in one SAE,
     only features that ever fire together and at most `schemas.NEIGHBORS_KEPT` of them.
+
+    As many as that come from the stored graph, which is exact; more are searched for, through the
+    snapshot's index where it has one, unless `exact`.
 
     Score descending, ties by SAE in the snapshot's order, then feature id; no rows where there is
     no other feature. Raises `UnknownFeatureError`, and `QueryError` for a bad k or kind.
@@ -39,17 +58,83 @@ def near(store: Store, feature: int | str, k: int = 20, by: str = "decoder") -> 
     if by not in KINDS:
         raise QueryError(f"by must be one of {', '.join(KINDS)}, not {by!r}")
     if by == "coactivation" or k <= schemas.NEIGHBORS_KEPT:
-        names, numbers, scores = _kept(store, sae, number, k, by)
+        found = _kept(store, sae, number, k, by)
     else:
-        names, numbers, scores = _exact(store, sae, number, k, by)
-    return Neighbors(
-        _table(store, names, numbers, scores),
-        feature=feature_name(store.snapshot, sae, number),
-        by=by,
-    )
+        found = _others(store, sae, number, k, by, exact)
+    return _answer(store, found, feature_name(store.snapshot, sae, number), by)
 
 
-Found = tuple[list[str], list[int], npt.NDArray[np.float32]]
+def near_vector(
+    store: Store,
+    vector: Any,
+    k: int = 20,
+    by: str = "decoder",
+    sae: str | None = None,
+    *,
+    exact: bool = False,
+) -> Neighbors:
+    """The k features whose directions are nearest to `vector`.
+
+    vector: numbers, as many as a direction has; its length does not matter. by: ``"decoder"`` or
+    ``"encoder"``. sae: an SAE it is compared with, and with it all those that `near` would compare
+    with that one; needed where the database has several such groups of that length. Searched
+    through the snapshot's index where it has one, unless `exact`.
+
+    Order as `near`. Raises `UnknownFeatureError` for an unknown SAE, and `QueryError` for a bad k
+    or kind and for a vector of another length, with values that are not finite, or of zeros only.
+    """
+    k = check_k(k)
+    if by not in KINDS[:2]:
+        raise QueryError(f"by must be decoder or encoder for a vector, not {by!r}")
+    query = _checked(vector)
+    found = _search(store, _place(store, len(query), by, sae), query, k, by, exact)
+    return _answer(store, found, "vector", by)
+
+
+def _checked(vector: Any) -> npt.NDArray[np.float64]:
+    """The vector as float64 [d], scaled so that no square of it overflows."""
+    try:
+        query = np.asarray(vector, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise QueryError(f"the vector must be numbers ({error})") from None
+    if query.ndim != 1:
+        raise QueryError(
+            f"the vector must have one dimension, not {query.ndim}: give one at a time"
+        )
+    if not np.isfinite(query).all():
+        at = int(np.flatnonzero(~np.isfinite(query))[0])
+        raise QueryError(f"the vector's values must be finite, value {at} is {query[at]}")
+    if not query.any():
+        raise QueryError("the vector is all zeros, which is near nothing: give a direction")
+    return query / float(np.abs(query).max())
+
+
+def _place(store: Store, width: int, by: str, name: str | None) -> Sae:
+    """An SAE whose directions, and those comparable with them, the vector is compared with."""
+    snapshot = store.snapshot
+    if name is not None:
+        sae = next((s for s in snapshot.saes if s.name == name), None)
+        if sae is None:
+            raise UnknownFeatureError(NO_SAE.format(name=name, names=sae_names(snapshot)))
+        if length(sae, by) != width:
+            raise QueryError(
+                f"the vector has {width} values, {by} directions of {name} have {length(sae, by)}"
+            )
+        return sae
+    fitting = [s for s in snapshot.saes if length(s, by) == width]
+    if not fitting:
+        known = ", ".join(str(n) for n in sorted({length(s, by) for s in snapshot.saes})) or "none"
+        raise QueryError(f"the vector has {width} values, {by} directions here have {known}")
+    if len(comparable(fitting, fitting[0], by)) < len(fitting):
+        names = ", ".join(s.name for s in fitting)
+        raise QueryError(
+            f"directions of {width} values belong to several hooks: say which with sae, as one of "
+            f"{names}"
+        )
+    return fitting[0]
+
+
+_NOTHING = Found([], [], np.empty(0, np.float32), "graph")
 
 
 def _kept(store: Store, sae: Sae, feature: int, k: int, by: str) -> Found:
@@ -62,44 +147,67 @@ def _kept(store: Store, sae: Sae, feature: int, k: int, by: str) -> Found:
     }[by]
     groups = store.graph_groups(path).holding(sae.name, feature)
     if not groups:
-        return [], [], np.empty(0, np.float32)
+        return _NOTHING
     table = store.files.read(path, groups, _COLUMNS)
     rows = np.flatnonzero(chunk_to_numpy(table.column("feature_id")) == feature)
     if len(rows) == 0:
-        return [], [], np.empty(0, np.float32)
+        return _NOTHING
     # One SAE's rows of a feature are consecutive; another SAE's may be in the same row groups.
     table = table.slice(int(rows[0]), int(rows[-1] - rows[0]) + 1)
     own = np.array(table.column("sae").to_pylist(), dtype=object) == sae.name
     own &= chunk_to_numpy(table.column("feature_id")) == feature
     table = table.filter(pa.array(own)).slice(0, k)
-    return (
+    return Found(
         table.column("neighbor_sae").to_pylist(),
         table.column("neighbor_id").to_pylist(),
         chunk_to_numpy(table.column("score")),
+        "graph",
     )
 
 
-def comparable(store: Store, sae: Sae) -> list[Sae]:
-    """The SAEs whose directions may be compared with those of `sae`, itself among them."""
-    return [
-        s
-        for s in store.snapshot.saes
-        if (s.hook, s.hook_out, s.d_in, s.d_out) == (sae.hook, sae.hook_out, sae.d_in, sae.d_out)
-    ]
+def _others(store: Store, sae: Sae, feature: int, k: int, by: str, exact: bool) -> Found:
+    """From the directions themselves, but for the feature's own."""
+    before = 0
+    for other in store.directions.group(sae, by):
+        if other == sae:
+            break
+        before += other.d_sae
+    own = store.directions.rows(sae, by).take(np.array([before + feature]))[0]
+    found = _search(store, sae, own, k + 1, by, exact)
+    kept = [
+        i
+        for i, which in enumerate(zip(found.names, found.numbers, strict=True))
+        if which != (sae.name, feature)
+    ][:k]
+    return found._replace(
+        names=[found.names[i] for i in kept],
+        numbers=[found.numbers[i] for i in kept],
+        scores=found.scores[kept],
+    )
 
 
-def _exact(store: Store, sae: Sae, feature: int, k: int, by: str) -> Found:
-    """From the directions themselves."""
-    group = comparable(store, sae)
-    rows = np.concatenate([getattr(store.directions(s), by) for s in group])
+def _search(
+    store: Store, sae: Sae, query: npt.NDArray[np.floating], k: int, by: str, exact: bool
+) -> Found:
+    """The nearest directions among those comparable with `sae`."""
+    directions = store.directions
+    group = directions.group(sae, by)
     firsts = np.cumsum([0] + [s.d_sae for s in group])
-    own = int(firsts[group.index(sae)]) + feature
-    half = np.concatenate([store.matrix(s, by) for s in group])
-    found, scores = cosine_top(unit_rows(rows[own : own + 1]), half, rows, k + 1)
-    others = found[0] != own
-    ids, kept = found[0][others][:k], scores[0][others][:k]
-    which = np.searchsorted(firsts, ids, side="right") - 1
-    return [group[i].name for i in which], (ids - firsts[which]).tolist(), kept
+    index = None if exact else directions.index(sae, by)
+    if index is None:
+        rows, scores = directions.exact(sae, by).search(query, k)
+        method, recall = "exact", 1.0
+    else:
+        rows, scores = directions.approximate(sae, by, index).search(query, k)
+        method, recall = "ivf", index.recall
+    which = np.searchsorted(firsts, rows, side="right") - 1
+    names = [group[i].name for i in which]
+    return Found(names, (rows - firsts[which]).tolist(), scores, method, recall)
+
+
+def _answer(store: Store, found: Found, feature: str, by: str) -> Neighbors:
+    table = _table(store, found.names, found.numbers, found.scores)
+    return Neighbors(table, feature=feature, by=by, method=found.method, recall=found.recall)
 
 
 def _table(

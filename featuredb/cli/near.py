@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
 import featuredb
 from featuredb.cli import options
 from featuredb.cli.output import Output
+from featuredb.errors import QueryError
 
 
 @click.command("near")
-@options.database
-@options.feature
+@options.pinned_database
+@click.argument("feature", metavar="[FEATURE]", required=False)
 @click.option(
     "--by",
     type=click.Choice(("decoder", "encoder", "coactivation")),
@@ -19,10 +23,42 @@ from featuredb.cli.output import Output
     show_default=True,
     help="Near in decoder direction, in encoder direction, or active on the same tokens.",
 )
+@click.option(
+    "--vector",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Near to the vector in this .npy file, in place of a FEATURE.",
+)
+@click.option("--sae", metavar="NAME", help="With --vector: the SAE to compare it with.")
+@click.option("--exact", is_flag=True, help="Search everything, even where there is an index.")
 @options.limit(20, "neighbors")
 @options.output
-def command(db: str, feature: str, by: str, k: int, output: Output) -> None:
-    """The features nearest to a feature."""
-    with featuredb.open(db) as database:
-        answer = database.near(feature, k=k, by=by)
+def command(
+    db: str,
+    snapshot: int | None,
+    feature: str | None,
+    by: str,
+    vector: Path | None,
+    sae: str | None,
+    exact: bool,
+    k: int,
+    output: Output,
+) -> None:
+    """The features nearest to a feature, or to a vector."""
+    if (feature is None) == (vector is None):
+        raise click.UsageError("give a FEATURE, or --vector FILE")
+    with featuredb.open(db, snapshot=snapshot) as database:
+        if vector is not None:
+            answer = database.near_vector(_read(vector), k=k, by=by, sae=sae, exact=exact)
+        else:
+            answer = database.near(feature or "", k=k, by=by, exact=exact)
     output.write(answer)
+
+
+def _read(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise QueryError(f"{path} is not a .npy file of numbers ({error})") from None

@@ -1,14 +1,32 @@
-"""What the tables of directions are called."""
+"""What the tables of directions are called, what is written of them, and how they are read."""
 
 from __future__ import annotations
 
 import re
+import shutil
+from hashlib import sha256
+from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featuredb.vectors import table_of
+from featuredb.errors import CorruptDatabaseError
+from featuredb.layout import Layout
+from featuredb.vectors import (
+    DirectionRows,
+    comparable,
+    drop_vectors,
+    free_table,
+    read_directions,
+    table_of,
+    unit_rows,
+    write_vectors,
+)
+from tests.directions import a_world, made_directions, sae_of
+from tests.make_store import make_store
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=100)
 
@@ -31,3 +49,95 @@ def test_a_table_is_a_file_s_name_anywhere(name: str) -> None:
 def test_names_that_differ_late_or_only_where_they_are_made_plain() -> None:
     names = ["abcd x", "abcd/x", "abcd_x", "größe", "..", ".", "a" * 200, "a" * 201]
     assert len({table_of(name) for name in names}) == len(names)
+
+
+def test_what_is_written_is_listed_and_read_back(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    written = made_directions(50, 6)
+    vectors = write_vectors(layout, "a sae", written)
+    assert vectors.table == table_of("a sae")
+    listed = {f.path for f in (vectors.decoder, vectors.encoder, *vectors.files)}
+    assert listed == {
+        p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()
+    }
+    assert any(f.path.endswith(".lance") for f in vectors.files)
+    for file in vectors.files:
+        data = (tmp_path / file.path).read_bytes()
+        assert (file.bytes, file.sha256) == (len(data), sha256(data).hexdigest())
+    for kind, matrix in zip(written._fields, written, strict=True):
+        assert np.array_equal(getattr(read_directions(layout, vectors), kind), matrix)
+        half = np.load(tmp_path / getattr(vectors, kind).path)
+        assert np.array_equal(half, unit_rows(matrix).astype(np.float16))
+
+
+def test_another_table_changes_no_file_of_the_first(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    write_vectors(layout, "one", made_directions(20, 4))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    other = write_vectors(layout, "two", made_directions(30, 4))
+    assert {p: p.read_bytes() for p in before} == before
+    drop_vectors(layout, other)
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == set(before)
+    drop_vectors(layout, other)
+
+
+def test_a_table_left_by_an_interrupted_ingest_is_replaced(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    write_vectors(layout, "one", made_directions(20, 4, seed=1))
+    again = write_vectors(layout, "one", made_directions(10, 4, seed=2))
+    listed = {f.path for f in (again.decoder, again.encoder, *again.files)}
+    assert listed == {
+        p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()
+    }
+
+
+def test_a_table_that_a_snapshot_names_is_not_written_over(tmp_path: Path) -> None:
+    snapshot = make_store(tmp_path, a_world({"s": made_directions(20, 4)}))
+    layout = Layout(tmp_path)
+    [old] = snapshot.vectors
+    before = {f.path: (tmp_path / f.path).read_bytes() for f in old.files}
+    assert free_table(layout, "other") == "other"
+    fresh = made_directions(20, 4, seed=3)
+    new = write_vectors(layout, "s", fresh)
+    assert new.table == table_of("s/2") != old.table
+    assert {p: (tmp_path / p).read_bytes() for p in before} == before
+    assert np.array_equal(read_directions(layout, new).decoder, fresh.decoder)
+
+
+def test_rows_of_several_tables_by_number_and_by_range(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    first, second = made_directions(5_000, 4), made_directions(30, 4, seed=1)
+    vectors = [write_vectors(layout, n, d) for n, d in (("one", first), ("two", second))]
+    rows = DirectionRows(layout, vectors, "encoder")
+    whole = np.concatenate([first.encoder, second.encoder])
+    assert rows.shape == whole.shape
+    for chosen in ([3, 5_029, 3, 4_999, 5_000], [0], []):
+        numbers = np.array(chosen, np.int64)
+        assert np.array_equal(rows.take(numbers), whole[numbers])
+    for start, stop in ((0, 5_030), (4_990, 5_010), (5_030, 6_000), (7, 7)):
+        assert np.array_equal(rows[start:stop], whole[start:stop])
+
+
+def test_a_missing_table_and_one_of_other_rows_are_named(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    vectors = write_vectors(layout, "one", made_directions(20, 4))
+    longer = msgspec.structs.replace(
+        vectors, decoder=msgspec.structs.replace(vectors.decoder, rows=25)
+    )
+    with pytest.raises(CorruptDatabaseError, match=r"one\.lance is missing or damaged"):
+        DirectionRows(layout, [longer], "decoder")[15:25]
+    shutil.rmtree(tmp_path / "vectors.lance" / "one.lance")
+    with pytest.raises(CorruptDatabaseError, match=r"one\.lance is missing or damaged"):
+        DirectionRows(layout, [vectors], "decoder")
+
+
+def test_which_saes_are_comparable() -> None:
+    one = sae_of("one", 10, 4)
+    replaced = msgspec.structs.replace
+    wider = replaced(one, name="wider", d_out=8)
+    elsewhere = replaced(one, name="elsewhere", hook="blocks.1.hook_resid_post")
+    transcoder = replaced(one, name="transcoder", hook_out="blocks.0.hook_mlp_out")
+    larger = replaced(one, name="larger", d_sae=20)
+    saes = [wider, larger, elsewhere, one, transcoder]
+    assert comparable(saes, one, "decoder") == [larger, one]
+    assert comparable(saes, one, "encoder") == [wider, larger, one]

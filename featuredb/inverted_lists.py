@@ -1,0 +1,81 @@
+"""Approximate search in an inverted file: only the lists whose centroids are nearest are scanned.
+
+The file holds no directions, only which rows each list has: the rows themselves are read from the
+float16 matrices, and what is found is scored as in `featuredb.exact_search`. So scores are exact,
+and only a row in a list that was not scanned can be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from featuredb.exact_search import Found, Int64, scored, unit_vector
+from featuredb.half_scan import HalfScan
+from featuredb.vectors import Float32Matrix, HalfMatrix
+
+_SLACK = 32
+"""Candidates scored beyond the number asked for."""
+
+
+class InvertedLists:
+    """Search over the directions of SAEs that may be compared.
+
+    centroids: float32 [m, d], unit. lists: int64 [m + 1 + n], where each list begins, then the
+    rows of all lists. halves, take: as for `featuredb.exact_search.ExactSearch`. probes: lists
+    scanned per question.
+    """
+
+    def __init__(
+        self,
+        centroids: Float32Matrix,
+        lists: Int64,
+        halves: Sequence[HalfMatrix],
+        take: Callable[[Int64], Float32Matrix],
+        probes: int,
+    ) -> None:
+        self._centroids = centroids
+        self._begins = np.asarray(lists[: len(centroids) + 1])
+        self._rows = lists[len(centroids) + 1 :]
+        self._halves = halves
+        self._take = take
+        self.probes = probes
+
+    def search(self, query: npt.NDArray[np.floating], k: int) -> Found:
+        """The min(k, n) rows of highest cosine to `query` [d] in the lists nearest to it.
+
+        More lists than `probes` are scanned where those do not hold k rows.
+        """
+        unit = unit_vector(query).astype(np.float32)
+        rows = self._candidates(unit, k)
+        wanted = k + _SLACK
+        if wanted < len(rows):
+            _, best = HalfScan([gathered(self._halves, rows)], threads=1).top(unit, wanted)
+            rows = rows[best]
+        return scored(query, rows, self._take, k)
+
+    def _candidates(self, unit: npt.NDArray[np.float32], k: int) -> Int64:
+        """The rows of the nearest lists, ascending."""
+        nearest = np.argsort(-(self._centroids @ unit), kind="stable")
+        held = np.cumsum(self._begins[nearest + 1] - self._begins[nearest])
+        enough = int(np.searchsorted(held, k)) + 1
+        probed = nearest[: max(self.probes, enough)]
+        rows = np.concatenate([self._rows[self._begins[i] : self._begins[i + 1]] for i in probed])
+        rows.sort()
+        return rows
+
+
+def gathered(halves: Sequence[HalfMatrix], rows: Int64) -> HalfMatrix:
+    """Rows by number, ascending, counted through the matrices."""
+    firsts = np.cumsum([0] + [len(half) for half in halves])
+    edges = np.searchsorted(rows, firsts)
+    return np.concatenate(
+        [
+            half[rows[low:high] - first]
+            for half, first, low, high in zip(
+                halves, firsts[:-1], edges[:-1], edges[1:], strict=True
+            )
+        ]
+    )

@@ -57,6 +57,8 @@ class Features:
         """
         starts = self._files.group_starts(self._path)
         groups = np.searchsorted(starts, np.asarray(rows, np.int64), side="right") - 1
+        missing = [int(group) for group in groups if int(group) not in self._groups]
+        self._files.fetch(self._path, missing, _SUMMARY)
         pieces = [
             self._group(int(group)).slice(row - int(starts[group]), 1)
             for row, group in zip(rows, groups, strict=True)

@@ -66,6 +66,14 @@ class Layout:
         return self.root / "matrices"
 
     @property
+    def orders(self) -> Path:
+        """Each SAE's features in order of frequency, along which token-major files count."""
+        return self.root / "orders"
+
+    def feature_order(self, table: str, number: int) -> Path:
+        return self.orders / f"{table}.{number:06d}.parquet"
+
+    @property
     def staging(self) -> Path:
         """An ingest in progress: its plan, and each finished partition."""
         return self.root / "staging"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featuredb.errors import CorruptDatabaseError
+from featuredb.remote import Remote, RemoteFile, remote_array, remote_matrix
 
 
 class ParquetFiles:
     """At most `limit` open files of one database, least recently used closed first.
 
     One lock guards every read: a `ParquetFile` is not safe to read from two threads, and reads
-    here are a few row groups long.
+    here are a few row groups long. Of a remote database every read first asks for all the ranges
+    it needs at once.
     """
 
-    def __init__(self, root: Path, limit: int = 300, *, memory_map: bool = True) -> None:
+    def __init__(self, root: Path | Remote, limit: int = 300, *, memory_map: bool = True) -> None:
         self._root = root
         self._memory_map = memory_map
         self._limit = limit
@@ -41,6 +43,7 @@ class ParquetFiles:
         with self._lock:
             try:
                 file = self._file(path)
+                self._fetch(file, path, groups, columns)
                 if groups is None:
                     return file.read(columns=columns, use_threads=False)
                 return file.read_row_groups(list(groups), columns=columns, use_threads=False)
@@ -76,6 +79,19 @@ class ParquetFiles:
             except (OSError, pa.ArrowException) as error:
                 raise unreadable(self._root, path, error) from error
 
+    def fetch(self, path: str, groups: Iterable[int], columns: list[str] | None = None) -> None:
+        """Have row groups of a remote file at hand before they are read one by one.
+
+        Nothing to do for a local file. Raises as `read`.
+        """
+        if not isinstance(self._root, Remote):
+            return
+        with self._lock:
+            try:
+                self._fetch(self._file(path), path, sorted(set(groups)), columns)
+            except (OSError, pa.ArrowException, IndexError) as error:
+                raise unreadable(self._root, path, error) from error
+
     def close(self) -> None:
         """Close every file; reading again opens them anew."""
         with self._lock:
@@ -86,7 +102,10 @@ class ParquetFiles:
     def _file(self, path: str) -> pq.ParquetFile:
         file = self._open.get(path)
         if file is None:
-            file = pq.ParquetFile(self._root / path, memory_map=self._memory_map)
+            if isinstance(self._root, Remote):
+                file = pq.ParquetFile(RemoteFile(self._root, path))
+            else:
+                file = pq.ParquetFile(self._root / path, memory_map=self._memory_map)
             self._open[path] = file
             if len(self._open) > self._limit:
                 _, oldest = self._open.popitem(last=False)
@@ -95,8 +114,31 @@ class ParquetFiles:
             self._open.move_to_end(path)
         return file
 
+    def _fetch(
+        self,
+        file: pq.ParquetFile,
+        path: str,
+        groups: Sequence[int] | None,
+        columns: list[str] | None,
+    ) -> None:
+        if isinstance(self._root, Remote) and not self._root.is_whole(path):
+            self._root.fetch(path, _chunks(file.metadata, groups, columns))
 
-def unreadable(root: Path, path: str, error: Exception) -> CorruptDatabaseError:
+
+def _chunks(
+    metadata: pq.FileMetaData, groups: Sequence[int] | None, columns: list[str] | None
+) -> Iterator[tuple[int, int]]:
+    """Where the column chunks of some row groups and columns (all when None) lie in the file."""
+    for number in range(metadata.num_row_groups) if groups is None else groups:
+        group = metadata.row_group(number)
+        for place in range(group.num_columns):
+            chunk = group.column(place)
+            if columns is None or chunk.path_in_schema.partition(".")[0] in columns:
+                start = chunk.dictionary_page_offset or chunk.data_page_offset
+                yield start, start + chunk.total_compressed_size
+
+
+def unreadable(root: Path | Remote, path: str, error: Exception) -> CorruptDatabaseError:
     """The error for a file of the store that cannot be read."""
     first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
     return CorruptDatabaseError(
@@ -138,8 +180,14 @@ class GroupRanges(NamedTuple):
         ]
 
 
-def load_array(root: Path, path: str) -> npt.NDArray[Any]:
-    """A ``.npy`` file of the store, memory-mapped. Raises `CorruptDatabaseError`."""
+def load_array(root: Path | Remote, path: str, *, whole: bool = False) -> npt.NDArray[Any]:
+    """A ``.npy`` file of the store, memory-mapped. Raises `CorruptDatabaseError`.
+
+    Of a remote database: in memory, but a large one, unless `whole`, is read by rows as they are
+    asked for (`RangedArray`).
+    """
+    if isinstance(root, Remote):
+        return remote_matrix(root, path) if whole else remote_array(root, path)
     try:
         mapped: npt.NDArray[Any] = np.load(root / path, mmap_mode="r")
     except (OSError, ValueError) as error:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from featuredb.direction_search import DirectionSearch
 from featuredb.feature_major import FeatureMajor
 from featuredb.features import Features
 from featuredb.layout import Layout
 from featuredb.parquet import GroupRanges, ParquetFiles, load_array
-from featuredb.snapshot import File, Sae, Snapshot, Vectors, read_snapshot
+from featuredb.remote import Remote, read_remote_snapshot
+from featuredb.snapshot import Sae, Snapshot, read_snapshot
 from featuredb.texts import Texts
 from featuredb.token_major import TokenMajor
-from featuredb.vectors import Directions, read_directions
+from featuredb.urls import is_url
 
 if TYPE_CHECKING:
     import duckdb
@@ -30,33 +33,39 @@ class Store:
     Pickles as path and snapshot number, and opens its files again where it is unpickled.
     """
 
-    def __init__(self, layout: Layout, snapshot: Snapshot) -> None:
-        self.layout = layout
+    def __init__(self, root: Path | Remote, snapshot: Snapshot) -> None:
+        self.root = root
+        """The database's folder, absolute, or what stands for it behind a URL."""
         self.snapshot = snapshot
-        self.files = ParquetFiles(layout.root)
-        self.texts = Texts(layout.root, snapshot, self.files)
+        self.files = ParquetFiles(root)
+        self.texts = Texts(root, snapshot, self.files)
         self.features = Features(snapshot, self.files)
+        self.directions = DirectionSearch(root, snapshot)
         self._feature_major: dict[str, list[FeatureMajor]] = {}
         self._token_major: dict[str, list[TokenMajor]] = {}
         self._graphs: dict[str, GroupRanges] = {}
-        self._directions: dict[str, Directions] = {}
         self._examples: dict[str, tuple[str, npt.NDArray[np.uint64]]] = {}
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], number: int | None = None) -> Self:
+    def open(
+        cls,
+        path: str | os.PathLike[str] | Remote,
+        number: int | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Open the live snapshot of the database at `path`, or the one of that number.
 
-        Raises what `snapshot.read_snapshot` raises.
+        path: a folder, or a URL for fsspec, which storage_options are for. Raises what
+        `snapshot.read_snapshot` and `remote.read_remote_snapshot` raise.
         """
+        if isinstance(path, str) and is_url(path):
+            path = Remote(path, storage_options)
+        if isinstance(path, Remote):
+            return cls(path, read_remote_snapshot(path, number))
         layout = Layout(Path(path).expanduser().absolute())
-        return cls(layout, read_snapshot(layout, number))
-
-    @property
-    def root(self) -> Path:
-        """The database's folder, absolute."""
-        return self.layout.root
+        return cls(layout.root, read_snapshot(layout, number))
 
     @cached_property
     def sae_order(self) -> dict[str, int]:
@@ -103,22 +112,6 @@ class Store:
             found = self._graphs[path] = GroupRanges.of(self.files, path)
         return found
 
-    def directions(self, sae: Sae) -> Directions:
-        """The float32 directions of one SAE, read from LanceDB once and kept."""
-        found = self._directions.get(sae.name)
-        if found is None:
-            found = read_directions(self.layout, self._vectors(sae))
-            self._directions[sae.name] = found
-        return found
-
-    def matrix(self, sae: Sae, kind: str) -> npt.NDArray[np.float16]:
-        """Unit directions float16 [d_sae, d], memory-mapped. kind: ``decoder`` or ``encoder``."""
-        file: File = getattr(self._vectors(sae), kind)
-        return load_array(self.root, file.path)
-
-    def _vectors(self, sae: Sae) -> Vectors:
-        return next(v for v in self.snapshot.vectors if v.sae == sae.name)
-
     def connection(self) -> duckdb.DuckDBPyConnection:
         """An in-memory DuckDB with the views and macros of this snapshot, made on first use.
 
@@ -146,5 +139,5 @@ class Store:
         return f"Store({str(self.root)!r}, snapshot {self.snapshot.number})"
 
 
-def _reopen(root: Path, number: int) -> Store:
+def _reopen(root: Path | Remote, number: int) -> Store:
     return Store.open(root, number)

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from featuredb import schemas
 from featuredb.errors import UnknownContextError
-from featuredb.parquet import ParquetFiles
+from featuredb.parquet import ParquetFiles, load_array
+from featuredb.remote import Remote, fetch_rows, remote_flat
 from featuredb.snapshot import Corpus, Draft, Snapshot
 
 _CACHED_DOCUMENTS = 1_000_000
@@ -32,7 +33,9 @@ class Where(NamedTuple):
 class Texts:
     """Contexts, tokens and documents of one snapshot."""
 
-    def __init__(self, root: Path, snapshot: Snapshot | Draft, files: ParquetFiles) -> None:
+    def __init__(
+        self, root: Path | Remote, snapshot: Snapshot | Draft, files: ParquetFiles
+    ) -> None:
         self._root = root
         self._snapshot = snapshot
         self._files = files
@@ -70,7 +73,7 @@ class Texts:
         """int64 [n_contexts + 1, 2]: (document_id, first token in tokens.bin); last row closes."""
         found = self._indexes.get(corpus.id)
         if found is None:
-            found = np.load(self._root / corpus.index.path, mmap_mode="r")
+            found = load_array(self._root, corpus.index.path)
             self._indexes[corpus.id] = found
         return found
 
@@ -79,11 +82,36 @@ class Texts:
         found = self._tokens.get(corpus.id)
         if found is None:
             dtype = schemas.token_id_dtype(self._snapshot.model.vocab_size)
-            path = self._root / corpus.tokens.path
-            empty = path.stat().st_size == 0
-            found = np.empty(0, dtype) if empty else np.memmap(path, dtype=dtype, mode="r")
+            if isinstance(self._root, Remote):
+                found = remote_flat(self._root, corpus.tokens.path, dtype)
+            else:
+                path = self._root / corpus.tokens.path
+                empty = path.stat().st_size == 0
+                found = np.empty(0, dtype) if empty else np.memmap(path, dtype=dtype, mode="r")
             self._tokens[corpus.id] = found
         return found
+
+    def fetch(self, context_ids: Sequence[int]) -> None:
+        """Have the tokens and documents of contexts at hand before they are read one by one.
+
+        Of a remote database, all that is missing is asked for at once; nothing to do for a local
+        one. Raises `UnknownContextError`.
+        """
+        if not isinstance(self._root, Remote):
+            return
+        rows: dict[str, tuple[Corpus, list[int]]] = {}
+        for context_id in context_ids:
+            corpus, row = self.locate(context_id)
+            rows.setdefault(corpus.id, (corpus, []))[1].append(row)
+        for corpus, own in rows.values():
+            index = self.index(corpus)
+            fetch_rows(index, [(row, row + 2) for row in own])
+            places = [index[row : row + 2] for row in own]
+            fetch_rows(self.tokens(corpus), [(int(p[0, 1]), int(p[1, 1])) for p in places])
+            if not self._keeps_documents(corpus):
+                documents = [int(p[0, 0]) - corpus.first_document for p in places]
+                groups = [row // DOCUMENT_ROW_GROUP for row in documents]
+                self._files.fetch(corpus.documents.path, groups, ["source", *corpus.metadata])
 
     def document_of(self, context_id: int) -> int:
         corpus, row = self.locate(context_id)
@@ -150,7 +178,7 @@ class Texts:
 
     def _document(self, corpus: Corpus, row: int) -> pa.Table:
         columns = ["source", *corpus.metadata]
-        if corpus.n_documents <= _CACHED_DOCUMENTS:
+        if self._keeps_documents(corpus):
             table = self._documents.get(corpus.id)
             if table is None:
                 table = self._conform(self._files.read(corpus.documents.path, columns=columns))
@@ -159,6 +187,12 @@ class Texts:
         group, offset = divmod(row, DOCUMENT_ROW_GROUP)
         read = self._files.read(corpus.documents.path, [group], columns)
         return self._conform(read.slice(offset, 1))
+
+    def _keeps_documents(self, corpus: Corpus) -> bool:
+        """Whether the metadata of all documents is read at once."""
+        if isinstance(self._root, Remote):
+            return self._root.is_whole(corpus.documents.path)
+        return corpus.n_documents <= _CACHED_DOCUMENTS
 
     def _conform(self, table: pa.Table) -> pa.Table:
         """One corpus's columns as `metadata_schema` has them."""

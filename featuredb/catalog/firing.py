@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from featuredb.catalog import literals
 from featuredb.catalog.near import SUMMARY
@@ -32,8 +32,18 @@ def firing_macros(snapshot: Snapshot) -> list[str]:
     ]
 
 
-def _files(snapshot: Snapshot, sae: str) -> list[TokenFile]:
-    return [f for s in snapshot.segments_of(sae) for f in s.token_files]
+def _files(snapshot: Snapshot) -> Iterator[tuple[int, str | None, list[TokenFile]]]:
+    """(index of the SAE, order its lists are gaps along, files), for every SAE that has any.
+
+    A database begun in format 1 has files of plain feature ids beside those along an order.
+    """
+    for index, sae in enumerate(snapshot.saes):
+        by_order: dict[str | None, list[TokenFile]] = {}
+        for segment in snapshot.segments_of(sae.name):
+            for file in segment.token_files:
+                by_order.setdefault(file.order, []).append(file)
+        for order, files in by_order.items():
+            yield index, order, files
 
 
 def _records(files: Sequence[TokenFile]) -> str:
@@ -47,24 +57,20 @@ def _fires_in(snapshot: Snapshot) -> str:
     bits = snapshot.position_bits
     mask = (1 << bits) - 1
     branches = []
-    for index, sae in enumerate(snapshot.saes):
-        files = _files(snapshot, sae.name)
-        if not files:
-            continue
+    for index, order, files in _files(snapshot):
         found = (
             f"list_filter({_records(files)}, lambda x: context BETWEEN x['first'] AND x['last'])[1]"
         )
         anything = literals.text("/" + files[0].file.path)
         low = f"(context - {found}['base']) << {bits}"
         # Where no file covers the context the bounds are null and any file gives no rows.
-        branches.append(
-            f"SELECT {index} AS sae_index, CAST(unnest(feature_ids) AS BIGINT) AS feature_id, "
-            f"CAST(position & {mask} AS INTEGER) AS token_index, "
-            "CAST(unnest(activations) AS FLOAT) AS activation "
-            f"FROM read_parquet({literals.ROOT} || coalesce({found}['path'], {anything})) "
+        source = (
+            f"read_parquet({literals.ROOT} || coalesce({found}['path'], {anything})) AS t "
             f"WHERE position >= CAST({low} AS UINTEGER) "
             f"AND position <= CAST(({low}) + {mask} AS UINTEGER)"
         )
+        token_index = f"CAST(position & {mask} AS INTEGER)"
+        branches.append(_unlisted(index, order, token_index, source))
     active = "\n    UNION ALL ".join(branches) or _NOTHING
     return f"""
 WITH active AS ({active}),
@@ -81,16 +87,10 @@ words AS (
 def _fires_on(snapshot: Snapshot) -> str:
     bits = snapshot.position_bits
     branches = []
-    for index, sae in enumerate(snapshot.saes):
-        files = _files(snapshot, sae.name)
-        if not files:
-            continue
+    for index, order, files in _files(snapshot):
         # Which tokens of which file are wanted is a small table; joining on the file's own
         # positions lets DuckDB skip every row group that has none of them.
-        branches.append(f"""(
-        SELECT {index} AS sae_index, CAST(unnest(t.feature_ids) AS BIGINT) AS feature_id,
-            w.token_index, CAST(unnest(t.activations) AS FLOAT) AS activation
-        FROM read_parquet({literals.paths([f.file.path for f in files])}) AS t
+        source = f"""read_parquet({literals.paths([f.file.path for f in files])}) AS t
         JOIN (
             SELECT CAST(f.place - 1 AS UBIGINT) AS file_index, p.token_index,
                 CAST(((p.context_id - f.file['base']) << {bits}) + p.place AS UINTEGER) AS position
@@ -98,8 +98,8 @@ def _fires_on(snapshot: Snapshot) -> str:
                 SELECT unnest({_records(files)}) AS file,
                     generate_subscripts({_records(files)}, 1) AS place
             ) AS f ON p.context_id BETWEEN f.file['first'] AND f.file['last']
-        ) AS w ON t.position = w.position AND t.file_index = w.file_index
-    )""")
+        ) AS w ON t.position = w.position AND t.file_index = w.file_index"""
+        branches.append(_unlisted(index, order, "w.token_index", source))
     active = "\n    UNION ALL ".join(branches) or _NOTHING
     corpora = " ".join(
         f"WHEN c.document_id >= {c.first_document} "
@@ -145,6 +145,31 @@ places AS (
 words AS (SELECT token_index, token_id FROM places),
 active AS ({active}),
 {_ranked()}"""
+
+
+def _unlisted(index: int, order: str | None, token_index: str, source: str) -> str:
+    """One row per activation of the token-major rows AS t in `source`.
+
+    order: path of the order that the lists are gaps along, None for plain feature ids.
+    """
+    values = f"{token_index} AS token_index, CAST(unnest(t.activations) AS FLOAT) AS activation"
+    if order is None:
+        return (
+            f"SELECT {index} AS sae_index, CAST(unnest(t.feature_ids) AS BIGINT) AS feature_id, "
+            f"{values} FROM {source}"
+        )
+    return f"""(
+        SELECT {index} AS sae_index, CAST(o.feature_id AS BIGINT) AS feature_id, g.token_index,
+            g.activation
+        FROM (
+            SELECT token_index, activation, CAST(sum(gap) OVER (PARTITION BY token_index
+                ORDER BY place ROWS UNBOUNDED PRECEDING) AS UINTEGER) AS rank
+            FROM (
+                SELECT {values}, unnest(t.gaps) AS gap, generate_subscripts(t.gaps, 1) AS place
+                FROM {source}
+            )
+        ) AS g JOIN read_parquet({literals.path(order)}) AS o USING (rank)
+    )"""
 
 
 def _ranked() -> str:

@@ -53,6 +53,14 @@ def pick(value: str, files: Sequence[tuple[int, int, str]]) -> str:
     )
 
 
+def position(stride: str, feature: str = "feature_id") -> str:
+    """The position of a row of a feature-major file, BIGINT. stride: the file's, as SQL.
+
+    feature: the row's, where it is known while planning: that halves what a row costs.
+    """
+    return f"((CAST(position AS BIGINT) - CAST({feature} AS BIGINT) * {stride}) & {0xFFFFFFFF})"
+
+
 def _rooted(files: Sequence[tuple[int, int, str]]) -> list[list[int | str]]:
     return [[first, last, "/" + relative] for first, last, relative in files]
 

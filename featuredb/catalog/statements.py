@@ -11,16 +11,17 @@ from featuredb.catalog.near import near_macros
 from featuredb.catalog.searching import search_macros
 from featuredb.catalog.top_contexts import top_contexts_macros
 from featuredb.catalog.views import views
+from featuredb.remote import Remote
 from featuredb.snapshot import Snapshot
 
 
-def statements(snapshot: Snapshot, root: Path) -> list[str]:
+def statements(snapshot: Snapshot, root: Path | Remote) -> list[str]:
     """DDL to run in order in an empty DuckDB database.
 
-    root: the database's folder now, absolute. Files are found below it, or below what the
-    reader set with ``SET VARIABLE featuredb_root = '…'`` when the folder has moved since.
+    root: the database's folder now, absolute, or its URL. Files are found below it, or below what
+    the reader set with ``SET VARIABLE featuredb_root = '…'`` when the folder has moved since.
     """
-    where = literals.text(root.as_posix())
+    where = literals.text(root.url if isinstance(root, Remote) else root.as_posix())
     return [
         "CREATE MACRO featuredb_root() AS "
         f"coalesce(CAST(getvariable('featuredb_root') AS VARCHAR), {where})",

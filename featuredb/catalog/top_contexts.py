@@ -9,6 +9,14 @@ from featuredb.catalog.naming import first_rows
 from featuredb.snapshot import Snapshot
 
 
+def _quoted(value: str) -> str:
+    """A text expression as the literal that gives the text back."""
+    return f"concat('''', replace({value}, '''', ''''''), '''')"
+
+
+_NAME = _quoted("CAST(feature AS VARCHAR)")
+
+
 def top_contexts_macros(snapshot: Snapshot) -> list[str]:
     """`feature_activations`, `feature_contexts` and `top_contexts`.
 
@@ -24,11 +32,14 @@ def top_contexts_macros(snapshot: Snapshot) -> list[str]:
         "list(activation ORDER BY token_index) AS activations "
         "FROM feature_activations(feature) GROUP BY context_id",
         f"CREATE MACRO feature_contexts(feature) AS TABLE {_feature_contexts(snapshot)}",
+        f"CREATE MACRO featuredb_top_ready(path, id, k, size) AS TABLE {_ready(snapshot)}",
         f"CREATE MACRO featuredb_top_kept(path, id, k, size) AS TABLE {_windows(_KEPT, snapshot)}",
         "CREATE MACRO featuredb_top_computed(feature, k, size) AS TABLE "
         f"{_windows(_COMPUTED, snapshot)}",
+        "CREATE MACRO featuredb_top_named(feature, k, window_size) AS TABLE "
+        f"{_top_contexts(snapshot, 'featuredb_row(feature)')}",
         "CREATE MACRO top_contexts(feature, k := 20, window_size := 16) AS TABLE "
-        f"{_top_contexts(snapshot)}",
+        f"{_top_contexts(snapshot, 'featuredb_plain_row(feature)', 'featuredb_top_named')}",
     ]
 
 
@@ -42,45 +53,45 @@ def metadata(snapshot: Snapshot, table: str) -> str:
 
 
 def _feature_activations(snapshot: Snapshot) -> list[str]:
-    mask = (1 << snapshot.position_bits) - 1
+    bits = snapshot.position_bits
     firsts = first_rows(snapshot)
+    # For each file the range of its features, and the call that reads one of them, up to its id.
     rows: list[list[int | str]] = [
         [
             firsts[s.sae] + f.first_feature,
             firsts[s.sae] + f.end_feature - 1,
-            "/" + f.file.path,
-            s.first_context,
+            f"FROM featuredb_part({literals.text('/' + f.file.path)}, {s.first_context}, "
+            f"{f.stride}, ",
         ]
         for sae in snapshot.saes
         for s in snapshot.segments_of(sae.name)
         for f in s.feature_files
     ]
-    if not rows:
-        empty = (
-            "SELECT NULL::BIGINT AS context_id, NULL::INTEGER AS token_index, "
-            "NULL::FLOAT AS activation WHERE featuredb_row(feature) < 0"
-        )
-        return [f"CREATE MACRO feature_activations(feature) AS TABLE {empty}"]
-    listed = literals.records(
-        {"first": "BIGINT", "last": "BIGINT", "path": "VARCHAR", "base": "BIGINT"}, rows
+    listed = literals.records({"first": "BIGINT", "last": "BIGINT", "call": "VARCHAR"}, rows)
+    position = literals.position("stride", "id")
+    nothing = (
+        "SELECT NULL::BIGINT AS context_id, NULL::INTEGER AS token_index, "
+        "NULL::FLOAT AS activation WHERE false"
     )
-    anything = literals.records({"path": "VARCHAR"}, [[rows[0][2]]])
-    # A feature that no file holds would leave read_parquet an empty list, which it refuses; any
-    # file serves there, as its rows then have no context and are dropped.
+    calls = (
+        "array_to_string([concat(f['call'], featuredb_id(feature), ')') "
+        "FOR f IN featuredb_files(asked)], ' UNION ALL ')"
+    )
+    found = f"coalesce(nullif({calls}, ''), {literals.text(nothing)})"
+    named = f"concat('FROM featuredb_activations_named(', {_NAME}, ')')"
+    chosen = f"CASE WHEN asked IS NULL THEN {named} ELSE {found} END"
     return [
         f"CREATE MACRO featuredb_files(row) AS list_filter({listed}, "
-        "lambda x: row BETWEEN x['first'] AND x['last'])",
-        "CREATE MACRO featuredb_paths(row) AS "
-        f"list_transform(coalesce(nullif([x['path'] FOR x IN featuredb_files(row)], []), "
-        f"[x['path'] FOR x IN {anything}]), lambda p: {literals.ROOT} || p)",
-        "CREATE MACRO feature_activations(feature) AS TABLE SELECT * FROM (SELECT "
-        "[x['base'] FOR x IN featuredb_files(featuredb_quiet_row(feature))]"
-        "[CAST(file_index AS BIGINT) + 1] "
-        f"+ CAST(position >> {snapshot.position_bits} AS BIGINT) AS context_id, "
-        f"CAST(position & {mask} AS INTEGER) AS token_index, "
+        "lambda f: row BETWEEN f['first'] AND f['last'])",
+        "CREATE MACRO featuredb_part(path, base, stride, id) AS TABLE SELECT "
+        f"base + ({position} >> {bits}) AS context_id, "
+        f"CAST({position} & {(1 << bits) - 1} AS INTEGER) AS token_index, "
         "CAST(activation AS FLOAT) AS activation "
-        "FROM read_parquet(featuredb_paths(featuredb_row(feature))) "
-        "WHERE feature_id = featuredb_id(feature)) WHERE context_id IS NOT NULL",
+        f"FROM read_parquet({literals.ROOT} || path) WHERE feature_id = id",
+        "CREATE MACRO featuredb_activations_named(feature) AS TABLE "
+        f"FROM query([{found} FOR asked IN [featuredb_row(feature)]][1])",
+        "CREATE MACRO feature_activations(feature) AS TABLE "
+        f"FROM query([{chosen} FOR asked IN [featuredb_plain_row(feature)]][1])",
     ]
 
 
@@ -106,31 +117,60 @@ _COMPUTED = """
     ) WHERE rank <= k"""
 
 
-def _top_contexts(snapshot: Snapshot) -> str:
-    """The macro that chooses: what is kept ready for every feature, else all its activations.
+def _top_contexts(snapshot: Snapshot, row: str, otherwise: str = "") -> str:
+    """The macro that chooses: answers kept ready, else contexts, else all activations.
 
-    `query` plans only the text it is given, here a call with the names already read; planning
-    both ways, each with the names spelled out, would take longer than answering.
+    `query` plans only the text it is given, here a call with the names already read; planning all
+    ways, each with the names spelled out, would take longer than answering. row: the feature's row
+    among all features; otherwise: the macro that is called where that is null.
     """
     firsts = first_rows(snapshot)
     last = {s.name: firsts[s.name] + s.d_sae - 1 for s in snapshot.saes}
-    examples = literals.pick(
-        "featuredb_row(feature)",
-        [(firsts[t.sae], last[t.sae], t.examples.path) for t in snapshot.derived.saes],
-    )
-    numbers = "featuredb_k(k), featuredb_window(window_size)"
+    tables = snapshot.derived.saes
+    examples = [(firsts[t.sae], last[t.sae], t.examples.path) for t in tables]
+    ready = [
+        (firsts[t.sae] + w.first_feature, firsts[t.sae] + w.end_feature - 1, w.file.path)
+        for t in tables
+        for w in t.windows
+    ]
+
+    def call(macro: str, *first: str) -> str:
+        parts = [part for argument in first for part in (argument, "', '")]
+        return f"concat('FROM {macro}(', {', '.join(parts)}, asked['numbers'], ')')"
+
+    def of_file(macro: str, files: list[tuple[int, int, str]]) -> str:
+        return call(macro, _quoted(literals.pick("asked['row']", files)), "asked['id']")
+
+    ways = []
+    if otherwise:
+        ways.append(f"asked['row'] IS NULL THEN {call(otherwise, _NAME)}")
+    # Of databases that were begun with format 1 some SAEs may have no windows.
+    if all(t.windows for t in tables):
+        few = f"k <= {schemas.EXAMPLES_TOP} AND window_size <= {schemas.WINDOW}"
+        ways.append(f"{few} THEN {of_file('featuredb_top_ready', ready)}")
+    ways.append(f"k <= {schemas.EXAMPLES_TOP} THEN {of_file('featuredb_top_kept', examples)}")
+    chosen = " ".join(f"WHEN {way}" for way in ways)
+    numbers = "concat(featuredb_k(k), ', ', featuredb_window(window_size))"
+    # A list of one element serves as a local variable.
     return (
-        f"FROM query(CASE WHEN k <= {schemas.EXAMPLES_TOP} THEN "
-        f"format('FROM featuredb_top_kept({{}}, {{}}, {{}}, {{}})', {_quoted(examples)}, "
-        f"featuredb_id(feature), {numbers}) ELSE "
-        f"format('FROM featuredb_top_computed({{}}, {{}}, {{}})', "
-        f"{_quoted('CAST(feature AS VARCHAR)')}, {numbers}) END)"
+        f"FROM query([CASE {chosen} ELSE {call('featuredb_top_computed', _NAME)} END FOR asked IN "
+        f"[{{'row': {row}, 'id': featuredb_id(feature), 'numbers': {numbers}}}]][1])"
     )
 
 
-def _quoted(value: str) -> str:
-    """A text expression as the literal that gives the text back."""
-    return f"concat('''', replace({value}, '''', ''''''), '''')"
+def _ready(snapshot: Snapshot) -> str:
+    """From the windows: what an answer shows is there, of the widest window that is kept."""
+    return f"""
+SELECT w.rank, w.context_id, w.document_id, w.activation, w.token_index,
+    w.tokens[w.token_index - w.window_start + 1] AS token,
+    CAST(greatest(w.window_start, w.token_index - size) AS INTEGER) AS window_start,
+    w.tokens[1 + greatest(0, w.token_index - size - w.window_start)
+        :w.token_index + size + 1 - w.window_start] AS tokens,
+    w.activations[1 + greatest(0, w.token_index - size - w.window_start)
+        :w.token_index + size + 1 - w.window_start] AS activations{metadata(snapshot, "d")}
+FROM read_parquet(path) AS w JOIN documents AS d USING (document_id)
+WHERE w.feature_id = id AND w.rank <= k
+ORDER BY w.rank"""
 
 
 def _windows(best: str, snapshot: Snapshot) -> str:

@@ -53,15 +53,17 @@ def _activations(snapshot: Snapshot) -> str:
     mask = (1 << snapshot.position_bits) - 1
     branches = []
     for segment in snapshot.segments:
-        if not segment.feature_files:
-            continue
-        files = paths([f.file.path for f in segment.feature_files])
-        branches.append(
-            f"SELECT {text(segment.sae)} AS sae, feature_id, "
-            f"{segment.first_context} + CAST(position >> {snapshot.position_bits} AS BIGINT) "
-            f"AS context_id, CAST(position & {mask} AS INTEGER) AS token_index, "
-            f"CAST(activation AS FLOAT) AS activation FROM read_parquet({files})"
-        )
+        by_stride: dict[int, list[str]] = {}
+        for file in segment.feature_files:
+            by_stride.setdefault(file.stride, []).append(file.file.path)
+        for stride, files in by_stride.items():
+            position = literals.position(str(stride))
+            branches.append(
+                f"SELECT {text(segment.sae)} AS sae, feature_id, "
+                f"{segment.first_context} + ({position} >> {snapshot.position_bits}) "
+                f"AS context_id, CAST({position} & {mask} AS INTEGER) AS token_index, "
+                f"CAST(activation AS FLOAT) AS activation FROM read_parquet({paths(files)})"
+            )
     empty = (
         "SELECT NULL::VARCHAR AS sae, NULL::UINTEGER AS feature_id, NULL::BIGINT AS context_id, "
         "NULL::INTEGER AS token_index, NULL::FLOAT AS activation WHERE false"

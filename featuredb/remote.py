@@ -1,0 +1,604 @@
+"""A database behind a URL: read by ranges through fsspec, what was read last kept in memory.
+
+Every file of a snapshot is listed there with its size and never changes, so nothing is asked for
+twice, no size is looked up, and a request is always for bytes that are known to exist.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from featuredb.errors import (
+    CorruptDatabaseError,
+    DatabaseNotFoundError,
+    DatabaseNotReadyError,
+    FeatureDBError,
+    MissingExtraError,
+    RemoteError,
+)
+from featuredb.pointer import Pointer
+from featuredb.snapshot import File, Snapshot, decode_snapshot
+
+BLOCK = 1 << 16
+"""Bytes are asked for, and kept, in blocks of this size."""
+
+WHOLE = 1 << 20
+"""A file of at most this size comes in one request, whatever is wanted of it."""
+
+WHOLE_SHARED = 8 << 20
+"""The same for files that most questions read: arrays, vocabulary, documents, statistics."""
+
+KEPT = 128 << 20
+"""Bytes kept of what was read, the least recently used dropped first."""
+
+_GAP = 4
+"""Blocks between two wanted ones that are read along, rather than asking twice."""
+
+_REQUEST = 16 << 20
+"""A longer stretch is asked for in pieces, at the same time."""
+
+_TAIL_LEAST, _TAIL_MOST, _TAIL_SHARE = 1 << 16, 1 << 20, 32
+"""How much of a Parquet file's end is read for its footer: a share of the file, within bounds.
+Footers measured 0.1 % to 2.1 % of their files."""
+
+PUSHING = "staging/push.json"
+"""The snapshot that is being copied to the URL, as long as it is."""
+
+Span = tuple[int, int]
+"""start <= byte < stop."""
+
+
+class Remote:
+    """The folder of a database behind a URL.
+
+    Safe to use from several threads. Pickles as URL and options, without what it has read.
+    """
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        """Nothing is read yet. storage_options: for the fsspec file system of the URL's scheme.
+
+        Raises `MissingExtraError` when the package for that scheme is not installed,
+        `RemoteError` for a scheme that fsspec does not know.
+        """
+        self.url = url.rstrip("/")
+        self.storage_options = dict(storage_options or {})
+        self.fs, self._base = _file_system(self.url, self.storage_options)
+        self._sizes: dict[str, int] = {}
+        self._shared: frozenset[str] = frozenset()
+        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._kept = 0
+        self._lock = threading.Lock()
+        self.failure: FeatureDBError | None = None
+        """Why DuckDB could not read a file, for whoever catches DuckDB's exception."""
+
+    @property
+    def scheme(self) -> str:
+        """What stands before ``://`` in the URL."""
+        return self.url.partition("://")[0]
+
+    def learn(self, snapshot: Snapshot) -> None:
+        """Take the sizes of the files, and which of them most questions read, from a snapshot."""
+        self._sizes = {f.path: f.bytes for f in snapshot.files()}
+        shared = [snapshot.vocabulary, snapshot.derived.features]
+        for corpus in snapshot.corpora:
+            shared += [corpus.documents, corpus.index, corpus.tokens]
+        shared += [sae.order for sae in snapshot.saes if sae.order is not None]
+        shared += [segment.directory for segment in snapshot.segments]
+        shared += [tables.examples_directory for tables in snapshot.derived.saes]
+        self._shared = frozenset(f.path for f in shared)
+
+    def __truediv__(self, path: str) -> str:
+        """The URL of a file."""
+        return f"{self.url}/{path}"
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __repr__(self) -> str:
+        return f"Remote({self.url!r})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Remote, (self.url, self.storage_options)
+
+    def below(self, path: str) -> str:
+        """A path of the store as the file system knows it."""
+        return f"{self._base}/{path}"
+
+    def size(self, path: str) -> int:
+        """Bytes of a file of the snapshot. Raises KeyError for any other."""
+        return self._sizes[path]
+
+    def knows(self, path: str) -> bool:
+        """Whether the snapshot names this file."""
+        return path in self._sizes
+
+    def is_whole(self, path: str) -> bool:
+        """Whether a file is small enough to come in one request."""
+        return self.size(path) <= (WHOLE_SHARED if path in self._shared else WHOLE)
+
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        """Bytes start <= i < stop of a file, cut where it ends. Raises as `fetch`."""
+        start, stop = max(0, start), min(stop, self.size(path))
+        if start >= stop:
+            return b""
+        if stop - start > KEPT // 4:
+            return self._straight(path, start, stop)
+        blocks = self._have(path, [(start, stop)])
+        first = start // BLOCK
+        joined = b"".join(blocks[i] for i in range(first, (stop - 1) // BLOCK + 1))
+        return joined[start - first * BLOCK : stop - first * BLOCK]
+
+    def fetch(self, path: str, spans: Iterable[Span]) -> None:
+        """Have these ranges of a file at hand, those that are missing asked for at once.
+
+        Nothing happens where they are more than can be kept: each is then read when its turn comes.
+        Raises `CorruptDatabaseError` when the file is not there or shorter than the snapshot
+        says, `RemoteError` when the other side cannot be reached or refuses.
+        """
+        spans = list(spans)
+        if sum(stop - start for start, stop in spans) <= KEPT // 2:
+            self._have(path, spans)
+
+    def fetch_ends(self, paths: Iterable[str]) -> None:
+        """Have the footers of several Parquet files at hand. Raises as `fetch`."""
+        wanted = [(path, self.size(path)) for path in dict.fromkeys(paths)]
+        self._collect({path: self._missing(path, [(size - 1, size)]) for path, size in wanted})
+
+    def straight(self, path: str) -> bytes:
+        """All of a file, of which nothing is kept. Raises as `fetch`."""
+        return self._straight(path, 0, self.size(path))
+
+    def get_small(self, path: str, most: int) -> bytes:
+        """At most the first `most` bytes of any file. Raises FileNotFoundError, `RemoteError`.
+
+        Asking for a range spares the request for the size that fsspec would make else.
+        """
+        with remote_errors(self.url):
+            read: bytes = self.fs.cat_file(self.below(path), start=0, end=most)
+            return read
+
+    def find(self, below: str = "") -> dict[str, int]:
+        """Every file below a folder of the store: path to size. Raises `RemoteError`."""
+        folder = self.below(below).rstrip("/")
+        with remote_errors(self.url):
+            self.fs.invalidate_cache()
+            try:
+                found = self.fs.find(folder, detail=True)
+            except FileNotFoundError:
+                return {}
+        prefix = self._base.rstrip("/") + "/"
+        listed = {}
+        for name, about in found.items():
+            # Some file systems give full URLs, some a leading slash, some neither.
+            own = str(name)
+            place = own.find(prefix.lstrip("/"))
+            if place >= 0 and about.get("type", "file") == "file":
+                listed[own[place + len(prefix.lstrip("/")) :]] = int(about["size"] or 0)
+        return listed
+
+    @contextmanager
+    def copied(self, folder: str, files: Sequence[File] = ()) -> Iterator[Path]:
+        """A local folder that holds a copy of one folder of the store, under the same path.
+
+        files: what is in it; listed by the server when empty. The copy goes when the block ends.
+        Raises `CorruptDatabaseError` when there is nothing, else as `fetch`.
+        """
+        names = [file.path for file in files] or list(self.find(folder))
+        if not names:
+            raise CorruptDatabaseError(
+                f"{self / folder} is missing, or the server does not list its files: "
+                "`featuredb pull` the database where it can be listed, or restore it from a copy"
+            )
+        with tempfile.TemporaryDirectory(prefix="featuredb-") as made:
+            root = Path(made)
+            for name in names:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                self.download(name, root / name)
+            yield root
+
+    def download(self, path: str, target: Path) -> None:
+        """Copy a file to `target`, whose folder is there. Raises as `fetch`."""
+        try:
+            with remote_errors(self.url):
+                self.fs.get_file(self.below(path), str(target))
+        except FileNotFoundError as error:
+            raise self._damaged(path, "it is not there") from error
+
+    def _have(self, path: str, spans: Iterable[Span]) -> Mapping[int, bytes]:
+        """The blocks of the spans by number."""
+        spans = list(spans)
+        fresh = self._collect({path: self._missing(path, spans)})
+        found: dict[int, bytes] = {}
+        lost = []
+        with self._lock:
+            for number in _numbers(spans):
+                block = self._blocks.get((path, number))
+                block = fresh.get((path, number)) if block is None else block
+                if block is None:
+                    lost.append(number)
+                else:
+                    found[number] = block
+        if lost:  # dropped by another thread's reading in between
+            again = self._collect({path: lost})
+            found |= {number: again[path, number] for number in lost}
+        return found
+
+    def _missing(self, path: str, spans: Iterable[Span]) -> list[int]:
+        """Numbers of the blocks to ask for, ascending: the wanted ones, and what goes with them."""
+        size = self.size(path)
+        with self._lock:
+            missing = []
+            for number in _numbers(spans):
+                if (path, number) in self._blocks:
+                    self._blocks.move_to_end((path, number))
+                else:
+                    missing.append(number)
+        if not missing:
+            return []
+        if self.is_whole(path):
+            return list(_numbers([(0, size)]))
+        if path.endswith(".parquet"):
+            tail = max(_TAIL_LEAST, min(_TAIL_MOST, size // _TAIL_SHARE))
+            first = max(0, size - tail) // BLOCK
+            if missing[-1] == (size - 1) // BLOCK:
+                missing = sorted({*missing, *range(first, missing[-1] + 1)})
+        return missing
+
+    def _collect(self, missing: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], bytes]:
+        """Ask for blocks, all at once, and keep them."""
+        requests = [
+            (path, start, stop)
+            for path, numbers in missing.items()
+            for start, stop in _stretches(numbers, self.size(path) if numbers else 0)
+        ]
+        fresh: dict[tuple[str, int], bytes] = {}
+        if not requests:
+            return fresh
+        for (path, start, _), data in zip(requests, self._request(requests), strict=True):
+            for offset in range(0, len(data), BLOCK):
+                block = data[offset : offset + BLOCK]
+                fresh[path, (start + offset) // BLOCK] = block
+        with self._lock:
+            for key, block in fresh.items():
+                if key not in self._blocks:
+                    self._kept += len(block)
+                self._blocks[key] = block
+            while self._kept > KEPT:
+                _, dropped = self._blocks.popitem(last=False)
+                self._kept -= len(dropped)
+        return fresh
+
+    def _straight(self, path: str, start: int, stop: int) -> bytes:
+        cuts = [*range(start, stop, _REQUEST), stop]
+        requests = [(path, a, b) for a, b in pairwise(cuts)]
+        return b"".join(self._request(requests))
+
+    def _request(self, requests: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """What each (path, start, stop) names, in the order asked for."""
+        paths, starts, stops = (list(part) for part in zip(*requests, strict=True))
+        try:
+            with remote_errors(self.url):
+                got: list[Any] = self.fs.cat_ranges(
+                    [self.below(path) for path in paths], starts, stops, on_error="return"
+                )
+                for answer in got:
+                    if isinstance(answer, BaseException):
+                        raise answer
+        except FileNotFoundError as error:
+            gone = next((p for p in paths if p in str(error)), paths[0])
+            raise self._damaged(gone, "it is not there") from error
+        for path, start, stop, data in zip(paths, starts, stops, got, strict=True):
+            if len(data) > stop - start:
+                raise RemoteError(
+                    f"the server of {self.url} does not serve ranges of a file: use one that "
+                    "does, or copy the database with `featuredb pull`"
+                )
+            if len(data) < stop - start:
+                raise self._damaged(path, f"it ends before byte {stop}")
+        return got
+
+    def _damaged(self, path: str, what: str) -> CorruptDatabaseError:
+        return CorruptDatabaseError(
+            f"{self / path} is missing or damaged ({what}): `featuredb push` the database again "
+            "from where it was made"
+        )
+
+
+class RemoteFile(io.RawIOBase):
+    """One file of a `Remote`, as a Python file. at: the place in it."""
+
+    at: int
+
+    def __init__(self, remote: Remote, path: str) -> None:
+        self.remote = remote
+        self.path = path
+        self._size = remote.size(path)
+        self.at = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As of any file. Raises as `Remote.fetch`."""
+        stop = self._size if size is None or size < 0 else self.at + size
+        data = self.remote.read(self.path, self.at, stop)
+        self.at += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self._size}[whence]
+        self.at = max(0, base + offset)
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+class RangedArray:
+    """An array of a `Remote` that is too large to fetch: an index reads the rows it names.
+
+    Stands in for a memory map where rows are taken by number or by slice, with or without
+    further axes: ``a[3]``, ``a[3:9]``, ``a[3:9, 1]``.
+    """
+
+    def __init__(
+        self, remote: Remote, path: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int
+    ) -> None:
+        self.dtype, self.shape = dtype, shape
+        self._remote, self._path, self._offset = remote, path, offset
+        self._row = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Any:
+        first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
+        if isinstance(first, slice):
+            start, stop, step = first.indices(len(self))
+            rows = self._rows(start, max(start, stop))[::step]
+            return rows[(slice(None), *rest)]
+        row = range(len(self))[first]
+        return self._rows(row, row + 1)[(0, *rest)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.asarray(self._rows(0, len(self)), dtype)
+
+    def fetch(self, spans: Iterable[Span]) -> None:
+        """Have these rows, start <= i < stop each, at hand. Raises as `Remote.fetch`."""
+        self._remote.fetch(
+            self._path,
+            [(self._offset + a * self._row, self._offset + b * self._row) for a, b in spans],
+        )
+
+    def _rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        low, high = (self._offset + i * self._row for i in (start, stop))
+        data = self._remote.read(self._path, low, high)
+        return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape[1:])
+
+
+def fetch_rows(array: Any, spans: Iterable[Span]) -> None:
+    """Have rows of an array of the store at hand, in as few requests as can be."""
+    if isinstance(array, RangedArray):
+        array.fetch(spans)
+
+
+def remote_array(remote: Remote, path: str) -> npt.NDArray[Any]:
+    """A ``.npy`` file: in memory when it is small, else a `RangedArray`."""
+    head = remote.read(path, 0, 128)
+    dtype, shape, offset = _header(remote, path, head)
+    return _array(remote, path, dtype, shape, offset)
+
+
+def remote_matrix(remote: Remote, path: str) -> npt.NDArray[Any]:
+    """A ``.npy`` file, all of it in memory."""
+    loaded: npt.NDArray[Any] = np.load(io.BytesIO(remote.straight(path)), allow_pickle=False)
+    return loaded
+
+
+def remote_flat(remote: Remote, path: str, kind: npt.DTypeLike) -> npt.NDArray[Any]:
+    """A file of nothing but numbers: in memory when it is small, else a `RangedArray`."""
+    dtype = np.dtype(kind)
+    return _array(remote, path, dtype, (remote.size(path) // dtype.itemsize,), 0)
+
+
+def _array(
+    remote: Remote, path: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int
+) -> npt.NDArray[Any]:
+    if remote.size(path) and remote.is_whole(path):
+        data = remote.read(path, offset, remote.size(path))
+        return np.frombuffer(data, dtype).reshape(shape)
+    # Used as a memory map is: by rows.
+    return cast("npt.NDArray[Any]", RangedArray(remote, path, dtype, shape, offset))
+
+
+def _header(remote: Remote, path: str, head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    file = io.BytesIO(head)
+    try:
+        version = np.lib.format.read_magic(file)
+        reader = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran, dtype = reader(file)
+    except (ValueError, KeyError) as error:
+        raise CorruptDatabaseError(f"{remote / path} is not a NumPy file: {error}") from error
+    if fortran:
+        raise CorruptDatabaseError(f"{remote / path} is not in the order of rows")
+    return dtype, shape, file.tell()
+
+
+def read_remote_snapshot(remote: Remote, number: int | None = None) -> Snapshot:
+    """As `snapshot.read_snapshot`, and the remote learns the sizes of its files. Two requests.
+
+    Raises `RemoteError` besides, when the other side cannot be reached or refuses.
+    """
+    snapshot = read_remote_raw(remote, number)[2]
+    remote.learn(snapshot)
+    return snapshot
+
+
+def read_remote_raw(remote: Remote, number: int | None = None) -> tuple[Pointer, bytes, Snapshot]:
+    """A snapshot's name and checksum, its bytes, and these decoded.
+
+    Raises as `read_remote_snapshot`.
+    """
+    try:
+        pointer = _pointer(remote)
+    except FileNotFoundError as error:
+        raise _not_found(remote, error) from None
+    live = _raw(remote, pointer)
+    if number is None or live[2].number == number:
+        return live
+    name = f"{number:06d}"
+    told = {file.path: file.sha256 for file in live[2].older}
+    try:
+        return _raw(remote, Pointer(name, told.get(_snapshot_path(name))))
+    except CorruptDatabaseError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise DatabaseNotFoundError(
+            f"{remote} has no snapshot {number}; its newest is {live[2].number}"
+        ) from error
+
+
+def _raw(remote: Remote, pointer: Pointer) -> tuple[Pointer, bytes, Snapshot]:
+    path = _snapshot_path(pointer.name)
+    try:
+        raw = remote.get_small(path, 1 << 30)
+    except FileNotFoundError as error:
+        raise CorruptDatabaseError(
+            f"the snapshot {remote / path} is not there: `featuredb push` the database again"
+        ) from error
+    return pointer, raw, decode_snapshot(raw, pointer, remote / path, remote.url)
+
+
+def _snapshot_path(name: str) -> str:
+    return f"snapshots/{name}.json"
+
+
+def _pointer(remote: Remote) -> Pointer:
+    """What the other side's ``CURRENT`` says. Raises FileNotFoundError."""
+    try:
+        return Pointer.parse(remote.get_small("CURRENT", 256))
+    except ValueError as error:
+        # A server of web pages answers everything with something.
+        raise DatabaseNotFoundError(
+            f"{remote} is not a featuredb database (its CURRENT file cannot be read: {error}): "
+            "check the URL"
+        ) from error
+
+
+def _not_found(remote: Remote, error: FileNotFoundError) -> FeatureDBError:
+    if "bucket" in str(error):
+        return DatabaseNotFoundError(f"{remote}: {error}: check the URL, and the endpoint if any")
+    try:
+        remote.get_small(PUSHING, 1)
+    except (FileNotFoundError, RemoteError):
+        return DatabaseNotFoundError(
+            f"there is no featuredb database at {remote} (it has no CURRENT file): check the URL, "
+            "or copy one there with `featuredb push`"
+        )
+    return DatabaseNotReadyError(
+        f"{remote} is still being pushed and has nothing to read yet: wait for it, or run the "
+        "same `featuredb push` again to continue it"
+    )
+
+
+@contextmanager
+def remote_errors(url: str) -> Iterator[None]:
+    """Turn what the other side, or the way there, raises into one clear `RemoteError`.
+
+    FileNotFoundError passes: only the caller knows what a missing file means.
+    """
+    try:
+        yield
+    except (FeatureDBError, FileNotFoundError):
+        raise
+    except Exception as error:  # every file system has classes of its own
+        raise _refused(url, error) from error
+
+
+def _refused(url: str, error: Exception) -> RemoteError:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    if names & {"NoCredentialsError", "PartialCredentialsError"}:
+        return RemoteError(
+            f"no credentials for {url} ({said}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or AWS_PROFILE; for a public bucket FSSPEC_S3_ANON=true"
+        )
+    if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
+        return RemoteError(f"{url} refuses access ({said}): check the credentials and their rights")
+    if isinstance(error, ConnectionError | TimeoutError) or names & {
+        "EndpointConnectionError",
+        "ClientConnectorError",
+        "ConnectTimeoutError",
+        "HTTPClientError",
+        "ServerTimeoutError",
+        "FSTimeoutError",
+    }:
+        return RemoteError(
+            f"{url} cannot be reached ({said}): check the network, and AWS_ENDPOINT_URL for a "
+            "server of your own"
+        )
+    if isinstance(error, NotImplementedError):
+        return RemoteError(f"{url} cannot be used this way: its file system only reads")
+    return RemoteError(f"{url} does not answer as it should ({type(error).__name__}: {said})")
+
+
+def _file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    scheme = url.partition("://")[0]
+    try:
+        from fsspec.core import url_to_fs
+
+        with remote_errors(url):
+            fs, base = url_to_fs(url, **options)
+    except RemoteError as refused:
+        cause = refused.__cause__
+        if isinstance(cause, ImportError):
+            raise _missing(url, scheme, cause) from cause
+        if isinstance(cause, ValueError) and "Protocol not known" in str(cause):
+            raise RemoteError(f"{url} cannot be read: fsspec knows no {scheme}://") from cause
+        raise
+    except ImportError as error:
+        raise _missing(url, scheme, error) from error
+    return fs, str(base).rstrip("/")
+
+
+def _missing(url: str, scheme: str, error: ImportError) -> MissingExtraError:
+    if scheme in ("s3", "s3a") or scheme.endswith(("::s3", "::s3a")):
+        return MissingExtraError(
+            f"{url} needs s3fs, which is not installed: pip install 'featuredb[s3]'"
+        )
+    said = (str(error).splitlines() or ["a package is not installed"])[0]
+    return MissingExtraError(f"{scheme}:// needs another package: {said}")
+
+
+def _numbers(spans: Iterable[Span]) -> list[int]:
+    """Numbers of the blocks that hold the spans, ascending."""
+    return sorted({n for a, b in spans if b > a for n in range(a // BLOCK, (b - 1) // BLOCK + 1)})
+
+
+def _stretches(numbers: Sequence[int], size: int) -> Iterator[Span]:
+    """Byte ranges that cover blocks, ascending: near ones in one, long ones in pieces."""
+    for at, here in enumerate(numbers):
+        if at == 0:
+            start = here
+        elif here - numbers[at - 1] - 1 > _GAP or (here + 1 - start) * BLOCK > _REQUEST:
+            yield start * BLOCK, (numbers[at - 1] + 1) * BLOCK
+            start = here
+    if numbers:
+        yield start * BLOCK, min((numbers[-1] + 1) * BLOCK, size)

@@ -28,8 +28,10 @@ types: setup-dev
 docs: setup-dev
 	$(BIN)/python -m featuredb.cli.reference --write README.md
 
+# Under ten minutes on two cores; each is worth longer runs, as docs/benchmarks.md has them.
 bench: setup-dev
-	$(BIN)/python -m benchmarks.ingest
+	$(BIN)/python -m benchmarks.ingest --documents 400
+	$(BIN)/python -m benchmarks.store --activations 100M
 
 setup: $(VENV)/.setup
 setup-dev: $(VENV)/.setup-dev

@@ -103,8 +103,9 @@ def in_memory(engine: Engine, number: int) -> float:
 
 def _batches(engine: Engine, number: int) -> list[Batch]:
     partition = engine.plan.partitions[number]
-    starts = engine.starts[partition.first_context : partition.end_context + 1]
-    return list(batches(engine.tokens, starts, engine.plan.batch_tokens))
+    (source,) = engine.sources
+    starts = source.starts[partition.first_context : partition.end_context + 1]
+    return list(batches(source.tokens, starts, engine.plan.batch_tokens))
 
 
 def _inputs(engine: Engine, batch: Batch) -> list[tuple[Probe, torch.Tensor]]:
@@ -144,7 +145,7 @@ def main(
         plan, partitions=(Partition(0, plan.draft.corpora[0].n_contexts),)
     )
     engine = engine_of(layout, plan, inputs)
-    tokens = int(engine.starts[-1])
+    tokens = int(engine.sources[0].starts[-1])
     ways: dict[str, Way] = {
         "bare loop": bare,
         "featuredb": featuredb_way,
@@ -205,7 +206,7 @@ def _show(measured: dict[str, Measured], engine: Engine, tokens: int, activation
         table.add_row(name, f"{rate:,.0f}", f"{rate / base:.3f}", size)
     out = Console()
     out.print(table)
-    lengths = np.diff(engine.starts)
+    lengths = np.diff(engine.sources[0].starts)
     waste = padding_share(lengths, engine.plan.batch_tokens)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rate = _matmul_rate(engine.model.device, engine.model.dtype)

@@ -1,6 +1,6 @@
 """What the load check says to the demo's SAE, loaded rightly and in every wrong way.
 
-    python -m benchmarks.wrong_loads [--sae FOLDER] [--documents N]
+    python -m benchmarks.wrong_loads [--sae FOLDER] [--documents N] [--only NAME]
 
 Prints a table: the load, variance explained, L0, and the verdict, with its reason.
 """
@@ -110,7 +110,7 @@ def verdict(inputs: Inputs, load: Load, sample: SampleTokens) -> tuple[LoadCheck
     threshold = None if load.keep_sinks else _THRESHOLD
     hook = resolve_hook(model.model, load.hook)
     memory = DeviceMemory(4_096, notes.append)
-    (check,) = measure(model, [(load.sae, hook, None)], sample, threshold, memory)
+    ((check, _),) = measure(model, [(load.sae, hook, None)], sample, threshold, memory)
     try:
         judge("demo", model, Reading(load.sae, hook, None, threshold), check, sample, notes.append)
     except LoadCheckError as error:
@@ -123,6 +123,7 @@ def main(show: Callable[[str], None] = print) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sae", default=str(SAE_FOLDER))
     parser.add_argument("--documents", type=int, default=90)
+    parser.add_argument("--only", default="", help="loads whose names contain this")
     told = parser.parse_args()
     options = IngestOptions(
         corpus=str(wikipedia_corpus(told.documents)), model=str(model_folder()), saes=[told.sae]
@@ -131,9 +132,11 @@ def main(show: Callable[[str], None] = print) -> None:
     sae, hook = inputs.saes[0].sae, inputs.saes[0].hook
     samples = {bos: sample_of(inputs, options, bos=bos) for bos in (True, False)}
     memory = DeviceMemory(4_096, show)
-    (first,) = measure(inputs.model, [(sae, hook, None)], samples[True], _THRESHOLD, memory)
+    ((first, _),) = measure(inputs.model, [(sae, hook, None)], samples[True], _THRESHOLD, memory)
     show(f"{'load':28}  variance explained       L0  verdict")
     for load in loads(sae, first.median_norm):
+        if told.only not in load.name:
+            continue
         check, said = verdict(inputs, load, samples[load.bos])
         show(f"{load.name:28}  {check.variance_explained:18.3f}  {check.l0:7.1f}  {said}")
 

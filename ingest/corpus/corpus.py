@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import sys
-import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +17,7 @@ from featuredb.errors import CorpusError
 from ingest.corpus import schema as typing_rules
 from ingest.corpus.hub import PREFIX, hub_part
 from ingest.corpus.locate import file_part, looks_like_path, parts_of
-from ingest.corpus.memory import spool_documents, spool_stream
+from ingest.corpus.memory import Spool, spool_documents, spool_stream
 from ingest.corpus.part import BATCH_BYTES, Column, Part, Rows, Scan
 from ingest.corpus.records import TEXT
 from ingest.corpus.tables import TablePart
@@ -265,9 +263,9 @@ def open_corpus(
     column = _column(text_column, tokens_column, messages_column)
     if max_documents is not None and max_documents < 1:
         raise ValueError(f"max_documents has to be at least 1, not {max_documents}")
-    folder = Path(tempfile.mkdtemp(prefix="featuredb-corpus-"))
+    spool = Spool()
     try:
-        name, parts = _parts(source, column, folder)
+        name, parts = _parts(source, column, spool)
         corpus = Corpus(
             name,
             parts,
@@ -277,18 +275,18 @@ def open_corpus(
             on_warning=on_warning,
         )
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        spool.remove()
         raise
-    weakref.finalize(corpus, shutil.rmtree, folder, ignore_errors=True)
+    weakref.finalize(corpus, spool.remove)
     return corpus
 
 
-def _parts(source: Any, column: Column, folder: Path) -> tuple[str, list[Part]]:
-    """The parts of `source` and its name; `folder` is for what has to be kept on disk."""
+def _parts(source: Any, column: Column, spool: Spool) -> tuple[str, list[Part]]:
+    """The parts of `source` and its name; `spool` is for what has to be kept on disk."""
     if isinstance(source, str | Path):
         name = str(source)
         if name == "-":
-            path = spool_stream(sys.stdin.buffer, folder)
+            path = spool_stream(sys.stdin.buffer, spool.folder)
             if not path.stat().st_size:
                 raise CorpusError("standard input is empty; there is nothing to ingest")
             return name, [file_part(path, "stdin", column)]
@@ -298,13 +296,13 @@ def _parts(source: Any, column: Column, folder: Path) -> tuple[str, list[Part]]:
     if isinstance(source, pa.Table):
         return "Arrow table", [TablePart("Arrow table", source)]
     if isinstance(source, list | tuple) and _are_paths(source):
-        parts = [part for item in source for part in _parts(item, column, folder)[1]]
+        parts = [part for item in source for part in _parts(item, column, spool)[1]]
         return ", ".join(str(item) for item in source), parts
     if not isinstance(source, Iterable):
         raise CorpusError(
             f"a corpus cannot be a {type(source).__name__}; give a path, a table or an iterable"
         )
-    path = spool_documents(source, folder, column.name)
+    path = spool_documents(source, spool.folder, column.name)
     return "Python", [file_part(path, "Python", column)]
 
 

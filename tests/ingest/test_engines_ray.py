@@ -9,16 +9,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from featuredb.errors import IngestError
 from featuredb.layout import Layout
 from featuredb.snapshot import read_snapshot
 from ingest import compact, prepare
+from ingest.engines import ray as engine
 from ingest.engines.ray import RayCrew, connection
 from ingest.options import IngestOptions
 from ingest.pipeline import ingest
@@ -107,6 +109,50 @@ def test_a_killed_worker_loses_nothing(
     snapshot = read_snapshot(Layout(path))
     assert snapshot.runs[0].device == "2 x cpu"
     assert len(snapshot.segments_of("sae")[0].feature_files) > 4
+
+
+def test_a_killed_merge_is_repeated(
+    inputs: IngestOptions,
+    local: Path,
+    cluster: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    merge, marks = engine._merge, tmp_path / "marks"
+    marks.mkdir()
+
+    def killed_once(told: Any, places: Sequence[Any]) -> Any:
+        """The first task of each SAE dies when it has merged, and before it can say so."""
+        merged = merge(told, places)
+        mark = marks / f"{told[2].sae}-{os.getpid()}"
+        if not list(marks.glob(f"{told[2].sae}-*")):
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return merged
+
+    monkeypatch.setattr(engine, "_merge", killed_once)
+    path = tmp_path / "ray.fdb"
+    ingest(path, replace(inputs, engine="ray", workers=2))
+    assert {mark.name.split("-")[0] for mark in marks.iterdir()} == {"sae", "other"}
+    assert_same_content(path, local)
+
+
+def test_merges_that_go_on_dying_end_the_ingest(
+    inputs: IngestOptions,
+    local: Path,
+    cluster: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_merge", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setattr(engine, "TRIES", 1)
+        path = tmp_path / "ray.fdb"
+        with pytest.raises(IngestError, match="merging sae killed 2 workers: give them more"):
+            ingest(path, replace(inputs, engine="ray", workers=2))
+    assert not (path / "CURRENT").exists()
+    ingest(path, inputs)
+    assert_same_content(path, local)
 
 
 _SCRIPT = """

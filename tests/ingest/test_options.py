@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import featuredb
-from featuredb.errors import LoadCheckError
+from featuredb import schemas
+from featuredb.errors import HookError, IngestError, LoadCheckError
 from featuredb.snapshot import Snapshot
 from ingest.hooks import forward_to_hooks, resolve_hook
 from ingest.options import IngestOptions
@@ -60,7 +62,54 @@ def test_no_check_takes_what_the_check_refuses(options: IngestOptions, tmp_path:
         ingest(path, replace(options, check=True))
     assert not path.exists()
     ingest(path, options)
-    assert snapshot(path).saes[0].check.variance_explained < 0
+    explained = snapshot(path).saes[0].check.variance_explained
+    assert explained is not None
+    assert explained < 0
+
+
+def narrow_transcoder(folder: Path, **about: Any) -> Path:
+    """One that writes half as many dimensions as it reads, in SAELens's format."""
+    tiny_sae(folder, hook=HOOK, architecture="transcoder", d_out=WIDTH // 2, **about)
+    weights = load_file(folder / "sae_weights.safetensors")
+    weights["W_dec"] = weights["W_dec"][:, : WIDTH // 2].contiguous()
+    weights["b_dec"] = weights["b_dec"][: WIDTH // 2].contiguous()
+    save_file(weights, folder / "sae_weights.safetensors")
+    return folder
+
+
+def test_a_transcoder_that_does_not_say_where_it_writes(
+    options: IngestOptions, tmp_path: Path
+) -> None:
+    narrow = replace(options, saes=[str(narrow_transcoder(tmp_path / "sae"))])
+    with pytest.raises(HookError, match=r"writes 16, .* the place with --hook-out; --no-check"):
+        ingest(tmp_path / "db.fdb", replace(narrow, check=True))
+    with pytest.raises(HookError, match=r"writes 16 dimensions but blocks.2.hook_mlp_out has 32"):
+        ingest(tmp_path / "db.fdb", replace(narrow, hook_out="blocks.2.hook_mlp_out"))
+    ingest(tmp_path / "db.fdb", replace(narrow, engine="processes", workers=1))
+    (sae,) = snapshot(tmp_path / "db.fdb").saes
+    assert (sae.d_in, sae.d_out, sae.hook_out) == (WIDTH, WIDTH // 2, None)
+    assert sae.check.variance_explained is None
+    with featuredb.open(tmp_path / "db.fdb") as db:
+        assert db.sql("SELECT variance_explained FROM saes").fetchall() == [(None,)]
+        assert db.info()["saes"][0]["variance_explained"] is None
+        assert db.near(3, k=2).table.num_rows == 2
+
+
+def test_hook_out_is_measured_and_stored(options: IngestOptions, tmp_path: Path) -> None:
+    at_mlp, told = "blocks.2.hook_mlp_out", replace(options, names=["sae"])
+    ingest(tmp_path / "db.fdb", replace(told, hook_out=at_mlp))
+    found, plain = snapshot(tmp_path / "db.fdb").saes[0], snapshot_of(told, tmp_path / "plain.fdb")
+    assert (found.hook, found.hook_out) == (HOOK, at_mlp)
+    assert found.check.variance_explained != plain.check.variance_explained
+    assert found.check.l0 == plain.check.l0
+    # Where it reads is no other place.
+    ingest(tmp_path / "same.fdb", replace(told, hook_out=HOOK))
+    assert snapshot(tmp_path / "same.fdb").saes[0].hook_out is None
+
+
+def snapshot_of(options: IngestOptions, path: Path) -> Any:
+    ingest(path, options)
+    return snapshot(path).saes[0]
 
 
 def test_keep_bos(options: IngestOptions, plain: Path, tmp_path: Path) -> None:
@@ -129,6 +178,47 @@ def test_stride(options: IngestOptions, plain: Path, tmp_path: Path) -> None:
     assert len(windows) == -(-(len(document) - 31) // 10) + 1
     for i, window in enumerate(windows):
         assert window == document[10 * i : 10 * i + 31]
+
+
+def test_log8_is_the_same_activations_on_a_coarse_grid(
+    options: IngestOptions, plain: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "db.fdb"
+    ingest(path, replace(options, values="log8"))
+    assert snapshot(path).recording.values == "log8"
+    coarse, fine = activations(path, "sae"), activations(plain, "sae")
+    assert coarse.select([0, 1, 2]).equals(fine.select([0, 1, 2]))
+    have, want = (t.column("activation").to_numpy() for t in (coarse, fine))
+    assert (have == schemas.stored(have, "log8").astype(np.float32)).all()
+    # Both were rounded from the same float32.
+    assert np.abs(have / want - 1).max() <= schemas.LOG8_ERROR + 2.0**-10
+    assert (have != want).any()
+    with featuredb.open(path) as db:
+        assert db.info()["values"] == "log8"
+        assert featuredb.verify(path).ok
+        text = db.sql("SELECT text FROM documents WHERE document_id = 1").fetchall()[0][0]
+        stored, live = db.fires_on(text).table, db.fires_on(text + " ").table
+        assert stored.num_rows > 0
+        assert live.num_rows > 0
+        for answer in (stored, live):
+            values = answer.column("activation").to_numpy()
+            assert (values == schemas.stored(values, "log8").astype(np.float32)).all()
+
+
+def test_what_values_can_be(options: IngestOptions) -> None:
+    for exact, values, stored in (
+        (False, "float16", "float16"),
+        (True, "float16", "float32"),
+        (False, "float32", "float32"),
+        (True, "float32", "float32"),
+        (False, "log8", "log8"),
+    ):
+        told = replace(options, exact=exact, values=values)  # type: ignore[arg-type]
+        assert told.recording().values == stored
+    with pytest.raises(IngestError, match="exact activations cannot be log8"):
+        replace(options, exact=True, values="log8")
+    with pytest.raises(IngestError, match="values must be one of float16, float32, log8"):
+        replace(options, values="int8")  # type: ignore[arg-type]
 
 
 def test_exact_keeps_float32(options: IngestOptions, plain: Path, tmp_path: Path) -> None:

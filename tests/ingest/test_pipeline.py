@@ -25,7 +25,7 @@ from featuredb.errors import (
 from featuredb.layout import Layout
 from featuredb.lock import write_lock
 from featuredb.snapshot import read_snapshot
-from ingest import extract, partition, prepare
+from ingest import extract, partition, prepare, publish
 from ingest.options import IngestOptions
 from ingest.pipeline import ingest
 from ingest.sae import load_sae
@@ -192,13 +192,17 @@ def test_killed_at_any_moment_it_continues_to_the_same_content(
     assert not (path / "staging").exists()
 
 
-def test_more_contexts_than_positions_can_name_are_refused(
-    inputs: IngestOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_more_contexts_than_a_segment_has_positions_for_become_several(
+    inputs: IngestOptions,
+    tmp_path: Path,
+    small_partitions: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(prepare, "MOST_POSITIONS", 32 * 50)
-    with pytest.raises(IngestError, match="a database of context size 32 holds 50: split it"):
-        ingest(tmp_path / "large.fdb", inputs)
-    assert not (tmp_path / "large.fdb").exists()
+    ingest(tmp_path / "one.fdb", inputs)
+    monkeypatch.setattr(publish, "POSITIONS", 32 * 50)
+    ingest(tmp_path / "several.fdb", inputs)
+    assert len(read_snapshot(Layout(tmp_path / "several.fdb")).segments) > 1
+    assert_same_content(tmp_path / "one.fdb", tmp_path / "several.fdb")
 
 
 def test_two_writers(inputs: IngestOptions, tmp_path: Path) -> None:

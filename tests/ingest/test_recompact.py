@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,11 +15,11 @@ from featuredb.api import Database
 from featuredb.cli import main
 from featuredb.errors import DatabaseNotFoundError
 from featuredb.layout import Layout
-from featuredb.snapshot import Segment, read_snapshot, write_snapshot
+from featuredb.snapshot import Draft, Segment, read_snapshot, write_snapshot
 from featuredb.store import Store
-from ingest.compact import compact_segments
-from ingest.publish import clean_up
+from ingest.compact import Compaction, Merge, compact_segments
 from ingest.recompact import compact
+from ingest.unnamed import clean_up
 from tests.content import assert_same_content
 from tests.make_store import MadeSae, World, make_store
 
@@ -43,9 +44,9 @@ def unmerged(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     kept: list[Segment] = []
     whole = compact_segments
 
-    def keep_runs(layout: Layout, job: object, merge: object) -> object:
-        kept.extend(job.segments)  # type: ignore[attr-defined]
-        return whole(layout, job, merge)  # type: ignore[arg-type]
+    def keep_runs(layout: Layout, draft: Draft, job: Compaction, merge: Merge) -> Any:
+        kept.extend(job.segments)
+        return whole(layout, draft, job, merge)
 
     with monkeypatch.context() as patch:
         patch.setattr("ingest.publish.compact_segments", keep_runs)

@@ -1,0 +1,1 @@
+"""Writers killed at random points, and readers at work meanwhile."""

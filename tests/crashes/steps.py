@@ -1,0 +1,178 @@
+"""The steps of a store's life, each as a process of its own that may be made to die.
+
+Imported once by a fork server, which has run nothing: a step then starts in a fraction of a
+second instead of loading torch again.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import featuredb
+from featuredb.errors import DatabaseError, UnknownFeatureError
+from ingest import append, drop, pipeline, prepare, recompact, vacuum  # noqa: F401 preloaded
+from ingest.options import IngestOptions
+from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
+
+_WRITES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree"}
+_FOR_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A model, two SAEs and two corpora on the disk."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> Scene:
+        """Write them."""
+        documents = [d for d in tiny_documents() if d["text"].strip()][:40]
+        write_jsonl(folder / "a.jsonl", documents[:25])
+        write_jsonl(folder / "b.jsonl", documents[25:])
+        tiny_model(folder / "model")
+        tiny_sae(folder / "one", d_sae=48)
+        tiny_sae(folder / "two", seed=5, d_sae=32)
+        return cls(folder)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+
+def _ingest(scene: Scene, path: Path) -> None:
+    pipeline.ingest(
+        path,
+        IngestOptions(
+            corpus=str(scene.folder / "a.jsonl"),
+            model=str(scene.folder / "model"),
+            saes=[str(scene.folder / "one")],
+            names=["one"],
+            dtype="float32",
+            check=False,
+        ),
+    )
+
+
+def _append(scene: Scene, path: Path) -> None:
+    featuredb.append(path, str(scene.folder / "b.jsonl"), check=False)
+
+
+def _add_sae(scene: Scene, path: Path) -> None:
+    featuredb.add_saes(path, [str(scene.folder / "two")], ["two"], check=False)
+
+
+def _compact(_: Scene, path: Path) -> None:
+    featuredb.compact(path)
+
+
+def _drop_sae(_: Scene, path: Path) -> None:
+    try:
+        featuredb.drop(path, sae="two")
+    except UnknownFeatureError:
+        return  # it was done before the process died
+
+
+def _drop_corpus(_: Scene, path: Path) -> None:
+    try:
+        featuredb.drop(path, corpus="0")
+    except DatabaseError as error:
+        if "there is no corpus" not in str(error):
+            raise
+
+
+def _vacuum(_: Scene, path: Path) -> None:
+    featuredb.vacuum(path, grace=timedelta(0))
+
+
+STEPS: dict[str, Callable[[Scene, Path], None]] = {
+    "ingest": _ingest,
+    "append": _append,
+    "add-sae": _add_sae,
+    "compact": _compact,
+    "drop-sae": _drop_sae,
+    "drop-corpus": _drop_corpus,
+    "vacuum": _vacuum,
+}
+"""In the order of a life; repeating one that is done does nothing."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """When a step dies: before its n-th change of a file's name or opening for writing, or after
+    some seconds."""
+
+    event: int | None = None
+    seconds: float | None = None
+
+
+def _run(scene: Scene, path: Path, step: str, event: int | None, told: Any) -> None:
+    vars(prepare)["partition_tokens"] = lambda *_: 200
+    count = 0
+
+    def audit(name: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if name not in _WRITES or not str(arguments[0] if arguments else "").startswith(str(path)):
+            return
+        if name == "open" and not arguments[2] & _FOR_WRITING:
+            return
+        count += 1
+        if count == event:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(audit)
+    started = time.monotonic()
+    STEPS[step](scene, path)
+    told.send((count, time.monotonic() - started))
+
+
+class Stage:
+    """Runs steps."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self._context: ForkServerContext = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["tests.crashes.steps"])
+
+    def run(self, path: Path, step: str, death: Death | None = None) -> tuple[int, float] | None:
+        """A step's number of events and seconds; None where it died as it was to.
+
+        A step that was to die and was done before that counts as alive.
+        """
+        ours, theirs = self._context.Pipe(duplex=False)
+        event = death.event if death else None
+        process = self._context.Process(target=_run, args=(self.scene, path, step, event, theirs))
+        process.start()
+        theirs.close()
+        if death is not None and death.seconds is not None:
+            ours.poll(death.seconds)
+            process.kill()
+        process.join(120)
+        told: tuple[int, float] | None = None
+        try:
+            if ours.poll():
+                told = ours.recv()
+        except EOFError:
+            told = None
+        if death is None and told is None:
+            raise AssertionError(f"{step} failed with exit code {process.exitcode}")
+        if told is None and process.exitcode != -signal.SIGKILL:
+            raise AssertionError(f"{step} ended with exit code {process.exitcode}, not killed")
+        return told
+
+
+def copy(path: Path, to: Path) -> Path:
+    """A copy of a database, or of its absence."""
+    if path.exists():
+        shutil.copytree(path, to)
+    return to

@@ -1,7 +1,8 @@
-"""Compaction: many runs of one SAE become one segment with its features in bucket files.
+"""Compaction: many segments of one SAE become one, its features in bucket files.
 
 A bucket is written by one function, `write_bucket`, whoever runs it and in whatever order; the
-segment appears when all of them are there.
+segment appears when all of them are there. Memory is bounded by `Compaction.memory`, whatever the
+number of activations: a bucket is merged in pieces, a dense feature in several.
 """
 
 from __future__ import annotations
@@ -9,38 +10,53 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featuredb import schemas
-from featuredb.feature_major import FeatureRows, directory_of, write_feature_file
+from featuredb.feature_major import FeatureFileWriter, FeatureRows, directory_of, stride_of
 from featuredb.files import folder_in_place, fsync_path, remove_tree, sweep, temporary_name
 from featuredb.layout import Layout
 from featuredb.snapshot import Draft, FeatureFile, File, Segment, TokenFile
-from ingest.derive.examples import bucket_examples
-from ingest.derive.statistics import TokenLookUp, bucket_statistics
-from ingest.look_up import token_look_up
-from ingest.merge import Bucket, MergedSegments
+from ingest.derive.profiles import Profiler, Profiles
+from ingest.look_up import LookUp, TokenLookUp
+from ingest.merge import MergedSegments, Piece
 from ingest.runs import file_entry
 
 ROWS_PER_BUCKET = 1 << 20
 """Aim for this many rows a bucket file: about 32 row groups, a footer parsed in well under 1 ms."""
 
+FAN_IN = 128
+"""Segments merged at once: each keeps a file open and a decoded row group. More than that are
+merged in rounds."""
+
+_ROWS_PER_PIECE = 1 << 20
+_BYTES_PER_ROW = 160
+"""Peak memory per row of a piece: its columns, what is counted of them, and their encoding."""
+
+_THREADS = 4
+
 
 class Compaction(NamedTuple):
-    """The parts of one SAE and the segment they become."""
+    """The parts of one SAE and the segment they become.
+
+    memory: bytes to work in. profiled: make the features' profiles on the way.
+    """
 
     segment_id: str
     sae: str
     d_sae: int
     bits: int
     segments: tuple[Segment, ...]
+    memory: int
+    profiled: bool = True
 
     @property
     def first_context(self) -> int:
@@ -71,30 +87,27 @@ class Place(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """A bucket on the disk, and what is derived from its rows: `bucket_statistics`, EXAMPLES."""
+    """A bucket on the disk, and the profiles of its features where they were wanted."""
 
     file: FeatureFile
-    statistics: pa.Table
-    examples: pa.Table
+    profiles: Profiles | None
 
 
-Merge = Callable[[Compaction, Path, Sequence[Place]], Iterable[Merged]]
+Merge = Callable[[Layout, Draft, Compaction, Path, Sequence[Place]], Iterable[Merged]]
 """Writes buckets below a folder and gives what they became, in order."""
-
-DraftMerge = Callable[[Layout, Draft, Compaction, Path, Sequence[Place]], Iterable[Merged]]
-"""A `Merge` that is still to be told of which database."""
 
 
 def compact_segments(
-    layout: Layout, job: Compaction, merge: Merge
-) -> tuple[Segment, tuple[Merged, ...]]:
+    layout: Layout, draft: Draft, job: Compaction, merge: Merge
+) -> tuple[Segment, Profiles | None]:
     """Merge segments that cover disjoint contexts into one, in place in one step.
 
-    The buckets come with what is derived from them, so that this needs no second pass. The
-    token-major files are already in order and are linked, not rewritten.
+    The profiles come along, so that they need no second pass. The token-major files are already
+    in order and are linked, not rewritten.
     """
     final = layout.segment(job.segment_id)
     remove_tree(final)
+    job = _in_rounds(layout, draft, job, merge)
     source = MergedSegments(layout, job.segments, job.d_sae, job.bits)
     source.close()
     directory = directory_of(source.counts)
@@ -106,10 +119,11 @@ def compact_segments(
             Place(number, first, end, int(directory[first]))
             for number, (first, end) in enumerate(pairwise(boundaries))
         ]
-        buckets = tuple(merge(job, folder, places))
+        buckets = tuple(merge(layout, draft, job, folder, places))
         sweep(folder / "fm")
         np.save(folder / "directory.npy", directory)
         sinks = _join_sinks(layout, source.segments, folder / "sinks.parquet")
+        token_files = [entry for part in source.segments for entry in part.token_files]
         segment = Segment(
             id=job.segment_id,
             sae=job.sae,
@@ -120,57 +134,132 @@ def compact_segments(
             values="float32" if job.values == "float32" else "float16",
             recorded_tokens=job.recorded_tokens,
             feature_files=tuple(bucket.file for bucket in buckets),
-            token_files=tuple(_link_token_files(layout, source.segments, folder, final)),
+            token_files=tuple(link_token_files(layout, token_files, folder, final)),
             directory=file_entry(layout, folder / "directory.npy", folder, final, job.d_sae + 1),
             sinks=file_entry(layout, folder / "sinks.parquet", folder, final, sinks),
         )
-    return segment, buckets
+    if not job.profiled:
+        return segment, None
+    return segment, Profiles.joined([b.profiles for b in buckets if b.profiles is not None])
+
+
+def _in_rounds(layout: Layout, draft: Draft, job: Compaction, merge: Merge) -> Compaction:
+    """The same compaction of at most FAN_IN segments, by merging neighbours first."""
+    segments = sorted(job.segments, key=lambda s: s.first_context)
+    number = 0
+    while len(segments) > FAN_IN:
+        merged = []
+        for at in range(0, len(segments), FAN_IN):
+            own = tuple(segments[at : at + FAN_IN])
+            part = job._replace(
+                segment_id=f"{job.segment_id}-m{number}", segments=own, profiled=False
+            )
+            number += 1
+            merged.append(compact_segments(layout, draft, part, merge)[0])
+        segments = merged
+    return job._replace(segments=tuple(segments))
 
 
 def merge_here(
-    layout: Layout, draft: Draft, job: Compaction, folder: Path, places: Sequence[Place]
+    layout: Layout,
+    draft: Draft,
+    job: Compaction,
+    folder: Path,
+    places: Sequence[Place],
+    threads: int | None = None,
 ) -> Iterator[Merged]:
-    """A `DraftMerge` in this process, one bucket after the other.
+    """A `Merge` in this process, in a few threads, each with a range of adjacent buckets."""
+    threads = min(threads or _threads(), max(1, len(places)))
+    look_up = TokenLookUp(layout, draft)
+    size = -(-len(places) // threads)
+    shares = [places[at : at + size] for at in range(0, len(places), size)]
+    alone = job._replace(memory=job.memory // len(shares))
 
-    Memory is bounded by the largest bucket (about `ROWS_PER_BUCKET` rows, or one feature's).
-    """
-    look_up = token_look_up(layout, draft)
+    def work(share: Sequence[Place]) -> list[Merged]:
+        source = MergedSegments(layout, job.segments, job.d_sae, job.bits)
+        try:
+            return [write_bucket(layout, alone, source, look_up, folder, p) for p in share]
+        finally:
+            source.close()
+
+    with ThreadPoolExecutor(threads) as pool:
+        for merged in pool.map(work, shares):
+            yield from merged
+
+
+def profile_segments(
+    layout: Layout, draft: Draft, job: Compaction, threads: int | None = None
+) -> Profiles:
+    """The profiles of an SAE's features over all of its segments, which stay as they are."""
+    look_up = TokenLookUp(layout, draft)
     source = MergedSegments(layout, job.segments, job.d_sae, job.bits)
-    try:
-        yield from map(partial(write_bucket, layout, job, source, look_up, folder), places)
-    finally:
-        source.close()
+    source.close()
+    cuts = source.boundaries(ROWS_PER_BUCKET, schemas.MAX_BUCKETS)
+    threads = min(threads or _threads(), len(cuts) - 1)
+    size = -(-(len(cuts) - 1) // threads)
+    edges = [cuts[i] for i in range(0, len(cuts) - 1, size)] + [cuts[-1]]
+    most_rows = _piece_rows(job.memory // threads)
+
+    def work(features: tuple[int, int]) -> Profiles:
+        own = MergedSegments(layout, job.segments, job.d_sae, job.bits)
+        try:
+            profiler = Profiler(own, look_up, job.recorded_tokens, *features)
+            for piece in own.pieces(*features, most_rows):
+                profiler.add(piece)
+            return profiler.finish()
+        finally:
+            own.close()
+
+    with ThreadPoolExecutor(threads) as pool:
+        return Profiles.joined(list(pool.map(work, pairwise(edges))))
 
 
 def write_bucket(
     layout: Layout,
     job: Compaction,
     source: MergedSegments,
-    look_up: TokenLookUp,
+    look_up: LookUp,
     folder: Path,
     place: Place,
 ) -> Merged:
     """Write one bucket below `folder`, which will become the segment's, and derive from it."""
-    bucket = source.bucket(place.first_feature, place.end_feature)
+    first, end = place.first_feature, place.end_feature
     path = folder / "fm" / f"b{place.number:03d}.parquet"
     # On a cluster a worker given up for dead may still write the bucket that another repeats.
     temporary = temporary_name(path)
-    write_feature_file(temporary, _to_rows(bucket, job.first_context, job.bits), job.values)
+    profiler = Profiler(source, look_up, job.recorded_tokens, first, end) if job.profiled else None
+    stride = stride_of(job.end_context - job.first_context, job.bits)
+    writer = FeatureFileWriter(temporary, job.values, stride)
+    try:
+        for piece in source.pieces(first, end, _piece_rows(job.memory)):
+            writer.write(_to_rows(piece, job.first_context, job.bits))
+            if profiler is not None:
+                profiler.add(piece)
+    finally:
+        writer.close()
     fsync_path(temporary)
     os.replace(temporary, path)
-    entry = file_entry(layout, path, folder, layout.segment(job.segment_id), len(bucket.feature))
+    entry = file_entry(layout, path, folder, layout.segment(job.segment_id), writer.rows)
     return Merged(
-        FeatureFile(entry, place.first_feature, place.end_feature, place.first_row),
-        bucket_statistics(bucket, job.recorded_tokens, look_up),
-        bucket_examples(bucket),
+        FeatureFile(entry, first, end, place.first_row, stride),
+        None if profiler is None else profiler.finish(),
     )
 
 
-def _to_rows(bucket: Bucket, base: int, bits: int) -> FeatureRows:
-    local = (bucket.context_id - base).astype(np.uint32)
-    position = (local << np.uint32(bits)) | bucket.token_index.astype(np.uint32)
-    features = bucket.feature + np.uint32(bucket.first_feature)
-    return FeatureRows(features, position, bucket.activation)
+def _threads() -> int:
+    return min(_THREADS, os.cpu_count() or 1)
+
+
+def _piece_rows(memory: int) -> int:
+    """Rows of a piece: more would only leave the processor's cache."""
+    return max(schemas.FEATURE_ROW_GROUP, min(_ROWS_PER_PIECE, memory // _BYTES_PER_ROW))
+
+
+def _to_rows(piece: Piece, base: int, bits: int) -> FeatureRows:
+    position = (piece.context_id - base).astype(np.uint32)
+    position <<= np.uint32(bits)
+    position |= piece.token_index.view(np.uint32)
+    return FeatureRows(piece.feature_id, position, piece.activation)
 
 
 def _join_sinks(layout: Layout, segments: Iterable[Segment], path: Path) -> int:
@@ -179,19 +268,17 @@ def _join_sinks(layout: Layout, segments: Iterable[Segment], path: Path) -> int:
     return int(table.num_rows)
 
 
-def _link_token_files(
-    layout: Layout, segments: Sequence[Segment], folder: Path, final: Path
-) -> Iterable[TokenFile]:
-    number = 0
-    for segment in segments:
-        for entry in segment.token_files:
-            name = f"t{number:04d}.parquet"
-            source = layout.root / entry.file.path
-            try:
-                os.link(source, folder / "tm" / name)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(source, folder / "tm" / name)
-            relative = layout.relative(final / "tm" / name)
-            file = File(relative, entry.file.rows, entry.file.bytes, entry.file.sha256)
-            yield TokenFile(file, entry.first_context, entry.end_context, entry.base_context)
-            number += 1
+def link_token_files(
+    layout: Layout, entries: Iterable[TokenFile], folder: Path, final: Path
+) -> Iterator[TokenFile]:
+    """Give token-major files a name in the folder that is about to become `final`."""
+    for number, entry in enumerate(entries):
+        name = f"t{number:04d}.parquet"
+        source = layout.root / entry.file.path
+        try:
+            os.link(source, folder / "tm" / name)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, folder / "tm" / name)
+        relative = layout.relative(final / "tm" / name)
+        file = File(relative, entry.file.rows, entry.file.bytes, entry.file.sha256)
+        yield msgspec.structs.replace(entry, file=file)

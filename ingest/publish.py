@@ -1,22 +1,31 @@
-"""From finished runs to a published snapshot: compact, derive, publish, clean up."""
+"""From segments to a published snapshot: merge, derive, publish, clean up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from itertools import groupby
 
 import pyarrow as pa
 
 import featuredb
 from featuredb import schemas
-from featuredb.catalog import build_catalog
-from featuredb.files import remove_tree, sweep
+from featuredb.catalog import built_catalog
 from featuredb.layout import Layout
-from featuredb.snapshot import Draft, Run, Segment, Snapshot, read_snapshot, write_snapshot
-from featuredb.vectors import read_directions
-from ingest.compact import Compaction, DraftMerge, compact_segments, merge_here
-from ingest.derive.tables import SaeStatistics, write_derived
+from featuredb.snapshot import Draft, Run, Segment, Snapshot, write_snapshot
+from ingest.compact import Compaction, Merge, compact_segments, merge_here, profile_segments
+from ingest.derive.profiles import Profiles
+from ingest.derive.tables import Content, write_derived
+
+MOST_SEGMENTS = 8
+"""Segments of one SAE a reader may have to open; each costs a lookup about a millisecond. One more
+and they are merged into one."""
+
+MEMORY = 1 << 32
+"""Bytes to work in where nobody says."""
+
+POSITIONS = 1 << 32
+"""Positions are 32 bits wide within a segment."""
 
 
 def now() -> str:
@@ -27,67 +36,100 @@ def now() -> str:
 def publish(
     layout: Layout,
     draft: Draft,
-    runs: Mapping[str, Sequence[Segment]],
+    segments: Mapping[str, Sequence[Segment]],
     logits: Mapping[str, pa.Table],
     history: Sequence[Run],
     note: Callable[[str], None],
-    merge: DraftMerge = merge_here,
+    merge: Merge = merge_here,
+    *,
+    base: Snapshot | None = None,
+    changed: Collection[str] | None = None,
+    most: int = MOST_SEGMENTS,
+    memory: int = MEMORY,
 ) -> Snapshot:
-    """Make the runs the live content of the database.
+    """Make the segments the live content of the database.
 
-    runs: by SAE name, covering disjoint contexts. logits: rows of LOGITS by SAE name. history:
-    the ingests behind this snapshot. note: told what is being done. merge: who merges the
-    buckets. A reader sees nothing of it until ``CURRENT`` is renamed; interrupted anywhere before,
-    calling it again starts over.
+    segments: by SAE name, covering disjoint contexts; runs among them are merged, and everything
+    where more than `most` would be left. logits: rows of LOGITS by name of an SAE that `base` has
+    not. history: the ingests behind this snapshot. note: told what is being done. merge: who
+    merges the buckets. base: the snapshot before, whose derived tables are kept as far as they
+    hold; changed: the SAEs whose activations are not those of `base`, all of them by default. A
+    reader sees nothing of it until ``CURRENT`` is renamed; interrupted anywhere before, calling it
+    again starts over.
     """
-    directions = {v.sae: read_directions(layout, v) for v in draft.vectors}
-    statistics: list[SaeStatistics] = []
-    segments: dict[str, tuple[Segment, ...]] = {}
+    fresh = {sae.name for sae in draft.saes} if changed is None else set(changed)
+    live: dict[str, tuple[Segment, ...]] = {}
+    profiles: dict[str, Profiles] = {}
     for number, sae in enumerate(draft.saes):
-        own = tuple(runs[sae.name])
-        note(f"merging {len(own)} runs of {sae.name}")
-        job = Compaction(
-            f"c{draft.number:06d}-{number}", sae.name, sae.d_sae, draft.position_bits, own
-        )
-        segment, buckets = compact_segments(layout, job, partial(merge, layout, draft))
-        segments[sae.name] = (segment,)
-        statistics.append(SaeStatistics(sae, buckets))
+        own = sorted(segments[sae.name], key=lambda s: s.first_context)
+        groups = groups_to_merge(own, draft.position_bits, most)
+        job = Compaction("", sae.name, sae.d_sae, draft.position_bits, tuple(own), memory)
+        kept: list[Segment] = []
+        for place, group in enumerate(groups):
+            if len(group) == 1 and group[0].level:
+                kept.append(group[0])
+                continue
+            note(f"merging {len(group)} runs of {sae.name}")
+            part = job._replace(
+                segment_id=f"c{draft.number:06d}-{number}-{place}",
+                segments=tuple(group),
+                profiled=len(groups) == 1 and sae.name in fresh,
+            )
+            segment, found = compact_segments(layout, draft, part, merge)
+            kept.append(segment)
+            if found is not None:
+                profiles[sae.name] = found
+        live[sae.name] = tuple(kept)
+        if sae.name in fresh and sae.name not in profiles:
+            note(f"statistics of {sae.name}")
+            profiles[sae.name] = profile_segments(
+                layout, draft, job._replace(segments=live[sae.name])
+            )
     note("statistics, co-activation and neighbours")
-    derived = write_derived(
-        layout, draft.number, statistics, segments, directions, logits, draft.position_bits
-    )
+    derived = write_derived(layout, Content(draft, live, profiles, logits, base, memory, note))
     snapshot = Snapshot(
         format=schemas.FORMAT_VERSION,
         featuredb=featuredb.__version__,
         number=draft.number,
         created=now(),
+        operation=draft.operation,
         position_bits=draft.position_bits,
         model=draft.model,
         recording=draft.recording,
         vocabulary=draft.vocabulary,
         corpora=draft.corpora,
         saes=draft.saes,
-        segments=tuple(s for sae in draft.saes for s in segments[sae.name]),
+        segments=tuple(s for sae in draft.saes for s in live[sae.name]),
         vectors=draft.vectors,
         derived=derived,
         runs=tuple(history),
+        next_ids=draft.next_ids,
     )
     note("publishing")
-    # The catalog first: a crash between the two leaves CURRENT as it was and the same call makes
-    # both again, whereas the other order could leave a published snapshot with an old catalog.
-    build_catalog(layout, snapshot)
-    write_snapshot(layout, snapshot)
-    return snapshot
+    with built_catalog(layout, snapshot) as catalog:
+        return write_snapshot(layout, snapshot, catalog)
 
 
-def clean_up(layout: Layout, snapshot: Snapshot) -> None:
-    """Remove the staging folder and every segment that no snapshot ever named."""
-    remove_tree(layout.staging)
-    named = {s.id for s in snapshot.segments}
-    for path in layout.snapshots.glob("[0-9]*.json"):
-        named |= {s.id for s in read_snapshot(layout, int(path.stem)).segments}
-    for folder in layout.segments.iterdir():
-        if folder.name not in named and not folder.name.startswith("."):
-            remove_tree(folder)
-    for folder in (layout.root, layout.segments, layout.derived, layout.corpora, layout.matrices):
-        sweep(folder)
+def groups_to_merge(segments: Sequence[Segment], bits: int, most: int) -> list[Sequence[Segment]]:
+    """Consecutive segments to make one of; a group of one that is no run stays as it is.
+
+    segments: by first context. A group has no more contexts than positions have room for.
+    """
+    groups: list[list[Segment]] = []
+    for is_run, group in groupby(segments, key=lambda s: s.level == 0):
+        own = list(group)
+        groups += _with_room(own, bits) if is_run else [[segment] for segment in own]
+    if len(groups) > most:
+        groups = _with_room(segments, bits)
+    return list(groups)
+
+
+def _with_room(segments: Sequence[Segment], bits: int) -> list[list[Segment]]:
+    """As few groups as 32-bit positions allow."""
+    groups: list[list[Segment]] = []
+    for segment in segments:
+        if groups and segment.end_context - groups[-1][0].first_context <= POSITIONS >> bits:
+            groups[-1].append(segment)
+        else:
+            groups.append([segment])
+    return groups

@@ -1,24 +1,42 @@
-"""Everything derived for a snapshot, written as its folder ``derived/<number>/``."""
+"""Everything derived for a snapshot: what changed is computed, the rest taken from the one before.
+
+Written as the folder ``derived/<number>/``; a table in which nothing changed stays where it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featuredb import schemas
 from featuredb.files import folder_in_place, remove_tree
 from featuredb.layout import Layout
-from featuredb.snapshot import Derived, File, Sae, SaeTables, Segment
-from featuredb.vectors import Directions, table_of
-from ingest.compact import Merged
+from featuredb.parquet import ParquetFiles
+from featuredb.snapshot import (
+    Derived,
+    Draft,
+    FeatureFile,
+    File,
+    Sae,
+    SaeTables,
+    Segment,
+    Snapshot,
+    VectorIndex,
+)
+from featuredb.texts import Texts
+from featuredb.vectors import DirectionRows, Directions, comparable, table_of
+from ingest.derive import index
 from ingest.derive.coactivation import coactivation
+from ingest.derive.index import write_indexes
 from ingest.derive.neighbors import neighbors
+from ingest.derive.profiles import Profiles
+from ingest.derive.windows import windows, write_windows
 from ingest.runs import file_entry
 
 EXAMPLES_ROW_GROUP = 2_048
@@ -26,41 +44,55 @@ FEATURES_ROW_GROUP = 512
 NEIGHBORS_ROW_GROUP = 5_000
 """A hundred features' neighbours: what a lookup decodes."""
 
+_ROWS = 4_096
+
 
 @dataclass(frozen=True)
-class SaeStatistics:
-    """One SAE's statistics and examples, from its buckets in feature order."""
+class Content:
+    """What is derived from.
 
-    sae: Sae
-    buckets: Sequence[Merged]
+    segments: all live ones by SAE name. profiles: of the SAEs whose activations are not those of
+    `base`. logits: rows of LOGITS in feature order, of the SAEs that `base` has not. base: the
+    snapshot before. memory: bytes to work in. note: told what is being done.
+    """
 
-    def features(self, norms: npt.NDArray[np.float32], logits: pa.Table) -> pa.Table:
-        """Rows of FEATURES. norms: float32 [d_sae]; logits: rows of LOGITS in feature order."""
-        table = pa.concat_tables([bucket.statistics for bucket in self.buckets])
-        table = table.append_column("sae", pa.array([self.sae.name] * len(table), pa.string()))
-        table = table.append_column("decoder_norm", pa.array(norms, pa.float32()))
-        for name in ("promoted_tokens", "suppressed_tokens"):
-            table = table.append_column(name, logits.column(name))
-        return table.select(schemas.FEATURES.names).cast(schemas.FEATURES)
+    draft: Draft
+    segments: Mapping[str, Sequence[Segment]]
+    profiles: Mapping[str, Profiles]
+    logits: Mapping[str, pa.Table]
+    base: Snapshot | None
+    memory: int
+    note: Callable[[str], None]
 
-    def examples(self) -> pa.Table:
-        """Rows of EXAMPLES."""
-        return pa.concat_tables([bucket.examples for bucket in self.buckets])
+    @property
+    def names(self) -> list[str]:
+        """The SAEs, in order."""
+        return [sae.name for sae in self.draft.saes]
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether every SAE's activations are those of `base`, and it has no other SAE."""
+        return self.same_saes and not self.profiles
+
+    @property
+    def same_saes(self) -> bool:
+        """Whether `base` has the same SAEs, in the same order."""
+        return self.base is not None and self.names == [sae.name for sae in self.base.saes]
+
+    def directions(self, layout: Layout, sae: str, kind: str) -> DirectionRows:
+        """An SAE's directions, to be read a few at a time."""
+        vectors = next(v for v in self.draft.vectors if v.sae == sae)
+        return DirectionRows(layout, [vectors], kind)
 
 
-def write_derived(
-    layout: Layout,
-    number: int,
-    statistics: Sequence[SaeStatistics],
-    segments: Mapping[str, Sequence[Segment]],
-    directions: Mapping[str, Directions],
-    logits: Mapping[str, pa.Table],
-    bits: int,
-) -> Derived:
-    """Write ``derived/<number>/``; mappings are by SAE name, order is that of `statistics`."""
+def write_derived(layout: Layout, content: Content) -> Derived:
+    """Write ``derived/<number>/``."""
+    base = content.base
+    if content.unchanged and base is not None:
+        return base.derived
+    number = content.draft.number
     final = layout.derived_of(number)
     remove_tree(final)
-    saes = [s.sae for s in statistics]
     with folder_in_place(final) as folder:
 
         def write(table: pa.Table, name: str, row_group: int) -> File:
@@ -68,42 +100,70 @@ def write_derived(
             write_parquet(table, path, row_group)
             return file_entry(layout, path, folder, final, table.num_rows)
 
-        norms = {
-            name: np.linalg.norm(d.decoder, axis=1).astype(np.float32)
-            for name, d in directions.items()
-        }
-        features = pa.concat_tables(
-            [s.features(norms[s.sae.name], logits[s.sae.name]) for s in statistics]
-        )
-        together = pa.concat_tables(
-            [coactivation(layout, sae.name, sae.d_sae, segments[sae.name], bits) for sae in saes]
-        )
-        graphs = {
-            kind: neighbors(saes, {n: getattr(d, kind) for n, d in directions.items()})
-            for kind in Directions._fields
-        }
         tables = []
-        for collected in statistics:
-            sae = collected.sae
-            examples = collected.examples()
+        for sae in content.draft.saes:
+            if sae.name not in content.profiles:
+                tables.append(_kept_tables(base, sae))
+                continue
+            examples = content.profiles[sae.name].examples
             stem = f"examples.{table_of(sae.name)}"
             file = write(examples, f"{stem}.parquet", EXAMPLES_ROW_GROUP)
             rows = np.bincount(examples.column("feature_id").to_numpy(), minlength=sae.d_sae)
             directory = folder / f"{stem}.npy"
             np.save(directory, np.concatenate(([0], np.cumsum(rows))).astype(np.uint64))
             entry = file_entry(layout, directory, folder, final, sae.d_sae + 1)
-            tables.append(SaeTables(sae.name, file, entry))
-        return Derived(
-            features=write(features, "features.parquet", FEATURES_ROW_GROUP),
-            neighbors_decoder=write(
-                graphs["decoder"], "neighbors.decoder.parquet", NEIGHBORS_ROW_GROUP
-            ),
-            neighbors_encoder=write(
-                graphs["encoder"], "neighbors.encoder.parquet", NEIGHBORS_ROW_GROUP
-            ),
-            coactivation=write(together, "coactivation.parquet", NEIGHBORS_ROW_GROUP),
-            saes=tuple(tables),
+            tables.append(
+                SaeTables(sae.name, file, entry, _windows(layout, content, sae, folder, final))
+            )
+        features = write(_features(layout, content), "features.parquet", FEATURES_ROW_GROUP)
+        together = write(
+            _coactivation(layout, content), "coactivation.parquet", NEIGHBORS_ROW_GROUP
         )
+        graphs: dict[str, File] = {}
+        indexes: list[VectorIndex] = []
+        for kind in Directions._fields:
+            if content.same_saes and base is not None:
+                graphs[kind] = getattr(base.derived, f"neighbors_{kind}")
+                indexes += [found for found in base.derived.indexes if found.kind == kind]
+                continue
+            graphs[kind] = write(
+                _graph(layout, content, kind), f"neighbors.{kind}.parquet", NEIGHBORS_ROW_GROUP
+            )
+            indexes += write_indexes(
+                layout,
+                folder,
+                final,
+                content.draft.saes,
+                content.draft.vectors,
+                kind,
+                content.note,
+                beyond=index.INDEX_BEYOND,
+                memory=content.memory // 2,
+            )
+        return Derived(
+            features=features,
+            neighbors_decoder=graphs["decoder"],
+            neighbors_encoder=graphs["encoder"],
+            coactivation=together,
+            saes=tuple(tables),
+            indexes=tuple(indexes),
+        )
+
+
+def _windows(
+    layout: Layout, content: Content, sae: Sae, folder: Path, final: Path
+) -> tuple[FeatureFile, ...]:
+    """Write the windows of one SAE below `folder`."""
+    draft = content.draft
+    texts = Texts(layout.root, draft, ParquetFiles(layout.root))
+    written = []
+    parts = windows(texts, draft.corpora, content.profiles[sae.name].examples, sae.d_sae)
+    for number, part in enumerate(parts):
+        path = folder / f"windows.{table_of(sae.name)}.{number:04d}.parquet"
+        write_windows(part.rows, path)
+        entry = file_entry(layout, path, folder, final, part.rows.num_rows)
+        written.append(FeatureFile(entry, part.first_feature, part.end_feature, part.first_row))
+    return tuple(written)
 
 
 def write_parquet(table: pa.Table, path: Path, row_group: int) -> None:
@@ -111,3 +171,94 @@ def write_parquet(table: pa.Table, path: Path, row_group: int) -> None:
     pq.write_table(
         table, path, row_group_size=row_group, compression="zstd", data_page_version="2.0"
     )
+
+
+def _features(layout: Layout, content: Content) -> pa.Table:
+    """Rows of FEATURES: an SAE's activations give some columns, its weights the others."""
+    tables = []
+    for sae in content.draft.saes:
+        before = _rows_before(layout, content, sae, "features")
+        profiles = content.profiles.get(sae.name)
+        if profiles is None:
+            assert before is not None
+            tables.append(before)
+            continue
+        table = profiles.statistics
+        table = table.append_column("sae", pa.array([sae.name] * len(table), pa.string()))
+        if before is None:
+            table = table.append_column("decoder_norm", _norms(content, layout, sae))
+            before = content.logits[sae.name]
+        else:
+            table = table.append_column("decoder_norm", before.column("decoder_norm"))
+        for name in ("promoted_tokens", "suppressed_tokens"):
+            table = table.append_column(name, before.column(name))
+        tables.append(table.select(schemas.FEATURES.names).cast(schemas.FEATURES))
+    return pa.concat_tables(tables)
+
+
+def _norms(content: Content, layout: Layout, sae: Sae) -> pa.Array:
+    rows = content.directions(layout, sae.name, "decoder")
+    norms = [
+        np.linalg.norm(rows[start : start + _ROWS], axis=1).astype(np.float32)
+        for start in range(0, sae.d_sae, _ROWS)
+    ]
+    return pa.array(np.concatenate(norms), pa.float32())
+
+
+def _coactivation(layout: Layout, content: Content) -> pa.Table:
+    tables = []
+    for sae in content.draft.saes:
+        before = _rows_before(layout, content, sae, "coactivation")
+        if sae.name in content.profiles or before is None:
+            before = coactivation(
+                layout,
+                sae.name,
+                sae.d_sae,
+                content.segments[sae.name],
+                content.draft.position_bits,
+                content.memory // 2,
+            )
+        tables.append(before)
+    return pa.concat_tables(tables)
+
+
+def _graph(layout: Layout, content: Content, kind: str) -> pa.Table:
+    """Rows of NEIGHBORS by direction; those of SAEs whose company is as it was are kept."""
+    company = _company(content.draft.saes, kind)
+    before = {} if content.base is None else _company(content.base.saes, kind)
+    changed = [s for s in content.draft.saes if company[s.name] != before.get(s.name)]
+    rows = {s.name: content.directions(layout, s.name, kind) for s in changed}
+    fresh = schemas.NEIGHBORS.empty_table()
+    if changed:
+        fresh = neighbors(changed, rows, memory=content.memory // 2)
+    tables = []
+    for sae in content.draft.saes:
+        if sae in changed:
+            tables.append(fresh.filter(pc.equal(fresh.column("sae"), sae.name)))
+        else:
+            kept = _rows_before(layout, content, sae, f"neighbors_{kind}")
+            assert kept is not None
+            tables.append(kept)
+    return pa.concat_tables(tables)
+
+
+def _company(saes: Sequence[Sae], kind: str) -> dict[str, list[str]]:
+    """By SAE, the SAEs whose directions of a kind may be compared with its own, itself too."""
+    return {sae.name: [s.name for s in comparable(saes, sae, kind)] for sae in saes}
+
+
+def _rows_before(layout: Layout, content: Content, sae: Sae, table: str) -> pa.Table | None:
+    """An SAE's rows of a table of `base`; None where it has no such SAE."""
+    base = content.base
+    if base is None or sae.name not in {s.name for s in base.saes}:
+        return None
+    file: File = getattr(base.derived, table)
+    schema = schemas.FEATURES if table == "features" else schemas.NEIGHBORS
+    # Not pushed down: a filter on a file of one string value is all or nothing anyway.
+    rows = pq.read_table(layout.root / file.path)
+    return rows.filter(pc.equal(rows.column("sae"), sae.name)).cast(schema)
+
+
+def _kept_tables(base: Snapshot | None, sae: Sae) -> SaeTables:
+    assert base is not None
+    return next(tables for tables in base.derived.saes if tables.sae == sae.name)

@@ -14,7 +14,7 @@ from ingest.engines.processes import Processes
 from ingest.engines.ray import Cluster
 from ingest.engines.worker import job_of
 from ingest.engines.workers import Workers
-from ingest.inputs import Inputs
+from ingest.inputs import Reader
 from ingest.options import IngestOptions
 from ingest.plan import Plan
 from ingest.prepare import engine_of
@@ -23,11 +23,11 @@ from ingest.progress import say
 _CPUS_PER_PROCESS = 4
 
 
-def workers_for(layout: Layout, plan: Plan, inputs: Inputs, options: IngestOptions) -> Workers:
-    """The engine that `options.engine` names. Only the local one keeps hold of `inputs`."""
+def workers_for(layout: Layout, plan: Plan, reader: Reader, options: IngestOptions) -> Workers:
+    """The engine that `options.engine` names. Only the local one keeps hold of `reader`."""
     note = partial(say, show=options.progress)
     if options.engine == "local":
-        return Local(engine_of(layout, plan, inputs, show=options.progress))
+        return Local(engine_of(layout, plan, reader, show=options.progress))
     if options.engine == "ray":
         return Cluster(
             address=options.ray_address,
@@ -37,7 +37,7 @@ def workers_for(layout: Layout, plan: Plan, inputs: Inputs, options: IngestOptio
             job_on=lambda device: job_of(layout, plan, options, device, None),
             note=note,
         )
-    devices = _devices(inputs.model.device)
+    devices = _devices(reader.model.device)
     count, threads = _processes(devices, options.workers)
     jobs = [job_of(layout, plan, options, devices[i % len(devices)], threads) for i in range(count)]
     return Processes(jobs, note)

@@ -343,7 +343,8 @@ class Actor:
 
 
 def _merge(told: tuple[Layout, Draft, Compaction, Path], places: Sequence[Place]) -> list[Merged]:
-    return list(merge_here(*told, places))
+    # Ray counts one core for a task.
+    return list(merge_here(*told, places, threads=1))
 
 
 def _cause(error: Any) -> Exception:

@@ -26,9 +26,9 @@ from ingest.prepare import engine_of
 class Job(NamedTuple):
     """What a worker is told; everything else is in the plan, which it reads from the disk.
 
-    model, saes, hook as in `IngestOptions`, paths absolute. names: what the plan calls the SAEs.
-    revision: the model's, where it comes from the hub. dtype: the plan's, whatever this machine
-    would choose by itself. threads: of the CPU; None leaves them to torch.
+    model, saes, hook, hook_out as in `IngestOptions`, paths absolute. names: what the plan calls
+    the SAEs. revision: the model's, where it comes from the hub. dtype: the plan's, whatever this
+    machine would choose by itself. threads: of the CPU; None leaves them to torch.
     """
 
     root: Path
@@ -37,6 +37,7 @@ class Job(NamedTuple):
     saes: tuple[str, ...]
     names: tuple[str, ...]
     hook: str | None
+    hook_out: str | None
     device: str
     dtype: str
     threads: int | None
@@ -55,6 +56,7 @@ def job_of(
         saes=tuple(absolute(reference) for reference in options.saes),
         names=tuple(sae.name for sae in plan.draft.saes),
         hook=options.hook,
+        hook_out=options.hook_out,
         device=device,
         dtype=model.dtype,
         threads=threads,
@@ -92,9 +94,12 @@ class Worker:
             job.saes,
             job.names,
             hook=job.hook,
+            hook_out=job.hook_out,
             device=job.device,
             dtype=job.dtype,
             revision=job.revision,
+            # The plan would not be there if the check had refused anything.
+            check=False,
         )
         found = reader.identity()
         wanted = {name: plan.identity.get(name, "unset") for name in found}

@@ -1,0 +1,120 @@
+"""What is derived of each feature from its own rows: its statistics and its examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ingest.derive.examples import Active, Fetch, examples_table
+from ingest.derive.statistics import statistics_table
+from ingest.derive.tally import Found, Rows, close, room_for, scan, tally, work_for
+from ingest.look_up import LookUp
+from ingest.merge import MergedSegments, Piece
+from ingest.runs import ranges
+
+_FEATURES_AT_ONCE = 4_096
+
+
+class Profiles(NamedTuple):
+    """Features in order: `statistics_table` and EXAMPLES rows."""
+
+    statistics: pa.Table
+    examples: pa.Table
+
+    @classmethod
+    def joined(cls, parts: Sequence[Profiles]) -> Profiles:
+        """Those of consecutive features, one after the other."""
+        return cls(*(pa.concat_tables(column) for column in zip(*parts, strict=True)))
+
+
+class Profiler:
+    """Takes the pieces of consecutive features and makes their profiles.
+
+    recorded_tokens: what densities are shares of. Holds, beside a piece, 65,536 counters, two
+    numbers for every token of the vocabulary, and 28 bytes for every context that the most
+    widespread feature can fire in; where values are float32, that feature's values too.
+    """
+
+    def __init__(
+        self, source: MergedSegments, look_up: LookUp, recorded_tokens: int, first: int,
+        end: int,
+    ) -> None:  # fmt: skip
+        self._source = source
+        self._look_up = look_up
+        self._recorded = recorded_tokens
+        self._parts: list[Profiles] = []
+        most = int(source.counts[first:end].max(initial=0))
+        self._work = work_for(
+            len(look_up.texts), min(most, source.n_contexts), most, wide=source.wide
+        )
+        self._begun = 0
+
+    def add(self, piece: Piece) -> None:
+        """Take the next piece."""
+        rows = self._rows(piece)
+        wide = self._source.wide
+        if piece.whole and not self._begun:
+            for low in range(0, len(piece.counts), _FEATURES_AT_ONCE):
+                self._add_whole(piece, rows, low, min(low + _FEATURES_AT_ONCE, len(piece.counts)))
+            return
+        scan(rows, 0, len(rows.value), self._begun, wide, self._work)
+        self._begun += len(rows.value)
+        if piece.whole:
+            found = room_for(1)
+            close(piece.first_feature, 0, wide, self._work, found)
+            self._keep(piece.first_feature, found, self._fetch_again(piece.first_feature))
+            self._begun = 0
+
+    def finish(self) -> Profiles:
+        """The profiles of all features seen."""
+        return Profiles.joined(self._parts)
+
+    def _rows(self, piece: Piece) -> Rows:
+        narrow = not self._source.wide
+        token, document = self._look_up.of(piece.context_id, piece.token_index)
+        return Rows(
+            piece.context_id,
+            piece.token_index,
+            token,
+            document,
+            piece.activation.astype(np.float32),
+            piece.activation.view(np.uint16) if narrow else np.empty(0, np.uint16),
+        )
+
+    def _add_whole(self, piece: Piece, rows: Rows, low: int, high: int) -> None:
+        offsets = np.concatenate(([0], np.cumsum(piece.counts)))
+        found = room_for(high - low)
+        own = offsets[low : high + 1]
+        first = piece.first_feature + low
+        tally(first, own, rows, self._source.wide, self._work, found)
+
+        def fetch(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> Active:
+            at = ranges(start, length)
+            return Active(length, piece.token_index[at], piece.activation[at])
+
+        self._keep(first, found, fetch)
+
+    def _fetch_again(self, feature: int) -> Fetch:
+        """Of a feature whose rows are gone: the few chosen are read once more."""
+
+        def fetch(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> Active:
+            read = [
+                self._source.rows_of(feature, int(a), int(a + n))
+                for a, n in zip(start, length, strict=True)
+            ]
+            indexes, values = zip(*read, strict=True)
+            return Active(length, np.concatenate(indexes), np.concatenate(values))
+
+        return fetch
+
+    def _keep(self, first: int, found: Found, fetch: Fetch) -> None:
+        self._parts.append(
+            Profiles(
+                statistics_table(first, found, self._recorded, self._look_up.texts),
+                examples_table(first, found, fetch),
+            )
+        )

@@ -15,18 +15,40 @@ from typing import TYPE_CHECKING, Any
 from featuredb.errors import FeatureDBError
 
 if TYPE_CHECKING:
-    from featuredb.api import Database, compact, ingest, load_sae, open, plan, verify
+    from featuredb.api import (
+        Database,
+        add_saes,
+        append,
+        compact,
+        drop,
+        ingest,
+        load_sae,
+        open,
+        plan,
+        pull,
+        push,
+        snapshots,
+        vacuum,
+        verify,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "Database",
     "FeatureDBError",
     "__version__",
+    "add_saes",
+    "append",
     "compact",
+    "drop",
     "ingest",
     "load_sae",
     "open",
     "plan",
+    "pull",
+    "push",
+    "snapshots",
+    "vacuum",
     "verify",
 ]
 

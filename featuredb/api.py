@@ -1,35 +1,58 @@
-"""What users call: `open` a database and ask it; `ingest`, `compact`, `verify`, `load_sae`."""
+"""What users call: `open` a database and ask it; `ingest` and what changes one afterwards."""
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from featuredb.errors import MissingExtraError
+from featuredb.errors import MissingExtraError, QueryError
+from featuredb.remote import Remote
+from featuredb.sizes import size_of
 from featuredb.snapshot import Sae, Snapshot
 from featuredb.store import Store
+from featuredb.urls import local_folder
 
 if TYPE_CHECKING:
     import duckdb
+    import numpy.typing as npt
 
     from featuredb.results import (
         FeatureCard,
         Firing,
         Info,
         Neighbors,
+        Rows,
         SearchHits,
         TopContexts,
     )
+    from featuredb.transfer import Transfer
     from featuredb.verification import Report
     from ingest.pipeline import Outcome
     from ingest.recompact import Compacted
     from ingest.sae import Sae as LoadedSae
+    from ingest.vacuum import Vacuumed
 
-__all__ = ["Database", "compact", "ingest", "load_sae", "open", "plan", "verify"]
+__all__ = [
+    "Database",
+    "add_saes",
+    "append",
+    "compact",
+    "drop",
+    "ingest",
+    "load_sae",
+    "open",
+    "plan",
+    "pull",
+    "push",
+    "snapshots",
+    "vacuum",
+    "verify",
+]
 
 Feature = int | str
 """A number where the database has one SAE, else ``"sae_name/1234"``."""
@@ -49,7 +72,13 @@ class Database:
 
     @property
     def path(self) -> Path:
-        """The database's folder."""
+        """The database's folder, absolute. Raises `StorageError` for one behind a URL."""
+        root = self._store.root
+        return root if isinstance(root, Path) else local_folder(root.url, "its path")
+
+    @property
+    def location(self) -> Path | Remote:
+        """Where the database is: its folder, or what stands for its URL, which `str` gives."""
         return self._store.root
 
     @property
@@ -85,16 +114,41 @@ class Database:
 
         return top_contexts(self._store, feature, k, window, where, min_activation, max_activation)
 
-    def near(self, feature: Feature, k: int = 20, by: str = "decoder") -> Neighbors:
+    def near(
+        self, feature: Feature, k: int = 20, by: str = "decoder", *, exact: bool = False
+    ) -> Neighbors:
         """The k features nearest to one, by ``decoder``, ``encoder`` or ``coactivation``.
 
         The score is a cosine; of co-activation the Jaccard index of the sets of active tokens, of
-        which the 50 highest are kept. By score descending, ties by SAE and feature id; the feature
+        which the 50 highest are kept. More than 50 by direction are searched for, through an
+        approximate index where the database is large enough to have one, unless `exact`: the
+        answer's `method` says how. By score descending, ties by SAE and feature id; the feature
         itself is not among them. Raises `UnknownFeatureError`.
         """
         from queries.near import near
 
-        return near(self._store, feature, k, by)
+        return near(self._store, feature, k, by, exact=exact)
+
+    def near_vector(
+        self,
+        vector: Sequence[float] | npt.NDArray[Any],
+        k: int = 20,
+        by: str = "decoder",
+        sae: str | None = None,
+        *,
+        exact: bool = False,
+    ) -> Neighbors:
+        """The k features whose ``decoder`` or ``encoder`` directions are nearest to a vector.
+
+        vector: as many numbers as a direction has. sae: whose directions, and those of all SAEs
+        that read and write the same hooks; needed where the database has directions of that length
+        at several. exact, the score and the order are those of `near`. Raises
+        `UnknownFeatureError` for an unknown SAE, `QueryError` for a vector of another length, with
+        values that are not finite, or of zeros only.
+        """
+        from queries.near import near_vector
+
+        return near_vector(self._store, vector, k, by, sae, exact=exact)
 
     def fires_on(self, text: str, k: int = 20) -> Firing:
         """The k most specific features on a text.
@@ -203,16 +257,28 @@ class Database:
 
     def __repr__(self) -> str:
         saes = ", ".join(sae.name for sae in self.saes)
-        return f"<featuredb {self.path}: {saes}; snapshot {self.snapshot.number}>"
+        return f"<featuredb {self.location}: {saes}; snapshot {self.snapshot.number}>"
 
 
-def open(path: str | os.PathLike[str]) -> Database:
+def open(
+    path: str | os.PathLike[str],
+    *,
+    snapshot: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Database:
     """Open the database at `path`, read-only and pinned to its newest snapshot.
 
+    snapshot: an older one by its number, see `snapshots`; there until a `vacuum`.
+
+    path: a folder, or a URL that fsspec reads, as ``s3://bucket/my.fdb``; it is read in place, by
+    ranges. storage_options: for fsspec, beyond what its configuration and the environment say.
+
     Raises `DatabaseNotFoundError`, `DatabaseNotReadyError` while its first ingest is unfinished,
-    `FormatVersionError` for a newer format, `CorruptDatabaseError`.
+    `FormatVersionError` for a newer format, `CorruptDatabaseError`; for a URL also
+    `MissingExtraError` without the package for its scheme, and `RemoteError` when its server
+    cannot be reached or refuses.
     """
-    return Database(Store.open(path))
+    return Database(Store.open(path, snapshot, storage_options))
 
 
 def ingest(path: str | os.PathLike[str], **options: Any) -> Outcome:
@@ -227,7 +293,8 @@ def ingest(path: str | os.PathLike[str], **options: Any) -> Outcome:
     """
     settings = _needs("ingest.options", "ingesting")
     pipeline = _needs("ingest.pipeline", "ingesting")
-    outcome: Outcome = pipeline.ingest(Path(path), settings.IngestOptions(**options))
+    folder = local_folder(path, "ingesting")
+    outcome: Outcome = pipeline.ingest(folder, settings.IngestOptions(**options))
     return outcome
 
 
@@ -239,27 +306,176 @@ def plan(path: str | os.PathLike[str], **options: Any) -> Info:
     """
     settings = _needs("ingest.options", "planning an ingest")
     estimate = _needs("ingest.estimate", "planning an ingest")
-    planned: Info = estimate.estimate(Path(path), settings.IngestOptions(**options))
+    folder = local_folder(path, "planning an ingest")
+    planned: Info = estimate.estimate(folder, settings.IngestOptions(**options))
     return planned
 
 
-def compact(path: str | os.PathLike[str]) -> Compacted:
+def append(path: str | os.PathLike[str], corpus: Any, **options: Any) -> Outcome:
+    """Add a corpus to the database at `path`, or continue adding it: all its SAEs over all of it.
+
+    The model and the SAEs are the database's own, where they were at the ingest unless model and
+    saes say where they are now. The other options are those of `ingest` that are about the corpus
+    (text_column, max_tokens, …) or about how to compute (device, batch_tokens, engine, …).
+    Raises as `ingest`.
+    """
+    added = _needs("ingest.append", "ingesting")
+    outcome: Outcome = added.append(local_folder(path, "appending"), corpus, **options)
+    return outcome
+
+
+def add_saes(
+    path: str | os.PathLike[str],
+    saes: Sequence[str],
+    names: Sequence[str] | None = None,
+    **options: Any,
+) -> Outcome:
+    """Run more SAEs over the corpora that the database at `path` has, or continue doing so.
+
+    The corpora's files are not needed: their tokens are stored. names: one per SAE, else taken
+    from the files. The other options are those of `ingest` that are about SAEs (hook, hook_out,
+    check) or about how to compute; model says where the model is now. Raises as `ingest`.
+    """
+    added = _needs("ingest.append", "ingesting")
+    folder = local_folder(path, "adding an SAE")
+    outcome: Outcome = added.add_saes(folder, saes, names, **options)
+    return outcome
+
+
+def drop(
+    path: str | os.PathLike[str],
+    *,
+    sae: str | None = None,
+    corpus: str | None = None,
+    memory: str = "4GB",
+) -> Snapshot:
+    """Publish the database without an SAE, given by name, or without a corpus, given by id.
+
+    Space is freed by `vacuum`. Ids of what is left stay as they are. Returns the new snapshot.
+    Raises `MissingExtraError` without the extra ``featuredb[ingest]``, `UnknownFeatureError` for
+    no such SAE, `DatabaseError` for no such corpus, or for the last of either, `QueryError` unless
+    just one of the two is given.
+    """
+    if (sae is None) == (corpus is None):
+        raise QueryError("drop either an SAE or a corpus: give sae= or corpus=")
+    folder = local_folder(path, "dropping")
+    dropping = _needs("ingest.drop", "dropping")
+    dropped: Snapshot = (
+        dropping.drop_sae(folder, sae, memory=memory)
+        if sae is not None
+        else dropping.drop_corpus(folder, corpus, memory=memory)
+    )
+    return dropped
+
+
+def compact(path: str | os.PathLike[str], *, memory: str = "4GB") -> Compacted:
     """Merge a database's segments, so that queries open fewer files; answers do not change.
 
-    Raises `MissingExtraError` without the extra ``featuredb[ingest]``, and `DatabaseError`.
+    memory: to work in. Raises `MissingExtraError` without the extra ``featuredb[ingest]``, and
+    `DatabaseError`.
     """
-    done: Compacted = _needs("ingest.recompact", "compacting").compact(Path(path))
+    folder = local_folder(path, "compacting")
+    done: Compacted = _needs("ingest.recompact", "compacting").compact(folder, memory=memory)
     return done
 
 
-def verify(path: str | os.PathLike[str]) -> Report:
-    """Read every file of a database again and compare it with the snapshot.
+def vacuum(
+    path: str | os.PathLike[str], *, grace: timedelta | None = None, unfinished: bool = False
+) -> Vacuumed:
+    """Remove older snapshots, and the files that only they name.
 
-    Damage is in the report, not an exception. Raises `DatabaseError` where there is no snapshot.
+    grace: a snapshot goes this long after a newer one took its place, an hour by default, so that
+    readers who have it open can finish. unfinished: also give up an ingest that was begun and not
+    finished. Raises `MissingExtraError` without the extra ``featuredb[ingest]``, `DatabaseError`.
+    """
+    vacuuming = _needs("ingest.vacuum", "vacuuming")
+    folder = local_folder(path, "vacuuming")
+    wait = vacuuming.GRACE if grace is None else grace
+    removed: Vacuumed = vacuuming.vacuum(folder, grace=wait, unfinished=unfinished)
+    return removed
+
+
+def snapshots(path: str | os.PathLike[str]) -> Rows:
+    """The snapshots that the database at `path` keeps, oldest first, a row each.
+
+    Columns snapshot, created, operation, live, corpora, saes, activations, and bytes, of all files
+    it names, of which it may share many with others. Raises `DatabaseError`.
+    """
+    from featuredb.history import list_snapshots
+
+    return list_snapshots(local_folder(path, "listing snapshots"))
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    memory: str = "1GB",
+    all_snapshots: bool = False,
+    source: int = 0,
+    progress: bool = False,
+) -> Report:
+    """Read every file of a database again: is it all there, unchanged, and does it agree?
+
+    memory: host memory to work in. all_snapshots: check the older snapshots that are kept too.
+    source: so many contexts, taken at random, are run through the model and the SAEs again, and
+    what comes out is compared with what is stored; this needs the extra ``featuredb[ingest]``.
+    progress: show a bar on standard error where that is a terminal.
+
+    Damage is in the report, not an exception. Raises `DatabaseError` where there is no database,
+    or a newer one; `OptionError` for a memory that is no size; with `source` also
+    `MissingExtraError`, and `ModelError` and `SaeError` where the model or an SAE is gone or is
+    not the one of the ingest.
     """
     from featuredb.verification import verify as verify_database
 
-    return verify_database(Path(path))
+    folder = local_folder(path, "verifying")
+    again = _needs("ingest.recomputation", "comparing with the model") if source else None
+    report = verify_database(
+        folder, memory=size_of(memory), all_snapshots=all_snapshots, progress=progress
+    )
+    if again is not None and report.ok:
+        report = again.compare(folder, report, source)
+    return report
+
+
+def push(
+    path: str | os.PathLike[str],
+    url: str,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Transfer:
+    """Copy the live snapshot of the database at `path` to a URL, but for what is there already.
+
+    Readers of the URL see the old snapshot or the new one, never a mixture; interrupted and run
+    again, it goes on. storage_options: as of `open`. report: called with (bytes done, bytes to
+    copy) as files arrive.
+
+    Raises `DatabaseError` where there is nothing to copy, or the URL holds another database or a
+    newer snapshot; `MissingExtraError`, `RemoteError`.
+    """
+    from featuredb.transfer import push as push_database
+
+    folder = local_folder(path, "pushing from it")
+    return push_database(folder, Remote(url, storage_options), report)
+
+
+def pull(
+    url: str,
+    path: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Transfer:
+    """Copy the live snapshot of the database at a URL to `path`, but for what is there already.
+
+    The other way of `push`, with its arguments. Every file is checked against its SHA-256.
+    Raises what `push` raises, `StorageError` when the disk refuses, and `DatabaseLockedError`.
+    """
+    from featuredb.transfer import pull as pull_database
+
+    folder = local_folder(path, "pulling into it")
+    return pull_database(Remote(url, storage_options), folder, report)
 
 
 def load_sae(reference: str | os.PathLike[str], **options: Any) -> LoadedSae:

@@ -7,12 +7,14 @@
     │   ├── DatabaseNotFoundError     nothing there, or not a featuredb database
     │   ├── DatabaseNotReadyError     an ingest has started and not yet published
     │   ├── DatabaseLockedError       another process is writing
+    │   ├── UnfinishedError           an ingest into it waits to be finished
     │   ├── FormatVersionError        written by a newer featuredb
     │   └── CorruptDatabaseError      a file is missing, damaged or contradicts the snapshot
     ├── QueryError                a question that cannot be answered as asked
     │   ├── UnknownFeatureError       no such feature id or SAE name
     │   ├── UnknownContextError       no such context id
     │   └── SQLError                  DuckDB refused the statement
+    ├── OptionError               a setting that makes no sense
     ├── IngestError               an ingest that cannot start or go on
     │   ├── CorpusError               the corpus cannot be read
     │   ├── ModelError                the language model cannot be loaded or run
@@ -22,6 +24,7 @@
     │   ├── LoadCheckError            the SAE does not explain the model's activations
     │   └── FetchError                a pinned download is missing or not what it should be
     ├── StorageError              the file system said no (full, read-only, no permission)
+    │   └── RemoteError               a URL's server cannot be reached or refuses
     └── MissingExtraError         an optional dependency is not installed
 
 A message is one line: what was wrong, then what to do about it. The class carries the exit code
@@ -57,6 +60,10 @@ class DatabaseLockedError(DatabaseError):
     """Another process holds the write lock."""
 
 
+class UnfinishedError(DatabaseError):
+    """An ingest into the database has begun and waits to be finished or given up."""
+
+
 class FormatVersionError(DatabaseError):
     """The database was written by a newer featuredb than this one."""
 
@@ -81,6 +88,12 @@ class UnknownContextError(QueryError):
 
 class SQLError(QueryError):
     """DuckDB refused the statement; the message is DuckDB's own."""
+
+
+class OptionError(FeatureDBError):
+    """A setting that makes no sense; the command line's own are refused by click."""
+
+    exit_code = 2
 
 
 class IngestError(FeatureDBError):
@@ -121,6 +134,10 @@ class StorageError(FeatureDBError):
     """The file system refused: full, read-only, or no permission."""
 
     exit_code = 6
+
+
+class RemoteError(StorageError):
+    """The server behind a URL cannot be reached, or refuses."""
 
 
 class MissingExtraError(FeatureDBError):

@@ -175,13 +175,17 @@ class Neighbors(Answer):
 
     Columns: rank i32, sae string, feature_id i64, score f32 (cosine for `by` decoder or encoder,
     Jaccard for coactivation), density f64, max_activation f32, top_tokens list<string>,
-    promoted_tokens list<string>.
+    promoted_tokens list<string>. `method` says how they were found: ``graph`` or ``exact``, which
+    miss nothing, or ``ivf``, an index that finds the share `recall` of the 10 nearest, measured
+    when it was built.
     """
 
     kind: ClassVar[str] = "neighbors"
 
     feature: str
     by: str
+    method: str = "exact"
+    recall: float = 1.0
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,17 +14,21 @@ from featuredb.store import Store
 class FeatureContexts(NamedTuple):
     """A feature's contexts, ascending by id, and its active tokens in them.
 
-    context_id: int64 [c]. peak: float32 [c], the context's maximum. peak_index: int64 [c], the
-    first token reaching it. offsets: int64 [c + 1]: context i owns entries offsets[i] to
-    offsets[i+1] of token_index int64 [n] (ascending within a context) and activation float32 [n].
+    context_id: int64 [c]. peak: float32 [c], the context's maximum. offsets: int64 [c + 1]:
+    context i owns entries offsets[i] to offsets[i+1] of token_index uint32 [n] (ascending within a
+    context) and activation float32 [n].
     """
 
     context_id: npt.NDArray[np.int64]
     peak: npt.NDArray[np.float32]
-    peak_index: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
-    token_index: npt.NDArray[np.int64]
+    token_index: npt.NDArray[np.uint32]
     activation: npt.NDArray[np.float32]
+
+    def tokens(self, i: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
+        """(token_index, activation) of the active tokens of context i."""
+        own = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
+        return self.token_index[own], self.activation[own]
 
 
 def feature_activations(
@@ -48,14 +52,25 @@ def feature_activations(
 
 def feature_contexts(store: Store, sae: Sae, feature: int) -> FeatureContexts:
     """Every context of a feature; all arrays empty (offsets [0]) when it never fires."""
-    context, token, activation = feature_activations(store, sae, feature)
-    if len(context) == 0:
-        zero = np.zeros(1, np.int64)
-        return FeatureContexts(context, activation, token, zero, token, activation)
-    starts = np.flatnonzero(np.concatenate(([True], context[1:] != context[:-1])))
-    offsets = np.append(starts, len(context))
-    peak = np.maximum.reduceat(activation, starts)
-    # Of the tokens that reach their context's maximum, the first of each context.
-    reaching = np.flatnonzero(activation == np.repeat(peak, np.diff(offsets)))
-    first = reaching[np.searchsorted(reaching, starts)]
-    return FeatureContexts(context[starts], peak, token[first], offsets, token, activation)
+    bits = np.uint32(store.snapshot.position_bits)
+    mask = np.uint32((1 << int(bits)) - 1)
+    pieces: list[FeatureContexts] = []
+    rows = 0
+    # A dense feature has millions of rows: what a row costs is kept to a few narrow passes, and a
+    # context lies in one segment alone, so that segments need not be joined first.
+    for segment in store.feature_major(sae):
+        if segment.count(feature) == 0:
+            continue
+        position, stored = segment.feature(feature)
+        local, activation = position >> bits, stored.astype(np.float32)
+        starts = np.concatenate(([0], np.flatnonzero(local[1:] != local[:-1]) + 1))
+        context = local[starts].astype(np.int64) + segment.segment.first_context
+        peak = np.maximum.reduceat(activation, starts)
+        pieces.append(FeatureContexts(context, peak, starts + rows, position & mask, activation))
+        rows += len(position)
+    end = np.array([rows], np.int64)
+    if not pieces:
+        none = np.empty(0, np.float32)
+        return FeatureContexts(np.empty(0, np.int64), none, end, np.empty(0, np.uint32), none)
+    context, peak, starts, token, activation = map(np.concatenate, zip(*pieces, strict=True))
+    return FeatureContexts(context, peak, np.concatenate((starts, end)), token, activation)

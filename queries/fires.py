@@ -34,12 +34,12 @@ def fires_in(store: Store, context_id: int, k: int = 20) -> Firing:
 
 def stored_document(store: Store, text: str) -> int | None:
     """The first document whose text is exactly `text`, None when there is none."""
-    import duckdb
+    from featuredb.catalog.connect import bare
 
     # A DuckDB of its own: this also runs inside a SQL function of the store's connection, which
     # must not wait for itself.
     statement = "SELECT min(document_id) FROM read_parquet(?) WHERE text = ?"
-    with duckdb_errors(store.root), duckdb.connect() as connection:
+    with duckdb_errors(store.root), bare(store.root) as connection:
         for corpus in store.snapshot.corpora:
             path = str(store.root / corpus.documents.path)
             found = connection.execute(statement, [path, text]).fetchone()

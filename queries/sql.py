@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featuredb.errors import CorruptDatabaseError, SQLError
+from featuredb.remote import Remote
 from featuredb.store import Store
 from queries.checks import check_text
 
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def duckdb_errors(root: Path) -> Iterator[None]:
+def duckdb_errors(root: Path | Remote) -> Iterator[None]:
     """Turn every DuckDB exception into `SQLError`, its message DuckDB's own.
 
-    A file of the store that is gone or unreadable is `CorruptDatabaseError` instead.
+    A file of the store that is gone or unreadable is `CorruptDatabaseError` instead, a remote one
+    that cannot be had what `Remote.fetch` raises.
     """
     # Most questions never meet DuckDB, and importing it takes longer than they do.
     import duckdb
@@ -28,6 +30,8 @@ def duckdb_errors(root: Path) -> Iterator[None]:
         yield
     except duckdb.Error as error:
         text = str(error)
+        if isinstance(root, Remote) and root.failure is not None and str(root.failure) in text:
+            raise root.failure from error
         damaged = isinstance(error, duckdb.IOException | duckdb.InvalidInputException)
         if damaged and str(root) in text:
             raise CorruptDatabaseError(

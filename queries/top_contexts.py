@@ -15,7 +15,7 @@ from featuredb.results import TopContexts
 from featuredb.snapshot import Sae
 from featuredb.store import Store
 from queries.checks import check_bounds, check_k, check_window
-from queries.feature_contexts import feature_contexts
+from queries.feature_contexts import FeatureContexts, feature_contexts
 from queries.filters import contexts_where
 
 
@@ -54,13 +54,15 @@ def top_contexts(
     filtered = where is not None or min_activation is not None or max_activation is not None
     if k <= schemas.EXAMPLES_TOP and not filtered:
         peaks = _ready(store, sae, number, k)
+        maximum = peaks[0].activation if peaks else 0.0
     else:
-        peaks = _computed(store, sae, number, k, where, min_activation, max_activation)
-    maximum = store.features.max_activation(sae)[number]
+        found = feature_contexts(store, sae, number)
+        peaks = _chosen(store, found, k, where, min_activation, max_activation)
+        maximum = float(found.peak.max(initial=0.0))
     return TopContexts(
         _table(store, peaks, window),
         feature=feature_name(store.snapshot, sae, number),
-        max_activation=0.0 if np.isnan(maximum) else float(maximum),
+        max_activation=maximum,
     )
 
 
@@ -91,17 +93,15 @@ def _ready(store: Store, sae: Sae, feature: int, k: int) -> list[Peak]:
     ]
 
 
-def _computed(
+def _chosen(
     store: Store,
-    sae: Sae,
-    feature: int,
+    found: FeatureContexts,
     k: int,
     where: str | None,
     low: float | None,
     high: float | None,
 ) -> list[Peak]:
-    """From all of the feature's activations."""
-    found = feature_contexts(store, sae, feature)
+    """From all of the feature's contexts."""
     kept = np.ones(len(found.context_id), bool)
     if low is not None:
         kept &= found.peak >= low
@@ -117,20 +117,19 @@ def _computed(
         rows = rows[found.peak[rows] >= floor]
     # Rows ascend by context id, so a stable sort by activation leaves ties in that order.
     rows = rows[np.argsort(-found.peak[rows], kind="stable")[:k]]
-    return [
-        Peak(
-            int(found.context_id[i]),
-            float(found.peak[i]),
-            int(found.peak_index[i]),
-            found.token_index[found.offsets[i] : found.offsets[i + 1]],
-            found.activation[found.offsets[i] : found.offsets[i + 1]],
-        )
-        for i in rows
-    ]
+    return [_peak(found, int(i)) for i in rows]
+
+
+def _peak(found: FeatureContexts, i: int) -> Peak:
+    tokens, activations = found.tokens(i)
+    # Of several tokens that reach the maximum, argmax names the first.
+    first = int(tokens[np.argmax(activations)])
+    return Peak(int(found.context_id[i]), float(found.peak[i]), first, tokens, activations)
 
 
 def _table(store: Store, peaks: Sequence[Peak], window: int) -> pa.Table:
     texts = store.texts
+    texts.fetch([peak.context_id for peak in peaks])
     documents, firsts = [], []
     words: list[str] = []
     shown: list[npt.NDArray[np.float32]] = []

@@ -14,11 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featuredb import schemas
+from featuredb.feature_order import read_feature_order
 from featuredb.files import folder_in_place
 from featuredb.layout import Layout
+from featuredb.parquet import ParquetFiles
 from featuredb.snapshot import Draft, LoadCheck, Model, Recording, Run, Sae, Snapshot
 from featuredb.vectors import Directions, write_vectors
 from ingest.corpus_store import CorpusHeader, store_corpus
+from ingest.feature_orders import with_feature_orders
 from ingest.publish import publish
 from ingest.runs import Codes, Extent, Sinks, file_entry, write_run
 from ingest.tokens import TokenizedBatch
@@ -108,6 +111,7 @@ def make_store(path: Path, world: World) -> Snapshot:
         saes=tuple(_sae(s) for s in world.saes),
         vectors=vectors,
     )
+    draft = with_feature_orders(layout, draft, {s.name: _counts(s) for s in world.saes})
     runs = {s.name: _runs(layout, world, s, i, draft) for i, s in enumerate(world.saes)}
     logits = {s.name: _no_logits(s) for s in world.saes}
     run = Run(1, "made", "", "", "", "0", tuple(runs), corpus.n_tokens, 0, 0.0, "cpu", "here")
@@ -163,6 +167,13 @@ def _sae(made: MadeSae) -> Sae:
     )
 
 
+def _counts(made: MadeSae) -> npt.NDArray[np.int64]:
+    counts = np.zeros(len(made.decoder), np.int64)
+    for dense in made.dense:
+        counts += np.count_nonzero(dense, axis=0)
+    return counts
+
+
 def _runs(layout: Layout, world: World, made: MadeSae, index: int, draft: Draft) -> Sequence[Any]:
     contexts = world.contexts
     edges = np.linspace(0, len(contexts), world.partitions + 1).astype(int)
@@ -186,10 +197,12 @@ def _runs(layout: Layout, world: World, made: MadeSae, index: int, draft: Draft)
         )
         none = Sinks(np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
         extent = Extent(int(low), int(high), recorded)
+        entry = draft.saes[index].order
+        assert entry is not None
+        order = read_feature_order(ParquetFiles(layout.root), entry.path)
+        name = f"r{number}-{index}"
         segments.append(
-            write_run(
-                layout, f"r{number}-{index}", made.name, len(made.decoder), codes, none, extent
-            )
+            write_run(layout, name, made.name, len(made.decoder), codes, none, extent, order)
         )
     return segments
 

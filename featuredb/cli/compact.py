@@ -10,9 +10,10 @@ from featuredb.cli import options
 
 @click.command("compact")
 @options.database
-def command(db: str) -> None:
+@options.memory
+def command(db: str, memory: str) -> None:
     """Merge a database's runs, so that queries open fewer files."""
-    done = featuredb.compact(db)
+    done = featuredb.compact(db, memory=memory)
     if done.before == done.after:
         click.echo(f"{db}: nothing to merge, one segment per SAE", err=True)
     else:

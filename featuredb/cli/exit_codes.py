@@ -32,7 +32,7 @@ _MEANINGS = {
     ExitCode.DATABASE: "the database is missing, unfinished, locked, too new or damaged",
     ExitCode.QUERY: "the question has no answer: no such feature, context, or a SQL error",
     ExitCode.INGEST: "the corpus, the model or the SAE does not do",
-    ExitCode.STORAGE: "the disk is full, read-only, or permission is missing",
+    ExitCode.STORAGE: "the disk or a server refuses: full, read-only, no permission, no answer",
     ExitCode.MISSING_EXTRA: "an optional dependency is not installed",
     ExitCode.INTERRUPTED: "interrupted",
     ExitCode.BROKEN_PIPE: "the reader of the output went away",

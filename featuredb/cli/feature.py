@@ -12,13 +12,13 @@ from featuredb.cli.output import Output
 
 
 @click.command("feature")
-@options.database
+@options.pinned_database
 @options.feature
 @options.limit(None, "contexts and neighbors; default a few")
 @options.output
-def command(db: str, feature: str, k: int | None, output: Output) -> None:
+def command(db: str, snapshot: int | None, feature: str, k: int | None, output: Output) -> None:
     """One feature's dashboard: numbers, tokens, contexts, neighbors."""
-    with featuredb.open(db) as database:
+    with featuredb.open(db, snapshot=snapshot) as database:
         card = database.feature(feature)
         if k is not None:
             card = replace(

@@ -10,7 +10,7 @@ from featuredb.cli.output import Output
 
 
 @click.command("fires")
-@options.database
+@options.pinned_database
 @click.argument("text", metavar="TEXT|-", required=False)
 @click.option(
     "--context",
@@ -20,7 +20,9 @@ from featuredb.cli.output import Output
 )
 @options.limit(20, "features")
 @options.output
-def command(db: str, text: str | None, context: int | None, k: int, output: Output) -> None:
+def command(
+    db: str, snapshot: int | None, text: str | None, context: int | None, k: int, output: Output
+) -> None:
     """The features that fire on a text, the most specific first.
 
     TEXT goes through the model and the SAEs, which needs featuredb[ingest]; - reads standard
@@ -28,7 +30,7 @@ def command(db: str, text: str | None, context: int | None, k: int, output: Outp
     """
     if (text is None) == (context is None):
         raise click.UsageError("give either a TEXT (or - for standard input) or --context ID")
-    with featuredb.open(db) as database:
+    with featuredb.open(db, snapshot=snapshot) as database:
         if context is not None:
             answer = database.fires_in(context, k=k)
         else:

@@ -10,9 +10,9 @@ from featuredb.cli.output import Output
 
 
 @click.command("info")
-@options.database
+@options.pinned_database
 @options.output
-def command(db: str, output: Output) -> None:
+def command(db: str, snapshot: int | None, output: Output) -> None:
     """What a database holds, where it comes from, how large it is."""
-    with featuredb.open(db) as database:
+    with featuredb.open(db, snapshot=snapshot) as database:
         output.write(database.info())

@@ -19,6 +19,9 @@ VERBS = (
     "demo",
     "ingest",
     "plan",
+    "append",
+    "add-sae",
+    "drop",
     "info",
     "top",
     "feature",
@@ -26,12 +29,16 @@ VERBS = (
     "fires",
     "search",
     "sql",
+    "snapshots",
     "compact",
+    "vacuum",
     "verify",
+    "push",
+    "pull",
 )
 """In the order a newcomer meets them; each is a module of this package with a `command`."""
 
-_LOOKUPS = ("info", "top", "feature", "near", "fires", "search", "sql")
+LOOKUPS = ("info", "top", "feature", "near", "fires", "search", "sql")
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -44,13 +51,13 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(f"featuredb.cli.{cmd_name}").command
+        command = importlib.import_module(f"featuredb.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         ours = not args and "args" not in kwargs  # else a caller's process, a test's for example
-        if ours and len(sys.argv) > 2 and sys.argv[1] in _LOOKUPS:
+        if ours and len(sys.argv) > 2 and sys.argv[1] in LOOKUPS:
             _spare_pandas()
         return super().main(*args, **kwargs)
 

@@ -10,14 +10,14 @@ from featuredb.cli.output import Output
 
 
 @click.command("search")
-@options.database
+@options.pinned_database
 @click.argument("query", metavar="QUERY")
 @options.limit(20, "features")
 @options.output
-def command(db: str, query: str, k: int, output: Output) -> None:
+def command(db: str, snapshot: int | None, query: str, k: int, output: Output) -> None:
     """The features whose tokens match some words."""
     if not query.strip():
         raise click.UsageError("there are no words in QUERY")
-    with featuredb.open(db) as database:
+    with featuredb.open(db, snapshot=snapshot) as database:
         answer = database.search(query, k=k)
     output.write(answer)

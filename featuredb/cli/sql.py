@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
 
 
 @click.command("sql")
-@options.database
+@options.pinned_database
 @click.argument("query", metavar="QUERY|-")
 @options.limit(None, "rows; default all of them, of which a table shows 100")
 @options.output
-def command(db: str, query: str, k: int | None, output: Output) -> None:
+def command(db: str, snapshot: int | None, query: str, k: int | None, output: Output) -> None:
     """Any SQL over the database's views and macros.
 
     QUERY - reads the statement from standard input.
@@ -38,10 +37,10 @@ def command(db: str, query: str, k: int | None, output: Output) -> None:
     statement = options.text_or_stdin(query)
     if not statement.strip():
         raise click.UsageError("there is no SQL in QUERY")
-    with featuredb.open(db) as database:
+    with featuredb.open(db, snapshot=snapshot) as database:
         relation = database.sql(statement)
         # A relation is lazy: what DuckDB refuses only while running is first heard of here.
-        with duckdb_errors(Path(db).expanduser().absolute()):
+        with duckdb_errors(database.location):
             answer = Rows(_fetch(relation if k is None else relation.limit(k)))
     output.write(answer, rows=k)
 

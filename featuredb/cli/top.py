@@ -10,7 +10,7 @@ from featuredb.cli.output import Output
 
 
 @click.command("top")
-@options.database
+@options.pinned_database
 @options.feature
 @options.limit(20, "contexts")
 @click.option(
@@ -31,6 +31,7 @@ from featuredb.cli.output import Output
 @options.output
 def command(
     db: str,
+    snapshot: int | None,
     feature: str,
     k: int,
     window: int,
@@ -44,7 +45,7 @@ def command(
     On a terminal every token is shaded by its activation, on the scale of the feature's maximum.
     Without colours active tokens stand in single angle quotes and the peak in double ones.
     """
-    with featuredb.open(db) as database:
+    with featuredb.open(db, snapshot=snapshot) as database:
         answer = database.top_contexts(
             feature,
             k=k,

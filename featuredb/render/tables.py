@@ -20,6 +20,8 @@ _NARROWEST_TOKENS = 18
 def draw_neighbors(answer: Neighbors, page: Page) -> Iterator[Text]:
     """A heading, then one line per neighbour."""
     rest = f" by {answer.by} · {_found(answer, 'neighbor')}"
+    if answer.method == "ivf":
+        rest += f" · approximate, recall@10 {answer.recall:.3f}"
     yield line(("near ", "dim"), (neutralise(answer.feature), "bold"), (rest, "dim"))
     if len(answer):
         yield Text()

@@ -19,7 +19,7 @@ Invoke = Callable[..., Result]
 def database(monkeypatch: pytest.MonkeyPatch) -> FakeDatabase:
     """What `featuredb.open` gives."""
     fake = FakeDatabase()
-    monkeypatch.setattr(featuredb, "open", lambda path: fake, raising=False)
+    monkeypatch.setattr(featuredb, "open", lambda path, **_: fake, raising=False)
     return fake
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -17,6 +18,7 @@ class FakeDatabase:
 
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     error: BaseException | None = None
+    location: Path = Path("fake.fdb")
 
     def __enter__(self) -> FakeDatabase:
         return self
@@ -38,6 +40,9 @@ class FakeDatabase:
 
     def near(self, feature: Any, **options: Any) -> Any:
         return self._ask(answers.neighbors, "near", feature, options)
+
+    def near_vector(self, vector: Any, **options: Any) -> Any:
+        return self._ask(answers.neighbors, "near_vector", vector, options)
 
     def feature(self, feature: Any) -> Any:
         return self._ask(answers.feature_card, "feature", feature)

@@ -138,7 +138,7 @@ def test_parquet_is_not_shown_to_a_terminal(
 _TO_A_CLOSED_PIPE = """
 import featuredb
 from tests.cli.fake import FakeDatabase
-featuredb.open = lambda path: FakeDatabase()
+featuredb.open = lambda path, **_: FakeDatabase()
 from featuredb.cli import main
 main(["sql", "db", "SELECT repeat('x', 20_000_000) AS line", "--format", "csv"])
 """
@@ -161,7 +161,7 @@ def test_a_reader_that_goes_away_is_no_news() -> None:
 _FOR_HOURS = """
 import featuredb
 from tests.cli.fake import FakeDatabase
-featuredb.open = lambda path: FakeDatabase()
+featuredb.open = lambda path, **_: FakeDatabase()
 from featuredb.cli import main
 print("ready", flush=True)
 main(["sql", "db", "SELECT count(*) FROM range(1000000000000) AS r WHERE r.range % 7 = 3"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -35,10 +36,10 @@ _EACH = pytest.mark.parametrize("call", QUERIES, ids=lambda call: call[0])
     ("call", "asked"),
     [
         (("info", "db"), ("info",)),
-        (("near", "db", "7"), ("near", "7", {"k": 20, "by": "decoder"})),
+        (("near", "db", "7"), ("near", "7", {"k": 20, "by": "decoder", "exact": False})),
         (
             ("near", "db", "a/7", "--by", "coactivation", "-k", "3"),
-            ("near", "a/7", {"k": 3, "by": "coactivation"}),
+            ("near", "a/7", {"k": 3, "by": "coactivation", "exact": False}),
         ),
         (("feature", "db", "a/7"), ("feature", "a/7")),
         (("fires", "db", "hello"), ("fires_on", "hello", 20)),
@@ -78,6 +79,14 @@ def test_feature_with_k_asks_for_that_many(invoke: Invoke, database: FakeDatabas
 def test_a_dash_reads_standard_input(invoke: Invoke, database: FakeDatabase, verb: str) -> None:
     assert invoke(verb, "db", "-", stdin="SELECT 42").exit_code == 0
     assert database.asked[0][1] == "SELECT 42"
+
+
+@pytest.mark.parametrize(("typed", "asked"), [("a\n", "a"), ("a\n\n", "a\n"), ("\na ", "\na ")])
+def test_the_line_feed_that_ends_standard_input_is_no_part_of_the_text(
+    invoke: Invoke, database: FakeDatabase, typed: str, asked: str
+) -> None:
+    assert invoke("fires", "db", "-", stdin=typed).exit_code == 0
+    assert database.asked[0][1] == asked
 
 
 @_EACH
@@ -180,7 +189,8 @@ def test_ingest_passes_the_defaults_and_what_was_said(
     assert invoke(*required).exit_code == 0
     assert IngestOptions(**told) == IngestOptions(corpus="c", model="m", saes=["s"], progress=True)
     call = (*required, "--sae", "t", "--name", "a", "--name", "b", "--no-check", "--exact")
-    assert invoke(*call, "--max-tokens", "500", "--sink-threshold", "5").exit_code == 0
+    more = ("--max-tokens", "500", "--sink-threshold", "5", "--values", "float32")
+    assert invoke(*call, *more).exit_code == 0
     assert IngestOptions(**told) == IngestOptions(
         corpus="c",
         model="m",
@@ -188,6 +198,7 @@ def test_ingest_passes_the_defaults_and_what_was_said(
         names=["a", "b"],
         check=False,
         exact=True,
+        values="float32",
         max_tokens=500,
         sink_threshold=5.0,
         progress=True,
@@ -205,6 +216,37 @@ def test_verify_prints_its_report(
         def __str__(self) -> str:
             return "bad\x1b file; restore it\nsound: 3 files"
 
-    monkeypatch.setattr(featuredb, "verify", lambda path: Report(), raising=False)
+    asked: list[dict[str, object]] = []
+
+    def verify(path: str, **told: object) -> Report:
+        asked.append(told)
+        return Report()
+
+    monkeypatch.setattr(featuredb, "verify", verify, raising=False)
     result = invoke("verify", "db")
     assert (result.exit_code, result.stdout) == (code, "bad␛ file; restore it\nsound: 3 files\n")
+    invoke("verify", "db", "--source", "--all-snapshots", "--memory", "2GB")
+    invoke("verify", "db", "--source", "5")
+    plain = {"memory": "1GB", "all_snapshots": False, "source": 0, "progress": True}
+    assert asked == [
+        plain,
+        plain | {"memory": "2GB", "all_snapshots": True, "source": 64},
+        plain | {"source": 5},
+    ]
+
+
+def test_near_takes_a_vector_in_place_of_a_feature(
+    invoke: Invoke, database: FakeDatabase, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "v.npy", np.arange(3.0))
+    file = str(tmp_path / "v.npy")
+    assert invoke("near", "db", "--vector", file, "--sae", "a", "--exact").exit_code == 0
+    asked, vector, options = database.asked[0]
+    assert (asked, vector.tolist()) == ("near_vector", [0.0, 1.0, 2.0])
+    assert options == {"k": 20, "by": "decoder", "sae": "a", "exact": True}
+    for wrong in (("near", "db"), ("near", "db", "7", "--vector", file)):
+        assert "give a FEATURE, or --vector FILE" in invoke(*wrong).stderr
+    (tmp_path / "v.npy").write_text("no numbers")
+    refused = invoke("near", "db", "--vector", file)
+    assert refused.exit_code == 4
+    assert "is not a .npy file of numbers" in refused.stderr

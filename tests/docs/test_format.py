@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -36,15 +38,17 @@ TABLES: dict[str, list[pa.Schema]] = {
         schemas.token_major("float16", 1 << 16),
         schemas.token_major("float32", (1 << 16) + 1),
     ],
+    "feature order": [schemas.FEATURE_ORDER],
     "sinks": [schemas.SINKS],
     "features": [schemas.FEATURES],
     "logits": [schemas.LOGITS],
     "examples": [schemas.EXAMPLES],
+    "windows": [schemas.WINDOWS],
     "neighbors": [schemas.NEIGHBORS],
 }
 STRUCTS = [
     *("Snapshot", "File", "Model", "Recording", "Corpus", "Sae", "LoadCheck", "Segment"),
-    *("FeatureFile", "TokenFile", "Vectors", "Derived", "SaeTables", "Run"),
+    *("FeatureFile", "TokenFile", "Vectors", "Derived", "VectorIndex", "SaeTables", "Run"),
 ]
 
 
@@ -147,10 +151,11 @@ def test_paths_of_an_unfinished_ingest_are_in_the_tree(tmp_path: Path) -> None:
 
 
 def test_the_tree_names_nothing_that_is_never_written(made_store: Path) -> None:
-    """Each line matches a file of a real store, or one of an ingest at work or of chats."""
+    """Each line matches a file of a real store, of an ingest at work, of chats or a large SAE."""
     names = [p.relative_to(made_store).as_posix() for p in made_store.rglob("*") if p.is_file()]
     passing = ["LOCK", "staging/plan.json", "staging/p000000.json", "staging/logits.x.parquet"]
     passing += ["segments/r/fm.parquet", "segments/r/tm.parquet", "corpus/0/roles.bin"]
+    passing += [f"derived/1/ivf.decoder.0.{part}.npy" for part in ("centroids", "lists")]
     for pattern in tree():
         assert any(pattern.fullmatch(name) for name in [*names, *passing]), pattern.pattern
 
@@ -205,7 +210,9 @@ def test_positions_and_directory(made_store: Path) -> None:
             own = table_of.slice(
                 int(directory[feature]), int(directory[feature + 1] - directory[feature])
             )
+            (stride,) = {f.stride for f in segment.feature_files}
             position = own.column("position").to_numpy().astype(np.int64)
+            position = (position - feature * stride) % (1 << 32)
             contexts = segment.first_context + (position >> live.position_bits)
             tokens = position & ((1 << live.position_bits) - 1)
             seen = db.sql(
@@ -214,6 +221,31 @@ def test_positions_and_directory(made_store: Path) -> None:
                 [segment.sae, feature],
             ).fetchall()
             assert seen == list(zip(contexts.tolist(), tokens.tolist(), strict=True))
+
+
+def test_gaps_and_orders(made_store: Path) -> None:
+    """Reading the token-major copy by the page alone gives the same again."""
+    live = read_snapshot(Layout(made_store))
+    mask = (1 << live.position_bits) - 1
+    with featuredb.open(made_store) as db:
+        for segment in live.segments:
+            found = []
+            for entry in segment.token_files:
+                assert entry.order is not None
+                order = pq.read_table(made_store / entry.order)["feature_id"].to_pylist()
+                for row in pq.read_table(made_store / entry.file.path).to_pylist():
+                    context = entry.base_context + (row["position"] >> live.position_bits)
+                    ranks = np.cumsum(row["gaps"])
+                    for rank, activation in zip(ranks, row["activations"], strict=True):
+                        token = row["position"] & mask
+                        found.append((order[rank], context, token, float(activation)))
+            seen = db.sql(
+                "SELECT feature_id, context_id, token_index, activation FROM activations "
+                "WHERE sae = ?",
+                [segment.sae],
+            ).fetchall()
+            assert found
+            assert sorted(found) == sorted(seen)
 
 
 def test_encodings_and_row_groups(made_store: Path) -> None:
@@ -234,5 +266,8 @@ def test_encodings_and_row_groups(made_store: Path) -> None:
             assert group.column(number).compression == "ZSTD"
 
 
-def test_snapshot_names(made_store: Path) -> None:
-    assert (made_store / "CURRENT").read_text() == "000001\n"
+def test_current(made_store: Path) -> None:
+    name, digest, told = (made_store / "CURRENT").read_text().split()
+    assert name == "000001"
+    assert digest == sha256((made_store / "snapshots" / f"{name}.json").read_bytes()).hexdigest()
+    assert int(told, 16) == zlib.crc32(f"{name} {digest}".encode())

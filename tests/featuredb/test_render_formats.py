@@ -38,7 +38,8 @@ def small() -> Neighbors:
 
 def test_json_bytes(small: Neighbors) -> None:
     assert to_bytes(small, "json").decode() == (
-        '{"kind": "neighbors", "feature": "sae/7", "by": "decoder", "rows": [\n'
+        '{"kind": "neighbors", "feature": "sae/7", "by": "decoder", '
+        '"method": "exact", "recall": 1.0, "rows": [\n'
         '{"rank": 1, "score": 0.1, "top_tokens": [" a,b", "\\"\\n"], "note": "é\\u001b[0m"},\n'
         '{"rank": 2, "score": null, "top_tokens": null, "note": null}\n'
         "]}\n"
@@ -63,7 +64,13 @@ def test_parquet_bytes_hold_the_table_and_the_attributes(small: Neighbors) -> No
     assert back.replace_schema_metadata().to_pydict()["top_tokens"] == [[" a,b", '"\n'], None]
     assert back.schema.equals(small.table.schema)
     about = json.loads(back.schema.metadata[b"featuredb"])
-    assert about == {"kind": "neighbors", "feature": "sae/7", "by": "decoder"}
+    assert about == {
+        "kind": "neighbors",
+        "feature": "sae/7",
+        "by": "decoder",
+        "method": "exact",
+        "recall": 1.0,
+    }
 
 
 def test_info_is_its_own_object() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -76,6 +77,8 @@ def test_neighbors_read_as_columns() -> None:
     assert lines[3].startswith("1  sae/5     0.900        3.1%  20.50  ·war +1")
     assert lines[4].startswith("2  sae/17    0.900  1 in 2,500   3.25  ·war +1")
     assert "jaccard" in str(answers.neighbors("coactivation"))
+    found = replace(quiet, method="ivf", recall=0.9912)
+    assert str(found).splitlines()[0] == f"{lines[0]} · approximate, recall@10 0.991"
 
 
 def test_a_line_too_narrow_for_tokens_gives_them_the_next() -> None:

@@ -226,3 +226,17 @@ def test_info_is_from_the_snapshot(two: Database) -> None:
     assert info["documents"] == 3
     assert [sae["name"] for sae in info["saes"]] == ["a", "b/c"]
     assert info["activations"] == two.sql("SELECT count(*) FROM activations").fetchall()[0][0]
+    assert (info["values"], info["largest_relative_error"]) == ("float16", 2.0**-11)
+
+
+def test_info_accounts_for_every_byte(two: Database) -> None:
+    info = two.info()
+    assert sum(info["size"].values()) == info["bytes"]
+    segments = ("feature_major", "token_major", "directory", "sinks")
+    of_saes = sum(sae["size"][f"{part}_bytes"] for sae in info["saes"] for part in segments)
+    assert of_saes == info["size"]["segments_bytes"]
+    for sae in info["saes"]:
+        each = sae["size_per_activation"]
+        assert sae["bytes_per_activation"] == each["feature_major"] + each["token_major"]
+        for part, size in each.items():
+            assert size * sae["activations"] == pytest.approx(sae["size"][f"{part}_bytes"])

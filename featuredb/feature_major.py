@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -68,10 +69,27 @@ class FeatureFileWriter:
         self._n_waiting += len(rows.position)
         self._flush(self._n_waiting - self._n_waiting % schemas.FEATURE_ROW_GROUP)
 
-    def close(self) -> None:
-        """Write what is left and the footer."""
-        self._flush(self._n_waiting)
-        (self._writer or self._open(np.empty(0, self._values))).close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        """Write what is left and the footer; where the block failed, its error is the one told."""
+        if failed is None:
+            try:
+                self._flush(self._n_waiting)
+                self._writer = self._writer or self._open(np.empty(0, self._values))
+                self._writer.close()
+                return
+            except BaseException:
+                self._let_go()
+                raise
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the file as it is: it is of no use, and on a full disk closing fails as well."""
+        if self._writer is not None:
+            with suppress(Exception):
+                self._writer.close()
 
     def _open(self, first: schemas.FloatArray) -> pq.ParquetWriter:
         encoding = value_encoding(first)
@@ -113,11 +131,8 @@ def stride_of(n_contexts: int, bits: int) -> int:
 
 def write_feature_file(path: Path, rows: FeatureRows, values: str, stride: int) -> None:
     """Write rows, already sorted by (feature_id, position), as one Parquet file."""
-    writer = FeatureFileWriter(path, values, stride)
-    try:
+    with FeatureFileWriter(path, values, stride) as writer:
         writer.write(rows)
-    finally:
-        writer.close()
 
 
 def directory_of(counts: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint64]:

@@ -229,14 +229,11 @@ def write_bucket(
     temporary = temporary_name(path)
     profiler = Profiler(source, look_up, job.recorded_tokens, first, end) if job.profiled else None
     stride = stride_of(job.end_context - job.first_context, job.bits)
-    writer = FeatureFileWriter(temporary, job.values, stride)
-    try:
+    with FeatureFileWriter(temporary, job.values, stride) as writer:
         for piece in source.pieces(first, end, _piece_rows(job.memory)):
             writer.write(_to_rows(piece, job.first_context, job.bits))
             if profiler is not None:
                 profiler.add(piece)
-    finally:
-        writer.close()
     fsync_path(temporary)
     os.replace(temporary, path)
     entry = file_entry(layout, path, folder, layout.segment(job.segment_id), writer.rows)

@@ -122,9 +122,8 @@ def _without(
         feature_files: list[FeatureFile] = []
         for entry in segment.feature_files:
             path = folder / "fm" / Path(entry.file.path).name
-            writer = FeatureFileWriter(path, segment.values, entry.stride)
             first_row = int(counts.sum())
-            try:
+            with FeatureFileWriter(path, segment.values, entry.stride) as writer:
                 stop = entry.first_row + entry.file.rows
                 for at in range(entry.first_row, stop, _ROWS_AT_ONCE):
                     rows = reader.rows(at, min(stop, at + _ROWS_AT_ONCE))
@@ -137,8 +136,6 @@ def _without(
                     )
                     counts += np.bincount(kept.feature_id, minlength=d_sae)
                     writer.write(kept)
-            finally:
-                writer.close()
             feature_files.append(
                 FeatureFile(
                     file_entry(layout, path, folder, final, writer.rows),

@@ -12,9 +12,9 @@ from featuredb.files import storage_errors
 from featuredb.layout import Layout
 from featuredb.lock import write_lock
 from featuredb.snapshot import Snapshot, read_snapshot
-from ingest.change import after_the_last_writer
+from ingest.change import after_the_last_writer, tidy
 from ingest.engines import workers_for
-from ingest.inputs import Inputs, Reader, bos_of, load_inputs, load_reader
+from ingest.inputs import Inputs, Reader, bos_of, load_inputs, reader_for
 from ingest.options import IngestOptions
 from ingest.pipeline import Outcome, carry_out, done_already
 from ingest.plan import check_identity, plan_path, read_plan
@@ -31,14 +31,14 @@ def append(path: str | Path, corpus: Any, **told: Any) -> Outcome:
     that is there already is left as it is. Raises `FeatureDBError`.
     """
     layout = Layout(Path(path).expanduser().resolve())
-    options = _options(read_snapshot(layout), {"corpus": corpus} | told)
+    options = _options(_at_rest(layout, "append"), {"corpus": corpus} | told)
     inputs = load_inputs(options)
     with _adding(layout, "append") as base:
         _same_reader(base, inputs.reader)
         _fits(base, inputs)
         identity = {"operation": "append"} | inputs.identity(options)
         if done_already(base, identity):
-            clean_up(layout, base)
+            tidy(layout, base)
             return Outcome(base, fresh=False)
         plan = read_plan(layout)
         if plan is None:
@@ -61,19 +61,9 @@ def add_saes(
     moment, the same call continues. Raises `FeatureDBError`.
     """
     layout = Layout(Path(path).expanduser().resolve())
-    base = read_snapshot(layout)
+    base = _at_rest(layout, "add-sae")
     options = _options(base, {"saes": saes, "names": names, "corpus": None} | _OWN_HOOKS | told)
-    reader = load_reader(
-        options.model,
-        options.saes,
-        options.names,
-        hook=options.hook,
-        hook_out=options.hook_out,
-        device=options.device,
-        dtype=options.dtype,
-        revision=base.model.revision,
-        check=options.check,
-    )
+    reader = reader_for(options, base.model.revision)
     with _adding(layout, "add-sae") as base:
         _same_model(base, reader)
         names_now = [placed.name for placed in reader.saes]
@@ -83,7 +73,7 @@ def add_saes(
             "corpora": ", ".join(corpus.id for corpus in base.corpora),
         } | reader.identity()
         if done_already(base, identity):
-            clean_up(layout, base)
+            tidy(layout, base)
             return Outcome(base, fresh=False)
         _free_names(base, names_now)
         _same_bos(base, reader)
@@ -95,6 +85,14 @@ def add_saes(
         workers = workers_for(layout, plan, reader, options)
         del reader
         return Outcome(carry_out(layout, plan, workers, options, base), fresh=True)
+
+
+def _at_rest(layout: Layout, purpose: str) -> Snapshot:
+    """The live snapshot while nobody else writes: who would be refused is, before a model is
+    loaded."""
+    read_snapshot(layout)  # nothing is locked or made where there is no database
+    with write_lock(layout, purpose), storage_errors(layout.root):
+        return after_the_last_writer(layout)
 
 
 @contextmanager
@@ -113,15 +111,13 @@ def _adding(layout: Layout, purpose: str) -> Iterator[Snapshot]:
 def _options(base: Snapshot, told: Mapping[str, Any]) -> IngestOptions:
     """What the database decides, and what the user says."""
     first, recording = base.corpora[0], base.recording
-    hooks, written = {sae.hook for sae in base.saes}, {sae.hook_out for sae in base.saes}
     check = base.saes[0].check
     kept: dict[str, Any] = {
         "model": _where(base.model.path, base.model.id),
         "saes": [sae.source for sae in base.saes],
         "names": [sae.name for sae in base.saes],
-        # Several hooks can only have come from the files themselves.
-        "hook": hooks.pop() if len(hooks) == 1 else None,
-        "hook_out": written.pop() if len(written) == 1 else None,
+        "hook": [sae.hook for sae in base.saes],
+        "hook_out": [sae.hook_out for sae in base.saes],
         "dtype": base.model.dtype,
         "context_size": first.context_size,
         "sink_threshold": check.sink_threshold or IngestOptions.sink_threshold,
@@ -130,6 +126,11 @@ def _options(base: Snapshot, told: Mapping[str, Any]) -> IngestOptions:
         "values": recording.values,
     }
     given = {name: value for name, value in told.items() if value is not None or name in _OPEN}
+    if told["corpus"] is not None and len(given.get("saes", kept["saes"])) != len(base.saes):
+        raise IngestError(
+            f"this database has {len(base.saes)} SAEs: say of each where it is now, in the order "
+            f"{', '.join(kept['names'])}"
+        )
     return IngestOptions(**(kept | given))
 
 
@@ -153,6 +154,10 @@ def _same_model(base: Snapshot, reader: Reader) -> None:
 
 def _same_reader(base: Snapshot, reader: Reader) -> None:
     _same_model(base, reader)
+    if [record.name for record in base.saes] != [placed.name for placed in reader.saes]:
+        raise IngestError(
+            "the SAEs of this database have changed since the command began: run it again"
+        )
     for record, placed in zip(base.saes, reader.saes, strict=True):
         if placed.sae.hash != record.sha256:
             raise SaeError(

@@ -43,6 +43,12 @@ def after_the_last_writer(layout: Layout) -> Snapshot:
     return live
 
 
+def tidy(layout: Layout, live: Snapshot) -> None:
+    """Remove what nothing needs, unless an ingest waits to be finished: its files have no name."""
+    if not plan_path(layout).exists():
+        clean_up(layout, live)
+
+
 def refuse_unfinished(layout: Layout) -> None:
     """Raises `UnfinishedError` where an ingest waits to be finished."""
     if plan_path(layout).exists():

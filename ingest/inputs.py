@@ -15,7 +15,7 @@ from ingest.corpus import Corpus, open_corpus
 from ingest.corpus_store import MAX_CONTEXT_SIZE
 from ingest.hooks import HookPoint, resolve_hook
 from ingest.model import LoadedModel, bos_token_id, load_model
-from ingest.options import IngestOptions
+from ingest.options import Hooks, IngestOptions
 from ingest.progress import say
 from ingest.sae import Sae, load_sae
 
@@ -127,8 +127,10 @@ class Inputs:
         return {name: str(value) for name, value in told.items()} | read
 
 
-def load_inputs(options: IngestOptions) -> Inputs:
+def load_inputs(options: IngestOptions, revision: str | None = None) -> Inputs:
     """Load and match everything. The cheap things that can be wrong are looked at first.
+
+    revision: of the model, where it comes from the hub; the newest by default.
 
     Raises the `IngestError` of whatever is wrong.
     """
@@ -141,7 +143,15 @@ def load_inputs(options: IngestOptions) -> Inputs:
         max_documents=options.max_documents,
         on_warning=partial(say, show=options.progress),
     )
-    read = load_reader(
+    read = reader_for(options, revision)
+    model, saes = read.model, [placed.sae for placed in read.saes]
+    size, bos = _context_size(model, saes, options), bos_of(read)
+    return Inputs(model, read.saes, corpus, size, bos)
+
+
+def reader_for(options: IngestOptions, revision: str | None = None) -> Reader:
+    """What `options` say of the model and the SAEs; see `load_reader`."""
+    return load_reader(
         options.model,
         options.saes,
         options.names,
@@ -149,11 +159,9 @@ def load_inputs(options: IngestOptions) -> Inputs:
         hook_out=options.hook_out,
         device=options.device,
         dtype=options.dtype,
+        revision=revision,
         check=options.check,
     )
-    model, saes = read.model, [placed.sae for placed in read.saes]
-    size, bos = _context_size(model, saes, options), bos_of(read)
-    return Inputs(model, read.saes, corpus, size, bos)
 
 
 def load_reader(
@@ -161,8 +169,8 @@ def load_reader(
     saes: Sequence[str],
     names: Sequence[str] | None,
     *,
-    hook: str | None,
-    hook_out: str | None = None,
+    hook: Hooks,
+    hook_out: Hooks = None,
     device: str,
     dtype: str,
     revision: str | None = None,
@@ -178,10 +186,17 @@ def load_reader(
     called = _names(loaded, names)
     into = load_model(model, device=device, dtype=dtype, revision=revision)
     placed = tuple(
-        _place(into, sae, name, reference, hook, hook_out, check=check)
-        for sae, name, reference in zip(loaded, called, saes, strict=True)
+        _place(into, sae, name, reference, read, write, check=check)
+        for sae, name, reference, read, write in zip(
+            loaded, called, saes, _each(hook, len(saes)), _each(hook_out, len(saes)), strict=True
+        )
     )
     return Reader(into, placed)
+
+
+def _each(hooks: Hooks, count: int) -> Sequence[str | None]:
+    """The place of each of `count` SAEs."""
+    return [hooks] * count if isinstance(hooks, str | None) else hooks
 
 
 def absolute(reference: str | Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import featuredb
-from featuredb.errors import DatabaseNotFoundError, IngestError
+from featuredb.errors import DatabaseNotFoundError, DatabaseNotReadyError, IngestError
 from featuredb.files import sweep
 from featuredb.layout import Layout
-from featuredb.snapshot import Run, Segment, Snapshot, finish_publication, read_snapshot
+from featuredb.snapshot import Run, Segment, Snapshot
+from ingest.change import after_the_last_writer, tidy
 from ingest.engines import Workers, workers_for
 from ingest.inputs import load_inputs
 from ingest.options import IngestOptions
@@ -56,7 +57,7 @@ def ingest(path: str | Path, options: IngestOptions) -> Outcome:
         published = _published(layout)
         if published is not None:
             if done_already(published, identity):
-                clean_up(layout, published)
+                tidy(layout, published)
                 return Outcome(published, fresh=False)
             raise IngestError(
                 f"{layout.root} already holds a database of other inputs: add a corpus with "
@@ -90,11 +91,11 @@ def carry_out(
 def done_already(snapshot: Snapshot, identity: Mapping[str, str]) -> bool:
     """Whether an ingest of these inputs is in the database, and still all of it."""
     corpora = {corpus.id for corpus in snapshot.corpora}
-    saes = {sae.name for sae in snapshot.saes}
+    saes = {(sae.name, sae.sha256) for sae in snapshot.saes}
     return any(
         run.identity == _digest(identity)
         and corpora.issuperset(run.corpus.split(","))
-        and (_of_every_sae(identity) or saes.issuperset(run.saes))
+        and (_of_every_sae(identity) or saes.issuperset(_as_run(run.saes, identity)))
         for run in snapshot.runs
     )
 
@@ -104,11 +105,15 @@ def _of_every_sae(identity: Mapping[str, str]) -> bool:
     return identity.get("operation") == "append"
 
 
+def _as_run(saes: Iterable[str], identity: Mapping[str, str]) -> set[tuple[str, str]]:
+    """Names and weights: another SAE may have the name of one that was dropped."""
+    return {(name, identity[f"SAE {name}"].split()[0]) for name in saes}
+
+
 def _published(layout: Layout) -> Snapshot | None:
     try:
-        finish_publication(layout)
-        return read_snapshot(layout) if layout.current.exists() else None
-    except DatabaseNotFoundError:
+        return after_the_last_writer(layout)
+    except (DatabaseNotFoundError, DatabaseNotReadyError):
         return None
 
 

@@ -285,6 +285,9 @@ def test_an_unfinished_change_goes_on_or_is_given_up(
         with pytest.raises(KeyboardInterrupt):
             change()
     assert_same_content(path, first)
+    # What is done already leaves alone what is not.
+    assert not ingest(path, world.options("one")).fresh
+    assert (path / "staging" / "plan.json").exists()
     for other in (
         lambda: featuredb.drop(path, sae="one"),
         lambda: featuredb.compact(path),

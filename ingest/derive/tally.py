@@ -30,6 +30,7 @@ _TOKENS = schemas.TOP_TOKENS
 _TOUCHED, _GROUPS, _DOCUMENTS, _LAST_DOCUMENT, _ROWS, _LOW, _HIGH = range(7)
 _EMPTY = np.array([0, 0, 0, -1, 0, _KEYS, -1])
 
+_SIGN = np.uint32(1 << 31)
 _QUANTILES = np.array(schemas.QUANTILES)
 
 Array = npt.NDArray[Any]
@@ -225,16 +226,18 @@ def _value_of(key: int) -> float:
 def _levels(n: int, wide: bool, work: Work) -> tuple[Array, Array]:
     """The distinct values, ascending, float64, and how often each occurs; counters emptied."""
     if wide:
-        kept = np.sort(work.kept[:n])
-        levels = np.empty(n, np.float64)
+        ordered = _sorted(_order_of(work.kept[:n]))
+        values = np.empty(n, np.uint32)
         counts = np.zeros(n, np.int64)
         used = -1
-        for value in kept:
-            if used < 0 or levels[used] != value:
+        for i in range(n):
+            if i == 0 or ordered[i] != ordered[i - 1]:
                 used += 1
-                levels[used] = value
+                key = np.uint32(ordered[i])
+                values[used] = key ^ _SIGN if key & _SIGN else ~key
             counts[used] += 1
-        return levels[: used + 1], counts[: used + 1]
+        levels = values[: used + 1].view(np.float32).astype(np.float64)
+        return levels, counts[: used + 1]
     low, high = work.state[_LOW], work.state[_HIGH]
     used = 0
     levels = np.empty(high - low + 1, np.float64)
@@ -246,6 +249,23 @@ def _levels(n: int, wide: bool, work: Work) -> tuple[Array, Array]:
             work.value_count[key] = 0
             used += 1
     return levels[:used], counts[:used]
+
+
+@_jit
+def _order_of(values: Array) -> Array:
+    """uint64 numbers below 2**32 in the order of float32 values: a positive one's bits are in its
+    order, those of a negative one in the opposite."""
+    bits = values.view(np.uint32)
+    ordered = np.empty(len(bits), np.uint64)
+    for i in range(len(bits)):
+        ordered[i] = ~bits[i] if bits[i] & _SIGN else bits[i] | _SIGN
+    return ordered
+
+
+@_jit
+def _sorted(keys: Array) -> Array:
+    """Ascending. One function for all that is sorted: numba takes seconds to compile each."""
+    return np.sort(keys)
 
 
 @_jit
@@ -312,8 +332,14 @@ def _rank_tokens(row: int, work: Work, found: Found) -> None:
 def _ranks(groups: int, wide: bool, work: Work) -> Array:
     """Each context's place among the feature's: maximum descending, ties by context id."""
     if wide:
+        ordered = _order_of(work.group_peak[:groups])
+        for g in range(groups):
+            # The strongest first, the group itself in the low half.
+            ordered[g] = ((np.uint64(0xFFFFFFFF) - ordered[g]) << np.uint64(32)) | np.uint64(g)
+        ordered = _sorted(ordered)
         ranks = np.empty(groups, np.int64)
-        ranks[np.argsort(-work.group_peak[:groups], kind="mergesort")] = np.arange(groups)
+        for rank in range(groups):
+            ranks[np.int64(ordered[rank] & np.uint64(0xFFFFFFFF))] = rank
         return ranks
     ranks = np.empty(groups, np.int64)
     keys = np.empty(groups, np.int64)
@@ -376,10 +402,15 @@ def _choose_examples(feature: int, row: int, wide: bool, work: Work, found: Foun
         used += 1
     for fifth in range(_FIFTHS):
         own = sampled[fifth]
-        own = own[own >= 0]
-        own = own[np.argsort(ranks[own])]
-        for place in range(len(own)):
-            _keep_example(row, used, fifth + 1, place + 1, own[place], work, found)
+        place = 0
+        while place < _PER_FIFTH and own[place] >= 0:
+            at = place
+            while at > 0 and ranks[own[at]] < ranks[own[at - 1]]:
+                own[at], own[at - 1] = own[at - 1], own[at]
+                at -= 1
+            place += 1
+        for i in range(place):
+            _keep_example(row, used, fifth + 1, i + 1, own[i], work, found)
             used += 1
     found.n_examples[row] = used
 

@@ -15,7 +15,9 @@ from featuredb.layout import Layout
 from featuredb.parquet import ParquetFiles
 from featuredb.snapshot import Segment
 
-_OPEN_FILES = 300
+_OPEN_FILES = 160
+"""Of each thread that reads: more than are merged at once, and few enough for four threads below
+the usual limit of 1,024."""
 
 
 class Piece(NamedTuple):

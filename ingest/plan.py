@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import CorruptDatabaseError, PlanMismatchError
-from featuredb.files import write_atomically
+from featuredb.files import fsync_path, write_atomically
 from featuredb.layout import Layout
 from featuredb.snapshot import Draft, Segment
 
@@ -71,6 +71,9 @@ def run_id(plan: Plan, partition: int, sae: int, writer: str = "") -> str:
 
 
 def write_plan(layout: Layout, plan: Plan) -> None:
+    """From here on the ingest goes on instead of starting over."""
+    # Folders of what it rests on may be new: their names must not be lost after it.
+    fsync_path(layout.root)
     write_atomically(plan_path(layout), msgspec.json.encode(plan))
 
 

@@ -35,7 +35,7 @@ class Profiler:
     """Takes the pieces of consecutive features and makes their profiles.
 
     recorded_tokens: what densities are shares of. Holds, beside a piece, 65,536 counters, two
-    numbers for every token of the vocabulary, and 28 bytes for every context that the most
+    numbers for every token of the vocabulary, and 32 bytes for every context that the most
     widespread feature can fire in; where values are float32, that feature's values too.
     """
 

@@ -233,8 +233,8 @@ def _levels(n: int, wide: bool, work: Work) -> tuple[Array, Array]:
         for i in range(n):
             if i == 0 or ordered[i] != ordered[i - 1]:
                 used += 1
-                key = np.uint32(ordered[i])
-                values[used] = key ^ _SIGN if key & _SIGN else ~key
+                bits = np.uint32(ordered[i])
+                values[used] = bits ^ _SIGN if bits & _SIGN else ~bits
             counts[used] += 1
         levels = values[: used + 1].view(np.float32).astype(np.float64)
         return levels, counts[: used + 1]

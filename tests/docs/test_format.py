@@ -41,6 +41,7 @@ TABLES: dict[str, list[pa.Schema]] = {
     "feature order": [schemas.FEATURE_ORDER],
     "sinks": [schemas.SINKS],
     "features": [schemas.FEATURES],
+    "summaries": [schemas.SUMMARIES],
     "logits": [schemas.LOGITS],
     "examples": [schemas.EXAMPLES],
     "windows": [schemas.WINDOWS],
@@ -49,6 +50,7 @@ TABLES: dict[str, list[pa.Schema]] = {
 STRUCTS = [
     *("Snapshot", "File", "Model", "Recording", "Corpus", "Sae", "LoadCheck", "Segment"),
     *("FeatureFile", "TokenFile", "Vectors", "Derived", "VectorIndex", "SaeTables", "Run"),
+    "NextIds",
 ]
 
 

@@ -1,0 +1,112 @@
+"""A power cut loses what was not flushed: by the time it is needed everything was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from featuredb.files import write_atomically
+from featuredb.layout import Layout
+from featuredb.snapshot import File, Snapshot, finish_publication, read_snapshot
+from ingest import prepare
+from ingest.plan import Plan
+from tests.crashes.steps import STEPS, Scene
+
+
+class Disk:
+    """What of the files below `root` has been flushed, by inode: size and time of a file, names and
+    inodes of a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.flushed: dict[int, object] = {}
+        self.checked: list[str] = []
+        self._fsync, self._replace = os.fsync, os.replace
+
+    def fsync(self, handle: int) -> None:
+        """In place of `os.fsync`."""
+        self._fsync(handle)
+        self.flushed[os.fstat(handle).st_ino] = _state(Path(os.readlink(f"/proc/self/fd/{handle}")))
+
+    def replace(self, source: Any, target: Any) -> None:
+        """In place of `os.replace`: what the new name leads to must survive without the rest."""
+        layout, path = Layout(self.root), Path(target)
+        for needed in self._needed(layout, Path(source), path):
+            self._check(needed, path.name)
+        self._replace(source, target)
+
+    def _needed(self, layout: Layout, source: Path, target: Path) -> Iterator[Path]:
+        """All that is found through `target` once it is what `source` is."""
+        if self.root not in target.parents:
+            return
+        if target == layout.current:
+            newest = layout.snapshots / f"{source.read_text().split()[0]}.json"
+            snapshot = msgspec.json.decode(newest.read_bytes(), type=Snapshot)
+            yield from (newest, layout.catalog)
+            yield from (self.root / file.path for file in snapshot.files())
+        elif target == layout.staging / "plan.json":
+            draft = msgspec.json.decode(source.read_bytes(), type=Plan).draft
+            yield self.root / draft.vocabulary.path
+            owners = (*draft.corpora, *draft.saes, *draft.vectors)
+            listed = [value for owner in owners for value in msgspec.structs.astuple(owner)]
+            listed += [file for vectors in draft.vectors for file in vectors.files]
+            yield from (self.root / file.path for file in listed if isinstance(file, File))
+        else:
+            return
+        self.checked.append(target.name)
+
+    def _check(self, path: Path, why: str) -> None:
+        told = f"{path} when {why} is renamed"
+        assert self.flushed.get(path.stat().st_ino) == _state(path), told
+        while path != self.root:
+            names = self.flushed.get(path.parent.stat().st_ino)
+            assert isinstance(names, dict), told
+            assert names.get(path.name) == path.stat().st_ino, told
+            path = path.parent
+
+
+def _state(path: Path) -> object:
+    if path.is_dir():
+        return {entry.name: entry.inode() for entry in os.scandir(path)}
+    told = path.stat()
+    return told.st_size, told.st_mtime_ns
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    watched = Disk(tmp_path / "my.fdb")
+    monkeypatch.setattr(os, "fsync", watched.fsync)
+    monkeypatch.setattr(os, "replace", watched.replace)
+    monkeypatch.setitem(vars(prepare), "partition_tokens", lambda *_: 200)
+    return watched
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_what_is_renamed_leads_to_what_is_flushed(tmp_path: Path, disk: Disk) -> None:
+    scene = Scene.make(tmp_path)
+    for step in STEPS.values():
+        step(scene, disk.root)
+    adding, others = ["plan.json", "CURRENT"], ["CURRENT"]
+    assert disk.checked == [*(adding * 3), *(others * 3)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_a_publication_that_is_finished_is_flushed_too(tmp_path: Path, disk: Disk) -> None:
+    """The killed writer may have renamed the catalog and not flushed the name."""
+    scene = Scene.make(tmp_path)
+    STEPS["ingest"](scene, disk.root)
+    layout = Layout(disk.root)
+    number = read_snapshot(layout).number
+    layout.current.unlink()
+    disk.flushed[disk.root.stat().st_ino] = {}
+    finish_publication(layout)
+    assert read_snapshot(layout).number == number
+    assert disk.checked[-1] == "CURRENT"
+    disk.flushed[disk.root.stat().st_ino] = {}
+    with pytest.raises(AssertionError, match="CURRENT is renamed"):
+        write_atomically(layout.current, layout.current.read_bytes())

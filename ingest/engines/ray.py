@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,11 +45,28 @@ _TASKS_PER_CPU = 4
 
 _LOOK_EVERY_S = 1.0
 
+START_S = 15 * 60.0
+"""How long a cluster may leave us without any worker; one that adds machines takes minutes."""
+
+_PATIENCE_S = 30.0
+"""When the user is told that we wait."""
+
+_ANSWER_S = 10.0
+"""How long a cluster may take to accept a connection. Ray itself goes on trying for minutes."""
+
 _LOCAL = "local"
 
-_LOCAL_ENVIRONMENT = {
-    # Ray's own switch for binding to loopback; it has it for systems with firewall pop-ups.
+_AUTO = "auto"
+
+_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+_LOOPBACK_ENVIRONMENT = {
+    # Ray's own switch for staying on loopback; it has it for systems with firewall pop-ups. Else it
+    # takes 127.0.0.1 for the machine's address in its network, to listen there and to connect to.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
+_LOCAL_ENVIRONMENT = _LOOPBACK_ENVIRONMENT | {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -98,7 +117,9 @@ class Cluster:
         if self.wanted != "auto" and gpus and not total.get("GPU"):
             self._stack.close()
             raise IngestError(f"the Ray cluster has no GPU for --device {self.wanted}")
-        self._share = share_of(total, self.workers, gpus)
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+        self._share = share_of(total, self.workers, gpus, largest or math.inf)
         count, cpus, gpus = self._share
         each = f"{gpus:g} GPUs" if gpus else f"{cpus:g} cores"
         self.note(f"Ray: {count} workers of {each}")
@@ -146,8 +167,8 @@ def connection(address: str | None) -> Iterator[Any]:
 
     Raises `MissingExtraError`, and `IngestError` where no cluster answers.
     """
-    where = address or os.environ.get("RAY_ADDRESS") or _LOCAL
-    with _environment(_LOCAL_ENVIRONMENT if where == _LOCAL else {}):
+    where = _where(address)
+    with _environment(_variables(where)):
         try:
             ray = importlib.import_module("ray")
         except ModuleNotFoundError as error:
@@ -157,6 +178,7 @@ def connection(address: str | None) -> Iterator[Any]:
         if ray.is_initialized():
             yield ray
             return
+        _check_answer(ray, where)
         # Only our own lines are shown: workers tell the driver what matters.
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
@@ -166,6 +188,11 @@ def connection(address: str | None) -> Iterator[Any]:
                 warnings.filterwarnings("ignore", "lancedb fork support", RuntimeWarning)
                 ray.init(address=where, **quiet, **(alone if where == _LOCAL else {}))
         except (ConnectionError, RuntimeError, ValueError) as error:
+            if "AuthenticationError" in str(error.__cause__):
+                raise IngestError(
+                    f"the Ray cluster at {where} wants a token: set RAY_AUTH_MODE=token, and "
+                    "RAY_AUTH_TOKEN unless it is in ~/.ray/auth_token"
+                ) from error
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise IngestError(
                 f"no Ray cluster at {where} ({lines[0].rstrip('.')}): check --ray-address"
@@ -174,6 +201,62 @@ def connection(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _where(address: str | None) -> str:
+    """What `address` comes to: host and port, ``local``, or what only Ray understands."""
+    named = os.environ.get("RAY_ADDRESS")
+    where = address or named or _LOCAL
+    if where != _AUTO:
+        return where
+    if named and named != _AUTO:
+        return named
+    try:
+        # `ray start` writes it down. Ray cannot be asked: the answer decides how to import it.
+        folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp")
+        return (folder / "ray" / "ray_current_cluster").read_text().strip() or where
+    except OSError:
+        return where
+
+
+def _endpoint(where: str) -> tuple[str, int] | None:
+    host, _, port = where.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return None
+    return host.strip("[]"), int(port)
+
+
+def _variables(where: str) -> dict[str, str]:
+    """The environment in which Ray reaches this cluster."""
+    if where == _LOCAL:
+        return _LOCAL_ENVIRONMENT
+    endpoint = _endpoint(where)
+    if endpoint and endpoint[0] in _LOOPBACK_HOSTS and not _silence(*endpoint):
+        return _LOOPBACK_ENVIRONMENT
+    return {}
+
+
+def _silence(host: str, port: int) -> str | None:
+    """Why nothing answers there; None if something does."""
+    try:
+        socket.create_connection((host, port), _ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
+def _check_answer(ray: Any, where: str) -> None:
+    endpoint = _endpoint(where)
+    if endpoint is None:
+        return
+    host, port = endpoint
+    if host in _LOOPBACK_HOSTS:
+        # Where Ray will go instead, unless the environment kept it from it.
+        host = ray.util.get_node_ip_address()
+    why = _silence(host, port)
+    if why:
+        seen = "" if host == endpoint[0] else f" at {host}"
+        raise IngestError(f"no Ray cluster at {where} ({why}{seen}): check --ray-address")
 
 
 @contextmanager
@@ -190,14 +273,20 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def share_of(total: Mapping[str, float], workers: int | None, gpus: float) -> Share:
-    """How a cluster of these resources is shared out. gpus: asked for by each worker, if any."""
+def share_of(
+    total: Mapping[str, float], workers: int | None, gpus: float, largest: float = math.inf
+) -> Share:
+    """How a cluster of these resources is shared out.
+
+    gpus: asked for by each worker, if any. largest: cores of the node that has most of them, since
+    a worker that asks for more than any node has would never start.
+    """
     cpus = total.get("CPU", 1.0)
     if gpus and total.get("GPU"):
         count = workers or max(1, int(total["GPU"] / gpus))
         return Share(count, min(1.0, cpus / count), gpus)
-    count = workers or max(1, int(cpus / _CPUS_PER_WORKER))
-    each = cpus / count
+    count = workers or max(1, int(cpus / min(_CPUS_PER_WORKER, largest)))
+    each = min(cpus / count, largest)
     return Share(count, float(int(each)) if each >= 1 else each, 0.0)
 
 
@@ -207,6 +296,7 @@ class RayCrew:
     def __init__(self, ray: Any, job: Job, share: Share) -> None:
         self._ray = ray
         self._job = job
+        self._share = share
         self._actor = ray.remote(Actor).options(
             num_cpus=share.cpus,
             num_gpus=share.gpus,
@@ -217,14 +307,19 @@ class RayCrew:
         self._actors: list[Any] = []
         self._alive: set[int] = set()
         self._ready: set[int] = set()
+        self._started: set[int] = set()
         self._calls: dict[Any, _Call] = {}
         self._looked = 0.0
+        self._lonely_since = time.monotonic()
+        self._patient = False
 
     def hire(self) -> int:
         worker = len(self._actors)
         actor = self._actor.remote()
         self._actors.append(actor)
         self._alive.add(worker)
+        # Answered as soon as there is a process, which loading a large model may long occupy.
+        self._calls[actor.pid.remote()] = _Call(worker, "start")
         self._calls[actor.load.remote(self._job)] = _Call(worker, "load")
         return worker
 
@@ -243,6 +338,7 @@ class RayCrew:
 
     def events(self) -> Iterator[Event]:
         ray = self._ray
+        yield from self._wait()
         self._look()
         finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=_LOOK_EVERY_S)
         for done in finished:
@@ -252,6 +348,7 @@ class RayCrew:
             except ray.exceptions.RayTaskError as error:
                 raise _cause(error) from None
             except ray.exceptions.RayActorError as error:
+                _check_start(error)
                 yield Gone(call.worker, self._bury(call.worker, error))
             else:
                 yield from self._told(call, answer)
@@ -260,6 +357,29 @@ class RayCrew:
         """End every worker; what they have not finished is lost."""
         for worker in self._alive:
             self._ray.kill(self._actors[worker])
+
+    def _wait(self) -> Iterator[Event]:
+        """Say that we wait for a first worker, and give up when that has taken too long."""
+        now = time.monotonic()
+        if self._started:
+            self._lonely_since, self._patient = now, False
+        lonely = now - self._lonely_since
+        if lonely > START_S:
+            raise IngestError(
+                f"the Ray cluster started no worker in {START_S / 60:g} minutes ({self._wish()}): "
+                "`ray status` shows what it is busy with; then run the same command again"
+            )
+        if lonely > _PATIENCE_S and not self._patient:
+            self._patient = True
+            yield Noted(f"Ray has started no worker yet ({self._wish()}): waiting")
+
+    def _wish(self) -> str:
+        """What each worker asks for, and what there is."""
+        kind, each = ("GPU", self._share.gpus) if self._share.gpus else ("CPU", self._share.cpus)
+        free = self._ray.available_resources().get(kind, 0.0)
+        total = self._ray.cluster_resources().get(kind, 0.0)
+        unit = "GPUs" if kind == "GPU" else "cores"
+        return f"each asks for {each:g} {unit}, {free:g} of {total:g} are free"
 
     def _look(self) -> None:
         """Ask every worker how far it is, unless that was just done."""
@@ -272,6 +392,8 @@ class RayCrew:
 
     def _told(self, call: _Call, answer: Any) -> Iterator[Event]:
         match call.kind:
+            case "start":
+                self._started.add(call.worker)
             case "load":
                 self._ready.add(call.worker)
                 yield Ready(call.worker, answer)
@@ -287,6 +409,7 @@ class RayCrew:
     def _bury(self, worker: int, error: Exception) -> str:
         self._alive.discard(worker)
         self._ready.discard(worker)
+        self._started.discard(worker)
         self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
         # One that is out of reach rather than dead must not go on.
         self._ray.kill(self._actors[worker])
@@ -345,6 +468,16 @@ class Actor:
 def _merge(told: tuple[Layout, Draft, Compaction, Path], places: Sequence[Place]) -> list[Merged]:
     # Ray counts one core for a task.
     return list(merge_here(*told, places, threads=1))
+
+
+def _check_start(error: Exception) -> None:
+    """Raise `IngestError` if a worker's process came up and could not become a worker."""
+    lines = str(error).strip().splitlines()
+    if lines and "in its creation task" in lines[0]:
+        raise IngestError(
+            f"Ray's workers cannot start ({lines[-1]}): install this release of featuredb on "
+            "every node of the cluster"
+        ) from error
 
 
 def _cause(error: Any) -> Exception:

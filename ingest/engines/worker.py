@@ -17,7 +17,7 @@ from featuredb.errors import IngestError, PlanMismatchError
 from featuredb.layout import Layout
 from ingest.device_memory import DeviceMemory
 from ingest.inputs import absolute, load_reader
-from ingest.options import IngestOptions
+from ingest.options import Hooks, IngestOptions
 from ingest.partition import Collected, Report, collect, write
 from ingest.plan import Plan, Summary, differences, read_plan
 from ingest.prepare import engine_of
@@ -27,8 +27,8 @@ class Job(NamedTuple):
     """What a worker is told; everything else is in the plan, which it reads from the disk.
 
     model, saes, hook, hook_out as in `IngestOptions`, paths absolute. names: what the plan calls
-    the SAEs. revision: the model's, where it comes from the hub. dtype: the plan's, whatever this
-    machine would choose by itself. threads: of the CPU; None leaves them to torch.
+    the SAEs that are run. revision: the model's, where it comes from the hub. dtype: the plan's,
+    whatever this machine would choose by itself. threads: of the CPU; None leaves them to torch.
     """
 
     root: Path
@@ -36,8 +36,8 @@ class Job(NamedTuple):
     revision: str | None
     saes: tuple[str, ...]
     names: tuple[str, ...]
-    hook: str | None
-    hook_out: str | None
+    hook: Hooks
+    hook_out: Hooks
     device: str
     dtype: str
     threads: int | None
@@ -54,7 +54,7 @@ def job_of(
         model=absolute(options.model),
         revision=model.revision,
         saes=tuple(absolute(reference) for reference in options.saes),
-        names=tuple(sae.name for sae in plan.draft.saes),
+        names=plan.saes,
         hook=options.hook,
         hook_out=options.hook_out,
         device=device,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -163,6 +165,70 @@ def test_without_ray_the_engine_says_what_to_install(monkeypatch: pytest.MonkeyP
     with (
         pytest.raises(MissingExtraError, match=r"pip install 'featuredb\[ray\]'"),
         connection(None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("total", "largest", "workers", "share"),
+    [
+        ({"CPU": 16}, 2, None, Share(8, 2.0, 0.0)),
+        ({"CPU": 16}, 8, None, Share(4, 4.0, 0.0)),
+        ({"CPU": 16}, 8, 1, Share(1, 8.0, 0.0)),
+        ({"CPU": 6}, 2, 4, Share(4, 1.0, 0.0)),
+    ],
+)
+def test_no_worker_asks_for_more_cores_than_a_node_has(
+    total: dict[str, float], largest: float, workers: int | None, share: Share
+) -> None:
+    assert share_of(total, workers, 1.0, largest) == share
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Of this machine, where nothing answers."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("way", ["option", "environment", "auto", "file"])
+def test_a_cluster_that_does_not_answer_is_said_at_once(
+    silent_port: int, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The ways that Ray itself looks for a cluster, in its order.
+    pytest.importorskip("ray")
+    address = f"127.0.0.1:{silent_port}"
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    if way in ("environment", "auto"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    if way == "file":
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address + "\n")
+    given = {"option": address, "environment": None}.get(way, "auto")
+    began = time.monotonic()
+    with (
+        pytest.raises(IngestError, match=rf"no Ray cluster at {address} \(Connection refused"),
+        connection(given),
+    ):
+        pass
+    assert time.monotonic() - began < 20
+
+
+def test_a_cluster_that_wants_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+
+    def init(**_: object) -> None:
+        last = "ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: missing"
+        raise ConnectionError("Failed to connect") from RuntimeError(f"Failed. Last error:\n{last}")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        pytest.raises(IngestError, match=r"wants a token: set RAY_AUTH_MODE=token"),
+        connection(f"127.0.0.1:{server.getsockname()[1]}"),
     ):
         pass
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,16 +159,183 @@ def test_merges_that_go_on_dying_end_the_ingest(
     assert_same_content(path, local)
 
 
+def test_a_cluster_that_gives_no_worker_ends_the_ingest(
+    inputs: IngestOptions,
+    local: Path,
+    cluster: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Other:
+        """Of someone else, on every core."""
+
+        def here(self) -> None:
+            pass
+
+    cores = cluster.cluster_resources()["CPU"]
+    other = cluster.remote(Other).options(num_cpus=cores).remote()
+    cluster.get(other.here.remote())
+    path, told = tmp_path / "ray.fdb", replace(inputs, engine="ray", workers=2, progress=True)
+    each = engine.share_of({"CPU": cores}, 2, 0.0).cpus
+    asked = f"(each asks for {each:g} cores, 0 of {cores:g} are free)"
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "START_S", 3.0)
+        patch.setattr(engine, "_PATIENCE_S", 1.0)
+        with pytest.raises(IngestError, match="started no worker in") as raised:
+            ingest(path, told)
+    assert asked in str(raised.value)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown.count(f"Ray has started no worker yet {asked}: waiting") == 1
+    cluster.kill(other)
+    ingest(path, told)
+    assert_same_content(path, local)
+
+
+def test_workers_without_featuredb_end_the_ingest(
+    inputs: IngestOptions, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Elsewhere(engine.Actor):
+        """As on a node where the package is missing: it fails as its process makes it."""
+
+        def __init__(self) -> None:
+            raise ModuleNotFoundError("No module named 'ingest'")
+
+    monkeypatch.setattr(engine, "Actor", Elsewhere)
+    path = tmp_path / "ray.fdb"
+    said = r"cannot start \(ModuleNotFoundError: No module named 'ingest'\): install this release"
+    with pytest.raises(IngestError, match=said):
+        ingest(path, replace(inputs, engine="ray", workers=2))
+
+
 _SCRIPT = """
 import sys
 from ingest import prepare
 from ingest.options import IngestOptions
 from ingest.pipeline import ingest
 prepare.partition_tokens = lambda *_: int(sys.argv[1])
-corpus, model, sae, other, path = sys.argv[2:]
+corpus, model, sae, other, path, *address = sys.argv[2:]
 ingest(path, IngestOptions(corpus=corpus, model=model, saes=[sae, other], names=["sae", "other"],
                            dtype="float32", batch_tokens=64, check=False, progress=True,
-                           engine="ray", workers=2))
+                           engine="ray", workers=2, ray_address=address[0] if address else None))
+"""
+
+
+def _environment() -> dict[str, str]:
+    """Of processes that find this featuredb, and share a token."""
+    return os.environ | {
+        "PYTHONPATH": str(Path(engine.__file__).parents[2]),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "5f" * 32,
+    }
+
+
+@contextmanager
+def _running_cluster(folder: Path) -> Iterator[tuple[str, int]]:
+    """A cluster of its own, bound to loopback: its address, and its process group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    told += ["--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"]
+    told += ["--include-dashboard=false", f"--temp-dir={folder}"]
+    log = folder / "head.log"
+    with log.open("wb") as file:
+        head = subprocess.Popen(
+            told,
+            stdout=file,
+            stderr=file,
+            env=_environment() | engine._LOCAL_ENVIRONMENT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while b"Ray runtime started" not in log.read_bytes():
+            assert head.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}", head.pid
+    finally:
+        # `ray stop` would end every cluster of this machine. Workers have groups of their own, and
+        # end with their raylet.
+        head.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            head.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+
+
+def _listening(session: int) -> set[str]:
+    """The addresses, as the kernel writes them, at which processes of a session listen."""
+    sockets = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(process.name)) != session:
+                continue
+            for handle in (process / "fd").iterdir():
+                sockets.update(re.findall(r"^socket:\[(\d+)\]$", os.readlink(handle)))
+        except OSError:
+            continue
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and rest[5] in sockets:
+                found.add(local.partition(":")[0])
+    return found
+
+
+_LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_cluster_that_is_there_is_used_and_left_running(
+    inputs: IngestOptions, local: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path / "there.fdb"
+    rest = [str(_PARTITION), inputs.corpus, inputs.model, *inputs.saes, str(path)]
+    # Ray puts sockets into it, whose paths may have 107 characters.
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,
+        _running_cluster(Path(folder)) as (address, session),
+    ):
+        ran = subprocess.run(
+            [sys.executable, "-W", "error", "-c", _SCRIPT, *rest, address],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=_environment(),
+            timeout=300,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert "Ray: 2 workers of 1 cores" in ran.stderr.splitlines()
+        listening = _listening(session)
+        assert listening
+        assert listening <= _LOOPBACK
+        # Still there, and its cores are free again.
+        seen = subprocess.run(
+            [sys.executable, "-c", _SEEN, address],
+            capture_output=True,
+            text=True,
+            env=_environment() | engine._LOOPBACK_ENVIRONMENT,
+            timeout=120,
+        )
+        assert seen.stdout.split() == ["127.0.0.1", "2.0"], seen.stderr
+    assert_same_content(path, local)
+    with socket.socket() as probe, pytest.raises(ConnectionRefusedError):
+        probe.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+
+
+_SEEN = """
+import sys
+import time
+import ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+deadline = time.monotonic() + 20
+while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
+    time.sleep(0.1)
+print(*(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]))
+print(ray.available_resources().get("CPU"))
 """
 
 
@@ -185,6 +356,9 @@ def test_a_killed_driver_is_continued_by_another_engine(
     assert not (path / "CURRENT").exists()
     assert list((path / "staging").glob("p0*.json"))
     # Ray's own talk, and that of the workers, stays out of what the user reads.
-    assert shown.splitlines()[-1] == "Ray: 2 workers of 1 cores", shown
+    _, said, after = shown.partition("Ray: 2 workers of 1 cores\n")
+    assert said, shown
+    # A slow machine comes to show its progress.
+    assert all(re.match(r" *\d+%  ", line) for line in after.splitlines()), shown
     ingest(path, inputs)
     assert_same_content(path, local)

@@ -36,6 +36,10 @@ _WIDEST = 4_096
 
 _DECIMALS = 7
 
+_REACH = 2 * SCAN_ERROR + 10.0**-_DECIMALS
+"""How far below the k-th product of a scan a row of the k highest scores may have been scanned:
+either of two rows may be misplaced, and rounding makes nearly equal scores tie."""
+
 
 class Found(NamedTuple):
     """Rows int64 and their scores float32, in order."""
@@ -65,7 +69,9 @@ class ExactSearch:
         wanted = k + _SLACK
         while unit.any() and wanted < self._n and wanted <= max(_WIDEST, k + _SLACK):
             scanned, rows = self._scan.top(unit, wanted)
-            found = scored(query, rows, self._take, k)
+            # Further down no row can be among the k; reading one costs more than passing it by.
+            near = scanned >= scanned[k - 1] - _REACH
+            found = scored(query, rows[near], self._take, k)
             if found.scores[-1] > scanned[-1] + SCAN_ERROR:
                 return found
             wanted *= _WIDEN

@@ -96,6 +96,15 @@ class Features:
         return table
 
 
+def summaries_of(features: pa.Table) -> pa.Table:
+    """Rows of `schemas.SUMMARIES` from rows of `schemas.FEATURES`."""
+    table = features.select(schemas.SUMMARIES.names)
+    for name in ("top_tokens", "promoted_tokens"):
+        at = table.column_names.index(name)
+        table = table.set_column(at, name, tokens_only(table.column(name)))
+    return table.cast(schemas.SUMMARIES)
+
+
 def tokens_only(column: pa.ChunkedArray) -> pa.ListArray:
     """list<struct<token, …>> as list<string>."""
     lists = column.combine_chunks()

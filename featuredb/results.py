@@ -4,6 +4,7 @@
 
     Answer          a table, read as Arrow, pandas, polars, rows or text
     ├── TopContexts     where a feature is most active, one row per context
+    ├── Activations     everything stored of a feature, one row per activation
     ├── Neighbors       the features near a feature, one row per neighbour
     ├── Firing          the features active on a text, one row per feature
     ├── FeatureCard     everything about one feature: one row, its contexts, its neighbours
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
+    "Activations",
     "Answer",
     "FeatureCard",
     "Firing",
@@ -167,6 +169,18 @@ class TopContexts(Answer):
 
     feature: str
     max_activation: float
+
+
+@dataclass(frozen=True, repr=False)
+class Activations(Answer):
+    """Every stored activation of a feature, by context id, then token index.
+
+    Columns: context_id i64, token_index i32 (index in the context, BOS counted), activation f32.
+    """
+
+    kind: ClassVar[str] = "activations"
+
+    feature: str
 
 
 @dataclass(frozen=True, repr=False)

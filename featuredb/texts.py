@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from hashlib import blake2b
+from math import isqrt
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,15 @@ _CACHED_DOCUMENTS = 1_000_000
 """Up to this many documents their metadata is read once and kept; beyond it, read on demand."""
 
 DOCUMENT_ROW_GROUP = 1_024
+
+
+def text_hash(text: str) -> int:
+    """What a document's text is looked up by: 64 bits of BLAKE2b of its UTF-8.
+
+    ``text_hashes.npy`` has, sorted, a row (hash, row of the document in the corpus) for every
+    document that has a text, as uint64.
+    """
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class Where(NamedTuple):
@@ -42,6 +53,7 @@ class Texts:
         self._indexes: dict[str, npt.NDArray[np.int64]] = {}
         self._tokens: dict[str, npt.NDArray[np.unsignedinteger]] = {}
         self._documents: dict[str, pa.Table] = {}
+        self._hashes: dict[str, npt.NDArray[np.uint64]] = {}
 
     @cached_property
     def token_texts(self) -> list[str]:
@@ -64,9 +76,15 @@ class Texts:
             row = context_id - corpus.first_context
             if 0 <= row < corpus.n_contexts:
                 return Where(corpus, row)
-        last = max((c.first_context + c.n_contexts for c in self._snapshot.corpora), default=0) - 1
+        edges: list[list[int]] = []
+        for corpus in self._snapshot.corpora:
+            # A corpus that was dropped leaves a gap.
+            if not edges or edges[-1][1] != corpus.first_context:
+                edges.append([corpus.first_context, corpus.first_context])
+            edges[-1][1] += corpus.n_contexts
+        spans = " and ".join(f"{first} to {end - 1}" for first, end in edges)
         raise UnknownContextError(
-            f"there is no context {context_id}: this database has contexts 0 to {last}"
+            f"there is no context {context_id}: this database has contexts {spans}"
         )
 
     def index(self, corpus: Corpus) -> npt.NDArray[np.int64]:
@@ -134,6 +152,22 @@ class Texts:
             start = covered if corpus.stride is None else number * corpus.stride
             yield corpus.first_context + row, bos + covered - start, start - bos
             covered = start + own
+
+    def with_text(self, corpus: Corpus, text: str) -> int | None:
+        """The first document of a corpus whose text is exactly `text`, looked up by its hash.
+
+        None when there is none. The corpus must have text_hashes.
+        """
+        assert corpus.text_hashes is not None
+        hashes = self._hashes.get(corpus.id)
+        if hashes is None:
+            hashes = self._hashes[corpus.id] = load_array(self._root, corpus.text_hashes.path)
+        for row in _rows_of(hashes, text_hash(text)):
+            group, offset = divmod(row, DOCUMENT_ROW_GROUP)
+            texts = self._files.read(corpus.documents.path, [group], ["text"]).column("text")
+            if texts[offset].as_py() == text:
+                return corpus.first_document + row
+        return None
 
     def token_ids(self, context_id: int) -> npt.NDArray[np.unsignedinteger]:
         """Token ids of a context, BOS included."""
@@ -206,12 +240,39 @@ class Texts:
         return pa.table(columns, schema=self.metadata_schema).combine_chunks()
 
 
+def _rows_of(hashes: npt.NDArray[np.uint64], wanted: int) -> list[int]:
+    """The rows listed beside a hash, ascending, from a sorted array uint64 [n, 2].
+
+    Hashes are uniform, so that it is known within a few square roots of n where one stands: from
+    afar that is one request, where a search by halves would be one for each step.
+    """
+    n = len(hashes)
+    middle, reach = wanted * n >> 64, 4 * isqrt(n) + 16
+    while True:
+        low, high = max(0, middle - reach), min(n, middle + reach)
+        near = np.asarray(hashes[low:high])
+        first, last = int(near[0, 0]), int(near[-1, 0])
+        if (low == 0 or first < wanted) and (high == n or last > wanted):
+            rows: list[int] = near[near[:, 0] == np.uint64(wanted), 1].tolist()
+            return rows
+        reach *= 4
+
+
 def _common(one: pa.DataType | None, other: pa.DataType) -> pa.DataType:
     """The type that holds both, as DuckDB's UNION would choose: text when nothing else does."""
     if one is None or one == other:
         return other
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        return pa.list_(_common(one.value_type, other.value_type))
+    for truth, number in ((one, other), (other, one)):
+        if pa.types.is_boolean(truth) and _is_number(number):
+            return number
     try:
         fields = [pa.schema([("", one)]), pa.schema([("", other)])]
         return pa.unify_schemas(fields, promote_options="permissive").field(0).type
     except pa.ArrowTypeError:
         return pa.string()
+
+
+def _is_number(data_type: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(data_type) or pa.types.is_floating(data_type))

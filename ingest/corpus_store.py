@@ -16,7 +16,7 @@ from featuredb.errors import CorpusError
 from featuredb.files import folder_in_place, remove_tree
 from featuredb.layout import Layout
 from featuredb.snapshot import Corpus, File
-from featuredb.texts import DOCUMENT_ROW_GROUP
+from featuredb.texts import DOCUMENT_ROW_GROUP, text_hash
 from ingest.runs import file_entry
 from ingest.tokens import TokenizedBatch
 
@@ -92,6 +92,7 @@ def store_corpus(
             index=entry("index.npy", writer.n_contexts + 1),
             roles=entry("roles.bin", writer.n_stored) if header.chats else None,
             role_names=writer.role_names,
+            text_hashes=entry("text_hashes.npy", writer.n_texts) if writer.n_texts else None,
         )
 
 
@@ -124,7 +125,9 @@ class _Writer:
         self._tokens = open(folder / "tokens.bin", "wb")  # noqa: SIM115 closed by close()
         self._roles = _Roles(folder / "roles.bin") if header.chats else None
         self._index: list[npt.NDArray[np.int64]] = []
+        self._hashes: list[npt.NDArray[np.uint64]] = []
         self._pending: list[pa.Table] = []
+        self.n_texts = 0
         self.n_documents = self.n_contexts = self.n_tokens = self.n_stored = 0
 
     @property
@@ -149,6 +152,10 @@ class _Writer:
             self._roles.close()
         closing = np.array([[-1, self.n_stored]], np.int64)
         np.save(self._folder / "index.npy", np.concatenate([*self._index, closing]))
+        if self.n_texts:
+            hashes = np.concatenate(self._hashes)
+            order = np.lexsort((hashes[:, 1], hashes[:, 0]))
+            np.save(self._folder / "text_hashes.npy", hashes[order])
 
     def _add_contexts(self, tokenized: TokenizedBatch, kept: int) -> None:
         lengths = tokenized.context_lengths[:kept].astype(np.int64)
@@ -194,6 +201,7 @@ class _Writer:
             text = pa.array(tokenized.texts[:n], pa.string())
         else:
             text = documents.column("text") if "text" in names else pa.nulls(n, pa.string())
+        self._add_hashes(text)
         columns = [
             pa.array(np.arange(first, first + n), pa.int64()),
             documents.column("source"),
@@ -212,6 +220,15 @@ class _Writer:
         self.n_tokens += int(n_tokens.sum())
         waiting = sum(map(len, self._pending))
         self._flush(waiting - waiting % DOCUMENT_ROW_GROUP)
+
+    def _add_hashes(self, texts: pa.Array) -> None:
+        rows = [
+            (text_hash(text), row)
+            for row, text in enumerate(texts.to_pylist(), self.n_documents)
+            if text is not None
+        ]
+        self._hashes.append(np.array(rows, np.uint64).reshape(-1, 2))
+        self.n_texts += len(rows)
 
     def _flush(self, rows: int) -> None:
         """Write whole row groups only, so that a document's row group follows from its id."""

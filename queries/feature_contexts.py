@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from featuredb.names import feature_name, parse_feature
+from featuredb.results import Activations
 from featuredb.snapshot import Sae
 from featuredb.store import Store
 
@@ -29,6 +32,20 @@ class FeatureContexts(NamedTuple):
         """(token_index, activation) of the active tokens of context i."""
         own = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
         return self.token_index[own], self.activation[own]
+
+
+def activations(store: Store, feature: int | str) -> Activations:
+    """Every stored activation of a feature, in text order. Raises `UnknownFeatureError`."""
+    sae, number = parse_feature(store.snapshot, feature)
+    context, token, activation = feature_activations(store, sae, number)
+    table = pa.table(
+        {
+            "context_id": pa.array(context, pa.int64()),
+            "token_index": pa.array(token.astype(np.int32), pa.int32()),
+            "activation": pa.array(activation, pa.float32()),
+        }
+    )
+    return Activations(table, feature=feature_name(store.snapshot, sae, number))
 
 
 def feature_activations(

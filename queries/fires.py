@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from featuredb.errors import UnknownContextError
 from featuredb.results import Firing
+from featuredb.snapshot import Corpus
 from featuredb.store import Store
 from queries.checks import check_k
 from queries.firing import Active, rank_firing
@@ -34,18 +35,27 @@ def fires_in(store: Store, context_id: int, k: int = 20) -> Firing:
 
 def stored_document(store: Store, text: str) -> int | None:
     """The first document whose text is exactly `text`, None when there is none."""
+    for corpus in store.snapshot.corpora:
+        if corpus.text_hashes is not None:
+            found = store.texts.with_text(corpus, text)
+        else:
+            found = _scanned(store, corpus, text)
+        if found is not None:
+            return found
+    return None
+
+
+def _scanned(store: Store, corpus: Corpus, text: str) -> int | None:
+    """As `stored_document`, of a corpus without hashes: reads all of its texts."""
     from featuredb.catalog.connect import bare
 
     # A DuckDB of its own: this also runs inside a SQL function of the store's connection, which
     # must not wait for itself.
     statement = "SELECT min(document_id) FROM read_parquet(?) WHERE text = ?"
     with duckdb_errors(store.root), bare(store.root) as connection:
-        for corpus in store.snapshot.corpora:
-            path = str(store.root / corpus.documents.path)
-            found = connection.execute(statement, [path, text]).fetchone()
-            if found is not None and found[0] is not None:
-                return int(found[0])
-    return None
+        path = str(store.root / corpus.documents.path)
+        found = connection.execute(statement, [path, text]).fetchone()
+    return None if found is None or found[0] is None else int(found[0])
 
 
 def fires_in_document(store: Store, document_id: int, k: int = 20) -> Firing:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def duckdb_errors(root: Path | Remote) -> Iterator[None]:
-    """Turn every DuckDB exception into `SQLError`, its message DuckDB's own.
+    """Turn every DuckDB exception into `SQLError`, its message DuckDB's own but for want of memory.
 
     A file of the store that is gone or unreadable is `CorruptDatabaseError` instead, a remote one
     that cannot be had what `Remote.fetch` raises.
@@ -32,6 +32,8 @@ def duckdb_errors(root: Path | Remote) -> Iterator[None]:
         text = str(error)
         if isinstance(root, Remote) and root.failure is not None and str(root.failure) in text:
             raise root.failure from error
+        if isinstance(error, duckdb.OutOfMemoryException):
+            raise SQLError(_out_of_memory(text)) from error
         damaged = isinstance(error, duckdb.IOException | duckdb.InvalidInputException)
         if damaged and str(root) in text:
             raise CorruptDatabaseError(
@@ -39,6 +41,17 @@ def duckdb_errors(root: Path | Remote) -> Iterator[None]:
                 "run `featuredb verify` to see what else is, and restore it from a copy"
             ) from error
         raise SQLError(text) from error
+
+
+def _out_of_memory(text: str) -> str:
+    """One line from DuckDB's message."""
+    what = text.splitlines()[0].removeprefix("Out of Memory Error: ")
+    if "max_temp_directory_size" in text:
+        return (
+            f"no room on the disk for what does not fit the memory ({what}): "
+            "free some, or set TMPDIR to a folder on another disk"
+        )
+    return f"DuckDB ran out of memory ({what}): raise --memory, or memory= of featuredb.open"
 
 
 def sql(

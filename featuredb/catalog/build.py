@@ -33,6 +33,8 @@ def built_catalog(layout: Layout, snapshot: Snapshot) -> Iterator[Path]:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+            # DuckDB's own, which it leaves where the disk is full.
+            temporary.with_name(f"{temporary.name}.wal").unlink(missing_ok=True)
 
 
 def build_catalog(layout: Layout, snapshot: Snapshot) -> None:

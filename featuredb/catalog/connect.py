@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import duckdb
@@ -10,6 +11,10 @@ from featuredb.catalog.statements import statements
 from featuredb.errors import CorruptDatabaseError
 from featuredb.remote import Remote
 from featuredb.snapshot import Snapshot
+from featuredb.spills import spill_folder
+
+_BYTES_PER_THREAD = 125 * 10**6
+"""What a thread needs to sort or group without failing, as DuckDB's manual has it."""
 
 
 def bare(root: Path | Remote) -> duckdb.DuckDBPyConnection:
@@ -23,8 +28,13 @@ def bare(root: Path | Remote) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def connect(snapshot: Snapshot, root: Path | Remote) -> duckdb.DuckDBPyConnection:
+def connect(
+    snapshot: Snapshot, root: Path | Remote, memory: int | None = None
+) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB holding the catalog of `snapshot`, whose files are below `root`.
+
+    memory: bytes to work in, what is handed out not counted; None for DuckDB's own bound, most of
+    the machine's. What does not fit goes to a temporary folder.
 
     Raises `CorruptDatabaseError` when a file the views stand on is missing or damaged.
     """
@@ -32,10 +42,20 @@ def connect(snapshot: Snapshot, root: Path | Remote) -> duckdb.DuckDBPyConnectio
     # Footers are parsed once: the files of a snapshot never change.
     connection.execute("SET parquet_metadata_cache = true")
     connection.execute("SET enable_progress_bar = false")
+    connection.execute("SET temp_directory = ?", [str(spill_folder() or "")])
+    if memory is not None:
+        bound(connection, memory)
     if isinstance(root, Remote):
         root.fetch_ends(_first_files(snapshot))
     create(connection, snapshot, root)
     return connection
+
+
+def bound(connection: duckdb.DuckDBPyConnection, memory: int) -> None:
+    """Keep DuckDB within `memory` bytes, and so few threads that they have enough of it."""
+    connection.execute(f"SET memory_limit = '{memory}B'")
+    threads = max(1, min(os.cpu_count() or 1, memory // _BYTES_PER_THREAD))
+    connection.execute(f"SET threads = {threads}")
 
 
 def _first_files(snapshot: Snapshot) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from featuredb.catalog import literals
-from featuredb.catalog.near import SUMMARY
+from featuredb.catalog.near import SUMMARY, summaries
 from featuredb.snapshot import Snapshot, TokenFile
 
 NOT_STORED = (
@@ -81,7 +81,7 @@ words AS (
         FROM contexts WHERE context_id = featuredb_context(context)
     )
 ),
-{_ranked()}"""
+{_ranked(snapshot)}"""
 
 
 def _fires_on(snapshot: Snapshot) -> str:
@@ -144,7 +144,7 @@ places AS (
 ),
 words AS (SELECT token_index, token_id FROM places),
 active AS ({active}),
-{_ranked()}"""
+{_ranked(snapshot)}"""
 
 
 def _unlisted(index: int, order: str | None, token_index: str, source: str) -> str:
@@ -172,7 +172,7 @@ def _unlisted(index: int, order: str | None, token_index: str, source: str) -> s
     )"""
 
 
-def _ranked() -> str:
+def _ranked(snapshot: Snapshot) -> str:
     """From `active` and `words` to the answer."""
     return f"""size AS (SELECT count(*) AS n FROM words),
 peaks AS (
@@ -197,5 +197,5 @@ SELECT b.rank, b.sae, b.feature_id, b.specificity, b.activation, b.token_index, 
     b.n_tokens, [coalesce(b.activations[list_position(b.places, CAST(i AS INTEGER))], 0)
         FOR i IN range(size.n)] AS activations, {SUMMARY}
 FROM best AS b JOIN words AS w USING (token_index) JOIN vocabulary AS v USING (token_id)
-JOIN features AS f ON f.sae = b.sae AND f.feature_id = b.feature_id CROSS JOIN size
+JOIN {summaries(snapshot)} AS f ON f.sae = b.sae AND f.feature_id = b.feature_id CROSS JOIN size
 ORDER BY b.rank"""

@@ -61,15 +61,26 @@ def naming_macros(snapshot: Snapshot) -> list[str]:
 
 
 def _plain_row(snapshot: Snapshot) -> str:
-    """The feature's row where it is a bare number that exists in the one SAE, else null.
+    """The feature's row where it is named in the one way it is shown, else null.
 
     Planned in a fifth of the time that `featuredb_row` takes, and enough for most questions.
     """
-    if len(snapshot.saes) != 1:
-        return "CAST(NULL AS BIGINT)"
-    number = f"TRY_CAST({_WHOLE} AS BIGINT)"
-    known = f"{number} BETWEEN 0 AND {snapshot.saes[0].d_sae - 1}"
-    return f"CASE WHEN {known} AND CAST({number} AS VARCHAR) = {_WHOLE} THEN {number} END"
+    saes = snapshot.saes
+    number = f"TRY_CAST({_NUMBER} AS BIGINT)"
+    spelled = f"CAST({number} AS VARCHAR)"
+    if len(saes) == 1:
+        known = f"{number} BETWEEN 0 AND {saes[0].d_sae - 1}"
+        qualified = f"concat({literals.text(saes[0].name + '/')}, {number})"
+        return f"CASE WHEN {known} AND {_WHOLE} IN ({spelled}, {qualified}) THEN {number} END"
+    firsts = first_rows(snapshot)
+    shape = {"name": "VARCHAR", "first": "BIGINT", "last": "BIGINT"}
+    listed = literals.records(shape, [[s.name + "/", firsts[s.name], s.d_sae - 1] for s in saes])
+    found = f"list_filter({listed}, lambda s: concat(s['name'], {number}) = {_WHOLE})[1]"
+    # A list of one element serves as a local variable.
+    return (
+        f"[CASE WHEN {number} BETWEEN 0 AND s['last'] THEN s['first'] + {number} END "
+        f"FOR s IN [{found}]][1]"
+    )
 
 
 def _row(snapshot: Snapshot) -> str:

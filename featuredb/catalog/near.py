@@ -11,11 +11,25 @@ TOO_MANY = (
     "for more, ask Database.near or `featuredb near`"
 )
 
-SUMMARY = (
-    "f.density, f.max_activation, [t['token'] FOR t IN f.top_tokens] AS top_tokens, "
+_TOKENS = (
+    "[t['token'] FOR t IN f.top_tokens] AS top_tokens, "
     "[t['token'] FOR t IN f.promoted_tokens] AS promoted_tokens"
 )
-"""What answers say of a feature besides its name and score, from ``features AS f``."""
+
+SUMMARY = "f.density, f.max_activation, f.top_tokens, f.promoted_tokens"
+"""What answers say of a feature besides its name and score, from `summaries(snapshot) AS f`."""
+
+
+def summaries(snapshot: Snapshot) -> str:
+    """A table of `schemas.SUMMARIES`.
+
+    Read in row groups that have the wanted features: decoding those of ``features``, whose lists
+    have numbers beside the tokens, takes three times as long.
+    """
+    file = snapshot.derived.summaries
+    if file is not None:
+        return f"read_parquet({literals.path(file.path)})"
+    return f"(SELECT sae, feature_id, density, max_activation, {_TOKENS} FROM features AS f)"
 
 
 def near_macros(snapshot: Snapshot) -> list[str]:
@@ -30,12 +44,12 @@ def near_macros(snapshot: Snapshot) -> list[str]:
         ("coactive", derived.coactivation, "featuredb_k(k)"),
     ]
     return [
-        f"CREATE MACRO {name}(feature, k := 20) AS TABLE {_near(file, bound)}"
+        f"CREATE MACRO {name}(feature, k := 20) AS TABLE {_near(file, bound, summaries(snapshot))}"
         for name, file, bound in tables
     ]
 
 
-def _near(file: File, bound: str) -> str:
+def _near(file: File, bound: str, about: str) -> str:
     # The names are checked where the file is chosen: there nothing is planned away, as a filter
     # is that no row can pass.
     return f"""
@@ -48,5 +62,5 @@ WITH nearest AS (
         AND rank <= k
 )
 SELECT n.rank, n.sae, n.feature_id, n.score, {SUMMARY}
-FROM nearest AS n JOIN features AS f USING (sae, feature_id)
+FROM nearest AS n JOIN {about} AS f USING (sae, feature_id)
 ORDER BY n.rank"""

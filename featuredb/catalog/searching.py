@@ -9,18 +9,19 @@ left out. Order: score descending, ties by SAE in the snapshot's order, then fea
 
 from __future__ import annotations
 
-from featuredb.catalog.near import SUMMARY
+from featuredb.catalog.near import summaries
+from featuredb.snapshot import Snapshot
 
 PROMOTED = 0.2
 """What the most promoted token weighs against firing on nothing but the word."""
 
 
-def search_macros() -> list[str]:
+def search_macros(snapshot: Snapshot) -> list[str]:
     """The macro `search(query, k := 20)`."""
-    return [f"CREATE MACRO search(query, k := 20) AS TABLE {_search()}"]
+    return [f"CREATE MACRO search(query, k := 20) AS TABLE {_search(snapshot)}"]
 
 
-def _search() -> str:
+def _search(snapshot: Snapshot) -> str:
     # Lists are searched where they are: unnesting both columns first takes four times as long.
     words = "list_filter(regexp_split_to_array(lower(query), '\\s+'), lambda w: w <> '')"
     met = f"list_contains({words}, lower(trim(t['token'], E' \\t\\n\\r')))"
@@ -45,7 +46,7 @@ best AS (
     FROM scored JOIN (SELECT sae, sae_index FROM saes) USING (sae)
 )
 SELECT b.rank, b.sae, b.feature_id, b.score, f.density, f.max_activation, b.matched,
-    {SUMMARY.removeprefix("f.density, f.max_activation, ")}
-FROM best AS b JOIN features AS f USING (sae, feature_id)
+    f.top_tokens, f.promoted_tokens
+FROM best AS b JOIN {summaries(snapshot)} AS f USING (sae, feature_id)
 WHERE b.rank <= featuredb_k(k)
 ORDER BY b.rank"""

@@ -30,5 +30,5 @@ def statements(snapshot: Snapshot, root: Path | Remote) -> list[str]:
         *top_contexts_macros(snapshot),
         *near_macros(snapshot),
         *firing_macros(snapshot),
-        *search_macros(),
+        *search_macros(snapshot),
     ]

@@ -12,6 +12,7 @@ import pyarrow as pa
 from featuredb import schemas
 from featuredb.parquet import chunk_to_numpy
 from featuredb.snapshot import Corpus, File
+from featuredb.texts import text_hash
 from featuredb.verification.remedies import RESTORE
 from featuredb.verification.report import Problem
 from featuredb.verification.scope import Scope
@@ -32,7 +33,7 @@ def check_vocabulary(scope: Scope) -> Iterator[Problem]:
 
 
 def check_corpus(scope: Scope, corpus: Corpus) -> Iterator[Problem]:
-    """Documents, contexts, tokens.bin, index.npy and roles.bin of one corpus."""
+    """Documents, contexts and the arrays beside them of one corpus."""
     root = scope.layout.root
     dtype = np.dtype(schemas.token_id_dtype(scope.snapshot.model.vocab_size))
     for file, width in ((corpus.tokens, dtype.itemsize), (corpus.roles, 1)):
@@ -103,8 +104,10 @@ def _documents(scope: Scope, corpus: Corpus, index: npt.NDArray[np.int64]) -> It
     path = corpus.documents.path
     row = n_tokens = 0
     documents = index[:-1, 0]
-    for table in _groups(scope, corpus.documents, ["document_id", "n_tokens", "n_contexts"]):
-        ids, own, contexts = (chunk_to_numpy(c).astype(np.int64) for c in table.columns)
+    columns = ["document_id", "n_tokens", "n_contexts"]
+    hashes, file = [], corpus.text_hashes
+    for table in _groups(scope, corpus.documents, columns + ["text"] * (file is not None)):
+        ids, own, contexts = (chunk_to_numpy(table.column(c)).astype(np.int64) for c in columns)
         first = corpus.first_document + row
         if not _counts_up(ids, first):
             yield Problem(path, "has document ids with gaps", RESTORE)
@@ -114,10 +117,19 @@ def _documents(scope: Scope, corpus: Corpus, index: npt.NDArray[np.int64]) -> It
             yield Problem(path, "and index.npy disagree on the contexts of a document", RESTORE)
             return
         n_tokens += int(own.sum())
+        if file is not None:
+            texts = enumerate(table.column("text").to_pylist(), row)
+            found = [(text_hash(text), number) for number, text in texts if text is not None]
+            hashes.append(np.array(found, np.uint64).reshape(-1, 2))
         row += len(ids)
     if n_tokens != corpus.n_tokens:
         said = f"has {n_tokens:,} tokens, should have {corpus.n_tokens:,}"
         yield Problem(path, said, RESTORE)
+    if file is not None:
+        listed = np.concatenate(hashes)
+        listed = listed[np.lexsort((listed[:, 1], listed[:, 0]))]
+        if not np.array_equal(np.load(scope.layout.root / file.path, mmap_mode="r"), listed):
+            yield Problem(file.path, "has not the hashes of the documents' texts", RESTORE)
 
 
 def _groups(scope: Scope, file: File, columns: list[str]) -> Iterator[pa.Table]:

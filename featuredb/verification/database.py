@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from featuredb.errors import CorruptDatabaseError
+from featuredb.freed import give_back
 from featuredb.layout import Layout
 from featuredb.parquet import ParquetFiles
 from featuredb.snapshot import (
@@ -21,7 +22,12 @@ from featuredb.verification.activations import Lengths, Profile, check_segment
 from featuredb.verification.catalog import check_catalog
 from featuredb.verification.checksums import check_file
 from featuredb.verification.corpora import check_corpus, check_vocabulary
-from featuredb.verification.derived import check_examples, check_features, check_neighbors
+from featuredb.verification.derived import (
+    check_examples,
+    check_features,
+    check_neighbors,
+    check_summaries,
+)
 from featuredb.verification.directions import check_directions
 from featuredb.verification.progress import Bar, bar
 from featuredb.verification.remedies import remedy
@@ -98,8 +104,9 @@ def _report(
                     problems.append(problem)
     finally:
         parquet.close()
+    give_back()
     if layout.catalog.name not in damaged:
-        problems += check_catalog(layout, live, ask=not damaged)
+        problems += check_catalog(layout, live, memory, ask=not damaged)
     stray, stray_bytes = strays(layout, [live, *older])
     notes = []
     if sound and (now := _published_since(layout, live)) is not None:
@@ -205,7 +212,7 @@ def _contents(scope: Scope, known: dict[str, Profile | None]) -> Iterator[Proble
     yield from scope.guarded(vocabulary.path, partial(check_vocabulary, scope), vocabulary)
     for corpus in snapshot.corpora:
         own = [corpus.documents, corpus.contexts, corpus.tokens, corpus.index]
-        own += [corpus.roles] if corpus.roles is not None else []
+        own += [f for f in (corpus.roles, corpus.text_hashes) if f is not None]
         where = f"corpus/{corpus.id}"
         yield from scope.guarded(where, partial(check_corpus, scope, corpus), *own)
     profiles: dict[str, Profile] = {}
@@ -215,6 +222,10 @@ def _contents(scope: Scope, known: dict[str, Profile | None]) -> Iterator[Proble
             profiles[sae.name] = whole
     check = partial(check_features, scope, profiles)
     yield from scope.guarded(derived.features.path, check, derived.features)
+    summaries = derived.summaries
+    if summaries is not None:
+        check = partial(check_summaries, scope, summaries)
+        yield from scope.guarded(summaries.path, check, summaries, derived.features)
     for tables in derived.saes:
         if tables.sae in profiles:
             sae = snapshot.sae(tables.sae)

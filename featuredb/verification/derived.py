@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from featuredb import schemas
 from featuredb.feature_major import FeatureMajor
+from featuredb.features import summaries_of
 from featuredb.parquet import chunk_to_numpy
 from featuredb.snapshot import File, Sae, SaeTables
 from featuredb.verification.activations import Profile
@@ -61,6 +62,22 @@ def check_features(scope: Scope, profiles: Mapping[str, Profile]) -> Iterator[Pr
         row = stop
     if row != len(ids):
         yield Problem(path, "has not one row for each feature", remedy(path))
+
+
+def check_summaries(scope: Scope, file: File) -> Iterator[Problem]:
+    """They say what the features do."""
+    features = scope.snapshot.derived.features.path
+    row = 0
+    for group in range(scope.files.metadata(file.path).num_row_groups):
+        table = scope.files.read(file.path, [group])
+        stop = row + len(table)
+        whole = scope.files.rows(features, row, stop, schemas.SUMMARIES.names)
+        if not table.cast(schemas.SUMMARIES).equals(summaries_of(whole)):
+            yield Problem(file.path, "and features.parquet disagree", remedy(file.path))
+            return
+        row = stop
+    if row != sum(sae.d_sae for sae in scope.snapshot.saes):
+        yield Problem(file.path, "has not one row for each feature", remedy(file.path))
 
 
 def _wrong_statistics(table: pa.Table, profile: Profile, recorded: int) -> list[str]:

@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featuredb import schemas
+from featuredb.features import summaries_of
 from featuredb.files import folder_in_place, remove_tree
+from featuredb.freed import give_back
 from featuredb.layout import Layout
 from featuredb.parquet import ParquetFiles
 from featuredb.snapshot import (
@@ -98,6 +100,7 @@ def write_derived(layout: Layout, content: Content) -> Derived:
         def write(table: pa.Table, name: str, row_group: int) -> File:
             path = folder / name
             write_parquet(table, path, row_group)
+            give_back()
             return file_entry(layout, path, folder, final, table.num_rows)
 
         tables = []
@@ -115,7 +118,9 @@ def write_derived(layout: Layout, content: Content) -> Derived:
             tables.append(
                 SaeTables(sae.name, file, entry, _windows(layout, content, sae, folder, final))
             )
-        features = write(_features(layout, content), "features.parquet", FEATURES_ROW_GROUP)
+        table = _features(layout, content)
+        features = write(table, "features.parquet", FEATURES_ROW_GROUP)
+        summaries = write(summaries_of(table), "summaries.parquet", FEATURES_ROW_GROUP)
         together = write(
             _coactivation(layout, content), "coactivation.parquet", NEIGHBORS_ROW_GROUP
         )
@@ -147,6 +152,7 @@ def write_derived(layout: Layout, content: Content) -> Derived:
             coactivation=together,
             saes=tuple(tables),
             indexes=tuple(indexes),
+            summaries=summaries,
         )
 
 
@@ -216,7 +222,7 @@ def _coactivation(layout: Layout, content: Content) -> pa.Table:
                 sae.d_sae,
                 content.segments[sae.name],
                 content.draft.position_bits,
-                content.memory // 2,
+                content.memory,
             )
         tables.append(before)
     return pa.concat_tables(tables)

@@ -296,6 +296,8 @@ MISTAKES: list[tuple[str, str, Callable[[list[Any]], None], str]] = [
     (f"{DERIVED}/features.parquet", "max_activation", doubled, "max_activation of s disagree"),
     (f"{DERIVED}/features.parquet", "mean_activation", doubled, "mean_activation of s disagree"),
     (f"{DERIVED}/features.parquet", "histogram", longer, "histogram of s disagree"),
+    (f"{DERIVED}/summaries.parquet", "density", doubled, "and features.parquet disagree"),
+    (f"{DERIVED}/summaries.parquet", "top_tokens", swap, "and features.parquet disagree"),
     (f"{DERIVED}/examples.s.parquet", "feature_id", plus_one, "are not where the directory says"),
     (f"{DERIVED}/examples.s.parquet", "rank", plus_one, "are not ranked from 1"),
     (f"{DERIVED}/examples.s.parquet", "context_id", swap, "are not its top contexts"),
@@ -333,6 +335,7 @@ def test_arrays_are_checked_against_what_they_index(root: Path) -> None:
         (segment.directory.path, "does not match the feature-major copy"),
         (f"{DERIVED}/examples.s.npy", "are not"),
         ("corpus/0/index.npy", "and index.npy disagree"),
+        ("corpus/0/text_hashes.npy", "has not the hashes of the documents' texts"),
         ("matrices/s/decoder.npy", "its decoder directions are not those of matrices/s"),
     ):
         whole = (root / name).read_bytes()

@@ -42,6 +42,7 @@ def test_against_the_dense_world(world: World, path: Path, feature: int) -> None
         found = feature_contexts(db._store, db.saes[0], feature)
         context, token, activation = feature_activations(db._store, db.saes[0], feature)
         rows = db.sql(f"FROM feature_activations({feature}) ORDER BY ALL").fetchall()
+        answer = db.activations(f"made/{feature}")
     firing = [i for i, values in enumerate(kept) if values.any()]
     assert found.context_id.tolist() == firing
     assert found.peak.tolist() == [kept[i].max() for i in firing]
@@ -54,6 +55,9 @@ def test_against_the_dense_world(world: World, path: Path, feature: int) -> None
     expected = [(i, int(t), float(kept[i][t])) for i in firing for t in np.flatnonzero(kept[i])]
     assert list(zip(context.tolist(), token.tolist(), activation.tolist(), strict=True)) == expected
     assert rows == expected
+    assert [tuple(row) for row in answer] == expected
+    assert [str(t) for t in answer.table.schema.types] == ["int64", "int32", "float"]
+    assert (answer.feature, answer.kind) == (str(feature), "activations")
 
 
 def test_the_token_shown_is_the_first_to_reach_the_maximum(world: World, path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
+from msgspec.structs import replace as replace_struct
 
 import featuredb
 from featuredb.api import Database
@@ -23,6 +24,8 @@ from featuredb.errors import (
     UnknownFeatureError,
 )
 from featuredb.store import Store
+from featuredb.texts import _rows_of
+from queries.fires import stored_document
 from queries.sql import duckdb_errors
 from tests.make_store import MadeSae, World, make_store
 
@@ -66,6 +69,32 @@ def test_unknown_feature_says_the_same_in_python_and_sql(one: Database, feature:
             one.sql(f"FROM {macro}(?)", [feature]).fetchall()
         if not isinstance(feature, bool):
             assert str(python.value) in str(sql.value)
+
+
+def test_a_name_is_read_while_planning_only_as_it_is_shown(one: Database, two: Database) -> None:
+    spelled = {
+        one: {
+            "3": 3,
+            "demo/3": 3,
+            "demo/03": None,
+            "demo/3.0": None,
+            "demo/": None,
+            "demo/5": None,
+        },
+        two: {
+            "3": None,
+            "a/3": 3,
+            "b/c/3": 8,
+            "b/c/+3": None,
+            "c/3": None,
+            "a/": None,
+            "a/5": None,
+        },
+    }
+    for database, rows in spelled.items():
+        for feature, row in rows.items():
+            (found,) = database.sql("SELECT featuredb_plain_row(?)", [feature]).fetchall()
+            assert found == (row,), feature
 
 
 def test_a_range_and_the_names_are_told(one: Database, two: Database) -> None:
@@ -213,6 +242,36 @@ def test_search_ignores_case_and_spaces(one: Database) -> None:
     assert one.search("of bank").table.num_rows >= len(hits)
     assert one.search("  ").table.num_rows == 0
     assert one.sql("FROM search('bank')").to_arrow_table() == one.search("bank").table
+
+
+def test_a_text_is_looked_up_as_it_is_by_reading_all(
+    one: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = one.sql("SELECT document_id, text FROM documents ORDER BY 1").fetchall()
+    first = {text: number for number, text in reversed(rows)}
+    (corpus,) = one.snapshot.corpora
+    asked = [*first, "no such text", "", rows[0][1] + " "]
+    assert [stored_document(one._store, text) for text in asked] == [*first.values()] + [None] * 3
+    without = replace_struct(one.snapshot, corpora=(replace_struct(corpus, text_hashes=None),))
+    scanning = Store(one.location, without)
+    assert [stored_document(scanning, text) for text in asked] == [*first.values()] + [None] * 3
+    # All hashes collide: only the texts tell them apart.
+    monkeypatch.setattr("featuredb.texts._rows_of", lambda hashes, _: sorted(hashes[:, 1].tolist()))
+    assert [stored_document(one._store, text) for text in asked] == [*first.values()] + [None] * 3
+
+
+@pytest.mark.parametrize("n", [1, 5, 3_000])
+def test_rows_of_a_hash_are_found_wherever_they_stand(n: int) -> None:
+    rng = np.random.default_rng(n)
+    drawn = rng.integers(0, 2**64, n, np.uint64)
+    # Crowded at one place, as no hash is, and with a run longer than what is looked at first.
+    drawn[: n // 2] = rng.integers(7, 2**20, n // 2, np.uint64)
+    drawn[: n // 3] = 2**63
+    hashes = np.stack([np.sort(drawn), rng.permutation(n).astype(np.uint64)], axis=1)
+    hashes = hashes[np.lexsort((hashes[:, 1], hashes[:, 0]))]
+    for wanted in {*hashes[:, 0].tolist(), 0, 1, 2**63 - 1, 2**64 - 1}:
+        expected = hashes[hashes[:, 0] == np.uint64(wanted), 1].tolist()
+        assert _rows_of(hashes, wanted) == expected
 
 
 def test_fires_on_stored_text_in_sql_is_the_python_answer(two: Database) -> None:

@@ -124,7 +124,8 @@ def remove_tree(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove what an interrupted writer left under temporary names directly in `folder`."""
     if folder.is_dir():
-        for leftover in folder.glob(".*.tmp"):
+        # DuckDB adds an ending of its own to what it writes beside a file.
+        for leftover in (*folder.glob(".*.tmp"), *folder.glob(".*.tmp.wal")):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from featuredb.layout import Layout
 from featuredb.results import Rows
-from featuredb.snapshot import read_snapshot
+from featuredb.snapshot import kept_numbers, read_snapshot
 
 _SCHEMA = pa.schema(
     [
@@ -29,10 +29,7 @@ def list_snapshots(path: Path) -> Rows:
     layout = Layout(path.expanduser().absolute())
     live = read_snapshot(layout).number
     rows = []
-    for number in sorted(int(file.stem) for file in layout.snapshots.glob("[0-9]*.json")):
-        # One above the live one was being published when its writer was killed.
-        if number > live:
-            continue
+    for number in kept_numbers(layout):
         snapshot = read_snapshot(layout, number)
         rows.append(
             {

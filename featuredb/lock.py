@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from featuredb.errors import DatabaseLockedError
 from featuredb.files import storage_errors
@@ -26,8 +26,10 @@ def write_lock(layout: Layout, purpose: str) -> Iterator[None]:
     handle = _open_locked(layout)
     try:
         note = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose}
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(note).encode(), 0)
+        # A full disk has no room for it, and must not keep a vacuum from making some.
+        with suppress(OSError):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(note).encode(), 0)
         yield
     finally:
         os.close(handle)
@@ -64,5 +66,5 @@ def _holder(handle: int) -> str:
     try:
         note = json.loads(os.pread(handle, 4096, 0))
         return f"process {note['pid']} on {note['host']} ({note['purpose']})"
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return "another process"

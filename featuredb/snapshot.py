@@ -7,6 +7,8 @@ then ``CURRENT`` by an atomic rename, so a reader sees all of a change or none o
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -25,6 +27,8 @@ from featuredb.files import fsync_path, sha256_of, write_atomically
 from featuredb.layout import Layout
 from featuredb.pointer import Pointer
 from featuredb.rounding import Values
+
+_SNAPSHOT = re.compile(r"[0-9]{6,}\.json")
 
 
 class File(msgspec.Struct, frozen=True):
@@ -134,7 +138,8 @@ class Sae(msgspec.Struct, frozen=True):
 class Corpus(msgspec.Struct, frozen=True):
     """Provenance and extent of one corpus. Its ids follow those of the corpora before it.
 
-    roles: for chats, a uint8 for each token of `tokens`, an index into role_names.
+    roles: for chats, a uint8 for each token of `tokens`, an index into role_names. text_hashes:
+    see `featuredb.texts.text_hash`; None where no document has a text, and in older databases.
     """
 
     id: str
@@ -155,6 +160,7 @@ class Corpus(msgspec.Struct, frozen=True):
     index: File
     roles: File | None = None
     role_names: tuple[str, ...] = ()
+    text_hashes: File | None = None
 
 
 class Recording(msgspec.Struct, frozen=True):
@@ -257,7 +263,10 @@ class VectorIndex(msgspec.Struct, frozen=True):
 
 
 class Derived(msgspec.Struct, frozen=True):
-    """What was computed from the segments when the snapshot was made."""
+    """What was computed from the segments when the snapshot was made.
+
+    summaries: what of `features` answers about others show; None in older databases.
+    """
 
     features: File
     neighbors_decoder: File
@@ -265,6 +274,7 @@ class Derived(msgspec.Struct, frozen=True):
     coactivation: File
     saes: tuple[SaeTables, ...]
     indexes: tuple[VectorIndex, ...] = ()
+    summaries: File | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -328,7 +338,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         listed = [self.vocabulary]
         for corpus in self.corpora:
             listed += [corpus.documents, corpus.contexts, corpus.tokens, corpus.index]
-            listed += [corpus.roles] if corpus.roles is not None else []
+            listed += [f for f in (corpus.roles, corpus.text_hashes) if f is not None]
         for segment in self.segments:
             listed += [f.file for f in segment.feature_files]
             listed += [f.file for f in segment.token_files]
@@ -339,6 +349,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         derived = self.derived
         listed += [derived.features, derived.neighbors_decoder, derived.neighbors_encoder]
         listed.append(derived.coactivation)
+        listed += [derived.summaries] if derived.summaries is not None else []
         for tables in derived.saes:
             listed += [tables.examples, tables.examples_directory]
             listed += [part.file for part in tables.windows]
@@ -398,6 +409,7 @@ def finish_publication(layout: Layout) -> None:
     raw = unfinished_publication(layout)
     if raw is not None:
         name = layout.snapshot(msgspec.json.decode(raw, type=Snapshot).number).stem
+        fsync_path(layout.root)  # the catalog's name, which the writer may not have come to
         write_atomically(layout.current, Pointer(name, sha256(raw).hexdigest()).line())
 
 
@@ -465,6 +477,8 @@ def read_snapshot(layout: Layout, number: int | None = None) -> Snapshot:
         raise DatabaseNotFoundError(
             f"{root} is not a featuredb database (it has no CURRENT file): check the path"
         ) from None
+    if number is not None and number not in (kept := kept_numbers(layout)):
+        raise DatabaseNotFoundError(f"{root} has no snapshot {number}: it keeps {_listed(kept)}")
     path = layout.snapshots / f"{pointer.name}.json"
     try:
         raw = path.read_bytes()
@@ -473,6 +487,35 @@ def read_snapshot(layout: Layout, number: int | None = None) -> Snapshot:
             f"the snapshot {path} cannot be read ({error}): restore it from a copy"
         ) from error
     return decode_snapshot(raw, pointer, str(path), str(root))
+
+
+def snapshot_numbers(layout: Layout) -> list[int]:
+    """The numbers of the snapshots on the disk, ascending. One above the live one is of a
+    publication that is under way, or was killed."""
+    names = (path.name for path in layout.snapshots.glob("*.json"))
+    return sorted(int(name[:-5]) for name in names if _SNAPSHOT.fullmatch(name))
+
+
+def kept_numbers(layout: Layout) -> list[int]:
+    """The numbers of the published snapshots that are kept, ascending; of all on the disk where
+    ``CURRENT`` names none of them."""
+    numbers = snapshot_numbers(layout)
+    try:
+        live = int(read_pointer(layout).name)
+    except (OSError, DatabaseError):
+        return numbers
+    return [number for number in numbers if number <= live or live not in numbers]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """``3, 5 to 8`` for 3, 5, 6, 7 and 8."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in spans) or "none"
 
 
 def decode_snapshot(raw: bytes, pointer: Pointer, path: str, root: str) -> Snapshot:

@@ -19,9 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featuredb.errors import CorruptDatabaseError
-from featuredb.files import folder_in_place, fsync_tree, remove_tree, sha256_of
+from featuredb.files import folder_in_place, fsync_path, fsync_tree, remove_tree, sha256_of
 from featuredb.layout import Layout
-from featuredb.snapshot import File, Sae, Vectors, read_snapshot
+from featuredb.snapshot import File, Sae, Vectors, kept_numbers, read_snapshot
 
 Float32Matrix = npt.NDArray[np.float32]
 HalfMatrix = npt.NDArray[np.float16]
@@ -59,6 +59,7 @@ def write_vectors(
     _remove(layout, table)
     written = _connect(layout).create_table(table, _lance_table(directions))
     fsync_tree(_lance_folder(layout, table))
+    fsync_path(layout.vectors)
     final = layout.matrices / table
     entries = []
     with folder_in_place(final) as folder:
@@ -99,8 +100,8 @@ def free_table(layout: Layout, sae: str) -> str:
     """
     taken = {
         vectors.table
-        for path in layout.snapshots.glob("[0-9]*.json")
-        for vectors in read_snapshot(layout, int(path.stem)).vectors
+        for number in kept_numbers(layout)
+        for vectors in read_snapshot(layout, number).vectors
     }
     name, number = table_of(sae), 1
     while name in taken:

@@ -7,19 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from featuredb.errors import IngestError, ModelError, SaeError
 from featuredb.files import storage_errors
 from featuredb.layout import Layout
 from featuredb.lock import write_lock
+from featuredb.parquet import ParquetFiles
 from featuredb.snapshot import Snapshot, read_snapshot
-from ingest.change import after_the_last_writer, tidy
+from ingest.change import after_the_last_writer, take_back, tidy
 from ingest.engines import workers_for
 from ingest.inputs import Inputs, Reader, bos_of, load_inputs, reader_for
 from ingest.options import IngestOptions
 from ingest.pipeline import Outcome, carry_out, done_already
-from ingest.plan import check_identity, plan_path, read_plan
+from ingest.plan import check_identity, read_plan
 from ingest.prepare import plan_append, plan_saes
-from ingest.unnamed import clean_up
 
 
 def append(path: str | Path, corpus: Any, **told: Any) -> Outcome:
@@ -31,11 +33,13 @@ def append(path: str | Path, corpus: Any, **told: Any) -> Outcome:
     that is there already is left as it is. Raises `FeatureDBError`.
     """
     layout = Layout(Path(path).expanduser().resolve())
-    options = _options(_at_rest(layout, "append"), {"corpus": corpus} | told)
-    inputs = load_inputs(options)
+    base = _at_rest(layout, "append")
+    options = _options(base, {"corpus": corpus} | told)
+    inputs = load_inputs(options, base.model.revision)
     with _adding(layout, "append") as base:
         _same_reader(base, inputs.reader)
         _fits(base, inputs)
+        _same_kinds(layout, base, inputs)
         identity = {"operation": "append"} | inputs.identity(options)
         if done_already(base, identity):
             tidy(layout, base)
@@ -103,8 +107,7 @@ def _adding(layout: Layout, purpose: str) -> Iterator[Snapshot]:
         try:
             yield base
         except BaseException:
-            if not plan_path(layout).exists():
-                clean_up(layout, read_snapshot(layout))
+            take_back(layout)
             raise
 
 
@@ -173,6 +176,22 @@ def _fits(base: Snapshot, inputs: Inputs) -> None:
             f"context size {inputs.context_size} is more than the {most} that this database's "
             "positions have room for: give a smaller --context-size"
         )
+
+
+def _same_kinds(layout: Layout, base: Snapshot, inputs: Inputs) -> None:
+    """Numbers and texts of one name become text in an answer; of lists and anything else there is
+    no common type, and SQL could not read the documents at all."""
+    files = ParquetFiles(layout.root)
+    for corpus in base.corpora:
+        stored = files.metadata(corpus.documents.path).schema.to_arrow_schema()
+        for field in inputs.corpus.metadata_schema:
+            before = stored.field(field.name).type if field.name in corpus.metadata else field.type
+            if pa.types.is_list(before) != pa.types.is_list(field.type):
+                raise IngestError(
+                    f"the column {field.name!r} is {field.type} here and {before} in corpus "
+                    f"{corpus.id}: give it another name, or leave it out"
+                )
+    files.close()
 
 
 def _not_there_yet(base: Snapshot, inputs: Inputs) -> None:

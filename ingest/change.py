@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from featuredb.errors import UnfinishedError
+from featuredb.errors import FeatureDBError, UnfinishedError
 from featuredb.files import storage_errors
 from featuredb.layout import Layout
 from featuredb.lock import write_lock
-from featuredb.snapshot import Draft, Snapshot, finish_publication, read_snapshot
+from featuredb.snapshot import (
+    Draft,
+    Snapshot,
+    finish_publication,
+    read_snapshot,
+    unfinished_publication,
+)
 from ingest.plan import plan_path, read_plan
 from ingest.unnamed import clean_up
 
@@ -27,7 +33,11 @@ def changing(path: str | Path, purpose: str) -> Iterator[tuple[Layout, Snapshot]
     with write_lock(layout, purpose), storage_errors(layout.root):
         snapshot = after_the_last_writer(layout)
         refuse_unfinished(layout)
-        yield layout, snapshot
+        try:
+            yield layout, snapshot
+        except BaseException:
+            take_back(layout)
+            raise
 
 
 def after_the_last_writer(layout: Layout) -> Snapshot:
@@ -47,6 +57,15 @@ def tidy(layout: Layout, live: Snapshot) -> None:
     """Remove what nothing needs, unless an ingest waits to be finished: its files have no name."""
     if not plan_path(layout).exists():
         clean_up(layout, live)
+
+
+def take_back(layout: Layout) -> None:
+    """Remove what a change that failed has made: on a full disk its files may be all that is in
+    the way. Nothing where only ``CURRENT`` was left to write, which the next writer does."""
+    # The error on its way out matters more than what could not be tidied up after it.
+    with suppress(OSError, FeatureDBError):
+        if unfinished_publication(layout) is None:
+            tidy(layout, read_snapshot(layout))
 
 
 def refuse_unfinished(layout: Layout) -> None:

@@ -38,7 +38,7 @@ FAN_IN = 128
 merged in rounds."""
 
 _ROWS_PER_PIECE = 1 << 20
-_BYTES_PER_ROW = 160
+_BYTES_PER_ROW = 240
 """Peak memory per row of a piece: its columns, what is counted of them, and their encoding."""
 
 _THREADS = 4

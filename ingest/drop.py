@@ -107,7 +107,12 @@ def _without(
     first, end = corpus.first_context, corpus.first_context + corpus.n_contexts
     if end <= segment.first_context or segment.end_context <= first:
         return segment
-    if first <= segment.first_context and segment.end_context <= end:
+    others = (c for c in base.corpora if c.id != corpus.id)
+    if not any(
+        c.first_context < segment.end_context
+        and segment.first_context < c.first_context + c.n_contexts
+        for c in others
+    ):
         return None
     name = f"d{base.number + 1:06d}-{place}"
     final = layout.segment(name)

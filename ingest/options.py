@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 ENGINES = ("local", "processes", "ray")
 
+Hooks = str | Sequence[str | None] | None
+"""A place of the model for every SAE, or one each; None for what an SAE's files say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IngestOptions:
@@ -22,11 +25,11 @@ class IngestOptions:
 
     corpus: path, glob, ``-``, ``hf:...`` or an Arrow table. model: folder or hub name. saes: one
     or more references, see `featuredb.load_sae`. names: one per SAE, else taken from the files.
-    hook: read every SAE here instead of where its own files say; hook_out: what they write belongs
-    here, for transcoders. context_size: tokens per context, BOS included; default the SAE's own,
-    at most the model's, else 256. stride: tokens between the starts of two windows of a document;
-    default no overlap. max_tokens: stop after
-    the document that reaches it. batch_tokens: padded tokens per forward pass; default by device.
+    hook: read every SAE here instead of where its own files say, or a list, one per SAE; hook_out:
+    what they write belongs here, for transcoders. context_size: tokens per context, BOS included;
+    default the SAE's own, at most the model's, else 256. stride: tokens between the starts of two
+    windows of a document; default no overlap. max_tokens: stop after the document that reaches
+    it. batch_tokens: padded tokens per forward pass; default by device.
     memory: host memory to aim for, e.g. ``"4GB"``. sink_threshold: a position whose norm at the
     hook exceeds this many times the median is a sink. values: what activations are rounded to,
     ``float16``, ``float32``, or ``log8``, 16 values per octave, which are 8 bits in most files and
@@ -43,8 +46,8 @@ class IngestOptions:
     model: str
     saes: Sequence[str]
     names: Sequence[str] | None = None
-    hook: str | None = None
-    hook_out: str | None = None
+    hook: Hooks = None
+    hook_out: Hooks = None
     text_column: str = "text"
     tokens_column: str | None = None
     messages_column: str | None = None
@@ -76,6 +79,11 @@ class IngestOptions:
             raise IngestError(
                 f"{len(self.saes)} SAEs but {len(self.names)} names: give one name for each"
             )
+        for name, hooks in (("hook", self.hook), ("hook_out", self.hook_out)):
+            if not isinstance(hooks, str | None) and len(hooks) != len(self.saes):
+                raise IngestError(
+                    f"{len(self.saes)} SAEs but {len(hooks)} places in {name}: give one for each"
+                )
         for name in ("max_documents", "context_size", "stride", "max_tokens", "batch_tokens"):
             value = getattr(self, name)
             if value is not None and value < (2 if name == "context_size" else 1):

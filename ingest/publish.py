@@ -11,6 +11,7 @@ import pyarrow as pa
 import featuredb
 from featuredb import schemas
 from featuredb.catalog import built_catalog
+from featuredb.freed import give_back
 from featuredb.layout import Layout
 from featuredb.snapshot import Draft, Run, Segment, Snapshot, write_snapshot
 from ingest.compact import Compaction, Merge, compact_segments, merge_here, profile_segments
@@ -69,13 +70,14 @@ def publish(
             if len(group) == 1 and group[0].level:
                 kept.append(group[0])
                 continue
-            note(f"merging {len(group)} runs of {sae.name}")
+            note(f"merging {len(group)} run{'' if len(group) == 1 else 's'} of {sae.name}")
             part = job._replace(
                 segment_id=f"c{draft.number:06d}-{number}-{place}",
                 segments=tuple(group),
                 profiled=len(groups) == 1 and sae.name in fresh,
             )
             segment, found = compact_segments(layout, draft, part, merge)
+            give_back()
             kept.append(segment)
             if found is not None:
                 profiles[sae.name] = found
@@ -85,6 +87,7 @@ def publish(
             profiles[sae.name] = profile_segments(
                 layout, draft, job._replace(segments=live[sae.name])
             )
+            give_back()
     note("statistics, co-activation and neighbours")
     derived = write_derived(layout, Content(draft, live, profiles, logits, base, memory, note))
     snapshot = Snapshot(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from featuredb.files import remove_tree, storage_errors, sweep
 from featuredb.layout import Layout
-from featuredb.snapshot import Snapshot, read_snapshot
+from featuredb.snapshot import Snapshot, kept_numbers, read_snapshot, snapshot_numbers
 
 
 def clean_up(layout: Layout, snapshot: Snapshot) -> None:
@@ -21,10 +21,10 @@ def remove_unnamed(layout: Layout, live: Snapshot) -> tuple[int, int]:
 
     Only where no ingest is unfinished: its runs have no name yet.
     """
-    for path in layout.snapshots.glob("[0-9]*.json"):
+    for number in snapshot_numbers(layout):
         # Written by a publication that was killed before it put anything in place.
-        if int(path.stem) > live.number:
-            path.unlink()
+        if number > live.number:
+            layout.snapshot(number).unlink()
     snapshots = [live, *kept_snapshots(layout, live)]
     named = {file.path for snapshot in snapshots for file in snapshot.files()}
     tables = {v.table for snapshot in snapshots for v in snapshot.vectors}
@@ -49,8 +49,8 @@ def remove_unnamed(layout: Layout, live: Snapshot) -> tuple[int, int]:
 
 
 def kept_snapshots(layout: Layout, live: Snapshot) -> list[Snapshot]:
-    """Every snapshot on the disk but the live one, by number."""
-    numbers = sorted(int(path.stem) for path in layout.snapshots.glob("[0-9]*.json"))
+    """The snapshots before the live one that are on the disk, by number."""
+    numbers = kept_numbers(layout)
     return [read_snapshot(layout, number) for number in numbers if number != live.number]
 
 

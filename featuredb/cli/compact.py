@@ -13,7 +13,7 @@ from featuredb.cli import options
 @options.memory
 def command(db: str, memory: str) -> None:
     """Merge a database's runs, so that queries open fewer files."""
-    done = featuredb.compact(db, memory=memory)
+    done = featuredb.compact(db, memory=memory, progress=True)
     if done.before == done.after:
         click.echo(f"{db}: nothing to merge, one segment per SAE", err=True)
     else:

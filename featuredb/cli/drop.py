@@ -20,7 +20,7 @@ def command(db: str, sae: str | None, corpus: str | None, memory: str) -> None:
     """
     if (sae is None) == (corpus is None):
         raise click.UsageError("give either --sae NAME or --corpus ID")
-    snapshot = featuredb.drop(db, sae=sae, corpus=corpus, memory=memory)
+    snapshot = featuredb.drop(db, sae=sae, corpus=corpus, memory=memory, progress=True)
     what = f"SAE {sae}" if sae is not None else f"corpus {corpus}"
     click.echo(
         f"{db}: dropped {what}, now at snapshot {snapshot.number}; "

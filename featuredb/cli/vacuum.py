@@ -25,13 +25,22 @@ def command(db: str, grace: str, unfinished: bool) -> None:
     """Remove older snapshots and free their space."""
     wait: timedelta = duration_of(grace)
     done = featuredb.vacuum(db, grace=wait, unfinished=unfinished)
+    nothing = not done.snapshots and not done.files
     click.echo(
-        f"{db}: removed {len(done.snapshots)} older snapshots and {done.files:,} files, "
-        f"{done.bytes:,} bytes",
+        f"{db}: nothing to remove"
+        if nothing
+        else f"{db}: removed {_count(len(done.snapshots), 'older snapshot')} and "
+        f"{_count(done.files, 'file')}, {_count(done.bytes, 'byte')}",
         err=True,
     )
     if done.kept:
         last = max(done.kept.values()).astimezone().strftime("%Y-%m-%d %H:%M")
         click.echo(
-            f"{len(done.kept)} more may go by {last}; --grace 0s removes them at once", err=True
+            f"{_count(len(done.kept), 'older snapshot')} may go by {last}; "
+            f"--grace 0s removes {'it' if len(done.kept) == 1 else 'them'} at once",
+            err=True,
         )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

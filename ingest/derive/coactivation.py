@@ -24,9 +24,12 @@ _SHARES = 64
 """Pieces that the features are cut into for the threads: many, as their work differs widely."""
 
 _ROW_GROUPS = 64
-"""Row groups of the token-major copy counted at once, some ten million activations: more leave
-the processor's cache, fewer touch the whole table too often (4, 16, 64 and 200 took 4.9, 1.9, 1.3
-and 3.1 s for 20 million activations)."""
+"""Row groups of the token-major copy counted at once at most, some ten million activations: more
+leave the processor's cache, fewer touch the whole table too often (4, 16, 64 and 200 took 4.9, 1.9,
+1.3 and 3.1 s for 20 million activations)."""
+
+_BYTES_PER_ROW = 64
+"""Peak memory per activation of a piece while its gaps become features."""
 
 _DECODING = 2
 """Pieces decoded while one is counted."""
@@ -43,20 +46,20 @@ def coactivation(
     """Rows of NEIGHBORS: per feature the features of highest Jaccard index, ties by feature id.
 
     Counts are exact: every recorded token is counted. Features that never fire have no rows.
-    memory: bytes for the table of pair counts. Where d_sae² counts of 4 bytes fit, one pass over
-    the tokens fills it; else each pass fills the rows that do.
+    memory: bytes to work in, half of them for the table of pair counts. Where d_sae² counts of 4
+    bytes fit, one pass over the tokens fills it; else each pass fills the rows that do.
     """
     counts = np.zeros(d_sae, np.int64)
     for segment in segments:
         offsets = np.load(layout.root / segment.directory.path).astype(np.int64)
         counts += offsets[1:] - offsets[:-1]
-    block = max(1, min(d_sae, memory // (4 * d_sae)))
+    block = max(1, min(d_sae, memory // 2 // (4 * d_sae)))
     found = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for first in range(0, d_sae, block):
             together = np.zeros((min(block, d_sae - first), d_sae), np.int32)
             half = len(together) == d_sae
-            for rows in _token_rows(layout, segments, bits):
+            for rows in _token_rows(layout, segments, bits, memory // 2):
                 _count(pool, rows, first, half, together)
             if half:
                 _mirror(together)
@@ -64,14 +67,23 @@ def coactivation(
     return _table(sae, [np.concatenate(column) for column in zip(*found, strict=True)])
 
 
-def _token_rows(layout: Layout, segments: Sequence[Segment], bits: int) -> Iterator[TokenRows]:
+def _token_rows(
+    layout: Layout, segments: Sequence[Segment], bits: int, memory: int
+) -> Iterator[TokenRows]:
+    most_rows = memory // (_DECODING + 1) // _BYTES_PER_ROW
+
+    def at_once(segment: Segment) -> int:
+        tokens = sum(entry.file.rows for entry in segment.token_files)
+        rows_per_group = segment.rows / max(1, tokens) * schemas.TOKEN_ROW_GROUP
+        return max(1, min(_ROW_GROUPS, int(most_rows / max(1.0, rows_per_group))))
+
     # Not mapped: what is mapped of them would add up to the whole store.
     files = ParquetFiles(layout.root, limit=_DECODING + 1, memory_map=False)
     pieces = (
         (reader, entry, groups)
         for reader in (TokenMajor(segment, files, bits) for segment in segments)
         for entry in reader.segment.token_files
-        for groups in reader.cuts(entry, _ROW_GROUPS)
+        for groups in reader.cuts(entry, at_once(reader.segment))
     )
     try:
         yield from in_order(lambda piece: piece[0].piece(*piece[1:]), pieces, _DECODING)

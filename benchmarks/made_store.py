@@ -23,7 +23,17 @@ from featuredb.feature_order import read_feature_order
 from featuredb.files import folder_in_place
 from featuredb.layout import Layout
 from featuredb.parquet import ParquetFiles
-from featuredb.snapshot import Draft, File, LoadCheck, Model, Recording, Run, Sae, Segment
+from featuredb.snapshot import (
+    Draft,
+    File,
+    LoadCheck,
+    Model,
+    Recording,
+    Run,
+    Sae,
+    Segment,
+    Snapshot,
+)
 from featuredb.vectors import Directions, write_vectors
 from ingest.corpus_store import CorpusHeader, store_corpus
 from ingest.feature_orders import with_feature_orders
@@ -66,16 +76,13 @@ def build(
     memory: bytes that publishing is given to work in. note: told what is being done.
     """
     layout = Layout(folder)
-    layout.root.mkdir(parents=True)
     note("storing the corpus and the directions")
-    # How often each feature fires in a billion tokens.
-    counts = (world.density * 1e9).astype(np.int64)
-    draft = with_feature_orders(layout, _draft(layout, world), {SAE: counts})
+    draft = store_texts(layout, world)
     firsts = world.first_contexts()
     note(f"writing {world.partitions} runs")
     began = time.perf_counter()
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        work = partial(_write_partition, folder, world)
+        work = partial(write_partition, folder, world)
         written = list(pool.map(work, range(world.partitions), firsts[:-1].tolist()))
     write_wall = time.perf_counter() - began
     runs = [segment for segment, _, _ in written]
@@ -90,10 +97,18 @@ def build(
     )
 
 
-def _write_partition(
+def store_texts(layout: Layout, world: World) -> Draft:
+    """Store all but the activations."""
+    layout.root.mkdir(parents=True)
+    # How often each feature fires in a billion tokens.
+    counts = (world.density * 1e9).astype(np.int64)
+    return with_feature_orders(layout, _draft(layout, world), {SAE: counts})
+
+
+def write_partition(
     folder: Path, world: World, number: int, first_context: int
 ) -> tuple[Segment, float, int]:
-    """The run, the CPU seconds of writing it, and the process's peak of memory so far."""
+    """Write a run. Gives it, the CPU seconds it took, and the process's peak of memory so far."""
     layout = Layout(folder)
     codes = world.codes(number)
     documents = world.documents(number)
@@ -217,18 +232,30 @@ def _publish(
         # perf_counter is one clock for all processes here.
         told.send((text, time.perf_counter(), _cpu()))
 
+    note("reading the directions")
+    snapshot = publish_runs(layout, draft, runs, world, memory, note)
+    note("cleaning up")
+    clean_up(layout, snapshot)
+    note("done")
+    told.close()
+
+
+def publish_runs(
+    layout: Layout,
+    draft: Draft,
+    runs: list[Segment],
+    world: World,
+    memory: int,
+    note: Callable[[str], None],
+) -> Snapshot:
+    """Publish the runs that `write_partition` wrote."""
     n = world.features
     empty = pa.array([[]] * n, pa.list_(schemas.TOKEN_LOGIT))
     logits = pa.table([pa.array(range(n), pa.int64()), empty, empty], schema=schemas.LOGITS)
     rows = sum(s.rows for s in runs)
     tokens = draft.corpora[0].n_tokens
     run = Run(1, "made", "", "", "", "0", (SAE,), tokens, rows, 0.0, "cpu", "here")
-    note("reading the directions")
-    snapshot = publish(layout, draft, {SAE: runs}, {SAE: logits}, [run], note, memory=memory)
-    note("cleaning up")
-    clean_up(layout, snapshot)
-    note("done")
-    told.close()
+    return publish(layout, draft, {SAE: runs}, {SAE: logits}, [run], note, memory=memory)
 
 
 def _cpu() -> float:

@@ -6,7 +6,7 @@ import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from featuredb.results import (
+        Activations,
         FeatureCard,
         Firing,
         Info,
@@ -113,6 +114,18 @@ class Database:
         from queries.top_contexts import top_contexts
 
         return top_contexts(self._store, feature, k, window, where, min_activation, max_activation)
+
+    def activations(self, feature: Feature) -> Activations:
+        """Every stored activation of a feature: context_id, token_index and activation.
+
+        By context id, then token index; no rows for a feature that never fires. All of them are
+        in memory at once, 16 bytes each and as much again while they are read: a part of a
+        dense feature's is had by `sql`, from the macro ``feature_activations``. Raises
+        `UnknownFeatureError`.
+        """
+        from queries.feature_contexts import activations
+
+        return activations(self._store, feature)
 
     def near(
         self, feature: Feature, k: int = 20, by: str = "decoder", *, exact: bool = False
@@ -233,14 +246,14 @@ class Database:
         """The store, its DuckDB told how to answer ``fires_on`` for new text."""
         from queries.live import register_fires_on
 
-        root, number = self._store.root, self.snapshot.number
+        root, number, memory = self._store.root, self.snapshot.number, self._store.memory
         again: list[Database] = []
 
         def answer(text: str, k: int) -> Firing:
             # A handle of its own: DuckDB would keep this one, and with it the connection that
             # keeps the function, alive for ever.
             if not again:
-                again.append(Database(Store.open(root, number)))
+                again.append(Database(Store.open(root, number, memory=memory)))
             return again[0].fires_on(text, k)
 
         register_fires_on(self._store, answer)
@@ -265,6 +278,7 @@ def open(
     *,
     snapshot: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    memory: str | None = None,
 ) -> Database:
     """Open the database at `path`, read-only and pinned to its newest snapshot.
 
@@ -273,12 +287,17 @@ def open(
     path: a folder, or a URL that fsspec reads, as ``s3://bucket/my.fdb``; it is read in place, by
     ranges. storage_options: for fsspec, beyond what its configuration and the environment say.
 
-    Raises `DatabaseNotFoundError`, `DatabaseNotReadyError` while its first ingest is unfinished,
+    memory: a size such as ``2GB`` for SQL to work in, what it answers not counted; what does not
+    fit goes to a temporary folder. By default DuckDB takes up to 80 % of the machine's.
+
+    Raises `OptionError` for a memory that is no size or less than 100MB,
+    `DatabaseNotFoundError`, `DatabaseNotReadyError` while its first ingest is unfinished,
     `FormatVersionError` for a newer format, `CorruptDatabaseError`; for a URL also
     `MissingExtraError` without the package for its scheme, and `RemoteError` when its server
     cannot be reached or refuses.
     """
-    return Database(Store.open(path, snapshot, storage_options))
+    bound = None if memory is None else size_of(memory)
+    return Database(Store.open(path, snapshot, storage_options, bound))
 
 
 def ingest(path: str | os.PathLike[str], **options: Any) -> Outcome:
@@ -348,10 +367,12 @@ def drop(
     sae: str | None = None,
     corpus: str | None = None,
     memory: str = "4GB",
+    progress: bool = False,
 ) -> Snapshot:
     """Publish the database without an SAE, given by name, or without a corpus, given by id.
 
-    Space is freed by `vacuum`. Ids of what is left stay as they are. Returns the new snapshot.
+    Space is freed by `vacuum`. Ids of what is left stay as they are. progress: say on standard
+    error what is being done. Returns the new snapshot.
     Raises `MissingExtraError` without the extra ``featuredb[ingest]``, `UnknownFeatureError` for
     no such SAE, `DatabaseError` for no such corpus, or for the last of either, `QueryError` unless
     just one of the two is given.
@@ -360,22 +381,27 @@ def drop(
         raise QueryError("drop either an SAE or a corpus: give sae= or corpus=")
     folder = local_folder(path, "dropping")
     dropping = _needs("ingest.drop", "dropping")
+    note = partial(_needs("ingest.progress", "dropping").say, show=progress)
     dropped: Snapshot = (
-        dropping.drop_sae(folder, sae, memory=memory)
+        dropping.drop_sae(folder, sae, memory=memory, note=note)
         if sae is not None
-        else dropping.drop_corpus(folder, corpus, memory=memory)
+        else dropping.drop_corpus(folder, corpus, memory=memory, note=note)
     )
     return dropped
 
 
-def compact(path: str | os.PathLike[str], *, memory: str = "4GB") -> Compacted:
+def compact(
+    path: str | os.PathLike[str], *, memory: str = "4GB", progress: bool = False
+) -> Compacted:
     """Merge a database's segments, so that queries open fewer files; answers do not change.
 
-    memory: to work in. Raises `MissingExtraError` without the extra ``featuredb[ingest]``, and
-    `DatabaseError`.
+    memory: to work in. progress: say on standard error what is being done. Raises
+    `MissingExtraError` without the extra ``featuredb[ingest]``, and `DatabaseError`.
     """
     folder = local_folder(path, "compacting")
-    done: Compacted = _needs("ingest.recompact", "compacting").compact(folder, memory=memory)
+    note = partial(_needs("ingest.progress", "compacting").say, show=progress)
+    compacting = _needs("ingest.recompact", "compacting")
+    done: Compacted = compacting.compact(folder, memory=memory, note=note)
     return done
 
 

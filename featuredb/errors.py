@@ -87,7 +87,8 @@ class UnknownContextError(QueryError):
 
 
 class SQLError(QueryError):
-    """DuckDB refused the statement; the message is DuckDB's own."""
+    """DuckDB refused the statement, or had too little memory for it; the message is DuckDB's own
+    but for the latter."""
 
 
 class OptionError(FeatureDBError):

@@ -273,6 +273,19 @@ population's. quantile q is the smallest stored value v with at least q of the v
 The histogram has equal-width bins from min(0, min) to max(0, max); a bin holds its upper edge.
 """
 
+SUMMARIES = pa.schema(
+    [
+        pa.field("sae", pa.string(), nullable=False),
+        pa.field("feature_id", pa.int64(), nullable=False),
+        pa.field("density", pa.float64(), nullable=False),
+        pa.field("max_activation", pa.float32()),
+        pa.field("top_tokens", pa.list_(pa.field("element", pa.string())), nullable=False),
+        pa.field("promoted_tokens", pa.list_(pa.field("element", pa.string())), nullable=False),
+    ]
+)
+"""What answers say of other features: rows of `FEATURES` in the same order, of its lists the tokens
+alone."""
+
 EXAMPLES = pa.schema(
     [
         pa.field("feature_id", pa.uint32(), nullable=False),

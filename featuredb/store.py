@@ -33,10 +33,12 @@ class Store:
     Pickles as path and snapshot number, and opens its files again where it is unpickled.
     """
 
-    def __init__(self, root: Path | Remote, snapshot: Snapshot) -> None:
+    def __init__(self, root: Path | Remote, snapshot: Snapshot, memory: int | None = None) -> None:
         self.root = root
         """The database's folder, absolute, or what stands for it behind a URL."""
         self.snapshot = snapshot
+        self.memory = memory
+        """Bytes that SQL works in; None for what DuckDB takes by itself."""
         self.files = ParquetFiles(root)
         self.texts = Texts(root, snapshot, self.files)
         self.features = Features(snapshot, self.files)
@@ -54,18 +56,19 @@ class Store:
         path: str | os.PathLike[str] | Remote,
         number: int | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        memory: int | None = None,
     ) -> Self:
         """Open the live snapshot of the database at `path`, or the one of that number.
 
-        path: a folder, or a URL for fsspec, which storage_options are for. Raises what
-        `snapshot.read_snapshot` and `remote.read_remote_snapshot` raise.
+        path: a folder, or a URL for fsspec, which storage_options are for. memory: bytes that SQL
+        works in. Raises what `snapshot.read_snapshot` and `remote.read_remote_snapshot` raise.
         """
         if isinstance(path, str) and is_url(path):
             path = Remote(path, storage_options)
         if isinstance(path, Remote):
-            return cls(path, read_remote_snapshot(path, number))
+            return cls(path, read_remote_snapshot(path, number), memory)
         layout = Layout(Path(path).expanduser().absolute())
-        return cls(layout.root, read_snapshot(layout, number))
+        return cls(layout.root, read_snapshot(layout, number), memory)
 
     @cached_property
     def sae_order(self) -> dict[str, int]:
@@ -121,7 +124,7 @@ class Store:
 
         with self._lock:
             if self._connection is None:
-                self._connection = connect(self.snapshot, self.root)
+                self._connection = connect(self.snapshot, self.root, self.memory)
             return self._connection
 
     def close(self) -> None:
@@ -133,11 +136,11 @@ class Store:
         self.files.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reopen, (self.root, self.snapshot.number)
+        return _reopen, (self.root, self.snapshot.number, self.memory)
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r}, snapshot {self.snapshot.number})"
 
 
-def _reopen(root: Path | Remote, number: int) -> Store:
-    return Store.open(root, number)
+def _reopen(root: Path | Remote, number: int, memory: int | None) -> Store:
+    return Store.open(root, number, memory=memory)

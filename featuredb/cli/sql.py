@@ -13,6 +13,7 @@ from featuredb.cli import options
 from featuredb.cli.exit_codes import ExitCode
 from featuredb.cli.output import Output
 from featuredb.results import Rows
+from featuredb.spills import remove_spills
 
 if TYPE_CHECKING:
     import duckdb
@@ -23,8 +24,16 @@ if TYPE_CHECKING:
 @options.pinned_database
 @click.argument("query", metavar="QUERY|-")
 @options.limit(None, "rows; default all of them, of which a table shows 100")
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Memory for DuckDB to work in, the answer not counted; what does not fit goes to a "
+    "temporary folder. Default: 80 % of the machine's.",
+)
 @options.output
-def command(db: str, snapshot: int | None, query: str, k: int | None, output: Output) -> None:
+def command(
+    db: str, snapshot: int | None, query: str, k: int | None, memory: str | None, output: Output
+) -> None:
     """Any SQL over the database's views and macros.
 
     QUERY - reads the statement from standard input.
@@ -37,7 +46,7 @@ def command(db: str, snapshot: int | None, query: str, k: int | None, output: Ou
     statement = options.text_or_stdin(query)
     if not statement.strip():
         raise click.UsageError("there is no SQL in QUERY")
-    with featuredb.open(db, snapshot=snapshot) as database:
+    with featuredb.open(db, snapshot=snapshot, memory=memory) as database:
         relation = database.sql(statement)
         # A relation is lazy: what DuckDB refuses only while running is first heard of here.
         with duckdb_errors(database.location):
@@ -57,4 +66,5 @@ def _fetch(relation: duckdb.DuckDBPyRelation) -> pa.Table:
             return thread.submit(relation.to_arrow_table).result()
         except KeyboardInterrupt:
             click.echo("featuredb: interrupted", err=True)
+            remove_spills()
             os._exit(ExitCode.INTERRUPTED)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from featuredb.errors import CorruptDatabaseError
 from featuredb.files import remove_tree, storage_errors, sweep
 from featuredb.layout import Layout
 from featuredb.snapshot import Snapshot, kept_numbers, read_snapshot, snapshot_numbers
 
 
 def clean_up(layout: Layout, snapshot: Snapshot) -> None:
-    """After publishing `snapshot`: no plan waits any more, and nothing without a name stays."""
+    """After publishing `snapshot`: no plan waits any more, and nothing without a name stays.
+
+    Where an older snapshot is damaged, what it names cannot be told, so everything stays; verifying
+    tells of it, and a vacuum stops at it.
+    """
     remove_tree(layout.staging)
-    remove_unnamed(layout, snapshot)
+    with suppress(CorruptDatabaseError):
+        remove_unnamed(layout, snapshot)
 
 
 def remove_unnamed(layout: Layout, live: Snapshot) -> tuple[int, int]:

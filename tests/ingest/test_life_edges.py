@@ -17,6 +17,7 @@ from click.testing import CliRunner
 import featuredb
 from featuredb.cli import main
 from featuredb.errors import (
+    CorruptDatabaseError,
     DatabaseLockedError,
     DatabaseNotFoundError,
     FeatureDBError,
@@ -154,6 +155,19 @@ def test_a_snapshot_that_is_not_kept_is_answered_with_those_that_are(
     assert "it keeps 3" in ran.stderr
     ran = CliRunner().invoke(main, ["vacuum", str(mine), "--grace", "0s"])
     assert "nothing to remove" in ran.stderr
+
+
+def test_a_damaged_older_snapshot_stops_a_vacuum_and_nothing_else(made: Path, mine: Path) -> None:
+    add(mine, made, "two", "two")
+    older = mine / "snapshots" / "000001.json"
+    older.write_bytes(older.read_bytes()[:-20])
+    before = {path for path in mine.rglob("*") if path.is_file()}
+    assert featuredb.append(mine, str(made / "b.jsonl"), check=False).fresh
+    assert before <= {path for path in mine.rglob("*") if path.is_file()} | {older}
+    assert featuredb.verify(mine).ok
+    with pytest.raises(CorruptDatabaseError, match=r"000001\.json"):
+        featuredb.vacuum(mine, grace=timedelta(0))
+    assert before <= {path for path in mine.rglob("*") if path.is_file()}
 
 
 def test_a_second_writer_is_refused_before_a_model_is_loaded(

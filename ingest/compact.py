@@ -37,6 +37,10 @@ FAN_IN = 128
 """Segments merged at once: each keeps a file open and a decoded row group. More than that are
 merged in rounds."""
 
+_BYTES_PER_SEGMENT = 2 << 20
+"""Memory of an open segment, for each thread that reads it: a decoded row group, what decoding it
+takes, and the footer (1.6 MB measured). Half of the memory is for these, half for the piece."""
+
 _ROWS_PER_PIECE = 1 << 20
 _BYTES_PER_ROW = 240
 """Peak memory per row of a piece: its columns, what is counted of them, and their encoding."""
@@ -144,13 +148,14 @@ def compact_segments(
 
 
 def _in_rounds(layout: Layout, draft: Draft, job: Compaction, merge: Merge) -> Compaction:
-    """The same compaction of at most FAN_IN segments, by merging neighbours first."""
+    """The same compaction of as many segments as can be open, by merging neighbours first."""
     segments = sorted(job.segments, key=lambda s: s.first_context)
     number = 0
-    while len(segments) > FAN_IN:
+    most = max(2, min(FAN_IN, job.memory // 2 // _BYTES_PER_SEGMENT))
+    while len(segments) > most:
         merged = []
-        for at in range(0, len(segments), FAN_IN):
-            own = tuple(segments[at : at + FAN_IN])
+        for at in range(0, len(segments), most):
+            own = tuple(segments[at : at + most])
             part = job._replace(
                 segment_id=f"{job.segment_id}-m{number}", segments=own, profiled=False
             )
@@ -169,7 +174,7 @@ def merge_here(
     threads: int | None = None,
 ) -> Iterator[Merged]:
     """A `Merge` in this process, in a few threads, each with a range of adjacent buckets."""
-    threads = min(threads or _threads(), max(1, len(places)))
+    threads = min(threads or _threads(job), max(1, len(places)))
     look_up = TokenLookUp(layout, draft)
     size = -(-len(places) // threads)
     shares = [places[at : at + size] for at in range(0, len(places), size)]
@@ -195,7 +200,7 @@ def profile_segments(
     source = MergedSegments(layout, job.segments, job.d_sae, job.bits)
     source.close()
     cuts = source.boundaries(ROWS_PER_BUCKET, schemas.MAX_BUCKETS)
-    threads = min(threads or _threads(), len(cuts) - 1)
+    threads = min(threads or _threads(job), len(cuts) - 1)
     size = -(-(len(cuts) - 1) // threads)
     edges = [cuts[i] for i in range(0, len(cuts) - 1, size)] + [cuts[-1]]
     most_rows = _piece_rows(job.memory // threads)
@@ -243,13 +248,15 @@ def write_bucket(
     )
 
 
-def _threads() -> int:
-    return min(_THREADS, os.cpu_count() or 1)
+def _threads(job: Compaction) -> int:
+    """As many as have room to open every segment for themselves."""
+    room = job.memory // 2 // (_BYTES_PER_SEGMENT * len(job.segments))
+    return max(1, min(_THREADS, os.cpu_count() or 1, room))
 
 
 def _piece_rows(memory: int) -> int:
     """Rows of a piece: more would only leave the processor's cache."""
-    return max(schemas.FEATURE_ROW_GROUP, min(_ROWS_PER_PIECE, memory // _BYTES_PER_ROW))
+    return max(schemas.FEATURE_ROW_GROUP, min(_ROWS_PER_PIECE, memory // 2 // _BYTES_PER_ROW))
 
 
 def _to_rows(piece: Piece, base: int, bits: int) -> FeatureRows:

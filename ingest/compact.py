@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from featuredb import schemas
 from featuredb.feature_major import FeatureFileWriter, FeatureRows, directory_of, stride_of
 from featuredb.files import folder_in_place, fsync_path, remove_tree, sweep, temporary_name
+from featuredb.freed import give_back
 from featuredb.layout import Layout
 from featuredb.snapshot import Draft, FeatureFile, File, Segment, TokenFile
 from ingest.derive.profiles import Profiler, Profiles
@@ -182,10 +183,15 @@ def merge_here(
 
     def work(share: Sequence[Place]) -> list[Merged]:
         source = MergedSegments(layout, job.segments, job.d_sae, job.bits)
+        merged = []
         try:
-            return [write_bucket(layout, alone, source, look_up, folder, p) for p in share]
+            for place in share:
+                merged.append(write_bucket(layout, alone, source, look_up, folder, place))
+                # Reading many runs by turns leaves holes, which would add up to as much again.
+                give_back()
         finally:
             source.close()
+        return merged
 
     with ThreadPoolExecutor(threads) as pool:
         for merged in pool.map(work, shares):

@@ -159,6 +159,8 @@ def test_a_reader_that_goes_away_is_no_news() -> None:
 
 
 _FOR_HOURS = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has not
 import featuredb
 from tests.cli.fake import FakeDatabase
 featuredb.open = lambda path, **_: FakeDatabase()

@@ -178,6 +178,7 @@ def connection(address: str | None) -> Iterator[Any]:
         if ray.is_initialized():
             yield ray
             return
+        _heed_the_switch()
         _check_answer(ray, where)
         # Only our own lines are shown: workers tell the driver what matters.
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -201,6 +202,14 @@ def connection(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _heed_the_switch() -> None:
+    """Ray reads its switch for loopback once, when it is imported, which another may have done."""
+    constants = importlib.import_module("ray._private.ray_constants")
+    switch = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    if switch is not None and hasattr(constants, "ENABLE_RAY_CLUSTER"):
+        constants.ENABLE_RAY_CLUSTER = switch.lower() in ("1", "true")
 
 
 def _where(address: str | None) -> str:

@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +27,7 @@ from featuredb.catalog import build_catalog
 from featuredb.errors import DatabaseNotFoundError, DatabaseNotReadyError, OptionError
 from featuredb.layout import Layout
 from featuredb.pointer import Pointer
-from featuredb.snapshot import read_snapshot, write_snapshot
+from featuredb.snapshot import Snapshot, read_snapshot, write_snapshot
 from featuredb.verification import database, verify
 from tests.make_store import MadeSae, World, make_store
 
@@ -173,8 +174,8 @@ def test_older_snapshots_are_checked_on_demand(root: Path) -> None:
     old = read_snapshot(layout)
     shutil.copytree(root / "derived" / "000001", root / "derived" / "000002")
     moved = json.loads(layout.snapshot(1).read_text().replace("derived/000001", "derived/000002"))
-    layout.snapshot(2).write_text(json.dumps(moved | {"number": 2, "older": []}))
-    new = read_snapshot(layout, 2)
+    written_as = json.dumps(moved | {"number": 2, "older": []})
+    new = msgspec.json.decode(written_as, type=Snapshot)
     build_catalog(layout, new)
     written = write_snapshot(layout, new)
     assert [f.path for f in written.older] == ["snapshots/000001.json"]

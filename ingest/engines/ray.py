@@ -206,10 +206,10 @@ def connection(address: str | None) -> Iterator[Any]:
 
 def _heed_the_switch() -> None:
     """Ray reads its switch for loopback once, when it is imported, which another may have done."""
-    constants = importlib.import_module("ray._private.ray_constants")
+    constants = vars(importlib.import_module("ray._private.ray_constants"))
     switch = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
-    if switch is not None and hasattr(constants, "ENABLE_RAY_CLUSTER"):
-        constants.ENABLE_RAY_CLUSTER = switch.lower() in ("1", "true")
+    if switch is not None and "ENABLE_RAY_CLUSTER" in constants:
+        constants["ENABLE_RAY_CLUSTER"] = switch.lower() in ("1", "true")
 
 
 def _where(address: str | None) -> str:

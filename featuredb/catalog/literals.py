@@ -13,6 +13,11 @@ def text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
+def quoted(value: str) -> str:
+    """A text expression as one that gives the literal of its text."""
+    return f"concat('''', replace({value}, '''', ''''''), '''')"
+
+
 def name(value: str) -> str:
     """A quoted identifier."""
     return '"' + value.replace('"', '""') + '"'
@@ -44,13 +49,11 @@ def records(fields: Mapping[str, str], rows: Sequence[Sequence[int | str]]) -> s
     return f"{text(f'[{spelled}]')}::STRUCT({shape})[]"
 
 
-def pick(value: str, files: Sequence[tuple[int, int, str]]) -> str:
-    """The one file of `files` (first, last, relative path) whose range holds `value`."""
-    listed = records({"first": "BIGINT", "last": "BIGINT", "path": "VARCHAR"}, _rooted(files))
-    return (
-        f"{ROOT} || list_filter({listed}, lambda x: {value} BETWEEN x['first'] AND x['last'])"
-        + ("[1]['path']")
-    )
+def texts(row: str, ranges: Sequence[tuple[int, int, str]]) -> str:
+    """The texts of those of `ranges` (first, last, text) that hold `row`, a list; none for null."""
+    listed = records({"first": "BIGINT", "last": "BIGINT", "text": "VARCHAR"}, ranges)
+    held = f"list_filter({listed}, lambda r: {row} BETWEEN r['first'] AND r['last'])"
+    return f"list_transform({held}, lambda r: r['text'])"
 
 
 def position(stride: str, feature: str = "feature_id") -> str:
@@ -59,10 +62,6 @@ def position(stride: str, feature: str = "feature_id") -> str:
     feature: the row's, where it is known while planning: that halves what a row costs.
     """
     return f"((CAST(position AS BIGINT) - CAST({feature} AS BIGINT) * {stride}) & {0xFFFFFFFF})"
-
-
-def _rooted(files: Sequence[tuple[int, int, str]]) -> list[list[int | str]]:
-    return [[first, last, "/" + relative] for first, last, relative in files]
 
 
 def message(template: str, **parts: str) -> str:

@@ -1,20 +1,21 @@
 """Scalar macros that read a feature's or a context's name, and refuse as the Python API does.
 
-A macro is pasted in wherever it is used and every function of it costs about 20 microseconds to
-plan, so a table macro uses `featuredb_row`, which has the errors, once; everywhere else it uses
-the short ones, which give some number for a name that `featuredb_row` refuses.
+A macro is pasted in wherever it is used, and what is pasted costs time to plan: about 20
+microseconds for a function, several hundred for one that is a macro itself (``nullif``,
+``array_to_string``) and for a list's ``[1]``. So a table macro reads a name by
+`featuredb_plain_row`, which gives null for any that is not spelled as names are shown, and only where
+it does goes another way, by `featuredb_row`, which has the errors.
 """
 
 from __future__ import annotations
+
+import re
 
 from featuredb import names
 from featuredb.catalog import literals
 from featuredb.snapshot import Snapshot
 
 _WHOLE = "CAST(feature AS VARCHAR)"
-_NONE = 4_294_967_295
-"""Not null: a comparison with null is dropped while planning, and the error with it."""
-
 _NUMBER = f"split_part({_WHOLE}, '/', -1)"
 
 
@@ -29,26 +30,18 @@ def first_rows(snapshot: Snapshot) -> dict[str, int]:
 
 
 def naming_macros(snapshot: Snapshot) -> list[str]:
-    """`featuredb_sae`, `featuredb_id`, the rows and the checks of context, k and window.
+    """`featuredb_sae`, `featuredb_number`, the rows and the checks of context, k and window.
 
     All fold to constants, so that a table macro may choose its file by them.
     """
     saes = snapshot.saes
-    firsts = first_rows(snapshot)
-    if len(saes) == 1:
-        sae, quiet = literals.text(saes[0].name), "CAST(featuredb_id(feature) AS BIGINT)"
-    else:
-        sae = f"regexp_replace({_WHOLE}, '/[^/]*$', '')"
-        listed = "[" + ", ".join(literals.text(s.name) for s in saes) + "]::VARCHAR[]"
-        starts = "[" + ", ".join(str(firsts[s.name]) for s in saes) + "]::BIGINT[]"
-        where = f"list_position({listed}, featuredb_sae(feature))"
-        quiet = f"list_extract({starts}, {where}) + featuredb_id(feature)"
+    alone = len(saes) == 1
+    sae = literals.text(saes[0].name) if alone else f"regexp_replace({_WHOLE}, '/[^/]*$', '')"
     end = max((c.first_context + c.n_contexts for c in snapshot.corpora), default=0)
     no_context = literals.message(names.NO_CONTEXT, context="context", last=str(end - 1))
     return [
         f"CREATE MACRO featuredb_sae(feature) AS {sae}",
-        f"CREATE MACRO featuredb_id(feature) AS coalesce(TRY_CAST({_NUMBER} AS UINTEGER), {_NONE})",
-        f"CREATE MACRO featuredb_quiet_row(feature) AS {quiet}",
+        f"CREATE MACRO featuredb_number(feature) AS {_NUMBER}",
         f"CREATE MACRO featuredb_plain_row(feature) AS {_plain_row(snapshot)}",
         f"CREATE MACRO featuredb_row(feature) AS {_row(snapshot)}",
         f"CREATE MACRO featuredb_context(context) AS CASE WHEN context >= 0 AND context < {end} "
@@ -61,26 +54,20 @@ def naming_macros(snapshot: Snapshot) -> list[str]:
 
 
 def _plain_row(snapshot: Snapshot) -> str:
-    """The feature's row where it is named in the one way it is shown, else null.
-
-    Planned in a fifth of the time that `featuredb_row` takes, and enough for most questions.
-    """
+    """The feature's row where it is named in the one way it is shown, else null."""
     saes = snapshot.saes
-    number = f"TRY_CAST({_NUMBER} AS BIGINT)"
-    spelled = f"CAST({number} AS VARCHAR)"
     if len(saes) == 1:
-        known = f"{number} BETWEEN 0 AND {saes[0].d_sae - 1}"
-        qualified = f"concat({literals.text(saes[0].name + '/')}, {number})"
-        return f"CASE WHEN {known} AND {_WHOLE} IN ({spelled}, {qualified}) THEN {number} END"
+        # Ten digits hold every uint32 and fit a BIGINT.
+        pattern = literals.text(f"^(?:{re.escape(saes[0].name)}/)?(0|[1-9][0-9]{{0,9}})$")
+        number = f"TRY_CAST(regexp_extract({_WHOLE}, {pattern}, 1) AS BIGINT)"
+        return f"CASE WHEN {number} < {saes[0].d_sae} THEN {number} END"
+    number = f"TRY_CAST({_NUMBER} AS BIGINT)"
     firsts = first_rows(snapshot)
     shape = {"name": "VARCHAR", "first": "BIGINT", "last": "BIGINT"}
     listed = literals.records(shape, [[s.name + "/", firsts[s.name], s.d_sae - 1] for s in saes])
-    found = f"list_filter({listed}, lambda s: concat(s['name'], {number}) = {_WHOLE})[1]"
-    # A list of one element serves as a local variable.
-    return (
-        f"[CASE WHEN {number} BETWEEN 0 AND s['last'] THEN s['first'] + {number} END "
-        f"FOR s IN [{found}]][1]"
-    )
+    held = f"concat(s['name'], {number}) = {_WHOLE} AND {number} BETWEEN 0 AND s['last']"
+    found = f"list_filter({listed}, lambda s: {held})"
+    return f"list_first(list_transform({found}, lambda s: s['first'])) + {number}"
 
 
 def _row(snapshot: Snapshot) -> str:

@@ -44,22 +44,34 @@ def near_macros(snapshot: Snapshot) -> list[str]:
         ("coactive", derived.coactivation, "featuredb_k(k)"),
     ]
     return [
-        f"CREATE MACRO {name}(feature, k := 20) AS TABLE {_near(file, bound, summaries(snapshot))}"
+        statement
         for name, file, bound in tables
+        for statement in _macros(name, file, bound, summaries(snapshot))
     ]
 
 
-def _near(file: File, bound: str, about: str) -> str:
-    # The names are checked where the file is chosen: there nothing is planned away, as a filter
-    # is that no row can pass.
+def _macros(name: str, file: File, bound: str, about: str) -> list[str]:
+    """A macro, what it calls where the name is spelled as shown, and what it calls where not."""
+    spelled = literals.quoted("CAST(feature AS VARCHAR)")
+    sae = literals.quoted("featuredb_sae(feature)")
+    number = "CAST(featuredb_number(feature) AS BIGINT)"
+    found = f"concat('FROM featuredb_{name}_of(', {sae}, ', ', {number}, ', ', {bound}, ')')"
+    named = f"concat('FROM featuredb_{name}_named(', {spelled}, ', ', {bound}, ')')"
+    return [
+        f"CREATE MACRO featuredb_{name}_of(of_sae, id, k) AS TABLE {_near(file, about)}",
+        f"CREATE MACRO featuredb_{name}_named(feature, k) AS TABLE "
+        f"FROM query(CASE WHEN featuredb_row(feature) >= 0 THEN {found} END)",
+        f"CREATE MACRO {name}(feature, k := 20) AS TABLE "
+        f"FROM query(CASE WHEN featuredb_plain_row(feature) IS NULL THEN {named} ELSE {found} END)",
+    ]
+
+
+def _near(file: File, about: str) -> str:
     return f"""
 WITH nearest AS (
     SELECT rank, neighbor_sae AS sae, neighbor_id AS feature_id, score
-    FROM read_parquet(
-        CASE WHEN featuredb_row(feature) >= 0 AND {bound} > 0 THEN {literals.path(file.path)} END
-    )
-    WHERE sae = featuredb_sae(feature) AND feature_id = CAST(featuredb_id(feature) AS BIGINT)
-        AND rank <= k
+    FROM read_parquet({literals.path(file.path)})
+    WHERE sae = of_sae AND feature_id = id AND rank <= k
 )
 SELECT n.rank, n.sae, n.feature_id, n.score, {SUMMARY}
 FROM nearest AS n JOIN {about} AS f USING (sae, feature_id)

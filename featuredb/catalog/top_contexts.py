@@ -6,15 +6,11 @@ from featuredb import names, schemas
 from featuredb.catalog import literals
 from featuredb.catalog.literals import name
 from featuredb.catalog.naming import first_rows
-from featuredb.snapshot import Snapshot
+from featuredb.snapshot import File, Snapshot
 
-
-def _quoted(value: str) -> str:
-    """A text expression as the literal that gives the text back."""
-    return f"concat('''', replace({value}, '''', ''''''), '''')"
-
-
-_NAME = _quoted("CAST(feature AS VARCHAR)")
+_NAME = literals.quoted("CAST(feature AS VARCHAR)")
+_HERE = "{id}"
+"""Where the texts that a macro chooses from have the feature's number."""
 
 
 def top_contexts_macros(snapshot: Snapshot) -> list[str]:
@@ -37,7 +33,7 @@ def top_contexts_macros(snapshot: Snapshot) -> list[str]:
         "CREATE MACRO featuredb_top_computed(feature, k, size) AS TABLE "
         f"{_windows(_COMPUTED, snapshot)}",
         "CREATE MACRO featuredb_top_named(feature, k, window_size) AS TABLE "
-        f"{_top_contexts(snapshot, 'featuredb_row(feature)')}",
+        f"{_top_contexts(snapshot, 'featuredb_row(feature)', 'featuredb_top_computed')}",
         "CREATE MACRO top_contexts(feature, k := 20, window_size := 16) AS TABLE "
         f"{_top_contexts(snapshot, 'featuredb_plain_row(feature)', 'featuredb_top_named')}",
     ]
@@ -55,43 +51,39 @@ def metadata(snapshot: Snapshot, table: str) -> str:
 def _feature_activations(snapshot: Snapshot) -> list[str]:
     bits = snapshot.position_bits
     firsts = first_rows(snapshot)
-    # For each file the range of its features, and the call that reads one of them, up to its id.
-    rows: list[list[int | str]] = [
-        [
+    # For each file the range of its features, and the call that reads one of them.
+    calls = [
+        (
             firsts[s.sae] + f.first_feature,
             firsts[s.sae] + f.end_feature - 1,
             f"FROM featuredb_part({literals.text('/' + f.file.path)}, {s.first_context}, "
-            f"{f.stride}, ",
-        ]
+            f"{f.stride}, {_HERE})",
+        )
         for sae in snapshot.saes
         for s in snapshot.segments_of(sae.name)
         for f in s.feature_files
     ]
-    listed = literals.records({"first": "BIGINT", "last": "BIGINT", "call": "VARCHAR"}, rows)
     position = literals.position("stride", "id")
     nothing = (
         "SELECT NULL::BIGINT AS context_id, NULL::INTEGER AS token_index, "
         "NULL::FLOAT AS activation WHERE false"
     )
-    calls = (
-        "array_to_string([concat(f['call'], featuredb_id(feature), ')') "
-        "FOR f IN featuredb_files(asked)], ' UNION ALL ')"
-    )
-    found = f"coalesce(nullif({calls}, ''), {literals.text(nothing)})"
     named = f"concat('FROM featuredb_activations_named(', {_NAME}, ')')"
-    chosen = f"CASE WHEN asked IS NULL THEN {named} ELSE {found} END"
     return [
-        f"CREATE MACRO featuredb_files(row) AS list_filter({listed}, "
-        "lambda f: row BETWEEN f['first'] AND f['last'])",
+        # Null where there are none.
+        "CREATE MACRO featuredb_parts(row, feature) AS replace(list_aggregate("
+        f"{literals.texts('row', calls)}, 'string_agg', ' UNION ALL '), '{_HERE}', "
+        "featuredb_number(feature))",
         "CREATE MACRO featuredb_part(path, base, stride, id) AS TABLE SELECT "
         f"base + ({position} >> {bits}) AS context_id, "
         f"CAST({position} & {(1 << bits) - 1} AS INTEGER) AS token_index, "
         "CAST(activation AS FLOAT) AS activation "
         f"FROM read_parquet({literals.ROOT} || path) WHERE feature_id = id",
-        "CREATE MACRO featuredb_activations_named(feature) AS TABLE "
-        f"FROM query([{found} FOR asked IN [featuredb_row(feature)]][1])",
-        "CREATE MACRO feature_activations(feature) AS TABLE "
-        f"FROM query([{chosen} FOR asked IN [featuredb_plain_row(feature)]][1])",
+        "CREATE MACRO featuredb_activations_named(feature) AS TABLE FROM query(coalesce("
+        "featuredb_parts(featuredb_row(feature), CAST(featuredb_number(feature) AS BIGINT)), "
+        f"{literals.text(nothing)}))",
+        "CREATE MACRO feature_activations(feature) AS TABLE FROM query(coalesce("
+        f"featuredb_parts(featuredb_plain_row(feature), feature), {named}))",
     ]
 
 
@@ -104,10 +96,10 @@ def _feature_contexts(snapshot: Snapshot) -> str:
     )
 
 
-_KEPT = """
+_KEPT = f"""
     SELECT rank, context_id, activation, CAST(token_index AS INTEGER) AS token_index,
         CAST(token_indexes AS INTEGER[]) AS token_indexes, activations
-    FROM read_parquet(path) WHERE feature_id = id AND kind = 0 AND rank <= k"""
+    FROM read_parquet({literals.ROOT} || path) WHERE feature_id = id AND kind = 0 AND rank <= k"""
 
 _COMPUTED = """
     SELECT * FROM (
@@ -117,7 +109,7 @@ _COMPUTED = """
     ) WHERE rank <= k"""
 
 
-def _top_contexts(snapshot: Snapshot, row: str, otherwise: str = "") -> str:
+def _top_contexts(snapshot: Snapshot, row: str, otherwise: str) -> str:
     """The macro that chooses: answers kept ready, else contexts, else all activations.
 
     `query` plans only the text it is given, here a call with the names already read; planning all
@@ -125,37 +117,38 @@ def _top_contexts(snapshot: Snapshot, row: str, otherwise: str = "") -> str:
     among all features; otherwise: the macro that is called where that is null.
     """
     firsts = first_rows(snapshot)
-    last = {s.name: firsts[s.name] + s.d_sae - 1 for s in snapshot.saes}
-    tables = snapshot.derived.saes
-    examples = [(firsts[t.sae], last[t.sae], t.examples.path) for t in tables]
-    ready = [
-        (firsts[t.sae] + w.first_feature, firsts[t.sae] + w.end_feature - 1, w.file.path)
-        for t in tables
-        for w in t.windows
-    ]
-
-    def call(macro: str, *first: str) -> str:
-        parts = [part for argument in first for part in (argument, "', '")]
-        return f"concat('FROM {macro}(', {', '.join(parts)}, asked['numbers'], ')')"
-
-    def of_file(macro: str, files: list[tuple[int, int, str]]) -> str:
-        return call(macro, _quoted(literals.pick("asked['row']", files)), "asked['id']")
-
-    ways = []
-    if otherwise:
-        ways.append(f"asked['row'] IS NULL THEN {call(otherwise, _NAME)}")
-    # Of databases that were begun with format 1 some SAEs may have no windows.
-    if all(t.windows for t in tables):
-        few = f"k <= {schemas.EXAMPLES_TOP} AND window_size <= {schemas.WINDOW}"
-        ways.append(f"{few} THEN {of_file('featuredb_top_ready', ready)}")
-    ways.append(f"k <= {schemas.EXAMPLES_TOP} THEN {of_file('featuredb_top_kept', examples)}")
-    chosen = " ".join(f"WHEN {way}" for way in ways)
-    numbers = "concat(featuredb_k(k), ', ', featuredb_window(window_size))"
-    # A list of one element serves as a local variable.
-    return (
-        f"FROM query([CASE {chosen} ELSE {call('featuredb_top_computed', _NAME)} END FOR asked IN "
-        f"[{{'row': {row}, 'id': featuredb_id(feature), 'numbers': {numbers}}}]][1])"
+    calls: list[list[int | str]] = []
+    derived = {t.sae: t for t in snapshot.derived.saes}
+    for sae in snapshot.saes:
+        tables = derived[sae.name]
+        kept = _reading("kept", tables.examples)
+        first = firsts[sae.name]
+        for w in tables.windows:
+            own = [first + w.first_feature, first + w.end_feature - 1]
+            calls.append([*own, _reading("ready", w.file), kept])
+        if not tables.windows:  # written by format 1
+            calls.append([first, first + sae.d_sae - 1, kept, kept])
+    shape = {"first": "BIGINT", "last": "BIGINT", "ready": "VARCHAR", "kept": "VARCHAR"}
+    held = (
+        f"list_filter({literals.records(shape, calls)}, "
+        f"lambda r: {row} BETWEEN r['first'] AND r['last'])"
     )
+    reading = (
+        f"list_transform({held}, lambda r: "
+        f"CASE WHEN window_size <= {schemas.WINDOW} THEN r['ready'] ELSE r['kept'] END)"
+    )
+    return (
+        f"FROM query(concat(coalesce(CASE WHEN k <= {schemas.EXAMPLES_TOP} "
+        f"THEN replace(list_first({reading}), '{_HERE}', featuredb_number(feature)) "
+        f"ELSE concat('FROM featuredb_top_computed(', {_NAME}, ', ') END, "
+        f"concat('FROM {otherwise}(', {_NAME}, ', ')), "
+        "featuredb_k(k), ', ', featuredb_window(window_size), ')'))"
+    )
+
+
+def _reading(way: str, file: File) -> str:
+    """The call that reads a file, up to k and the window."""
+    return f"FROM featuredb_top_{way}({literals.text('/' + file.path)}, {_HERE}, "
 
 
 def _ready(snapshot: Snapshot) -> str:
@@ -168,7 +161,7 @@ SELECT w.rank, w.context_id, w.document_id, w.activation, w.token_index,
         :w.token_index + size + 1 - w.window_start] AS tokens,
     w.activations[1 + greatest(0, w.token_index - size - w.window_start)
         :w.token_index + size + 1 - w.window_start] AS activations{metadata(snapshot, "d")}
-FROM read_parquet(path) AS w JOIN documents AS d USING (document_id)
+FROM read_parquet({literals.ROOT} || path) AS w JOIN documents AS d USING (document_id)
 WHERE w.feature_id = id AND w.rank <= k
 ORDER BY w.rank"""
 

@@ -35,7 +35,7 @@ from benchmarks.baselines import Baseline, open_all
 from benchmarks.made_store import Built, build
 from benchmarks.queries import cold
 from benchmarks.synthetic import World
-from featuredb.api import Database
+from featuredb.database import Database
 from featuredb.sizes import size_of
 from featuredb.snapshot import Snapshot
 from queries.feature_contexts import feature_activations

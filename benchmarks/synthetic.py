@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featuredb import schemas
+from ingest.contexts import TokenizedBatch
 from ingest.runs import Codes
-from ingest.tokens import TokenizedBatch
 
 CONTEXT = 256
 BITS = schemas.position_bits(CONTEXT)

@@ -39,8 +39,8 @@ from featuredb.snapshot import (
     Snapshot,
     VectorIndex,
     Vectors,
-    write_snapshot,
 )
+from featuredb.snapshot_files import write_snapshot
 from featuredb.vectors import DirectionRows, Directions, Float32Matrix, write_vectors
 from ingest.derive.index import write_indexes
 from ingest.derive.neighbors import iter_neighbors

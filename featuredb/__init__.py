@@ -16,7 +16,6 @@ from featuredb.errors import FeatureDBError
 
 if TYPE_CHECKING:
     from featuredb.api import (
-        Database,
         add_saes,
         append,
         compact,
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
         vacuum,
         verify,
     )
+    from featuredb.database import Database
 
 __version__ = "0.1.0"
 __all__ = [

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from featuredb.layout import Layout
 from featuredb.results import Rows
-from featuredb.snapshot import kept_numbers, read_snapshot
+from featuredb.snapshot_files import kept_numbers, read_snapshot
 
 _SCHEMA = pa.schema(
     [

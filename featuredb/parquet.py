@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featuredb.errors import CorruptDatabaseError
-from featuredb.remote import Remote, RemoteFile, remote_array, remote_matrix
+from featuredb.remote import Remote
+from featuredb.remote_arrays import remote_array, remote_matrix
+from featuredb.remote_file import RemoteFile
 
 
 class ParquetFiles:

@@ -6,6 +6,9 @@ import re
 import zlib
 from typing import NamedTuple, Self
 
+from featuredb.errors import CorruptDatabaseError
+from featuredb.layout import Layout
+
 _LINE = re.compile(rb"(\d{6,})(?: ([0-9a-f]{64}) ([0-9a-f]{8}))?\n")
 
 
@@ -38,3 +41,14 @@ class Pointer(NamedTuple):
             if pointer.line() == line:
                 return pointer
         raise ValueError("it is damaged")
+
+
+def read_pointer(layout: Layout) -> Pointer:
+    """What ``CURRENT`` says. Raises `CorruptDatabaseError` where it is damaged, and OSError."""
+    try:
+        return Pointer.parse(layout.current.read_bytes())
+    except ValueError as error:
+        raise CorruptDatabaseError(
+            f"{layout.current} cannot be read ({error}): restore it from a copy, or write the "
+            "name of the newest file in snapshots/ into it, as 000001 and a line break"
+        ) from error

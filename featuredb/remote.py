@@ -6,7 +6,6 @@ twice, no size is looked up, and a request is always for bytes that are known to
 
 from __future__ import annotations
 
-import io
 import tempfile
 import threading
 from collections import OrderedDict
@@ -14,21 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from featuredb.errors import (
-    CorruptDatabaseError,
-    DatabaseNotFoundError,
-    DatabaseNotReadyError,
-    FeatureDBError,
-    MissingExtraError,
-    RemoteError,
-)
-from featuredb.pointer import Pointer
-from featuredb.snapshot import File, Snapshot, decode_snapshot
+from featuredb.errors import CorruptDatabaseError, FeatureDBError, RemoteError
+from featuredb.file_system import open_file_system, remote_errors
+from featuredb.snapshot import File, Snapshot
 
 BLOCK = 1 << 16
 """Bytes are asked for, and kept, in blocks of this size."""
@@ -52,9 +41,6 @@ _TAIL_LEAST, _TAIL_MOST, _TAIL_SHARE = 1 << 16, 1 << 20, 32
 """How much of a Parquet file's end is read for its footer: a share of the file, within bounds.
 Footers measured 0.1 % to 2.1 % of their files."""
 
-PUSHING = "staging/push.json"
-"""The snapshot that is being copied to the URL, as long as it is."""
-
 Span = tuple[int, int]
 """start <= byte < stop."""
 
@@ -73,7 +59,7 @@ class Remote:
         """
         self.url = url.rstrip("/")
         self.storage_options = dict(storage_options or {})
-        self.fs, self._base = _file_system(self.url, self.storage_options)
+        self.fs, self._base = open_file_system(self.url, self.storage_options)
         self._sizes: dict[str, int] = {}
         self._shared: frozenset[str] = frozenset()
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
@@ -313,278 +299,6 @@ class Remote:
             f"{self / path} is missing or damaged ({what}): `featuredb push` the database again "
             "from where it was made"
         )
-
-
-class RemoteFile(io.RawIOBase):
-    """One file of a `Remote`, as a Python file. at: the place in it."""
-
-    at: int
-
-    def __init__(self, remote: Remote, path: str) -> None:
-        self.remote = remote
-        self.path = path
-        self._size = remote.size(path)
-        self.at = 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        """As of any file. Raises as `Remote.fetch`."""
-        stop = self._size if size is None or size < 0 else self.at + size
-        data = self.remote.read(self.path, self.at, stop)
-        self.at += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self._size}[whence]
-        self.at = max(0, base + offset)
-        return self.at
-
-    def tell(self) -> int:
-        return self.at
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-
-class RangedArray:
-    """An array of a `Remote` that is too large to fetch: an index reads the rows it names.
-
-    Stands in for a memory map where rows are taken by number or by slice, with or without
-    further axes: ``a[3]``, ``a[3:9]``, ``a[3:9, 1]``.
-    """
-
-    def __init__(
-        self, remote: Remote, path: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int
-    ) -> None:
-        self.dtype, self.shape = dtype, shape
-        self._remote, self._path, self._offset = remote, path, offset
-        self._row = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> Any:
-        first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
-        if isinstance(first, slice):
-            start, stop, step = first.indices(len(self))
-            rows = self._rows(start, max(start, stop))[::step]
-            return rows[(slice(None), *rest)]
-        row = range(len(self))[first]
-        return self._rows(row, row + 1)[(0, *rest)]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        return np.asarray(self._rows(0, len(self)), dtype)
-
-    def fetch(self, spans: Iterable[Span]) -> None:
-        """Have these rows, start <= i < stop each, at hand. Raises as `Remote.fetch`."""
-        self._remote.fetch(
-            self._path,
-            [(self._offset + a * self._row, self._offset + b * self._row) for a, b in spans],
-        )
-
-    def _rows(self, start: int, stop: int) -> npt.NDArray[Any]:
-        low, high = (self._offset + i * self._row for i in (start, stop))
-        data = self._remote.read(self._path, low, high)
-        return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape[1:])
-
-
-def fetch_rows(array: Any, spans: Iterable[Span]) -> None:
-    """Have rows of an array of the store at hand, in as few requests as can be."""
-    if isinstance(array, RangedArray):
-        array.fetch(spans)
-
-
-def remote_array(remote: Remote, path: str) -> npt.NDArray[Any]:
-    """A ``.npy`` file: in memory when it is small, else a `RangedArray`."""
-    head = remote.read(path, 0, 128)
-    dtype, shape, offset = _header(remote, path, head)
-    return _array(remote, path, dtype, shape, offset)
-
-
-def remote_matrix(remote: Remote, path: str) -> npt.NDArray[Any]:
-    """A ``.npy`` file, all of it in memory."""
-    loaded: npt.NDArray[Any] = np.load(io.BytesIO(remote.straight(path)), allow_pickle=False)
-    return loaded
-
-
-def remote_flat(remote: Remote, path: str, kind: npt.DTypeLike) -> npt.NDArray[Any]:
-    """A file of nothing but numbers: in memory when it is small, else a `RangedArray`."""
-    dtype = np.dtype(kind)
-    return _array(remote, path, dtype, (remote.size(path) // dtype.itemsize,), 0)
-
-
-def _array(
-    remote: Remote, path: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int
-) -> npt.NDArray[Any]:
-    if remote.size(path) and remote.is_whole(path):
-        data = remote.read(path, offset, remote.size(path))
-        return np.frombuffer(data, dtype).reshape(shape)
-    # Used as a memory map is: by rows.
-    return cast("npt.NDArray[Any]", RangedArray(remote, path, dtype, shape, offset))
-
-
-def _header(remote: Remote, path: str, head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    file = io.BytesIO(head)
-    try:
-        version = np.lib.format.read_magic(file)
-        reader = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran, dtype = reader(file)
-    except (ValueError, KeyError) as error:
-        raise CorruptDatabaseError(f"{remote / path} is not a NumPy file: {error}") from error
-    if fortran:
-        raise CorruptDatabaseError(f"{remote / path} is not in the order of rows")
-    return dtype, shape, file.tell()
-
-
-def read_remote_snapshot(remote: Remote, number: int | None = None) -> Snapshot:
-    """As `snapshot.read_snapshot`, and the remote learns the sizes of its files. Two requests.
-
-    Raises `RemoteError` besides, when the other side cannot be reached or refuses.
-    """
-    snapshot = read_remote_raw(remote, number)[2]
-    remote.learn(snapshot)
-    return snapshot
-
-
-def read_remote_raw(remote: Remote, number: int | None = None) -> tuple[Pointer, bytes, Snapshot]:
-    """A snapshot's name and checksum, its bytes, and these decoded.
-
-    Raises as `read_remote_snapshot`.
-    """
-    try:
-        pointer = _pointer(remote)
-    except FileNotFoundError as error:
-        raise _not_found(remote, error) from None
-    live = _raw(remote, pointer)
-    if number is None or live[2].number == number:
-        return live
-    name = f"{number:06d}"
-    told = {file.path: file.sha256 for file in live[2].older}
-    try:
-        return _raw(remote, Pointer(name, told.get(_snapshot_path(name))))
-    except CorruptDatabaseError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
-            raise
-        raise DatabaseNotFoundError(
-            f"{remote} has no snapshot {number}; its newest is {live[2].number}"
-        ) from error
-
-
-def _raw(remote: Remote, pointer: Pointer) -> tuple[Pointer, bytes, Snapshot]:
-    path = _snapshot_path(pointer.name)
-    try:
-        raw = remote.get_small(path, 1 << 30)
-    except FileNotFoundError as error:
-        raise CorruptDatabaseError(
-            f"the snapshot {remote / path} is not there: `featuredb push` the database again"
-        ) from error
-    return pointer, raw, decode_snapshot(raw, pointer, remote / path, remote.url)
-
-
-def _snapshot_path(name: str) -> str:
-    return f"snapshots/{name}.json"
-
-
-def _pointer(remote: Remote) -> Pointer:
-    """What the other side's ``CURRENT`` says. Raises FileNotFoundError."""
-    try:
-        return Pointer.parse(remote.get_small("CURRENT", 256))
-    except ValueError as error:
-        # A server of web pages answers everything with something.
-        raise DatabaseNotFoundError(
-            f"{remote} is not a featuredb database (its CURRENT file cannot be read: {error}): "
-            "check the URL"
-        ) from error
-
-
-def _not_found(remote: Remote, error: FileNotFoundError) -> FeatureDBError:
-    if "bucket" in str(error):
-        return DatabaseNotFoundError(f"{remote}: {error}: check the URL, and the endpoint if any")
-    try:
-        remote.get_small(PUSHING, 1)
-    except (FileNotFoundError, RemoteError):
-        return DatabaseNotFoundError(
-            f"there is no featuredb database at {remote} (it has no CURRENT file): check the URL, "
-            "or copy one there with `featuredb push`"
-        )
-    return DatabaseNotReadyError(
-        f"{remote} is still being pushed and has nothing to read yet: wait for it, or run the "
-        "same `featuredb push` again to continue it"
-    )
-
-
-@contextmanager
-def remote_errors(url: str) -> Iterator[None]:
-    """Turn what the other side, or the way there, raises into one clear `RemoteError`.
-
-    FileNotFoundError passes: only the caller knows what a missing file means.
-    """
-    try:
-        yield
-    except (FeatureDBError, FileNotFoundError):
-        raise
-    except Exception as error:  # every file system has classes of its own
-        raise _refused(url, error) from error
-
-
-def _refused(url: str, error: Exception) -> RemoteError:
-    names = {kind.__name__ for kind in type(error).__mro__}
-    said = (str(error).splitlines() or [type(error).__name__])[0]
-    if names & {"NoCredentialsError", "PartialCredentialsError"}:
-        return RemoteError(
-            f"no credentials for {url} ({said}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "or AWS_PROFILE; for a public bucket FSSPEC_S3_ANON=true"
-        )
-    if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
-        return RemoteError(f"{url} refuses access ({said}): check the credentials and their rights")
-    if isinstance(error, ConnectionError | TimeoutError) or names & {
-        "EndpointConnectionError",
-        "ClientConnectorError",
-        "ConnectTimeoutError",
-        "HTTPClientError",
-        "ServerTimeoutError",
-        "FSTimeoutError",
-    }:
-        return RemoteError(
-            f"{url} cannot be reached ({said}): check the network, and AWS_ENDPOINT_URL for a "
-            "server of your own"
-        )
-    if isinstance(error, NotImplementedError):
-        return RemoteError(f"{url} cannot be used this way: its file system only reads")
-    return RemoteError(f"{url} does not answer as it should ({type(error).__name__}: {said})")
-
-
-def _file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    scheme = url.partition("://")[0]
-    try:
-        from fsspec.core import url_to_fs
-
-        with remote_errors(url):
-            fs, base = url_to_fs(url, **options)
-    except RemoteError as refused:
-        cause = refused.__cause__
-        if isinstance(cause, ImportError):
-            raise _missing(url, scheme, cause) from cause
-        if isinstance(cause, ValueError) and "Protocol not known" in str(cause):
-            raise RemoteError(f"{url} cannot be read: fsspec knows no {scheme}://") from cause
-        raise
-    except ImportError as error:
-        raise _missing(url, scheme, error) from error
-    return fs, str(base).rstrip("/")
-
-
-def _missing(url: str, scheme: str, error: ImportError) -> MissingExtraError:
-    if scheme in ("s3", "s3a") or scheme.endswith(("::s3", "::s3a")):
-        return MissingExtraError(
-            f"{url} needs s3fs, which is not installed: pip install 'featuredb[s3]'"
-        )
-    said = (str(error).splitlines() or ["a package is not installed"])[0]
-    return MissingExtraError(f"{scheme}:// needs another package: {said}")
 
 
 def _numbers(spans: Iterable[Span]) -> list[int]:

@@ -17,8 +17,10 @@ from featuredb.feature_major import FeatureMajor
 from featuredb.features import Features
 from featuredb.layout import Layout
 from featuredb.parquet import GroupRanges, ParquetFiles, load_array
-from featuredb.remote import Remote, read_remote_snapshot
-from featuredb.snapshot import Sae, Snapshot, read_snapshot
+from featuredb.remote import Remote
+from featuredb.remote_snapshot import read_remote_snapshot
+from featuredb.snapshot import Sae, Snapshot
+from featuredb.snapshot_files import read_snapshot
 from featuredb.texts import Texts
 from featuredb.token_major import TokenMajor
 from featuredb.urls import is_url
@@ -61,7 +63,7 @@ class Store:
         """Open the live snapshot of the database at `path`, or the one of that number.
 
         path: a folder, or a URL for fsspec, which storage_options are for. memory: bytes that SQL
-        works in. Raises what `snapshot.read_snapshot` and `remote.read_remote_snapshot` raise.
+        works in. Raises what `read_snapshot` and `read_remote_snapshot` raise.
         """
         if isinstance(path, str) and is_url(path):
             path = Remote(path, storage_options)

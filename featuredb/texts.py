@@ -16,7 +16,8 @@ import pyarrow as pa
 from featuredb import schemas
 from featuredb.errors import UnknownContextError
 from featuredb.parquet import ParquetFiles, load_array
-from featuredb.remote import Remote, fetch_rows, remote_flat
+from featuredb.remote import Remote
+from featuredb.remote_arrays import fetch_rows, remote_flat
 from featuredb.snapshot import Corpus, Draft, Snapshot
 
 _CACHED_DOCUMENTS = 1_000_000

@@ -21,7 +21,10 @@ import pyarrow as pa
 from featuredb.errors import CorruptDatabaseError
 from featuredb.files import folder_in_place, fsync_path, fsync_tree, remove_tree, sha256_of
 from featuredb.layout import Layout
-from featuredb.snapshot import File, Sae, Vectors, kept_numbers, read_snapshot
+from featuredb.parquet import load_array
+from featuredb.plain_rows import find_rows, map_rows
+from featuredb.snapshot import File, PlainRows, Sae, Vectors
+from featuredb.snapshot_files import kept_numbers, read_snapshot
 
 Float32Matrix = npt.NDArray[np.float32]
 HalfMatrix = npt.NDArray[np.float16]
@@ -70,7 +73,8 @@ def write_vectors(
             relative = layout.relative(final / path.name)
             entries.append(File(relative, len(matrix), size, digest))
     files = _lance_files(layout, table)
-    return Vectors(sae, table, int(written.version), entries[0], entries[1], files)
+    plain = _plain_rows(layout, files, directions)
+    return Vectors(sae, table, int(written.version), entries[0], entries[1], files, plain)
 
 
 def drop_vectors(layout: Layout, vectors: Vectors) -> None:
@@ -129,18 +133,20 @@ class DirectionRows:
     """The float32 directions of some SAEs, one SAE after another, read from LanceDB when asked.
 
     A row counts through the SAEs in their order. Reading a few rows reads little else: nothing
-    is kept. Every reading raises `CorruptDatabaseError` where the table is damaged.
+    is kept. Rows that are asked for singly are read where they lie in LanceDB's file, where the
+    snapshot says that they lie there as they are. Every reading raises `CorruptDatabaseError` where
+    the table is damaged.
     """
 
     def __init__(self, layout: Layout, vectors: Sequence[Vectors], kind: str) -> None:
-        connection = _connect(layout)
-        self._names = [v.table for v in vectors]
         self._layout = layout
         self._kind = kind
-        self._tables = [self._open(connection, v) for v in vectors]
+        self._vectors = tuple(vectors)
+        self._tables: dict[int, Any] = {}
+        self._mapped: dict[int, Float32Matrix] = {}
         self._firsts = np.cumsum([0] + [getattr(v, kind).rows for v in vectors])
-        width = self._tables[0].schema.field(kind).type.list_size
-        self.shape = (int(self._firsts[-1]), int(width))
+        halves = load_array(layout.root, getattr(vectors[0], kind).path)
+        self.shape = (int(self._firsts[-1]), halves.shape[1])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -153,8 +159,12 @@ class DirectionRows:
         for number, (low, high) in enumerate(pairwise(edges.tolist())):
             if low < high:
                 own = wanted[low:high] - self._firsts[number]
-                question = self._tables[number].take_offsets(own.tolist())
-                self._read(self._names[number], question, own, found[low:high])
+                mapped = self._map(number)
+                if mapped is not None:
+                    found[low:high] = mapped[own]
+                    continue
+                question = self._table(number).take_offsets(own.tolist())
+                self._read(number, question, own, found[low:high])
         return found[where]
 
     def __getitem__(self, rows: slice) -> Float32Matrix:
@@ -165,20 +175,20 @@ class DirectionRows:
             # In pieces, since LanceDB holds what it reads more than once.
             for low in range(max(start, first), min(stop, end), _BLOCK):
                 own = np.arange(low, min(stop, end, low + _BLOCK)) - first
-                question = self._tables[number].search().offset(int(own[0])).limit(len(own))
+                question = self._table(number).search().offset(int(own[0])).limit(len(own))
                 into = found[low - start : low - start + len(own)]
-                self._read(self._names[number], question, own, into)
+                self._read(number, question, own, into)
         return found
 
     def _read(
-        self, table: str, question: Any, features: npt.NDArray[np.int64], into: Float32Matrix
+        self, number: int, question: Any, features: npt.NDArray[np.int64], into: Float32Matrix
     ) -> None:
         """Put the rows of `features`, which LanceDB is asked for, into `into`."""
         done = 0
         try:
             found = question.select(["feature_id", self._kind]).to_arrow()
         except Exception as error:  # LanceDB raises whatever its Rust half says
-            raise self._damaged(table, error) from error
+            raise self._damaged(number, error) from error
         for batch in found.to_batches():
             rows = slice(done, done + len(batch))
             if not np.array_equal(batch.column("feature_id").to_numpy(), features[rows]):
@@ -187,20 +197,40 @@ class DirectionRows:
             done += len(batch)
         if done < len(features):
             reason = ValueError("it does not hold the features in their order")
-            raise self._damaged(table, reason)
+            raise self._damaged(number, reason)
 
-    def _open(self, connection: Any, vectors: Vectors) -> Any:
-        try:
-            table = connection.open_table(vectors.table)
-            table.checkout(vectors.version)
-        except Exception as error:  # LanceDB raises whatever its Rust half says
-            raise self._damaged(vectors.table, error) from error
-        return table
+    def _table(self, number: int) -> Any:
+        """LanceDB's table of one SAE, opened when it is first asked."""
+        if number not in self._tables:
+            try:
+                table = _connect(self._layout).open_table(self._vectors[number].table)
+                table.checkout(self._vectors[number].version)
+            except Exception as error:  # LanceDB raises whatever its Rust half says
+                raise self._damaged(number, error) from error
+            self._tables[number] = table
+        return self._tables[number]
 
-    def _damaged(self, table: str, error: Exception) -> CorruptDatabaseError:
+    def _map(self, number: int) -> Float32Matrix | None:
+        """The rows of one SAE where they lie, if they do."""
+        vectors = self._vectors[number]
+        plain = vectors.plain
+        offset = getattr(plain, self._kind, None)
+        if plain is None or offset is None:
+            return None
+        if number not in self._mapped:
+            rows = getattr(vectors, self._kind).rows
+            path = self._layout.root / plain.path
+            try:
+                self._mapped[number] = map_rows(path, offset, rows, self.shape[1])
+            except (OSError, ValueError) as error:
+                raise self._damaged(number, error) from error
+        return self._mapped[number]
+
+    def _damaged(self, number: int, error: Exception) -> CorruptDatabaseError:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        folder = _lance_folder(self._layout, self._vectors[number].table)
         return CorruptDatabaseError(
-            f"{_lance_folder(self._layout, table)} is missing or damaged ({first_line}): "
+            f"{folder} is missing or damaged ({first_line}): "
             "run `featuredb verify` to see what else is, and restore it from a copy"
         )
 
@@ -244,6 +274,15 @@ def _lance_files(layout: Layout, table: str) -> tuple[File, ...]:
     """What LanceDB wrote for a table, by path."""
     paths = sorted(p for p in _lance_folder(layout, table).rglob("*") if p.is_file())
     return tuple(File(layout.relative(p), 0, p.stat().st_size, sha256_of(p)) for p in paths)
+
+
+def _plain_rows(layout: Layout, files: Sequence[File], directions: Directions) -> PlainRows | None:
+    """Where the rows lie as they are, if they do."""
+    for file in files:
+        offsets = [find_rows(layout.root / file.path, matrix) for matrix in directions]
+        if offsets != [None, None]:
+            return PlainRows(file.path, *offsets)
+    return None
 
 
 def _remove(layout: Layout, table: str) -> None:

@@ -10,13 +10,8 @@ from featuredb.errors import FeatureDBError, UnfinishedError
 from featuredb.files import storage_errors
 from featuredb.layout import Layout
 from featuredb.lock import write_lock
-from featuredb.snapshot import (
-    Draft,
-    Snapshot,
-    finish_publication,
-    read_snapshot,
-    unfinished_publication,
-)
+from featuredb.snapshot import Draft, Snapshot
+from featuredb.snapshot_files import finish_publication, read_snapshot, unfinished_publication
 from ingest.plan import plan_path, read_plan
 from ingest.unnamed import clean_up
 

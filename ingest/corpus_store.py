@@ -17,8 +17,8 @@ from featuredb.files import folder_in_place, remove_tree
 from featuredb.layout import Layout
 from featuredb.snapshot import Corpus, File
 from featuredb.texts import DOCUMENT_ROW_GROUP, text_hash
+from ingest.contexts import TokenizedBatch
 from ingest.runs import file_entry
-from ingest.tokens import TokenizedBatch
 
 CONTEXT_ROW_GROUP = 512
 """A SQL answer fetches a few dozen contexts from anywhere: small groups keep that cheap."""

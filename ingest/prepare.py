@@ -31,6 +31,7 @@ from featuredb.texts import Texts
 from featuredb.vectors import Directions, table_of, write_vectors
 from ingest.change import next_draft
 from ingest.check import Measured, judge, measure
+from ingest.contexts import TokenizedBatch
 from ingest.corpus_store import CorpusHeader, store_corpus
 from ingest.derive.logits import logit_lens
 from ingest.device_memory import DeviceMemory
@@ -47,7 +48,7 @@ from ingest.publish import now
 from ingest.runs import file_entry
 from ingest.sample import SampleTokens
 from ingest.suspects import Reading
-from ingest.tokens import TokenizedBatch, iter_contexts
+from ingest.tokens import iter_contexts
 from ingest.vocabulary import vocabulary
 
 _TOKENISING_AHEAD = 1

@@ -13,7 +13,8 @@ from featuredb import schemas
 from featuredb.catalog import built_catalog
 from featuredb.freed import give_back
 from featuredb.layout import Layout
-from featuredb.snapshot import Draft, Run, Segment, Snapshot, write_snapshot
+from featuredb.snapshot import Draft, Run, Segment, Snapshot
+from featuredb.snapshot_files import write_snapshot
 from ingest.compact import Compaction, Merge, compact_segments, merge_here, profile_segments
 from ingest.derive.profiles import Profiles
 from ingest.derive.tables import Content, write_derived
@@ -24,6 +25,9 @@ and they are merged into one."""
 
 MEMORY = 1 << 32
 """Bytes to work in where nobody says."""
+
+_KEPT_BACK = 5
+"""One part in so many of the memory is left to the allocators, which keep what was freed."""
 
 POSITIONS = 1 << 32
 """Positions are 32 bits wide within a segment."""
@@ -58,6 +62,7 @@ def publish(
     reader sees nothing of it until ``CURRENT`` is renamed; interrupted anywhere before, calling it
     again starts over.
     """
+    memory -= memory // _KEPT_BACK
     fresh = {sae.name for sae in draft.saes} if changed is None else set(changed)
     live: dict[str, tuple[Segment, ...]] = {}
     profiles: dict[str, Profiles] = {}

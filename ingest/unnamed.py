@@ -9,7 +9,8 @@ from pathlib import Path
 from featuredb.errors import CorruptDatabaseError
 from featuredb.files import remove_tree, storage_errors, sweep
 from featuredb.layout import Layout
-from featuredb.snapshot import Snapshot, kept_numbers, read_snapshot, snapshot_numbers
+from featuredb.snapshot import Snapshot
+from featuredb.snapshot_files import kept_numbers, read_snapshot, snapshot_numbers
 
 
 def clean_up(layout: Layout, snapshot: Snapshot) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from featuredb.feature_major import FeatureMajor
 from featuredb.layout import Layout
 from featuredb.parquet import ParquetFiles
-from featuredb.snapshot import read_snapshot
+from featuredb.snapshot_files import read_snapshot
 from featuredb.verification import verify
 
 

@@ -20,11 +20,11 @@ from featuredb.layout import Layout
 from featuredb.parquet import ParquetFiles
 from featuredb.snapshot import Draft, LoadCheck, Model, Recording, Run, Sae, Snapshot
 from featuredb.vectors import Directions, write_vectors
+from ingest.contexts import TokenizedBatch
 from ingest.corpus_store import CorpusHeader, store_corpus
 from ingest.feature_orders import with_feature_orders
 from ingest.publish import publish
 from ingest.runs import Codes, Extent, Sinks, file_entry, write_run
-from ingest.tokens import TokenizedBatch
 
 Float32 = npt.NDArray[np.float32]
 

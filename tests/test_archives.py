@@ -12,7 +12,7 @@ import pytest
 import featuredb
 from featuredb import schemas
 from featuredb.layout import Layout
-from featuredb.snapshot import read_snapshot
+from featuredb.snapshot_files import read_snapshot
 from tests.archives.packed import HERE, answer, unpack
 
 ARCHIVES = sorted(HERE.glob("format-*/*.tar.gz"))

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import featuredb
 from featuredb.layout import Layout
-from featuredb.snapshot import Snapshot, read_snapshot
+from featuredb.snapshot import Snapshot
+from featuredb.snapshot_files import read_snapshot
 from featuredb.vectors import read_directions
 from ingest.demo.fetch import model_folder, wikipedia_corpus
 from ingest.demo.run import SAE_FOLDER, SENTENCE

@@ -3,8 +3,8 @@
 A macro is pasted in wherever it is used, and what is pasted costs time to plan: about 20
 microseconds for a function, several hundred for one that is a macro itself (``nullif``,
 ``array_to_string``) and for a list's ``[1]``. So a table macro reads a name by
-`featuredb_plain_row`, which gives null for any that is not spelled as names are shown, and only where
-it does goes another way, by `featuredb_row`, which has the errors.
+`featuredb_plain_row`, which gives null for any that is not spelled as names are shown, and only
+where it does goes another way, by `featuredb_row`, which has the errors.
 """
 
 from __future__ import annotations

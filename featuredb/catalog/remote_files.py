@@ -9,7 +9,8 @@ from typing import Any
 from fsspec.spec import AbstractFileSystem
 
 from featuredb.errors import FeatureDBError, RemoteError
-from featuredb.remote import Remote, RemoteFile
+from featuredb.remote import Remote
+from featuredb.remote_file import RemoteFile
 
 _AHEAD_LEAST, _AHEAD_MOST = 1 << 18, 4 << 20
 """Bytes read ahead of a scan: twice as many at every step."""

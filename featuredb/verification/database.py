@@ -10,14 +10,9 @@ from featuredb.errors import CorruptDatabaseError
 from featuredb.freed import give_back
 from featuredb.layout import Layout
 from featuredb.parquet import ParquetFiles
-from featuredb.snapshot import (
-    File,
-    Sae,
-    Snapshot,
-    read_pointer,
-    read_snapshot,
-    unfinished_publication,
-)
+from featuredb.pointer import read_pointer
+from featuredb.snapshot import File, Sae, Snapshot
+from featuredb.snapshot_files import read_snapshot, unfinished_publication
 from featuredb.verification.activations import Lengths, Profile, check_segment
 from featuredb.verification.catalog import check_catalog
 from featuredb.verification.checksums import check_file

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featuredb.snapshot import Sae, Vectors
-from featuredb.vectors import Directions, unit_rows
+from featuredb.snapshot import PlainRows, Sae, Vectors
+from featuredb.vectors import Directions, Float32Matrix, unit_rows
 from featuredb.verification.remedies import RESTORE
 from featuredb.verification.report import Problem
 from featuredb.verification.scope import Scope, first_line
@@ -21,7 +21,7 @@ reads beyond them. With 100 MB to work in, 120 MB were measured."""
 
 
 def check_directions(scope: Scope, sae: Sae, vectors: Vectors) -> Iterator[Problem]:
-    """Every row of one SAE's table, rounded, is the matrices' row."""
+    """Every row of one SAE's table, rounded, is the matrices' row, and lies where it is said to."""
     where = f"vectors.lance/{vectors.table}.lance"
     kept = {
         name: np.load(scope.layout.root / getattr(vectors, name).path, mmap_mode="r")
@@ -37,8 +37,13 @@ def check_directions(scope: Scope, sae: Sae, vectors: Vectors) -> Iterator[Probl
         for start in range(0, sae.d_sae, block):
             stop = min(sae.d_sae, start + block)
             for name, matrix in kept.items():
-                if not _same(_rows(table, name, start, stop), name, matrix[start:stop]):
+                rows = _matrix(_rows(table, name, start, stop), name)
+                if not np.array_equal(unit_rows(rows).astype(np.float16), matrix[start:stop]):
                     said = f"its {name} directions are not those of {getattr(vectors, name).path}"
+                    yield Problem(where, said, RESTORE)
+                    return
+                if not _lie(scope, vectors.plain, name, start, rows):
+                    said = f"its {name} directions are not where the snapshot says"
                     yield Problem(where, said, RESTORE)
                     return
     except Exception as error:  # LanceDB raises whatever its Rust half says
@@ -61,9 +66,20 @@ def _rows(table: Any, name: str, start: int, stop: int) -> pa.Table:
     return found.sort_by("feature_id").combine_chunks()
 
 
-def _same(rows: pa.Table, name: str, kept: Any) -> bool:
+def _matrix(rows: pa.Table, name: str) -> Float32Matrix:
     column = rows.column(name).combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0)
-    matrix = column.flatten().to_numpy().reshape(len(rows), -1)
-    return bool(np.array_equal(unit_rows(matrix).astype(np.float16), kept))
+    matrix: Float32Matrix = column.flatten().to_numpy().reshape(len(rows), -1)
+    return matrix
+
+
+def _lie(scope: Scope, plain: PlainRows | None, name: str, start: int, rows: Float32Matrix) -> bool:
+    """Whether `rows` are what lies in the file from row `start` on, if any are said to."""
+    offset = getattr(plain, name, None)
+    if plain is None or offset is None:
+        return True
+    # Read, not mapped: what is mapped would count as memory.
+    first = offset + start * rows[0].nbytes
+    found = np.fromfile(scope.layout.root / plain.path, np.float32, rows.size, offset=first)
+    return found.tobytes() == rows.tobytes()

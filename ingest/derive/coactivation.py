@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featuredb import schemas
+from featuredb.freed import give_back
 from featuredb.layout import Layout
 from featuredb.parquet import ParquetFiles
 from featuredb.snapshot import Segment
@@ -46,21 +47,24 @@ def coactivation(
     """Rows of NEIGHBORS: per feature the features of highest Jaccard index, ties by feature id.
 
     Counts are exact: every recorded token is counted. Features that never fire have no rows.
-    memory: bytes to work in, half of them for the table of pair counts. Where d_sae² counts of 4
-    bytes fit, one pass over the tokens fills it; else each pass fills the rows that do.
+    memory: bytes to work in, three fifths of them for the table of pair counts. Where d_sae² counts
+    of 4 bytes fit, one pass over the tokens fills it; else each pass fills the rows that do.
     """
     counts = np.zeros(d_sae, np.int64)
     for segment in segments:
         offsets = np.load(layout.root / segment.directory.path).astype(np.int64)
         counts += offsets[1:] - offsets[:-1]
-    block = max(1, min(d_sae, memory // 2 // (4 * d_sae)))
+    for_pairs = memory * 3 // 5
+    block = max(1, min(d_sae, for_pairs // (4 * d_sae)))
     found = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for first in range(0, d_sae, block):
             together = np.zeros((min(block, d_sae - first), d_sae), np.int32)
             half = len(together) == d_sae
-            for rows in _token_rows(layout, segments, bits, memory // 2):
+            for rows in _token_rows(layout, segments, bits, memory - for_pairs):
                 _count(pool, rows, first, half, together)
+                # Each thread's heap would keep what its largest piece took.
+                give_back()
             if half:
                 _mirror(together)
             found.append(_best(pool, first, together, counts))

@@ -166,8 +166,9 @@ def _windows(
     parts = windows(texts, draft.corpora, content.profiles[sae.name].examples, sae.d_sae)
     for number, part in enumerate(parts):
         path = folder / f"windows.{table_of(sae.name)}.{number:04d}.parquet"
-        write_windows(part.rows, path)
-        entry = file_entry(layout, path, folder, final, part.rows.num_rows)
+        write_windows(part.tables, path)
+        give_back()
+        entry = file_entry(layout, path, folder, final, part.rows)
         written.append(FeatureFile(entry, part.first_feature, part.end_feature, part.first_row))
     return tuple(written)
 
@@ -222,7 +223,8 @@ def _coactivation(layout: Layout, content: Content) -> pa.Table:
                 sae.d_sae,
                 content.segments[sae.name],
                 content.draft.position_bits,
-                content.memory,
+                # The rest is for what merging found, which is held until it is written.
+                content.memory * 3 // 5,
             )
         tables.append(before)
     return pa.concat_tables(tables)

@@ -6,7 +6,7 @@ and spell its tokens. In SQL that costs more the larger the corpus; so it is don
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,16 +26,23 @@ ROWS_PER_FILE = 1 << 15
 
 _ROW_GROUP = 512
 
+_ROWS_AT_ONCE = 8 * _ROW_GROUP
+"""Rows spelled and written at a time, some 2.7 kB each."""
+
 _Ints = npt.NDArray[np.int64]
 
 
 class Part(NamedTuple):
-    """Rows of WINDOWS of features first_feature <= id < end_feature."""
+    """The windows of features first_feature <= id < end_feature, `rows` of them.
+
+    tables: rows of WINDOWS, to be asked for once.
+    """
 
     first_feature: int
     end_feature: int
     first_row: int
-    rows: pa.Table
+    rows: int
+    tables: Iterator[pa.Table]
 
 
 def windows(
@@ -53,23 +60,28 @@ def windows(
     while first < d_sae:
         most = int(before[first]) + ROWS_PER_FILE
         end = max(first + 1, int(np.searchsorted(before, most, side="right")) - 1)
-        start = int(before[first])
-        rows = top.slice(start, int(before[end]) - start).combine_chunks()
-        yield Part(first, end, start, _windows(texts, corpora, words, rows))
+        start, stop = int(before[first]), int(before[end])
+        pieces = (
+            top.slice(low, min(_ROWS_AT_ONCE, stop - low)).combine_chunks()
+            for low in range(start, stop, _ROWS_AT_ONCE)
+        )
+        tables = (_windows(texts, corpora, words, piece) for piece in pieces)
+        yield Part(first, end, start, stop - start, tables)
         first = end
 
 
-def write_windows(rows: pa.Table, path: Path) -> None:
+def write_windows(tables: Iterable[pa.Table], path: Path) -> None:
     """One file of WINDOWS. Only what is searched has statistics: DuckDB reads all there are."""
-    pq.write_table(
-        rows,
+    with pq.ParquetWriter(
         path,
-        row_group_size=_ROW_GROUP,
+        schemas.WINDOWS,
         compression="zstd",
         use_dictionary=["tokens.list.element"],
         write_statistics=["feature_id"],
         data_page_version="2.0",
-    )
+    ) as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=_ROW_GROUP)
 
 
 def _windows(texts: Texts, corpora: Sequence[Corpus], words: pa.Array, top: pa.Table) -> pa.Table:

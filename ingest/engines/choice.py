@@ -11,7 +11,7 @@ import torch
 from featuredb.layout import Layout
 from ingest.engines.local import Local
 from ingest.engines.processes import Processes
-from ingest.engines.ray import Cluster
+from ingest.engines.ray.cluster import Cluster
 from ingest.engines.worker import job_of
 from ingest.engines.workers import Workers
 from ingest.inputs import Reader

@@ -20,7 +20,7 @@ import numpy as np
 
 import featuredb
 from featuredb import schemas
-from featuredb.api import Database
+from featuredb.database import Database
 from tests.archives.packed import HERE, Question, answer, pack
 from tests.make_store import MadeSae, World, make_store
 from tests.tiny import tiny_model, tiny_sae, write_jsonl

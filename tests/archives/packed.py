@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from featuredb.api import Database
+from featuredb.database import Database
 
 HERE = Path(__file__).parent
 

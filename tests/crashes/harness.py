@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from featuredb.errors import DatabaseNotFoundError, DatabaseNotReadyError
 from featuredb.layout import Layout
-from featuredb.snapshot import read_snapshot
+from featuredb.snapshot_files import read_snapshot
 from tests.content import logical_content
 from tests.crashes.steps import STEPS, Death, Scene, Stage, copy
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import featuredb
-from featuredb.api import Database
+from featuredb.database import Database
 from tests.content import activations
 
 K = 60

@@ -12,7 +12,8 @@ import pytest
 
 from featuredb.files import write_atomically
 from featuredb.layout import Layout
-from featuredb.snapshot import File, Snapshot, finish_publication, read_snapshot
+from featuredb.snapshot import File, Snapshot
+from featuredb.snapshot_files import finish_publication, read_snapshot
 from ingest import prepare
 from ingest.plan import Plan
 from tests.crashes.steps import STEPS, Scene

@@ -18,7 +18,7 @@ import featuredb
 from featuredb import schemas, snapshot
 from featuredb.files import temporary_name
 from featuredb.layout import Layout
-from featuredb.snapshot import read_snapshot
+from featuredb.snapshot_files import read_snapshot
 from featuredb.store import Store
 from ingest.plan import plan_path, summary_path
 from ingest.prepare import logits_path

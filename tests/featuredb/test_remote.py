@@ -33,7 +33,10 @@ from featuredb.errors import (
     RemoteError,
     StorageError,
 )
-from featuredb.remote import RangedArray, Remote, RemoteFile
+from featuredb.remote import Remote
+from featuredb.remote_arrays import RangedArray, remote_array
+from featuredb.remote_file import RemoteFile
+from featuredb.remote_snapshot import PUSHING, read_remote_snapshot
 from featuredb.snapshot import Snapshot
 from featuredb.urls import is_url, local_folder
 from tests.make_store import make_store
@@ -171,7 +174,7 @@ def test_rows_of_an_array_are_those_of_the_array(
     array = np.arange(24, dtype=np.int64).reshape(12, 2)
     buffer = io.BytesIO()
     np.save(buffer, array)
-    found = remote.remote_array(_remote(memory, buffer.getvalue(), "a.npy"), "a.npy")
+    found = remote_array(_remote(memory, buffer.getvalue(), "a.npy"), "a.npy")
     assert isinstance(cast("Any", found), RangedArray)
     np.testing.assert_array_equal(found[key], array[key])
     np.testing.assert_array_equal(np.asarray(found), array)
@@ -289,7 +292,7 @@ def test_nothing_there(object_store: ObjectStore, memory: Any) -> None:
 
 
 def test_a_push_under_way(memory: Any) -> None:
-    memory.pipe_file(f"/half/{remote.PUSHING}", b"{}")
+    memory.pipe_file(f"/half/{PUSHING}", b"{}")
     with pytest.raises(DatabaseNotReadyError, match="still being pushed"):
         featuredb.open("memory://half")
 
@@ -381,7 +384,7 @@ def test_the_command_line_reads_urls_and_says_one_line(
 def test_sizes_come_from_the_snapshot(memory: Any, folder: Path) -> None:
     _copy(memory, folder, "/my.fdb")
     found = Remote("memory://my.fdb")
-    snapshot = remote.read_remote_snapshot(found)
+    snapshot = read_remote_snapshot(found)
     assert isinstance(snapshot, Snapshot)
     assert found.size(snapshot.vocabulary.path) == snapshot.vocabulary.bytes
     assert not found.knows("CURRENT")

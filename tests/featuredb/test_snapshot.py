@@ -17,7 +17,7 @@ from featuredb.errors import (
 )
 from featuredb.layout import Layout
 from featuredb.pointer import Pointer
-from featuredb.snapshot import read_snapshot, write_snapshot
+from featuredb.snapshot_files import read_snapshot, write_snapshot
 from tests.make_store import MadeSae, World, make_store
 
 

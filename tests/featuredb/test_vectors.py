@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from featuredb.errors import CorruptDatabaseError
 from featuredb.layout import Layout
+from featuredb.plain_rows import find_rows
 from featuredb.vectors import (
     DirectionRows,
+    Directions,
     comparable,
     drop_vectors,
     free_table,
@@ -68,6 +70,39 @@ def test_what_is_written_is_listed_and_read_back(tmp_path: Path) -> None:
         assert np.array_equal(getattr(read_directions(layout, vectors), kind), matrix)
         half = np.load(tmp_path / getattr(vectors, kind).path)
         assert np.array_equal(half, unit_rows(matrix).astype(np.float16))
+
+
+def test_rows_are_found_where_lancedb_put_them(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    written = Directions(made_directions(5_000, 96).decoder, made_directions(5_000, 8).encoder)
+    vectors = write_vectors(layout, "a", written)
+    assert vectors.plain is not None
+    assert vectors.plain.decoder is not None
+    assert vectors.plain.encoder is None
+    for kind, matrix in zip(written._fields, written, strict=True):
+        asked = np.array([4_999, 0, 17, 17, 2_500])
+        told = DirectionRows(layout, [vectors], kind).take(asked)
+        lance = DirectionRows(layout, [msgspec.structs.replace(vectors, plain=None)], kind)
+        assert np.array_equal(told, matrix[asked])
+        assert np.array_equal(lance.take(asked), matrix[asked])
+
+
+def test_rows_that_are_not_there_are_not_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((9_000, 4)).astype(np.float32)
+    matrix[:3] = 0
+    path = tmp_path / "file"
+    path.write_bytes(b"\0" * 100 + matrix[:4].tobytes() + b"four" + matrix.tobytes() + b"end")
+    assert find_rows(path, matrix) == 100 + 64 + 4
+    path.write_bytes(b"odd" + matrix.tobytes())
+    assert find_rows(path, matrix) is None
+    torn = matrix.copy()
+    torn[8_000, 3] += 1
+    path.write_bytes(torn.tobytes() + matrix[:-1].tobytes())
+    assert find_rows(path, matrix) is None
+    path.write_bytes(np.zeros((10, 4), np.float32).tobytes())
+    assert find_rows(path, np.zeros((5, 4), np.float32)) is None
+    assert find_rows(path, np.empty((0, 4), np.float32)) is None
 
 
 def test_another_table_changes_no_file_of_the_first(tmp_path: Path) -> None:
@@ -128,7 +163,18 @@ def test_a_missing_table_and_one_of_other_rows_are_named(tmp_path: Path) -> None
         DirectionRows(layout, [longer], "decoder")[15:25]
     shutil.rmtree(tmp_path / "vectors.lance" / "one.lance")
     with pytest.raises(CorruptDatabaseError, match=r"one\.lance is missing or damaged"):
-        DirectionRows(layout, [vectors], "decoder")
+        DirectionRows(layout, [vectors], "decoder").take(np.array([0]))
+
+
+def test_a_file_that_is_gone_or_cut_is_named(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    vectors = write_vectors(layout, "one", made_directions(200, 64))
+    assert vectors.plain is not None
+    path = tmp_path / vectors.plain.path
+    for damage in (lambda: path.write_bytes(path.read_bytes()[:9_000]), path.unlink):
+        damage()
+        with pytest.raises(CorruptDatabaseError, match=r"one\.lance is missing or damaged"):
+            DirectionRows(layout, [vectors], "encoder").take(np.array([0]))
 
 
 def test_which_saes_are_comparable() -> None:

@@ -27,7 +27,8 @@ from featuredb.catalog import build_catalog
 from featuredb.errors import DatabaseNotFoundError, DatabaseNotReadyError, OptionError
 from featuredb.layout import Layout
 from featuredb.pointer import Pointer
-from featuredb.snapshot import Snapshot, read_snapshot, write_snapshot
+from featuredb.snapshot import Snapshot
+from featuredb.snapshot_files import read_snapshot, write_snapshot
 from featuredb.verification import database, verify
 from tests.make_store import MadeSae, World, make_store
 

@@ -29,7 +29,8 @@ from ingest.engines.dispatch import (
     dispatch,
 )
 from ingest.engines.processes import ProcessCrew
-from ingest.engines.ray import Share, connection, share_of
+from ingest.engines.ray.connection import connection
+from ingest.engines.ray.share import Share, share_of
 from ingest.engines.worker import Job, Worker, job_of
 from ingest.inputs import load_inputs
 from ingest.options import IngestOptions

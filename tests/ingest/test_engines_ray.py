@@ -22,10 +22,13 @@ import pytest
 
 from featuredb.errors import IngestError
 from featuredb.layout import Layout
-from featuredb.snapshot import read_snapshot
+from featuredb.snapshot_files import read_snapshot
 from ingest import compact, prepare
-from ingest.engines import ray as engine
-from ingest.engines.ray import RayCrew, connection
+from ingest.engines.ray import cluster as engine
+from ingest.engines.ray import crew as workers
+from ingest.engines.ray.connection import LOCAL_ENVIRONMENT, LOOPBACK_ENVIRONMENT, connection
+from ingest.engines.ray.crew import RayCrew
+from ingest.engines.ray.share import share_of
 from ingest.options import IngestOptions
 from ingest.pipeline import ingest
 from tests.content import assert_same_content
@@ -177,11 +180,11 @@ def test_a_cluster_that_gives_no_worker_ends_the_ingest(
     other = cluster.remote(Other).options(num_cpus=cores).remote()
     cluster.get(other.here.remote())
     path, told = tmp_path / "ray.fdb", replace(inputs, engine="ray", workers=2, progress=True)
-    each = engine.share_of({"CPU": cores}, 2, 0.0).cpus
+    each = share_of({"CPU": cores}, 2, 0.0).cpus
     asked = f"(each asks for {each:g} cores, 0 of {cores:g} are free)"
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "START_S", 3.0)
-        patch.setattr(engine, "_PATIENCE_S", 1.0)
+        patch.setattr(workers, "START_S", 3.0)
+        patch.setattr(workers, "_PATIENCE_S", 1.0)
         with pytest.raises(IngestError, match="started no worker in") as raised:
             ingest(path, told)
     assert asked in str(raised.value)
@@ -195,13 +198,13 @@ def test_a_cluster_that_gives_no_worker_ends_the_ingest(
 def test_workers_without_featuredb_end_the_ingest(
     inputs: IngestOptions, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Elsewhere(engine.Actor):
+    class Elsewhere(workers.Actor):
         """As on a node where the package is missing: it fails as its process makes it."""
 
         def __init__(self) -> None:
             raise ModuleNotFoundError("No module named 'ingest'")
 
-    monkeypatch.setattr(engine, "Actor", Elsewhere)
+    monkeypatch.setattr(workers, "Actor", Elsewhere)
     path = tmp_path / "ray.fdb"
     said = r"cannot start \(ModuleNotFoundError: No module named 'ingest'\): install this release"
     with pytest.raises(IngestError, match=said):
@@ -224,7 +227,7 @@ ingest(path, IngestOptions(corpus=corpus, model=model, saes=[sae, other], names=
 def _environment() -> dict[str, str]:
     """Of processes that find this featuredb, and share a token."""
     return os.environ | {
-        "PYTHONPATH": str(Path(engine.__file__).parents[2]),
+        "PYTHONPATH": str(Path(engine.__file__).parents[3]),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "5f" * 32,
     }
@@ -245,7 +248,7 @@ def _running_cluster(folder: Path) -> Iterator[tuple[str, int]]:
             told,
             stdout=file,
             stderr=file,
-            env=_environment() | engine._LOCAL_ENVIRONMENT,
+            env=_environment() | LOCAL_ENVIRONMENT,
             start_new_session=True,
         )
     try:
@@ -317,7 +320,7 @@ def test_a_cluster_that_is_there_is_used_and_left_running(
             [sys.executable, "-c", _SEEN, address],
             capture_output=True,
             text=True,
-            env=_environment() | engine._LOOPBACK_ENVIRONMENT,
+            env=_environment() | LOOPBACK_ENVIRONMENT,
             timeout=120,
         )
         assert seen.stdout.split() == ["127.0.0.1", "2.0"], seen.stderr

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import featuredb
 from featuredb.layout import Layout
-from featuredb.snapshot import read_snapshot
+from featuredb.snapshot_files import read_snapshot
 from ingest.hooks import forward_to_hooks, resolve_hook
 from ingest.model import LoadedModel, bos_token_id, load_model, unembedding
 from ingest.options import IngestOptions

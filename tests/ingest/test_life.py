@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -28,7 +27,7 @@ from featuredb.errors import (
     UnknownFeatureError,
 )
 from featuredb.layout import Layout
-from featuredb.snapshot import read_snapshot
+from featuredb.snapshot_files import read_snapshot
 from ingest import partition, prepare
 from ingest.change import next_draft
 from ingest.options import IngestOptions
@@ -119,6 +118,18 @@ def derived_anew(path: Path, into: Path) -> Path:
     segments = {sae.name: base.segments_of(sae.name) for sae in base.saes}
     publish(layout, next_draft(base, "again"), segments, logits, base.runs, lambda _: None)
     return into
+
+
+def files_of(path: Path) -> dict[Path, int]:
+    """When each file of a database was last changed, but for the lock, which every change takes."""
+    files = {p.relative_to(path): p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
+    files.pop(Path("LOCK"), None)
+    return files
+
+
+def interrupt(*_: object, **__: object) -> None:
+    """In place of a step of an ingest."""
+    raise KeyboardInterrupt
 
 
 def test_growing_in_any_order_gives_the_same(world: World, grown: Path, tmp_path: Path) -> None:
@@ -277,9 +288,6 @@ def test_an_unfinished_change_goes_on_or_is_given_up(
             return featuredb.append(path, world.corpus("b"), check=False)
         return featuredb.add_saes(path, [world.sae("two")], ["two"], check=False)
 
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr("ingest.pipeline.publish", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -309,9 +317,6 @@ def test_giving_up_leaves_the_database_as_it_was(
     path = Path(shutil.copytree(first, tmp_path / "cut.fdb"))
     before = {p.relative_to(path) for p in path.rglob("*") if p.is_file()}
 
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr("ingest.pipeline.publish", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -321,81 +326,81 @@ def test_giving_up_leaves_the_database_as_it_was(
     assert_same_content(path, first)
 
 
-def refusals(world: World) -> Mapping[str, tuple[type[Exception], str, Any]]:
-    return {
-        "the same corpus": (
-            IngestError, "already, as corpus 0",
-            lambda path: featuredb.append(path, world.corpus("a"), max_tokens=50),
-        ),
-        "a corpus that is not there": (
-            IngestError, "nowhere",
-            lambda path: featuredb.append(path, str(world.folder / "nowhere.jsonl")),
-        ),
-        "contexts that do not fit": (
-            IngestError, "context size 128 is more than the 32",
-            lambda path: featuredb.append(path, world.corpus("b"), context_size=128),
-        ),
-        "another SAE": (
-            SaeError, "is not the one of this database",
-            lambda path: featuredb.append(path, world.corpus("b"), saes=[world.sae("two")]),
-        ),
-        "another model": (
-            ModelError, "is not the one this database was ingested with",
-            lambda path: featuredb.append(
-                path, world.corpus("b"), model=str(tiny_model(world.folder / "other", seed=9))
-            ),
-        ),
-        "a name that is taken": (
-            IngestError, "has an SAE named 'one'",
-            lambda path: featuredb.add_saes(path, [world.sae("two")], ["one"]),
-        ),
-        "an SAE that is not there": (
-            UnknownFeatureError, "there is no SAE 'three'",
-            lambda path: featuredb.drop(path, sae="three"),
-        ),
-        "the last SAE": (
-            DatabaseError, "is the only one",
-            lambda path: featuredb.drop(path, sae="one"),
-        ),
-        "a corpus id that is not there": (
-            DatabaseError, "there is no corpus '7'",
-            lambda path: featuredb.drop(path, corpus="7"),
-        ),
-        "the last corpus": (
-            DatabaseError, "is the only one",
-            lambda path: featuredb.drop(path, corpus="0"),
-        ),
-        "too little memory": (
-            OptionError, "at least 100MB",
-            lambda path: featuredb.compact(path, memory="1MB"),
-        ),
-        "time running backwards": (
-            OptionError, "negative",
-            lambda path: featuredb.vacuum(path, grace=timedelta(hours=-1)),
-        ),
-    }  # fmt: skip
+class Refusal(NamedTuple):
+    """A change that is refused, and what the one line says."""
+
+    what: str
+    error: type[Exception]
+    words: str
+    change: Callable[[World, Path], object]
+    grown: bool = False
+    """Of the database with all its segments, rather than the first."""
 
 
-@pytest.mark.parametrize("what", list(refusals(World(Path()))))
+REFUSALS = [
+    Refusal(
+        "the same corpus", IngestError, "already, as corpus 0",
+        lambda world, path: featuredb.append(path, world.corpus("a"), max_tokens=50),
+    ),
+    Refusal(
+        "a corpus that is not there", IngestError, "nowhere",
+        lambda world, path: featuredb.append(path, str(world.folder / "nowhere.jsonl")),
+    ),
+    Refusal(
+        "contexts that do not fit", IngestError, "context size 128 is more than the 32",
+        lambda world, path: featuredb.append(path, world.corpus("b"), context_size=128),
+    ),
+    Refusal(
+        "another SAE", SaeError, "is not the one of this database",
+        lambda world, path: featuredb.append(path, world.corpus("b"), saes=[world.sae("two")]),
+    ),
+    Refusal(
+        "another model", ModelError, "is not the one this database was ingested with",
+        lambda world, path: featuredb.append(
+            path, world.corpus("b"), model=str(tiny_model(world.folder / "other", seed=9))
+        ),
+    ),
+    Refusal(
+        "a name that is taken", IngestError, "has an SAE named 'one'",
+        lambda world, path: featuredb.add_saes(path, [world.sae("two")], ["one"]),
+    ),
+    Refusal(
+        "an SAE that is not there", UnknownFeatureError, "there is no SAE 'three'",
+        lambda world, path: featuredb.drop(path, sae="three"),
+    ),
+    Refusal(
+        "the last SAE", DatabaseError, "is the only one",
+        lambda world, path: featuredb.drop(path, sae="one"),
+    ),
+    Refusal(
+        "a corpus id that is not there", DatabaseError, "there is no corpus '7'",
+        lambda world, path: featuredb.drop(path, corpus="7"),
+    ),
+    Refusal(
+        "the last corpus", DatabaseError, "is the only one",
+        lambda world, path: featuredb.drop(path, corpus="0"),
+    ),
+    Refusal(
+        "too little memory", OptionError, "at least 100MB",
+        lambda world, path: featuredb.compact(path, memory="1MB"), grown=True,
+    ),
+    Refusal(
+        "time running backwards", OptionError, "negative",
+        lambda world, path: featuredb.vacuum(path, grace=timedelta(hours=-1)),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.what)
 def test_refused_in_one_line_and_nothing_changes(
-    world: World, first: Path, tmp_path: Path, what: str
+    world: World, first: Path, grown: Path, tmp_path: Path, refusal: Refusal
 ) -> None:
-    path = Path(shutil.copytree(first, tmp_path / "kept.fdb"))
-    before = {p.relative_to(path): p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
-    before.pop(Path("LOCK"), None)
-    error, words, change = refusals(world)[what]
-    if what == "too little memory":
-        snapshot = read_snapshot(Layout(path))
-        assert msgspec.json.encode(snapshot)
-        featuredb.append(path, world.corpus("b"), check=False)
-        before = {}
-    with pytest.raises(error, match=words) as caught:
-        change(path)
+    path = Path(shutil.copytree(grown if refusal.grown else first, tmp_path / "kept.fdb"))
+    before = files_of(path)
+    with pytest.raises(refusal.error, match=refusal.words) as caught:
+        refusal.change(world, path)
     assert "\n" not in str(caught.value)
-    after = {p.relative_to(path): p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
-    after.pop(Path("LOCK"), None)
-    if before:
-        assert after == before
+    assert files_of(path) == before
 
 
 def test_the_commands_say_what_they_did(world: World, first: Path, tmp_path: Path) -> None:

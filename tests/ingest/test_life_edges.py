@@ -27,7 +27,7 @@ from featuredb.errors import (
 )
 from featuredb.layout import Layout
 from featuredb.lock import write_lock
-from featuredb.snapshot import read_snapshot
+from featuredb.snapshot_files import read_snapshot
 from tests.content import assert_same_content
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 

@@ -24,7 +24,7 @@ from featuredb.errors import (
 )
 from featuredb.layout import Layout
 from featuredb.lock import write_lock
-from featuredb.snapshot import read_snapshot
+from featuredb.snapshot_files import read_snapshot
 from ingest import extract, partition, prepare, publish
 from ingest.options import IngestOptions
 from ingest.pipeline import ingest

@@ -11,11 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 import featuredb
-from featuredb.api import Database
 from featuredb.cli import main
+from featuredb.database import Database
 from featuredb.errors import DatabaseNotFoundError
 from featuredb.layout import Layout
-from featuredb.snapshot import Draft, Segment, read_snapshot, write_snapshot
+from featuredb.snapshot import Draft, Segment
+from featuredb.snapshot_files import read_snapshot, write_snapshot
 from featuredb.store import Store
 from ingest.compact import Compaction, Merge, compact_segments
 from ingest.recompact import compact

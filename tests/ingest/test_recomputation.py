@@ -15,7 +15,7 @@ import pytest
 import featuredb
 from featuredb.errors import MissingExtraError, ModelError, OptionError, SaeError
 from featuredb.layout import Layout
-from featuredb.snapshot import read_snapshot
+from featuredb.snapshot_files import read_snapshot
 from featuredb.verification import Report, verify
 from ingest import live, recomputation
 from ingest.recomputation import compare
@@ -134,7 +134,7 @@ def test_what_is_needed_for_it(
     def absent(module: str, purpose: str) -> Any:
         raise MissingExtraError(f"{purpose} needs torch")
 
-    monkeypatch.setattr(featuredb.api, "_needs", absent)
+    monkeypatch.setattr(featuredb.api, "needs", absent)
     with pytest.raises(MissingExtraError, match="comparing with the model needs torch"):
         featuredb.verify(plain, source=1)
     assert verify(plain).ok

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from featuredb.errors import CorpusError
+from ingest.contexts import TokenizedBatch
 from ingest.corpus import open_corpus
 from ingest.tokens import (
-    TokenizedBatch,
     cut_tokens,
     iter_contexts,
     tokenize_batch,

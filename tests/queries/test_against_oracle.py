@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import featuredb
-from featuredb.api import Database
+from featuredb.database import Database
 from tests.make_store import World, make_store
 from tests.oracle import Oracle, Row
 from tests.queries.worlds import worlds

@@ -12,7 +12,8 @@ import pytest
 import featuredb
 from featuredb.errors import QueryError, UnknownFeatureError
 from featuredb.layout import Layout
-from featuredb.snapshot import Snapshot, read_snapshot, write_snapshot
+from featuredb.snapshot import Snapshot
+from featuredb.snapshot_files import read_snapshot, write_snapshot
 from featuredb.vectors import Directions
 from ingest.derive.index import RECALL, write_indexes
 from tests.directions import a_world, clustered, cosines_of_all, made_directions

@@ -16,7 +16,7 @@ import pytest
 
 import featuredb
 from featuredb import remote
-from featuredb.api import Database
+from featuredb.database import Database
 from featuredb.errors import CorruptDatabaseError
 from featuredb.results import Answer, Rows
 from tests.make_store import MadeSae, World, make_store

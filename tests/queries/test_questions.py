@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace as replace_struct
 
 import featuredb
-from featuredb.api import Database
+from featuredb.database import Database
 from featuredb.errors import (
     CorruptDatabaseError,
     QueryError,

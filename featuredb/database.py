@@ -1,0 +1,245 @@
+"""The handle of an open database: every question that can be asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from featuredb.extras import needs
+from featuredb.remote import Remote
+from featuredb.snapshot import Sae, Snapshot
+from featuredb.store import Store
+from featuredb.urls import local_folder
+
+if TYPE_CHECKING:
+    import duckdb
+    import numpy.typing as npt
+
+    from featuredb.results import (
+        Activations,
+        FeatureCard,
+        Firing,
+        Info,
+        Neighbors,
+        SearchHits,
+        TopContexts,
+    )
+
+Feature = int | str
+"""A number where the database has one SAE, else ``"sae_name/1234"``."""
+
+
+class Database:
+    """A database opened read-only, pinned to the snapshot it had when it was opened.
+
+    Usable as a context manager; pickles as its path and snapshot. The columns of an answer, with
+    their types, are in the docstring of its class (`featuredb.results`); an answer without rows
+    has them all. Every question raises `QueryError` for what cannot be answered as asked, a bad k
+    among it, and `CorruptDatabaseError` when a file is damaged.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @property
+    def path(self) -> Path:
+        """The database's folder, absolute. Raises `StorageError` for one behind a URL."""
+        root = self._store.root
+        return root if isinstance(root, Path) else local_folder(root.url, "its path")
+
+    @property
+    def location(self) -> Path | Remote:
+        """Where the database is: its folder, or what stands for its URL, which `str` gives."""
+        return self._store.root
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Everything this database is pinned to: provenance, corpora, SAEs, files."""
+        return self._store.snapshot
+
+    @property
+    def saes(self) -> tuple[Sae, ...]:
+        """The SAEs, in the order that breaks ties between them."""
+        return self._store.snapshot.saes
+
+    def top_contexts(
+        self,
+        feature: Feature,
+        k: int = 20,
+        window: int = 16,
+        where: str | None = None,
+        min_activation: float | None = None,
+        max_activation: float | None = None,
+    ) -> TopContexts:
+        """The k contexts in which a feature is most active, with the tokens around each peak.
+
+        window: tokens shown either side of the first token that reaches the context's maximum.
+        where: a SQL condition on columns of documents and contexts, as in
+        ``"topic = 'History'"``. min_activation and max_activation: bounds on the context's
+        maximum, both inclusive.
+
+        One row per context, by maximum descending, ties by context id. Raises
+        `UnknownFeatureError`, and `SQLError` for a condition that DuckDB refuses.
+        """
+        from queries.top_contexts import top_contexts
+
+        return top_contexts(self._store, feature, k, window, where, min_activation, max_activation)
+
+    def activations(self, feature: Feature) -> Activations:
+        """Every stored activation of a feature: context_id, token_index and activation.
+
+        By context id, then token index; no rows for a feature that never fires. All of them are
+        in memory at once, 16 bytes each and as much again while they are read: a part of a
+        dense feature's is had by `sql`, from the macro ``feature_activations``. Raises
+        `UnknownFeatureError`.
+        """
+        from queries.feature_contexts import activations
+
+        return activations(self._store, feature)
+
+    def near(
+        self, feature: Feature, k: int = 20, by: str = "decoder", *, exact: bool = False
+    ) -> Neighbors:
+        """The k features nearest to one, by ``decoder``, ``encoder`` or ``coactivation``.
+
+        The score is a cosine; of co-activation the Jaccard index of the sets of active tokens, of
+        which the 50 highest are kept. More than 50 by direction are searched for, through an
+        approximate index where the database is large enough to have one, unless `exact`: the
+        answer's `method` says how. By score descending, ties by SAE and feature id; the feature
+        itself is not among them. Raises `UnknownFeatureError`.
+        """
+        from queries.near import near
+
+        return near(self._store, feature, k, by, exact=exact)
+
+    def near_vector(
+        self,
+        vector: Sequence[float] | npt.NDArray[Any],
+        k: int = 20,
+        by: str = "decoder",
+        sae: str | None = None,
+        *,
+        exact: bool = False,
+    ) -> Neighbors:
+        """The k features whose ``decoder`` or ``encoder`` directions are nearest to a vector.
+
+        vector: as many numbers as a direction has. sae: whose directions, and those of all SAEs
+        that read and write the same hooks; needed where the database has directions of that length
+        at several. exact, the score and the order are those of `near`. Raises
+        `UnknownFeatureError` for an unknown SAE, `QueryError` for a vector of another length, with
+        values that are not finite, or of zeros only.
+        """
+        from queries.near import near_vector
+
+        return near_vector(self._store, vector, k, by, sae, exact=exact)
+
+    def fires_on(self, text: str, k: int = 20) -> Firing:
+        """The k most specific features on a text.
+
+        A text that is a stored document's is answered from the store; any other goes through the
+        model and the SAEs, which needs the extra ``featuredb[ingest]``. token_index counts the
+        text's tokens, BOS not among them. By specificity (`queries.firing`) descending, ties by
+        SAE and feature id.
+
+        Raises `MissingExtraError` without the extra, `ModelError` and `SaeError` where the model
+        or an SAE is gone or has changed since the ingest.
+        """
+        from queries.checks import check_k, check_text
+        from queries.fires import fires_in_document, stored_document
+        from queries.firing import Active, rank_firing
+
+        k = check_k(k)
+        check_text(text, "what fires_on is given")
+        document = stored_document(self._store, text)
+        if document is not None:
+            return fires_in_document(self._store, document, k)
+        live = needs("ingest.live", "reading new text")
+        found = live.encode_text(self.snapshot, text, self._store.texts.token_texts)
+        active = [Active(self.snapshot.sae(e.sae), *e[1:]) for e in found.encoded]
+        return rank_firing(self._store, active, found.tokens, k)
+
+    def fires_in(self, context_id: int, k: int = 20) -> Firing:
+        """The k most specific features in a stored context.
+
+        As `fires_on`, but token_index counts the context's tokens, BOS included. Raises
+        `UnknownContextError`.
+        """
+        from queries.fires import fires_in
+
+        return fires_in(self._store, context_id, k)
+
+    def feature(self, feature: Feature) -> FeatureCard:
+        """A feature's statistics, its first 5 top contexts and 10 nearest neighbours by decoder.
+
+        Raises `UnknownFeatureError`.
+        """
+        from queries.feature import feature_card
+
+        return feature_card(self._store, feature)
+
+    def search(self, query: str, k: int = 20) -> SearchHits:
+        """The k features that fire on, or promote, tokens equal to a word of the query.
+
+        Case and the spaces around a token do not matter. By score (`featuredb.catalog.searching`)
+        descending, ties by SAE and feature id.
+        """
+        from queries.search import search
+
+        return search(self._store, query, k)
+
+    def sql(
+        self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
+    ) -> duckdb.DuckDBPyRelation:
+        """Any SQL over the views and macros, as a lazy DuckDB relation.
+
+        params: values for ``?``, or for ``$name``. Here the macro ``fires_on`` also takes new
+        text. Raises `SQLError` with DuckDB's message; what only running the statement can find
+        wrong is DuckDB's own exception, when the rows are fetched.
+        """
+        from queries.sql import sql
+
+        return sql(self._connected, query, params)
+
+    def info(self) -> Info:
+        """What the database holds, where it comes from, and how large it is."""
+        from queries.info import info
+
+        return info(self._store)
+
+    def close(self) -> None:
+        """Close files and connections; relations from `sql` stop working."""
+        self._store.close()
+        self.__dict__.pop("_connected", None)
+
+    @cached_property
+    def _connected(self) -> Store:
+        """The store, its DuckDB told how to answer ``fires_on`` for new text."""
+        from queries.live import register_fires_on
+
+        root, number, memory = self._store.root, self.snapshot.number, self._store.memory
+        again: list[Database] = []
+
+        def answer(text: str, k: int) -> Firing:
+            # A handle of its own: DuckDB would keep this one, and with it the connection that
+            # keeps the function, alive for ever.
+            if not again:
+                again.append(Database(Store.open(root, number, memory=memory)))
+            return again[0].fires_on(text, k)
+
+        register_fires_on(self._store, answer)
+        return self._store
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Database, (self._store,)
+
+    def __repr__(self) -> str:
+        saes = ", ".join(sae.name for sae in self.saes)
+        return f"<featuredb {self.location}: {saes}; snapshot {self.snapshot.number}>"

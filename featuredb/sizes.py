@@ -15,7 +15,8 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 def size_of(text: str) -> int:
     """A bound on memory in bytes. Raises `OptionError` for anything that is not a size, or is
     less than `LEAST_MEMORY`."""
-    match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
+    # A caller from Python may well give a number, of bytes then.
+    match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?i?B?)\s*", str(text), re.IGNORECASE)
     unit = match[2].upper().replace("I", "") if match else ""
     unit = unit if unit.endswith("B") or not unit else f"{unit}B"
     try:

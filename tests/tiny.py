@@ -13,6 +13,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+# Threads sum in another order: what two processes made is compared, and one of them has one thread.
+torch.set_num_threads(1)
+
 WIDTH = 32
 LAYERS = 3
 HOOK = "blocks.1.hook_resid_post"

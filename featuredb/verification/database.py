@@ -24,6 +24,7 @@ from featuredb.verification.derived import (
     check_summaries,
 )
 from featuredb.verification.directions import check_directions
+from featuredb.verification.indexes import check_index
 from featuredb.verification.progress import Bar, bar
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem, Report, counted
@@ -107,10 +108,14 @@ def _report(
     if sound and (now := _published_since(layout, live)) is not None:
         notes.append(f"snapshot {now} was published meanwhile; this is about {live.number}")
         problems = [p for p in problems if p.where != layout.catalog.name]
-    elif sound and layout.catalog.name in damaged and unfinished_publication(layout) is not None:
+    elif (
+        sound
+        and layout.catalog.name in damaged
+        and (unfinished := unfinished_publication(layout)) is not None
+    ):
         notes.append(
-            f"the catalog is that of snapshot {live.number + 1} already, whose writer was killed "
-            "before its last step: repeat its command, or any that writes, to finish it"
+            f"the catalog is that of snapshot {int(unfinished.name)} already, whose writer was "
+            "killed before its last step: repeat its command, or any that writes, to finish it"
         )
         problems = [p for p in problems if p.where != layout.catalog.name]
     if stray:
@@ -229,6 +234,11 @@ def _contents(scope: Scope, known: dict[str, Profile | None]) -> Iterator[Proble
             yield from scope.guarded(tables.examples.path, look, *own)
     for file in (derived.neighbors_decoder, derived.neighbors_encoder, derived.coactivation):
         yield from scope.guarded(file.path, partial(check_neighbors, scope, file), file)
+    known_rows = {v.sae: v for v in snapshot.vectors}
+    for index in derived.indexes:
+        own = [getattr(known_rows[name], index.kind) for name in index.saes]
+        look = partial(check_index, scope, index)
+        yield from scope.guarded(index.lists.path, look, index.centroids, index.lists, *own)
     for vectors in snapshot.vectors:
         compare = partial(check_directions, scope, snapshot.sae(vectors.sae), vectors)
         own = [vectors.decoder, vectors.encoder, *vectors.files]

@@ -49,7 +49,16 @@ TABLES: dict[str, list[pa.Schema]] = {
 }
 STRUCTS = [
     *("Snapshot", "File", "Model", "Recording", "Corpus", "Sae", "LoadCheck", "Segment"),
-    *("FeatureFile", "TokenFile", "Vectors", "Derived", "VectorIndex", "SaeTables", "Run"),
+    *(
+        "FeatureFile",
+        "TokenFile",
+        "Vectors",
+        "PlainRows",
+        "Derived",
+        "VectorIndex",
+        "SaeTables",
+        "Run",
+    ),
     "NextIds",
 ]
 

@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -250,3 +251,21 @@ def test_too_little_memory_for_sql_is_one_line_that_says_so(published: Published
     (line,) = result.stderr.strip().splitlines()
     assert "ran out of memory" in line
     assert "raise --memory" in line
+
+
+def test_what_a_killed_process_spilled_goes_with_the_next(tmp_path: Path) -> None:
+    script = "import os, signal; from featuredb.spills import spill_folder; print(spill_folder())"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+
+    def made(ending: str) -> Path:
+        command = [sys.executable, "-c", f"{script}; {ending}"]
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return Path(told.stdout.strip()).parent
+
+    killed = made("import sys; sys.stdout.flush(); os.kill(os.getpid(), signal.SIGKILL)")
+    assert killed.parent == tmp_path
+    assert killed.exists()
+    # Long enough ago that it cannot be one that is just being made.
+    os.utime(killed, (0, 0))
+    assert not made("").exists()
+    assert list(tmp_path.iterdir()) == []

@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow as pa
 
 from featuredb.errors import CorpusError
+from featuredb.own_folder import OwnFolder
 from ingest.corpus import schema as typing_rules
 from ingest.corpus.hub import PREFIX, hub_part
 from ingest.corpus.locate import file_part, looks_like_path, parts_of
-from ingest.corpus.memory import Spool, spool_documents, spool_stream
+from ingest.corpus.memory import spool_documents, spool_stream
 from ingest.corpus.part import BATCH_BYTES, Column, Part, Rows, Scan
 from ingest.corpus.records import TEXT
 from ingest.corpus.tables import TablePart
@@ -263,7 +264,7 @@ def open_corpus(
     column = _column(text_column, tokens_column, messages_column)
     if max_documents is not None and max_documents < 1:
         raise ValueError(f"max_documents has to be at least 1, not {max_documents}")
-    spool = Spool()
+    spool = OwnFolder("featuredb-corpus-")
     try:
         name, parts = _parts(source, column, spool)
         corpus = Corpus(
@@ -281,7 +282,7 @@ def open_corpus(
     return corpus
 
 
-def _parts(source: Any, column: Column, spool: Spool) -> tuple[str, list[Part]]:
+def _parts(source: Any, column: Column, spool: OwnFolder) -> tuple[str, list[Part]]:
     """The parts of `source` and its name; `spool` is for what has to be kept on disk."""
     if isinstance(source, str | Path):
         name = str(source)

@@ -36,7 +36,13 @@ def read_remote_raw(remote: Remote, number: int | None = None) -> tuple[Pointer,
         pointer = _pointer(remote)
     except FileNotFoundError as error:
         raise _not_found(remote, error) from None
-    live = _raw(remote, pointer)
+    try:
+        live = _raw(remote, pointer)
+    except CorruptDatabaseError as error:
+        # Where the URL is a folder in use, it may have been vacuumed since it was named.
+        if not isinstance(error.__cause__, FileNotFoundError) or _pointer(remote) == pointer:
+            raise
+        return read_remote_raw(remote, number)
     if number is None or live[2].number == number:
         return live
     name = f"{number:06d}"

@@ -6,6 +6,7 @@ so a reader sees all of a change or none of it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -52,18 +53,22 @@ def write_snapshot(layout: Layout, snapshot: Snapshot, catalog: Path | None = No
     return snapshot
 
 
-def unfinished_publication(layout: Layout) -> bytes | None:
-    """The snapshot after the live one, as its file has it, where all of it is in place but
-    ``CURRENT``: the catalog is that snapshot's already."""
-    number = read_snapshot(layout).number if layout.current.exists() else 0
-    try:
-        raw = layout.snapshot(number + 1).read_bytes()
-        catalog = msgspec.json.decode(raw, type=Snapshot).catalog
-    except (OSError, msgspec.MsgspecError):
-        return None
-    if catalog is None or not layout.catalog.exists():
-        return None
-    return raw if sha256_of(layout.catalog) == catalog.sha256 else None
+def unfinished_publication(layout: Layout) -> Pointer | None:
+    """A snapshot above the live one of which all is in place but ``CURRENT``: the catalog is that
+    snapshot's already. A pull may have skipped numbers."""
+    live = read_snapshot(layout).number if layout.current.exists() else 0
+    above = [number for number in snapshot_numbers(layout) if number > live]
+    found = sha256_of(layout.catalog) if above and layout.catalog.exists() else None
+    for number in above:
+        try:
+            raw = layout.snapshot(number).read_bytes()
+            snapshot = msgspec.json.decode(raw, type=Snapshot)
+        except (OSError, msgspec.MsgspecError):
+            continue
+        catalog = snapshot.catalog
+        if snapshot.number == number and catalog is not None and catalog.sha256 == found:
+            return Pointer(layout.snapshot(number).stem, sha256(raw).hexdigest())
+    return None
 
 
 def finish_publication(layout: Layout) -> None:
@@ -71,11 +76,17 @@ def finish_publication(layout: Layout) -> None:
 
     To be called under the write lock.
     """
-    raw = unfinished_publication(layout)
-    if raw is not None:
-        name = layout.snapshot(msgspec.json.decode(raw, type=Snapshot).number).stem
+    pointer = unfinished_publication(layout)
+    if pointer is not None:
         fsync_path(layout.root)  # the catalog's name, which the writer may not have come to
-        write_atomically(layout.current, Pointer(name, sha256(raw).hexdigest()).line())
+        write_atomically(layout.current, pointer.line())
+
+
+def refuse_nothing_to_write_to(layout: Layout) -> None:
+    """For writers, before they lock or make anything: raises what `read_snapshot` raises, but not
+    where the first snapshot is there as soon as `finish_publication` is done."""
+    if unfinished_publication(layout) is None:
+        read_snapshot(layout)
 
 
 def _catalog(layout: Layout, path: Path) -> File | None:
@@ -112,9 +123,15 @@ def _recorded(layout: Layout, number: int) -> Pointer:
 def read_snapshot(layout: Layout, number: int | None = None) -> Snapshot:
     """The live snapshot, or the one of that number while it is kept.
 
-    Raises `DatabaseNotFoundError`, `DatabaseNotReadyError` while a first ingest is unfinished,
-    `FormatVersionError` for a newer format, `CorruptDatabaseError` for an unreadable snapshot.
+    Raises `DatabaseNotFoundError`, `DatabaseNotReadyError` while a first ingest or pull is
+    unfinished, `FormatVersionError` for a newer format, `CorruptDatabaseError` for an unreadable
+    snapshot.
     """
+    return read_raw(layout, number)[2]
+
+
+def read_raw(layout: Layout, number: int | None = None) -> tuple[Pointer, bytes, Snapshot]:
+    """A snapshot's name and checksum, its bytes, and these decoded. Raises as `read_snapshot`."""
     root = layout.root
     if not root.is_dir():
         raise DatabaseNotFoundError(
@@ -123,24 +140,51 @@ def read_snapshot(layout: Layout, number: int | None = None) -> Snapshot:
     try:
         pointer = read_pointer(layout) if number is None else _recorded(layout, number)
     except FileNotFoundError:
-        if layout.staging.is_dir() or layout.lock.exists():
-            raise DatabaseNotReadyError(
-                f"{root} is still being ingested and has nothing to read yet: wait for it, "
-                "or run the same `featuredb ingest` again to continue it"
-            ) from None
-        raise DatabaseNotFoundError(
-            f"{root} is not a featuredb database (it has no CURRENT file): check the path"
-        ) from None
+        raise _nothing_published(layout) from None
     if number is not None and number not in (kept := kept_numbers(layout)):
         raise DatabaseNotFoundError(f"{root} has no snapshot {number}: it keeps {_listed(kept)}")
     path = layout.snapshots / f"{pointer.name}.json"
     try:
         raw = path.read_bytes()
     except OSError as error:
+        if _is_replaced(layout, pointer, number):
+            return read_raw(layout, number)
         raise CorruptDatabaseError(
             f"the snapshot {path} cannot be read ({error}): restore it from a copy"
         ) from error
-    return decode_snapshot(raw, pointer, str(path), str(root))
+    return pointer, raw, decode_snapshot(raw, pointer, str(path), str(root))
+
+
+def _is_replaced(layout: Layout, pointer: Pointer, number: int | None) -> bool:
+    """Whether a snapshot that cannot be read was vacuumed since its name was."""
+    if number is not None:
+        return number not in kept_numbers(layout)
+    try:
+        return read_pointer(layout) != pointer
+    except OSError:
+        return True
+
+
+def _nothing_published(layout: Layout) -> DatabaseError:
+    """What to say of a folder without ``CURRENT``."""
+    root = layout.root
+    if not layout.staging.is_dir() and not layout.lock.exists():
+        return DatabaseNotFoundError(
+            f"{root} is not a featuredb database (it has no CURRENT file): check the path"
+        )
+    verb = "pull" if _last_purpose(layout) == "pull" else "ingest"
+    return DatabaseNotReadyError(
+        f"{root} is still being {verb}ed and has nothing to read yet: wait for it, "
+        f"or run the same `featuredb {verb}` again to continue it"
+    )
+
+
+def _last_purpose(layout: Layout) -> str:
+    """What the last writer locked the database for; empty where its note does not say."""
+    try:
+        return str(json.loads(layout.lock.read_bytes())["purpose"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def snapshot_numbers(layout: Layout) -> list[int]:

@@ -8,24 +8,27 @@ was interrupted) lists it with the same SHA-256; of local files the SHA-256 is c
 from __future__ import annotations
 
 import os
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from featuredb.copying import Copying, Report
 from featuredb.errors import (
     CorruptDatabaseError,
     DatabaseError,
     DatabaseNotFoundError,
     DatabaseNotReadyError,
+    UnfinishedError,
 )
+from featuredb.file_system import remote_errors
 from featuredb.files import (
     fsync_path,
+    remove_tree,
     sha256_of,
     storage_errors,
     sweep,
@@ -33,18 +36,22 @@ from featuredb.files import (
     write_atomically,
 )
 from featuredb.layout import Layout
-from featuredb.lock import write_lock
+from featuredb.lineage import State, file_that_differs, refuse_another_line
+from featuredb.new_folder import beginning
 from featuredb.pointer import Pointer
-from featuredb.remote import PUSHING, Remote, read_remote_raw, remote_errors
-from featuredb.snapshot import File, Snapshot, decode_snapshot, read_pointer, read_snapshot
-
-_AT_ONCE = 8
-"""Files under way at the same time."""
+from featuredb.remote import Remote
+from featuredb.remote_snapshot import PUSHING, read_remote_raw
+from featuredb.snapshot import File, Snapshot
+from featuredb.snapshot_files import (
+    finish_publication,
+    kept_numbers,
+    read_raw,
+    read_snapshot,
+    snapshot_numbers,
+)
 
 _FLAT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"}
 """Schemes of stores that have no folders to make."""
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,10 @@ class _Source:
         return f"snapshots/{self.pointer.name}.json"
 
     @property
+    def state(self) -> State:
+        return _state(self.raw, self.snapshot)
+
+    @property
     def files(self) -> list[File]:
         return list({file.path: file for file in self.snapshot.files()}.values())
 
@@ -103,10 +114,12 @@ def push(folder: Path, remote: Remote, report: Report | None = None) -> Transfer
     layout = Layout(folder.expanduser().absolute())
     source = _local_source(layout)
     there = remote.find()
-    live = _remote_snapshot(remote)
-    _check_line(source, live, str(layout.root), str(remote))
+    live = _remote_state(remote)
+    if live is not None:
+        refuse_another_line(source.state, live, str(layout.root), str(remote))
     noted = _note(remote)
-    known = _listed([s for s in (live, noted) if s is not None])
+    published = None if live is None else live.snapshot
+    known = _listed([s for s in (published, noted) if s is not None])
     same, differing, absent = [], [], []
     for file in source.files:
         if there.get(file.path) is None:
@@ -115,7 +128,7 @@ def push(folder: Path, remote: Remote, report: Report | None = None) -> Transfer
             same.append(file)
         else:
             differing.append(file)
-    copy = _Copying(lambda file: _upload(layout, remote, file), report)
+    copy = Copying(lambda file: _upload(layout, remote, file), report)
     last = source.last(there.get)
     copy.expect([*differing, *absent, *last])
     if noted is not None and noted != source.snapshot:
@@ -125,8 +138,8 @@ def push(folder: Path, remote: Remote, report: Report | None = None) -> Transfer
     # rely on it.
     _put(remote, PUSHING, source.raw)
     copy.all(absent)
+    _put(remote, source.name, source.raw)  # before the catalog, as in `pull`
     copy.each(last)
-    _put(remote, source.name, source.raw)
     _put(remote, "CURRENT", source.pointer.line())
     _remove_note(remote)
     return Transfer(source.snapshot.number, copy.files, copy.bytes, len(same))
@@ -136,78 +149,39 @@ def pull(remote: Remote, folder: Path, report: Report | None = None) -> Transfer
     """Copy the live snapshot of the database at a URL to `folder`; see `featuredb.pull`."""
     layout = Layout(folder.expanduser().absolute())
     source = _remote_source(remote)
-    with write_lock(layout, "pull"), storage_errors(layout.root):
-        if layout.staging.is_dir():
-            raise DatabaseError(
+    with beginning(layout, "pull", DatabaseError, _take_back):
+        finish_publication(layout)
+        if (layout.staging / "plan.json").exists():
+            raise UnfinishedError(
                 f"{layout.root} has an unfinished ingest: finish it, or pull to another folder"
             )
-        live = _local_snapshot(layout)
-        _check_line(source, live, str(remote), str(layout.root))
-        known = _listed([live] if live is not None else [])
+        live = _local_state(layout)
+        if live is not None:
+            refuse_another_line(source.state, live, str(remote), str(layout.root))
+        kept = _kept(layout)
+        _refuse_overwriting(source.snapshot, kept, layout)
+        _forget_unpublished(layout, live)
         last = source.last(lambda name: _size_if_there(layout.root / name))
         for parent in {(layout.root / f.path).parent for f in (*source.files, *last)}:
             sweep(parent)
+        known = _listed(kept)
         missing = [file for file in source.files if not _is_there(layout, file, known)]
-        copy = _Copying(lambda file: _download(layout, remote, file), report)
+        copy = Copying(lambda file: _download(layout, remote, file), report)
         copy.expect([*missing, *last])
         copy.all(missing)
-        copy.each(last)
+        _flush_folders(layout, source.files)
+        # Before the catalog, as in every publication: killed between the two, the next writer
+        # finds by it that the catalog is that of a snapshot to finish.
         write_atomically(layout.root / source.name, source.raw)
+        copy.each(last)
+        _flush_folders(layout, last)
         write_atomically(layout.current, source.pointer.line())
         skipped = len(source.files) - len(missing)
     return Transfer(source.snapshot.number, copy.files, copy.bytes, skipped)
 
 
-class _Copying:
-    """Copies files, several at once, and counts."""
-
-    def __init__(self, copy: Callable[[File], int], report: Report | None) -> None:
-        """copy: copies one file and says how many bytes it was."""
-        self.files = 0
-        self.bytes = 0
-        self._copy = copy
-        self._report = report
-        self._total = 0
-        self._lock = threading.Lock()
-
-    def expect(self, files: Iterable[File]) -> None:
-        self._total = sum(file.bytes for file in files)
-        self._tell()
-
-    def all(self, files: Sequence[File]) -> None:
-        """In any order. The first failure stops what has not begun, and is raised."""
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            under_way = [threads.submit(self._one, file) for file in files]
-            try:
-                for done in under_way:
-                    done.result()
-            except BaseException:
-                threads.shutdown(wait=True, cancel_futures=True)
-                raise
-
-    def each(self, files: Sequence[File]) -> None:
-        """One after the other."""
-        for file in files:
-            self._one(file)
-
-    def _one(self, file: File) -> None:
-        size = self._copy(file)
-        with self._lock:
-            self.files += 1
-            self.bytes += size
-            self._tell()
-
-    def _tell(self) -> None:
-        if self._report is not None:
-            self._report(self.bytes, self._total)
-
-
 def _local_source(layout: Layout) -> _Source:
-    read_snapshot(layout)  # says what is wrong where there is none
-    pointer = read_pointer(layout)
-    path = layout.snapshots / f"{pointer.name}.json"
-    raw = path.read_bytes()
-    snapshot = decode_snapshot(raw, pointer, str(path), str(layout.root))
+    pointer, raw, snapshot = read_raw(layout)
     unlisted: dict[str, int] = {}
     for vectors in snapshot.vectors:
         if not vectors.files:
@@ -229,36 +203,61 @@ def _remote_source(remote: Remote) -> _Source:
     return _Source(snapshot, pointer, raw, unlisted)
 
 
-def _remote_snapshot(remote: Remote) -> Snapshot | None:
+def _remote_state(remote: Remote) -> State | None:
     try:
-        return read_remote_raw(remote)[2]
+        _, raw, snapshot = read_remote_raw(remote)
     except (DatabaseNotFoundError, DatabaseNotReadyError):
         return None
+    return _state(raw, snapshot)
 
 
-def _local_snapshot(layout: Layout) -> Snapshot | None:
+def _local_state(layout: Layout) -> State | None:
     try:
-        return read_snapshot(layout)
+        _, raw, snapshot = read_raw(layout)
     except (DatabaseNotFoundError, DatabaseNotReadyError):
         return None
+    return _state(raw, snapshot)
 
 
-def _check_line(source: _Source, live: Snapshot | None, origin: str, target: str) -> None:
-    """Raises `DatabaseError` unless `live`, what the target has, is an earlier state of this."""
-    if live is None:
-        return
-    ours = source.snapshot
-    same = live.number != ours.number or live == ours
-    if not same or live.runs[:1] != ours.runs[:1]:
-        raise DatabaseError(
-            f"{target} holds another database than {origin}: copy to another place, or delete "
-            "that one first"
-        )
-    if live.number > ours.number:
-        raise DatabaseError(
-            f"{target} has snapshot {live.number}, which is newer than {ours.number} in {origin}: "
-            "copy the other way"
-        )
+def _state(raw: bytes, snapshot: Snapshot) -> State:
+    return State(snapshot, sha256(raw).hexdigest())
+
+
+def _kept(layout: Layout) -> list[Snapshot]:
+    """The snapshots of a folder, the live one among them, as far as they can be read; none before
+    the first is published."""
+    found = []
+    for number in kept_numbers(layout) if layout.current.exists() else []:
+        with suppress(CorruptDatabaseError):
+            found.append(read_snapshot(layout, number))
+    return found
+
+
+def _refuse_overwriting(ours: Snapshot, kept: Iterable[Snapshot], layout: Layout) -> None:
+    """Raises `DatabaseError` where a file to copy has the name of another that is still named: once
+    nothing names it, the name is free."""
+    for snapshot in kept:
+        path = file_that_differs(snapshot, ours)
+        if path is not None:
+            raise DatabaseError(
+                f"{layout.root} keeps snapshot {snapshot.number}, whose {path} is another: remove "
+                "it with `featuredb vacuum`, or pull to another folder"
+            )
+
+
+def _forget_unpublished(layout: Layout, live: State | None) -> None:
+    """Remove snapshots that were never live: below the number to come they would count as kept."""
+    for number in snapshot_numbers(layout):
+        if live is None or number > live.snapshot.number:
+            layout.snapshot(number).unlink()
+
+
+def _take_back(layout: Layout) -> None:
+    """Where nothing was copied nothing stays, so that the folder is not taken for a database."""
+    parts = [p for p in layout.root.iterdir() if not p.name.startswith(".") and p != layout.lock]
+    if not any(path.is_file() for part in parts for path in (part, *part.rglob("*"))):
+        for part in (*parts, layout.lock):
+            remove_tree(part)
 
 
 def _listed(snapshots: Iterable[Snapshot]) -> dict[str, set[str]]:
@@ -351,8 +350,13 @@ def _download(layout: Layout, remote: Remote, file: File) -> int:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_path(path.parent)
     return size
+
+
+def _flush_folders(layout: Layout, files: Iterable[File]) -> None:
+    """Flush the lists of names that lead to files: one may be new, or an interrupted pull's."""
+    for folder in {folder for file in files for folder in PurePosixPath(file.path).parents}:
+        fsync_path(layout.root / folder)
 
 
 def _size_if_there(path: Path) -> int | None:

@@ -11,7 +11,12 @@ from featuredb.files import storage_errors
 from featuredb.layout import Layout
 from featuredb.lock import write_lock
 from featuredb.snapshot import Draft, Snapshot
-from featuredb.snapshot_files import finish_publication, read_snapshot, unfinished_publication
+from featuredb.snapshot_files import (
+    finish_publication,
+    read_snapshot,
+    refuse_nothing_to_write_to,
+    unfinished_publication,
+)
 from ingest.plan import plan_path, read_plan
 from ingest.unnamed import clean_up
 
@@ -24,7 +29,7 @@ def changing(path: str | Path, purpose: str) -> Iterator[tuple[Layout, Snapshot]
     be finished, `DatabaseLockedError`, `StorageError`.
     """
     layout = Layout(Path(path).expanduser().resolve())
-    read_snapshot(layout)  # nothing is locked or made where there is no database
+    refuse_nothing_to_write_to(layout)
     with write_lock(layout, purpose), storage_errors(layout.root):
         snapshot = after_the_last_writer(layout)
         refuse_unfinished(layout)

@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb import schemas
+from featuredb.errors import IngestError
 from featuredb.layout import Layout
+from featuredb.new_folder import refuse_other_folders
 from featuredb.results import Info
 from featuredb.snapshot import LoadCheck, Segment
 from ingest.check import SAMPLE_TOKENS
@@ -28,7 +30,6 @@ from ingest.partition import collect, write
 from ingest.plan import Partition, cut_partitions, partition_tokens
 from ingest.prepare import contexts_of, engine_of, make_plan
 from ingest.progress import say
-from ingest.traces import refuse_other_folders
 
 _RATE_TOKENS = 4_096
 """Tokens on which the rate is measured, after the load check has warmed everything up."""
@@ -73,7 +74,7 @@ def estimate(path: Path, options: IngestOptions) -> Info:
     Raises what an ingest would before its first partition, `LoadCheckError` included.
     """
     layout = Layout(path.expanduser().resolve())
-    refuse_other_folders(layout)
+    refuse_other_folders(layout, IngestError)
     inputs = load_inputs(options)
     least = min(SAMPLE_TOKENS, options.max_tokens or SAMPLE_TOKENS)
     with tempfile.TemporaryDirectory(prefix="featuredb-plan-") as folder:

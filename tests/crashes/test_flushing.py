@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import featuredb
 from featuredb.files import write_atomically
 from featuredb.layout import Layout
 from featuredb.snapshot import File, Snapshot
@@ -17,6 +18,8 @@ from featuredb.snapshot_files import finish_publication, read_snapshot
 from ingest import prepare
 from ingest.plan import Plan
 from tests.crashes.steps import STEPS, Scene
+from tests.make_store import make_store
+from tests.queries.test_questions import small_world
 
 
 class Disk:
@@ -94,6 +97,21 @@ def test_what_is_renamed_leads_to_what_is_flushed(tmp_path: Path, disk: Disk) ->
         step(scene, disk.root)
     adding, others = ["plan.json", "CURRENT"], ["CURRENT"]
     assert disk.checked == [*(adding * 3), *(others * 3)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_what_is_pulled_is_flushed_before_it_is_live(tmp_path: Path, disk: Disk) -> None:
+    """Every folder that is new, and those of a pull that was interrupted."""
+    make_store(tmp_path / "made.fdb", small_world(("demo",)))
+    featuredb.push(tmp_path / "made.fdb", f"file://{tmp_path}/far.fdb")
+    featuredb.pull(f"file://{tmp_path}/far.fdb", disk.root)
+    assert disk.checked == ["CURRENT"]
+    Layout(disk.root).current.unlink()
+    for folder in (disk.root, *(path for path in disk.root.rglob("*") if path.is_dir())):
+        disk.flushed[folder.stat().st_ino] = {}
+    (disk.root / "catalog.duckdb").unlink()
+    featuredb.pull(f"file://{tmp_path}/far.fdb", disk.root)
+    assert disk.checked == ["CURRENT", "CURRENT"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")

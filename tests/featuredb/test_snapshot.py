@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from featuredb import snapshot_files
 from featuredb.errors import (
     CorruptDatabaseError,
     DatabaseNotFoundError,
@@ -16,8 +18,13 @@ from featuredb.errors import (
     FormatVersionError,
 )
 from featuredb.layout import Layout
-from featuredb.pointer import Pointer
-from featuredb.snapshot_files import read_snapshot, write_snapshot
+from featuredb.pointer import Pointer, read_pointer
+from featuredb.snapshot_files import (
+    finish_publication,
+    read_snapshot,
+    refuse_nothing_to_write_to,
+    write_snapshot,
+)
 from tests.make_store import MadeSae, World, make_store
 
 
@@ -55,6 +62,60 @@ def test_still_being_ingested(tmp_path: Path) -> None:
     (tmp_path / "staging").mkdir()
     with pytest.raises(DatabaseNotReadyError, match="still being ingested"):
         read_snapshot(Layout(tmp_path))
+
+
+def test_still_being_pulled(tmp_path: Path) -> None:
+    (tmp_path / "LOCK").write_text('{"pid": 1, "host": "here", "purpose": "pull"}')
+    with pytest.raises(DatabaseNotReadyError, match=r"still being pulled.* same `featuredb pull`"):
+        read_snapshot(Layout(tmp_path))
+    for note in ("", "[]", '{"purpose": "ingest"}'):
+        (tmp_path / "LOCK").write_text(note)
+        with pytest.raises(DatabaseNotReadyError, match="same `featuredb ingest`"):
+            read_snapshot(Layout(tmp_path))
+
+
+def test_a_snapshot_that_is_vacuumed_while_it_is_opened(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that was between ``CURRENT`` and the snapshot goes on with the one that is live."""
+    layout = Layout(root)
+    old = read_pointer(layout)
+    second = write_snapshot(layout, replace(read_snapshot(layout), number=2))
+    layout.snapshot(1).unlink()
+    pointers = [old]
+    monkeypatch.setattr(
+        snapshot_files,
+        "read_pointer",
+        lambda _: pointers.pop() if pointers else read_pointer(layout),
+    )
+    assert read_snapshot(layout) == second
+    assert pointers == []
+    numbers = [[2], [2], [1, 2]]
+    monkeypatch.setattr(snapshot_files, "kept_numbers", lambda _: numbers.pop())
+    with pytest.raises(DatabaseNotFoundError, match="has no snapshot 1: it keeps 2"):
+        read_snapshot(layout, 1)
+
+
+def test_a_publication_that_is_all_but_done(root: Path) -> None:
+    """The next writer finishes it, a first one too, whatever numbers were skipped."""
+    layout = Layout(root)
+    first = layout.current.read_bytes()
+    layout.current.unlink()
+    layout.lock.touch()
+    with pytest.raises(DatabaseNotReadyError):
+        read_snapshot(layout)
+    refuse_nothing_to_write_to(layout)
+    finish_publication(layout)
+    assert layout.current.read_bytes() == first
+    fourth = write_snapshot(layout, replace(read_snapshot(layout), number=4))
+    layout.snapshot(2).write_text("{}")
+    layout.current.write_bytes(first)
+    finish_publication(layout)
+    assert read_snapshot(layout) == fourth
+    layout.catalog.write_bytes(b"another")
+    layout.current.unlink()
+    with pytest.raises(DatabaseNotReadyError):
+        refuse_nothing_to_write_to(layout)
 
 
 def test_a_newer_format_is_refused_by_its_version_alone(root: Path) -> None:

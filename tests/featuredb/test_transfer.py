@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 import featuredb
-from featuredb import transfer
+from featuredb import copying, remote_snapshot, transfer
 from featuredb.catalog.build import build_catalog
 from featuredb.cli import main
 from featuredb.errors import (
@@ -21,11 +22,16 @@ from featuredb.errors import (
     DatabaseLockedError,
     DatabaseNotFoundError,
     DatabaseNotReadyError,
+    UnfinishedError,
 )
+from featuredb.files import sha256_of, write_atomically
 from featuredb.layout import Layout
 from featuredb.lock import write_lock
-from featuredb.remote import PUSHING, Remote
-from featuredb.snapshot import Snapshot, read_snapshot, write_snapshot
+from featuredb.pointer import Pointer
+from featuredb.remote import Remote
+from featuredb.remote_snapshot import PUSHING
+from featuredb.snapshot import File, Snapshot
+from featuredb.snapshot_files import read_snapshot, write_snapshot
 from tests.archives.packed import HERE, unpack
 from tests.make_store import make_store
 from tests.object_store import ObjectStore
@@ -71,18 +77,28 @@ def _here(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
-def _next(folder: Path) -> Snapshot:
-    """Publish a second snapshot: the first with one derived file in another place."""
+def _next(folder: Path, run: str | None = None, moved: str = "features") -> Snapshot:
+    """Publish another snapshot: the last with one derived file in another place.
+
+    run: the identity of an ingest that is to have made it; else it has the ingests of the last,
+    as after a drop. moved: which file.
+    """
     layout = Layout(folder)
-    first = read_snapshot(layout)
-    features = first.derived.features
-    moved = msgspec.structs.replace(features, path="derived/000002/features.parquet")
-    (folder / "derived/000002").mkdir()
-    shutil.copyfile(folder / features.path, folder / moved.path)
-    derived = msgspec.structs.replace(first.derived, features=moved)
-    second = msgspec.structs.replace(first, number=2, derived=derived)
-    build_catalog(layout, second)
-    write_snapshot(layout, second)
+    last = read_snapshot(layout)
+    number = last.number + 1
+    file = getattr(last.derived, moved)
+    elsewhere = replace(file, path=f"derived/{number:06d}/{moved}.parquet")
+    (folder / elsewhere.path).parent.mkdir()
+    shutil.copyfile(folder / file.path, folder / elsewhere.path)
+    runs = [replace(last.runs[0], identity=run)] if run is not None else []
+    after = replace(
+        last,
+        number=number,
+        derived=replace(last.derived, **{moved: elsewhere}),
+        runs=(*last.runs, *runs),
+    )
+    build_catalog(layout, after)
+    write_snapshot(layout, after)
     return read_snapshot(layout)
 
 
@@ -157,6 +173,7 @@ def test_same_size_is_not_the_same(memory: Any, folder: Path, tmp_path: Path) ->
     other = tmp_path / "partly.fdb"
     (other / for_all.path).parent.mkdir(parents=True)
     (other / for_all.path).write_bytes(wrong)
+    (other / "LOCK").touch()
     featuredb.pull(URL, other)
     assert (other / for_all.path).read_bytes() == (folder / for_all.path).read_bytes()
     # At the URL: nothing there vouches for it, so it is copied again.
@@ -190,7 +207,7 @@ def test_an_interrupted_push_goes_on(
         return real(layout, remote, file)
 
     monkeypatch.setattr(transfer, "_upload", failing)
-    monkeypatch.setattr(transfer, "_AT_ONCE", 1)
+    monkeypatch.setattr(copying, "_AT_ONCE", 1)
     with pytest.raises(Stop):
         featuredb.push(folder, URL)
     assert "CURRENT" not in _there(memory)
@@ -213,7 +230,7 @@ def test_the_note_of_another_push_vouches_for_nothing_once_files_change(
             raise Stop
         return real(layout, remote, file)
 
-    monkeypatch.setattr(transfer, "_AT_ONCE", 1)
+    monkeypatch.setattr(copying, "_AT_ONCE", 1)
     monkeypatch.setattr(transfer, "_upload", some)
     for source in (folder, tmp_path / "b.fdb", folder, tmp_path / "b.fdb"):
         with pytest.raises(Stop):
@@ -238,7 +255,7 @@ def test_an_interrupted_pull_goes_on(
         return real(layout, remote, file)
 
     back = tmp_path / "back.fdb"
-    monkeypatch.setattr(transfer, "_AT_ONCE", 1)
+    monkeypatch.setattr(copying, "_AT_ONCE", 1)
     monkeypatch.setattr(transfer, "_download", failing)
     with pytest.raises(Stop):
         featuredb.pull(URL, back)
@@ -270,6 +287,24 @@ def test_readers_see_the_old_snapshot_until_the_new_one_is_whole(
     assert featuredb.open(URL).snapshot.number == 2
 
 
+def test_a_snapshot_that_goes_while_it_is_opened(
+    memory: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the URL is a folder in use: a reader goes on with the one that is live."""
+    _pushed(folder)
+    first = Pointer.parse(memory.cat_file("/shelf/my.fdb/CURRENT"))
+    second = _next(folder)
+    _pushed(folder)
+    memory.rm("/shelf/my.fdb/snapshots/000001.json")
+    now = Pointer.parse(memory.cat_file("/shelf/my.fdb/CURRENT"))
+    pointers = [now, now, first]
+    monkeypatch.setattr(remote_snapshot, "_pointer", lambda _: pointers.pop())
+    assert featuredb.open(URL).snapshot == second
+    pointers += [first, first]
+    with pytest.raises(CorruptDatabaseError, match="is not there"):
+        featuredb.open(URL)
+
+
 def test_another_database_or_an_older_one_is_refused(
     memory: Any, folder: Path, tmp_path: Path
 ) -> None:
@@ -287,6 +322,91 @@ def test_another_database_or_an_older_one_is_refused(
     assert _here(tmp_path / "other.fdb") == before
     featuredb.pull(URL, tmp_path / "old.fdb")
     assert featuredb.open(tmp_path / "old.fdb").snapshot.number == 2
+
+
+def _refused_both_ways(one: Path, other: Path, why: str) -> None:
+    """Copied to one URL after the other, or onto each other, they stay what they were."""
+    before = _here(one), _here(other)
+    for source, target in ((one, other), (other, one)):
+        url = f"memory://shelf/{source.name}"
+        featuredb.push(source, url)
+        with pytest.raises(DatabaseError, match=why):
+            featuredb.pull(url, target)
+        there = featuredb.open(url).snapshot
+        with pytest.raises(DatabaseError, match=why):
+            featuredb.push(target, url)
+        assert featuredb.open(url).snapshot == there
+    assert (_here(one), _here(other)) == before
+
+
+def test_copies_that_were_added_to_apart_are_refused(
+    memory: Any, folder: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other.fdb"))
+    _next(folder, run="here")
+    _next(other, run="there")
+    _next(other, run="there again")
+    _refused_both_ways(folder, other, "their ingests differ")
+
+
+def test_copies_that_were_dropped_from_apart_are_refused(
+    memory: Any, folder: Path, tmp_path: Path
+) -> None:
+    """A drop, or a compaction, is no ingest: it shows in the snapshots."""
+    other = Path(shutil.copytree(folder, tmp_path / "other.fdb"))
+    _next(folder)
+    _next(other, moved="coactivation")
+    _refused_both_ways(folder, other, "their snapshots 2 differ")
+    _next(other)
+    _refused_both_ways(folder, other, "their snapshots 2 differ")
+
+
+def _with_other_features(folder: Path, path: str) -> Snapshot:
+    """The live snapshot with the same features in other bytes, at `path`; not yet published."""
+    live = read_snapshot(Layout(folder))
+    features = live.derived.features
+    pq.write_table(pq.read_table(folder / features.path), folder / path, compression="none")
+    size, digest = (folder / path).stat().st_size, sha256_of(folder / path)
+    made = File(path, features.rows, size, digest)
+    return replace(live, derived=replace(live.derived, features=made))
+
+
+def test_files_of_one_name_that_differ_are_refused(
+    memory: Any, folder: Path, tmp_path: Path
+) -> None:
+    """Though the snapshot that would tell is gone."""
+    other = Path(shutil.copytree(folder, tmp_path / "other.fdb"))
+    _next(folder)
+    second = _next(other)
+    layout = Layout(other)
+    write_snapshot(layout, _with_other_features(other, second.derived.features.path))
+    third = _next(other, moved="coactivation")
+    for number in (1, 2):
+        layout.snapshot(number).unlink()
+    assert not write_snapshot(layout, third).older
+    _refused_both_ways(folder, other, r"derived/000002/features\.parquet differs")
+
+
+def test_files_of_kept_snapshots_are_not_written_over(
+    memory: Any, folder: Path, tmp_path: Path
+) -> None:
+    """As of an SAE that was dropped, vacuumed, and added again under its name."""
+    back = Path(shutil.copytree(folder, tmp_path / "back.fdb"))
+    first = read_snapshot(Layout(back)).derived.features.path
+    content = (back / first).read_bytes()
+    _next(folder)
+    featuredb.pull(_pushed(folder), back)
+    # A third snapshot that names the first one's path again, with other bytes below it.
+    layout = Layout(folder)
+    third = replace(_with_other_features(folder, first), number=3)
+    build_catalog(layout, third)
+    write_snapshot(layout, third)
+    _pushed(folder)
+    with pytest.raises(DatabaseError, match="keeps snapshot 1, whose derived/000001/features"):
+        featuredb.pull(URL, back)
+    assert (back / first).read_bytes() == content
+    (back / "snapshots/000001.json").unlink()  # as a vacuum does
+    assert featuredb.pull(URL, back).snapshot == 3
 
 
 def test_damage_does_not_travel(memory: Any, folder: Path, tmp_path: Path) -> None:
@@ -322,8 +442,136 @@ def test_pulling_where_somebody_writes(memory: Any, folder: Path, tmp_path: Path
     with write_lock(Layout(back), "ingest"), pytest.raises(DatabaseLockedError):
         featuredb.pull(URL, back)
     (back / "staging").mkdir()
-    with pytest.raises(DatabaseError, match="unfinished ingest"):
+    (back / "staging/plan.json").write_text("{}")
+    with pytest.raises(UnfinishedError, match="unfinished ingest"):
         featuredb.pull(URL, back)
+    (back / "staging/plan.json").unlink()
+    assert featuredb.pull(URL, back).snapshot == 1
+
+
+def _before_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pulls are interrupted when only ``CURRENT`` is left to write."""
+
+    def failing(path: Path, data: bytes) -> None:
+        if path.name == "CURRENT":
+            raise Stop
+        write_atomically(path, data)
+
+    monkeypatch.setattr(transfer, "write_atomically", failing)
+
+
+def test_a_half_pulled_folder_says_that_it_is_pulled(
+    memory: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pushed(folder)
+    back = tmp_path / "back.fdb"
+    with monkeypatch.context() as patch:
+        _before_current(patch)
+        with pytest.raises(Stop):
+            featuredb.pull(URL, back)
+    with pytest.raises(DatabaseNotReadyError, match=r"still being pulled.* same `featuredb pull`"):
+        featuredb.open(back)
+    for write in (featuredb.vacuum, featuredb.compact):
+        other = Path(shutil.copytree(back, tmp_path / f"{write.__name__}.fdb"))
+        write(other)  # begins by finishing what was all but done
+        assert _here(other) == _here(folder)
+    assert featuredb.pull(URL, back).files == 1
+
+
+def test_killed_around_the_catalog_it_is_whole(
+    memory: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalog is the live snapshot's, or that of one that the next writer makes live."""
+    back = Path(shutil.copytree(folder, tmp_path / "back.fdb"))
+    _next(folder)
+    third = _next(folder)
+    _pushed(folder)
+    catalog = (back / "catalog.duckdb").read_bytes()
+
+    def failing(path: Path, data: bytes) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "write_atomically", failing)
+        with pytest.raises(Stop):
+            featuredb.pull(URL, back)
+    assert (back / "catalog.duckdb").read_bytes() == catalog
+    with monkeypatch.context() as patch:
+        _before_current(patch)
+        with pytest.raises(Stop):
+            featuredb.pull(URL, back)
+    assert (back / "catalog.duckdb").read_bytes() != catalog
+    assert read_snapshot(Layout(back)).number == 1
+    notes = featuredb.verify(back).notes
+    assert any("the catalog is that of snapshot 3 already" in note for note in notes)
+    featuredb.vacuum(back)
+    assert read_snapshot(Layout(back)) == third
+    report = featuredb.verify(back, all_snapshots=True)
+    assert report.ok, str(report)
+    assert not report.notes
+
+
+def test_a_pull_finishes_what_the_last_writer_had_all_but_done(
+    memory: Any, folder: Path, tmp_path: Path
+) -> None:
+    """So that it is compared with what the folder holds, and not written over."""
+    back = Path(shutil.copytree(folder, tmp_path / "back.fdb"))
+    _next(folder)
+    _pushed(folder)
+    first = (back / "CURRENT").read_bytes()
+    _next(back, run="mine")
+    (back / "CURRENT").write_bytes(first)
+    with pytest.raises(DatabaseError, match="their ingests differ"):
+        featuredb.pull(URL, back)
+    assert read_snapshot(Layout(back)).number == 2
+
+
+def test_a_snapshot_that_was_never_live_is_not_kept(
+    memory: Any, folder: Path, tmp_path: Path
+) -> None:
+    """A writer was killed before it put its catalog in place; a pull goes beyond its number."""
+    back = Path(shutil.copytree(folder, tmp_path / "back.fdb"))
+    _next(folder)
+    _next(folder)
+    _pushed(folder)
+    (back / "snapshots/000002.json").write_bytes(b"{}")
+    featuredb.pull(URL, back)
+    assert [path.name for path in sorted((back / "snapshots").iterdir())] == [
+        "000001.json",
+        "000003.json",
+    ]
+    report = featuredb.verify(back, all_snapshots=True)
+    assert report.ok, str(report)
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(
+    memory: Any, folder: Path, tmp_path: Path
+) -> None:
+    _pushed(folder)
+    mine = tmp_path / "mine"
+    (mine / "corpus").mkdir(parents=True)
+    (mine / "corpus/thesis.txt").write_text("years of work")
+    with pytest.raises(DatabaseError, match=r"not a featuredb database and not empty \(corpus\)"):
+        featuredb.pull(URL, mine)
+    assert sorted(p.name for p in mine.rglob("*")) == ["corpus", "thesis.txt"]
+
+
+def test_a_pull_that_copied_nothing_leaves_nothing(
+    memory: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its lock would make the folder look like one of featuredb's."""
+    _pushed(folder)
+
+    def broken(remote: Remote, path: str, to: Path) -> None:
+        raise Stop
+
+    monkeypatch.setattr(Remote, "download", broken)
+    (tmp_path / "empty").mkdir()
+    for target in (tmp_path / "empty", tmp_path / "new/back.fdb"):
+        with pytest.raises(Stop):
+            featuredb.pull(URL, target)
+    assert list((tmp_path / "empty").iterdir()) == []
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_note_goes_and_a_local_path_serves_as_url(folder: Path, tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -42,6 +42,8 @@ class Database:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._registered = False
+        self._lock = threading.Lock()
 
     @property
     def path(self) -> Path:
@@ -195,12 +197,17 @@ class Database:
         """Any SQL over the views and macros, as a lazy DuckDB relation.
 
         params: values for ``?``, or for ``$name``. Here the macro ``fires_on`` also takes new
-        text. Raises `SQLError` with DuckDB's message; what only running the statement can find
-        wrong is DuckDB's own exception, when the rows are fetched.
+        text. A relation has a connection of its own, so that several may be read at once, by any
+        threads, but not joined to one another. What a statement creates is there for the next,
+        what belongs to a connection (temporary tables, variables, settings of a session) only for
+        those in the same text.
+
+        Raises `SQLError` with DuckDB's message; what only running the statement can find wrong is
+        DuckDB's own exception, when the rows are fetched.
         """
         from queries.sql import sql
 
-        return sql(self._connected, query, params)
+        return sql(self._connected(), query, params)
 
     def info(self) -> Info:
         """What the database holds, where it comes from, and how large it is."""
@@ -210,10 +217,10 @@ class Database:
 
     def close(self) -> None:
         """Close files and connections; relations from `sql` stop working."""
-        self._store.close()
-        self.__dict__.pop("_connected", None)
+        with self._lock:
+            self._store.close()
+            self._registered = False
 
-    @cached_property
     def _connected(self) -> Store:
         """The store, its DuckDB told how to answer ``fires_on`` for new text."""
         from queries.live import register_fires_on
@@ -228,7 +235,10 @@ class Database:
                 again.append(Database(Store.open(root, number, memory=memory)))
             return again[0].fires_on(text, k)
 
-        register_fires_on(self._store, answer)
+        with self._lock:
+            if not self._registered:
+                register_fires_on(self._store, answer)
+                self._registered = True
         return self._store
 
     def __enter__(self) -> Self:

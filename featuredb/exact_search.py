@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from featuredb.half_scan import HalfScan
+from featuredb.half_scan import THREADS, HalfScan
 from featuredb.vectors import Float32Matrix, HalfMatrix
 
 Float64 = npt.NDArray[np.float64]
@@ -52,14 +52,17 @@ class ExactSearch:
     """Search over the directions of SAEs that may be compared.
 
     halves: unit rows float16 [d_sae, d] of each. take: gives rows float32, not normalised, counted
-    through the SAEs in the same order.
+    through the SAEs in the same order. threads: of one question, where there are rows for them.
     """
 
     def __init__(
-        self, halves: Sequence[HalfMatrix], take: Callable[[Int64], Float32Matrix]
+        self,
+        halves: Sequence[HalfMatrix],
+        take: Callable[[Int64], Float32Matrix],
+        threads: int = THREADS,
     ) -> None:
         self._n = sum(map(len, halves))
-        self._scan = HalfScan(halves)
+        self._scan = HalfScan(halves, threads)
         self._take = take
 
     def search(self, query: npt.NDArray[np.floating], k: int) -> Found:

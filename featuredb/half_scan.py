@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from featuredb.vectors import Float32Matrix, HalfMatrix
 
-_THREADS = 2
+THREADS = 2
 """Threads of one question: two read memory about as fast as it can be read."""
 
 _WORTH_A_THREAD = 4_096
@@ -20,7 +20,7 @@ _WORTH_A_THREAD = 4_096
 class HalfScan:
     """Inner products with the rows of some matrices, counted through them in order."""
 
-    def __init__(self, halves: Sequence[HalfMatrix], threads: int = _THREADS) -> None:
+    def __init__(self, halves: Sequence[HalfMatrix], threads: int = THREADS) -> None:
         pieces = [piece for half in halves for piece in _divided(half, threads)]
         # A view does not own its rows; they must live as long as the index.
         self._rows = [np.ascontiguousarray(piece) for piece in pieces]

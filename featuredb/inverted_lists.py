@@ -1,8 +1,8 @@
 """Approximate search in an inverted file: only the lists whose centroids are nearest are scanned.
 
 The file holds no directions, only which rows each list has: the rows themselves are read from the
-float16 matrices, and what is found is scored as in `featuredb.exact_search`. So scores are exact,
-and only a row in a list that was not scanned can be missing.
+float16 matrices, and are searched as in `featuredb.exact_search`. So scores are exact, and only a
+row in a list that was not scanned can be missing.
 """
 
 from __future__ import annotations
@@ -12,12 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from featuredb.exact_search import Found, Int64, scored, unit_vector
-from featuredb.half_scan import HalfScan
+from featuredb.exact_search import ExactSearch, Found, Int64, unit_vector
 from featuredb.vectors import Float32Matrix, HalfMatrix
-
-_SLACK = 32
-"""Candidates scored beyond the number asked for."""
 
 
 class InvertedLists:
@@ -48,19 +44,16 @@ class InvertedLists:
 
         More lists than `probes` are scanned where those do not hold k rows.
         """
-        unit = unit_vector(query).astype(np.float32)
-        rows = self._candidates(unit, k)
-        wanted = k + _SLACK
-        if wanted < len(rows):
-            _, best = HalfScan([gathered(self._halves, rows)], threads=1).top(unit, wanted)
-            rows = rows[best]
-        return scored(query, rows, self._take, k)
+        rows = self._candidates(unit_vector(query).astype(np.float32), k)
+        scanned = ExactSearch([gathered(self._halves, rows)], lambda i: self._take(rows[i]), 1)
+        found = scanned.search(query, k)
+        return Found(rows[found.rows], found.scores)
 
     def _candidates(self, unit: npt.NDArray[np.float32], k: int) -> Int64:
         """The rows of the nearest lists, ascending."""
         nearest = np.argsort(-(self._centroids @ unit), kind="stable")
         held = np.cumsum(self._begins[nearest + 1] - self._begins[nearest])
-        enough = int(np.searchsorted(held, k)) + 1
+        enough = int(np.searchsorted(held, min(k, held[-1]))) + 1
         probed = nearest[: max(self.probes, enough)]
         rows = np.concatenate([self._rows[self._begins[i] : self._begins[i + 1]] for i in probed])
         rows.sort()

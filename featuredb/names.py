@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from featuredb.errors import UnknownFeatureError
-from featuredb.snapshot import Sae, Snapshot
+from featuredb.snapshot import Draft, Sae, Snapshot
 
 NUMBER = "-?[0-9]{1,18}"
 """What counts as a feature's number (a regular expression; negative ones get the range error)."""
@@ -18,9 +18,9 @@ NO_FEATURE = "there is no feature {number}: {sae} has features 0 to {last}"
 NO_SAE = "there is no SAE {name}: this database has {names}"
 WHICH_SAE = "feature {feature} does not say of which SAE: write NAME/NUMBER, NAME being {names}"
 NOT_A_FEATURE = "{feature} is not a feature: give its number, or SAE/NUMBER as in {example}"
-NO_CONTEXT = "there is no context {context}: this database has contexts 0 to {last}"
-BAD_COUNT = "k must be at least 1, not {k}"
-BAD_WINDOW = "window must be 0 or more, not {window}"
+NO_CONTEXT = "there is no context {context}: this database has {spans}"
+BAD_COUNT = "k must be a whole number, at least 1 and below 2^63, not {k}"
+BAD_WINDOW = "window must be a whole number, at least 0 and below 2^63, not {window}"
 """Templates shared with the catalog's macros, so that Python and SQL say the same."""
 
 
@@ -56,6 +56,24 @@ def feature_name(snapshot: Snapshot, sae: Sae, number: int) -> str:
     return str(number) if len(snapshot.saes) == 1 else f"{sae.name}/{number}"
 
 
+def context_ranges(snapshot: Snapshot | Draft) -> list[tuple[int, int]]:
+    """First and last id of the contexts there are, ascending: a dropped corpus leaves a gap."""
+    ranges: list[tuple[int, int]] = []
+    for corpus in snapshot.corpora:
+        first, last = corpus.first_context, corpus.first_context + corpus.n_contexts - 1
+        if ranges and ranges[-1][1] == first - 1:
+            first = ranges.pop()[0]
+        if first <= last:
+            ranges.append((first, last))
+    return ranges
+
+
+def context_spans(snapshot: Snapshot | Draft) -> str:
+    """The contexts there are, in words."""
+    spans = " and ".join(f"{first} to {last}" for first, last in context_ranges(snapshot))
+    return f"contexts {spans}" if spans else "no contexts"
+
+
 def sae_names(snapshot: Snapshot) -> str:
     """The SAEs of the database, in its order."""
     return ", ".join(s.name for s in snapshot.saes) or "none"
@@ -78,6 +96,23 @@ ANSWER_COLUMNS = (
     "activations",
 )
 """Columns of the top contexts, in order, before the document's own."""
+
+
+def document_columns(snapshot: Snapshot | Draft) -> list[str]:
+    """What answers carry of a document: ``source``, then the corpora's own columns, in order.
+
+    Names that SQL does not tell apart are one column, called as in the first corpus.
+    """
+    columns = {"source": "source"}
+    for corpus in snapshot.corpora:
+        for name in corpus.metadata:
+            columns.setdefault(folded(name), name)
+    return list(columns.values())
+
+
+def folded(name: str) -> str:
+    """A column's name as DuckDB compares them: without the case of A to Z, and of no other."""
+    return name.encode().lower().decode()
 
 
 def metadata_columns(names: Sequence[str]) -> list[str]:

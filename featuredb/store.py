@@ -120,7 +120,7 @@ class Store:
     def connection(self) -> duckdb.DuckDBPyConnection:
         """An in-memory DuckDB with the views and macros of this snapshot, made on first use.
 
-        Every call gives the same connection; `.cursor()` of it is one more for another thread.
+        Every call gives the same connection, to set it up: questions go to a `cursor`.
         """
         from featuredb.catalog.connect import connect
 
@@ -128,6 +128,14 @@ class Store:
             if self._connection is None:
                 self._connection = connect(self.snapshot, self.root, self.memory)
             return self._connection
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """One more connection to the DuckDB of `connection`.
+
+        A connection refuses a statement while another thread, or a reader of rows that is not at
+        its end, uses it: so every question has its own.
+        """
+        return self.connection().cursor()
 
     def close(self) -> None:
         """Close every file and connection. A closed store opens them again when asked."""

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featuredb import schemas
-from featuredb.errors import UnknownContextError
+from featuredb.errors import QueryError, UnknownContextError
+from featuredb.names import NO_CONTEXT, context_spans, document_columns, folded
 from featuredb.parquet import ParquetFiles, load_array
 from featuredb.remote import Remote
 from featuredb.remote_arrays import fetch_rows, remote_flat
@@ -65,11 +66,8 @@ class Texts:
 
     @cached_property
     def metadata_names(self) -> list[str]:
-        """Document columns that answers carry: ``source``, then the corpora's own, in order."""
-        names = ["source"]
-        for corpus in self._snapshot.corpora:
-            names += [n for n in corpus.metadata if n not in names]
-        return names
+        """Document columns that answers carry."""
+        return document_columns(self._snapshot)
 
     def locate(self, context_id: int) -> Where:
         """Raises `UnknownContextError` with the valid range."""
@@ -77,15 +75,8 @@ class Texts:
             row = context_id - corpus.first_context
             if 0 <= row < corpus.n_contexts:
                 return Where(corpus, row)
-        edges: list[list[int]] = []
-        for corpus in self._snapshot.corpora:
-            # A corpus that was dropped leaves a gap.
-            if not edges or edges[-1][1] != corpus.first_context:
-                edges.append([corpus.first_context, corpus.first_context])
-            edges[-1][1] += corpus.n_contexts
-        spans = " and ".join(f"{first} to {end - 1}" for first, end in edges)
         raise UnknownContextError(
-            f"there is no context {context_id}: this database has contexts {spans}"
+            NO_CONTEXT.format(context=context_id, spans=context_spans(self._snapshot))
         )
 
     def index(self, corpus: Corpus) -> npt.NDArray[np.int64]:
@@ -188,8 +179,10 @@ class Texts:
         for corpus in self._snapshot.corpora:
             schema = self._files.metadata(corpus.documents.path).schema.to_arrow_schema()
             for name in ("source", *corpus.metadata):
-                types[name] = _common(types.get(name), schema.field(name).type)
-        return pa.schema([(name, types.get(name, pa.string())) for name in self.metadata_names])
+                types[folded(name)] = _common(types.get(folded(name)), schema.field(name).type)
+        return pa.schema(
+            [(name, types.get(folded(name), pa.string())) for name in self.metadata_names]
+        )
 
     def documents(self, document_ids: Sequence[int]) -> pa.Table:
         """Rows of `metadata_schema` for these documents, in the order asked for.
@@ -231,10 +224,10 @@ class Texts:
 
     def _conform(self, table: pa.Table) -> pa.Table:
         """One corpus's columns as `metadata_schema` has them."""
-        present = set(table.column_names)
+        present = {folded(name): table.column(name) for name in table.column_names}
         columns = [
-            table.column(field.name).cast(field.type)
-            if field.name in present
+            _cast(present[folded(field.name)], field)
+            if folded(field.name) in present
             else pa.nulls(len(table), field.type)
             for field in self.metadata_schema
         ]
@@ -259,15 +252,39 @@ def _rows_of(hashes: npt.NDArray[np.uint64], wanted: int) -> list[int]:
         reach *= 4
 
 
+def unite(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether a column may have these types in two corpora of a database.
+
+    It may where Python and DuckDB make the same one column of both: of equal types, of numbers and
+    booleans, of text with integers or booleans, and of lists of such.
+    """
+    if one == other:
+        return True
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        return unite(one.value_type, other.value_type)
+    if _is_number(one) and _is_number(other):
+        return True
+    types = pa.types
+    return any(
+        types.is_string(text) and (types.is_integer(plain) or types.is_boolean(plain))
+        for text, plain in ((one, other), (other, one))
+    )
+
+
 def _common(one: pa.DataType | None, other: pa.DataType) -> pa.DataType:
     """The type that holds both, as DuckDB's UNION would choose: text when nothing else does."""
     if one is None or one == other:
         return other
-    if pa.types.is_list(one) and pa.types.is_list(other):
+    types = pa.types
+    if types.is_list(one) and types.is_list(other):
         return pa.list_(_common(one.value_type, other.value_type))
-    for truth, number in ((one, other), (other, one)):
-        if pa.types.is_boolean(truth) and _is_number(number):
-            return number
+    for narrow, wide in ((one, other), (other, one)):
+        if types.is_boolean(narrow) and _is_number(wide):
+            return wide
+        if types.is_integer(narrow) and types.is_floating(wide):
+            return wide
+        if types.is_uint64(narrow) and types.is_signed_integer(wide):
+            return pa.decimal128(38, 0)
     try:
         fields = [pa.schema([("", one)]), pa.schema([("", other)])]
         return pa.unify_schemas(fields, promote_options="permissive").field(0).type
@@ -275,5 +292,26 @@ def _common(one: pa.DataType | None, other: pa.DataType) -> pa.DataType:
         return pa.string()
 
 
+def _cast(column: pa.ChunkedArray, to: pa.Field) -> pa.ChunkedArray:
+    """A column as a type of `_common`: rounded where that is floating.
+
+    Types that `unite` always can be; others were once let in. Raises `QueryError`.
+    """
+    try:
+        return column.cast(to.type, safe=not pa.types.is_floating(to.type))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        if not pa.types.is_string(to.type):
+            raise QueryError(
+                f"the documents' column {to.name!r} is {column.type} in one corpus and cannot be "
+                f"made {to.type}, which holds it in others: drop one of these corpora"
+            ) from error
+        texts = [None if value is None else str(value) for value in column.to_pylist()]
+        return pa.chunked_array([texts], pa.string())
+
+
 def _is_number(data_type: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(data_type) or pa.types.is_floating(data_type))
+    """Booleans among them."""
+    types = pa.types
+    return bool(
+        types.is_integer(data_type) or types.is_floating(data_type) or types.is_boolean(data_type)
+    )

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from featuredb.errors import IngestError, ModelError, SaeError
 from featuredb.files import storage_errors
 from featuredb.layout import Layout
 from featuredb.lock import write_lock
 from featuredb.parquet import ParquetFiles
-from featuredb.snapshot import Snapshot, read_snapshot
+from featuredb.snapshot import Snapshot
+from featuredb.snapshot_files import refuse_nothing_to_write_to
+from featuredb.texts import unite
 from ingest.change import after_the_last_writer, take_back, tidy
 from ingest.engines import workers_for
 from ingest.inputs import Inputs, Reader, bos_of, load_inputs, reader_for
@@ -94,7 +94,7 @@ def add_saes(
 def _at_rest(layout: Layout, purpose: str) -> Snapshot:
     """The live snapshot while nobody else writes: who would be refused is, before a model is
     loaded."""
-    read_snapshot(layout)  # nothing is locked or made where there is no database
+    refuse_nothing_to_write_to(layout)
     with write_lock(layout, purpose), storage_errors(layout.root):
         return after_the_last_writer(layout)
 
@@ -179,14 +179,16 @@ def _fits(base: Snapshot, inputs: Inputs) -> None:
 
 
 def _same_kinds(layout: Layout, base: Snapshot, inputs: Inputs) -> None:
-    """Numbers and texts of one name become text in an answer; of lists and anything else there is
-    no common type, and SQL could not read the documents at all."""
+    """What Python and SQL would not make the same one column of is refused: SQL could not read the
+    documents at all, or would spell their values otherwise. Names that differ in case alone are one
+    in SQL."""
     files = ParquetFiles(layout.root)
     for corpus in base.corpora:
         stored = files.metadata(corpus.documents.path).schema.to_arrow_schema()
+        types = {name.casefold(): stored.field(name).type for name in corpus.metadata}
         for field in inputs.corpus.metadata_schema:
-            before = stored.field(field.name).type if field.name in corpus.metadata else field.type
-            if pa.types.is_list(before) != pa.types.is_list(field.type):
+            before = types.get(field.name.casefold(), field.type)
+            if not unite(before, field.type):
                 raise IngestError(
                     f"the column {field.name!r} is {field.type} here and {before} in corpus "
                     f"{corpus.id}: give it another name, or leave it out"

@@ -30,6 +30,10 @@ _ROUNDING: dict[Values, float] = {
 }
 """How far a stored value may be from the computed one, relatively, for its rounding alone."""
 
+_SMALLEST = 2.0**-24
+"""And how far at any size, unless it is stored in float32: float16 has nothing between 0 and this,
+below 2⁻¹⁴ no finer steps, and a value that is not zero is not stored as zero."""
+
 
 class Tolerance(NamedTuple):
     """How far two runs of one model may differ: batches of other shapes sum in another order.
@@ -101,7 +105,9 @@ def compare(path: Path, report: Report, n_contexts: int) -> Report:
         keep_sinks = snapshot.recording.keep_sinks
         probes = [recorded_probe(model, sae, keep_sinks) for sae in snapshot.saes]
         allowed = _TOLERANCES.get(snapshot.model.dtype, _TOLERANCES["float32"])
-        most = _ROUNDING[snapshot.recording.values] + allowed.error
+        values = snapshot.recording.values
+        most = _ROUNDING[values] + allowed.error
+        least = 0.0 if values == "float32" else _SMALLEST
         totals = {sae.name: _Difference(0, 0, 0, 0.0) for sae in snapshot.saes}
         contexts = tokens = 0
         for corpus, ids in _sample(snapshot.corpora, n_contexts):
@@ -109,7 +115,7 @@ def compare(path: Path, report: Report, n_contexts: int) -> Report:
             tokens += sum(len(store.texts.token_ids(int(i))) for i in ids)
             computed = _computed(store, model, probes, corpus, ids)
             for sae, fresh in zip(snapshot.saes, computed, strict=True):
-                found = _difference(fresh, _stored(store, sae, ids), most)
+                found = _difference(fresh, _stored(store, sae, ids), most, least)
                 totals[sae.name] = totals[sae.name].and_(found)
     finally:
         store.close()
@@ -203,7 +209,8 @@ def _sorted(pieces: list[_Found]) -> _Found:
     return _Found(key[order], value[order])
 
 
-def _difference(computed: _Found, stored: _Found, most: float) -> _Difference:
+def _difference(computed: _Found, stored: _Found, most: float, least: float) -> _Difference:
+    """most: the largest error that may be. least: a distance that is none, whatever the values."""
     both, mine, theirs = np.intersect1d(
         computed.key, stored.key, assume_unique=True, return_indices=True
     )
@@ -211,7 +218,7 @@ def _difference(computed: _Found, stored: _Found, most: float) -> _Difference:
     # What a sum's order changes does not shrink with the value, so small ones are measured by the
     # SAE's usual ones.
     usual = float(np.median(np.abs(want))) if len(want) else 1.0
-    error = np.abs(want - have) / np.maximum(np.abs(want), usual)
+    error = np.maximum(np.abs(want - have) - least, 0) / np.maximum(np.abs(want), usual)
     flips = len(computed.key) + len(stored.key) - 2 * len(both)
     beyond = int((error > most).sum())
     return _Difference(len(both), beyond, flips, float(error.max(initial=0.0)))

@@ -7,26 +7,31 @@ import numpy as np
 from featuredb.errors import QueryError
 from featuredb.names import BAD_COUNT, BAD_WINDOW
 
+_END = 2**63
+"""DuckDB's and numpy's whole numbers end there."""
+
 
 def check_k(k: int) -> int:
-    """How many answers. Raises `QueryError` unless it is a whole number, 1 or more."""
-    if not _whole(k) or k < 1:
+    """How many answers. Raises `QueryError` unless it is a whole number, 1 to 2^63 - 1."""
+    if not _whole(k) or not 1 <= k < _END:
         raise QueryError(BAD_COUNT.format(k=k))
     return int(k)
 
 
 def check_window(window: int) -> int:
-    """Tokens either side. Raises `QueryError` unless it is a whole number, 0 or more."""
-    if not _whole(window) or window < 0:
+    """Tokens either side. Raises `QueryError` unless it is a whole number, 0 to 2^63 - 1."""
+    if not _whole(window) or not 0 <= window < _END:
         raise QueryError(BAD_WINDOW.format(window=window))
     return int(window)
 
 
 def check_bounds(low: float | None, high: float | None) -> None:
-    """Least and greatest activation. Raises `QueryError` for NaN, which bounds nothing."""
+    """Least and greatest activation. Raises `QueryError` for NaN, and for what is no number."""
     for bound in (low, high):
-        if bound is not None and bound != bound:
-            raise QueryError("min_activation and max_activation must be numbers, not nan")
+        if bound is None:
+            continue
+        if not isinstance(bound, int | float | np.integer | np.floating) or bound != bound:
+            raise QueryError(f"min_activation and max_activation must be numbers, not {bound!r}")
 
 
 def check_text(text: object, what: str) -> str:

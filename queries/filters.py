@@ -22,9 +22,10 @@ def contexts_where(store: Store, condition: str) -> npt.NDArray[np.int64]:
         raise QueryError("where is empty: give a SQL condition such as \"topic = 'History'\"")
     # The line break keeps a comment in the condition from swallowing the bracket.
     statement = (
-        f"SELECT context_id FROM contexts JOIN documents USING (document_id) WHERE ({condition}\n)"
+        "SELECT contexts.context_id FROM contexts JOIN documents USING (document_id) "
+        f"WHERE ({condition}\n)"
     )
     with duckdb_errors(store.root):
-        answer = store.connection().cursor().execute(statement).fetchnumpy()
+        answer = store.cursor().execute(statement).fetchnumpy()
     ids: npt.NDArray[np.int64] = np.asarray(answer["context_id"], np.int64)
     return ids

@@ -47,13 +47,14 @@ def stored_document(store: Store, text: str) -> int | None:
 
 def _scanned(store: Store, corpus: Corpus, text: str) -> int | None:
     """As `stored_document`, of a corpus without hashes: reads all of its texts."""
+    from featuredb.catalog import literals
     from featuredb.catalog.connect import bare
 
     # A DuckDB of its own: this also runs inside a SQL function of the store's connection, which
     # must not wait for itself.
-    statement = "SELECT min(document_id) FROM read_parquet(?) WHERE text = ?"
+    statement = f"SELECT min(document_id) FROM {literals.rows('?')} WHERE text = ?"
     with duckdb_errors(store.root), bare(store.root) as connection:
-        path = str(store.root / corpus.documents.path)
+        path = f"{literals.folder(store.root)}/{corpus.documents.path}"
         found = connection.execute(statement, [path, text]).fetchone()
     return None if found is None or found[0] is None else int(found[0])
 

@@ -18,6 +18,5 @@ def search(store: Store, query: str, k: int = 20) -> SearchHits:
     k = check_k(k)
     check_text(query, "a search")
     with duckdb_errors(store.root):
-        cursor = store.connection().cursor()
-        table = cursor.sql("FROM search(?, k := ?)", params=[query, k]).to_arrow_table()
+        table = store.cursor().sql("FROM search(?, k := ?)", params=[query, k]).to_arrow_table()
     return SearchHits(table, query=query)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,13 @@ from queries.checks import check_text
 if TYPE_CHECKING:
     import duckdb
 
+_OF_A_CONNECTION = re.compile(
+    r"\s*(CREATE\s+(OR\s+REPLACE\s+)?TEMP(ORARY)?|SET\s+VARIABLE|PREPARE|BEGIN|START|USE)\b"
+    r"[^;]*;?\s*",
+    re.IGNORECASE,
+)
+"""A statement, with no other after it, that is for later ones of the same connection."""
+
 
 @contextmanager
 def duckdb_errors(root: Path | Remote) -> Iterator[None]:
@@ -26,6 +34,8 @@ def duckdb_errors(root: Path | Remote) -> Iterator[None]:
     # Most questions never meet DuckDB, and importing it takes longer than they do.
     import duckdb
 
+    from featuredb.catalog.literals import folder
+
     try:
         yield
     except duckdb.Error as error:
@@ -35,7 +45,7 @@ def duckdb_errors(root: Path | Remote) -> Iterator[None]:
         if isinstance(error, duckdb.OutOfMemoryException):
             raise SQLError(_out_of_memory(text)) from error
         damaged = isinstance(error, duckdb.IOException | duckdb.InvalidInputException)
-        if damaged and str(root) in text:
+        if damaged and (str(root) in text or folder(root) in text):
             raise CorruptDatabaseError(
                 f"a file of {root} is missing or damaged ({text.splitlines()[0]}): "
                 "run `featuredb verify` to see what else is, and restore it from a copy"
@@ -62,13 +72,20 @@ def sql(
     params: values for ``?`` in order, or for ``$name`` by name. Rows come in the statement's own
     order; a statement without rows gives a relation without rows. A relation is lazy: what only
     running the statement can find wrong is DuckDB's own exception, raised when the rows are
-    fetched. Raises `SQLError` with DuckDB's message, `CorruptDatabaseError` when a file the
+    fetched. Each has a connection of its own. Raises `SQLError` with DuckDB's message and for a
+    statement whose effect would end with its connection, `CorruptDatabaseError` when a file the
     statement reads is damaged, `QueryError` when it is no text.
     """
     check_text(query, "the statement")
+    lasting = _OF_A_CONNECTION.fullmatch(query)
+    if lasting is not None:
+        raise SQLError(
+            f"{lasting[1]} would be over before the next statement, which has another connection: "
+            "put both in one text, or create without TEMP"
+        )
     with duckdb_errors(store.root):
         values = dict(params) if isinstance(params, Mapping) else params
-        relation = store.connection().sql(query, params=values)
+        relation = store.cursor().sql(query, params=values)
     if relation is None:
         raise SQLError("there is no statement in this SQL")
     return relation

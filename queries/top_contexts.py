@@ -58,7 +58,7 @@ def top_contexts(
     else:
         found = feature_contexts(store, sae, number)
         peaks = _chosen(store, found, k, where, min_activation, max_activation)
-        maximum = float(found.peak.max(initial=0.0))
+        maximum = float(found.peak.max()) if len(found.peak) else 0.0
     return TopContexts(
         _table(store, peaks, window),
         feature=feature_name(store.snapshot, sae, number),

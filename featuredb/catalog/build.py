@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +28,7 @@ def built_catalog(layout: Layout, snapshot: Snapshot) -> Iterator[Path]:
     temporary = temporary_name(layout.catalog)
     with storage_errors(layout.catalog):
         try:
-            with duckdb.connect(str(temporary)) as connection:
+            with _writable(temporary) as path, duckdb.connect(str(path)) as connection:
                 create(connection, snapshot, root)
                 connection.execute("CHECKPOINT")
             fsync_path(temporary)
@@ -35,6 +37,21 @@ def built_catalog(layout: Layout, snapshot: Snapshot) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             # DuckDB's own, which it leaves where the disk is full.
             temporary.with_name(f"{temporary.name}.wal").unlink(missing_ok=True)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[Path]:
+    """Where DuckDB may write the file that is to be at `path`.
+
+    It takes what follows a ``?`` for options and puts its log at the path before them, in another
+    folder: such a file is written elsewhere and copied.
+    """
+    if "?" not in str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="featuredb-") as folder:
+        yield Path(folder) / path.name
+        shutil.copyfile(Path(folder) / path.name, path)
 
 
 def build_catalog(layout: Layout, snapshot: Snapshot) -> None:

@@ -39,8 +39,8 @@ def connect(
     Raises `CorruptDatabaseError` when a file the views stand on is missing or damaged.
     """
     connection = bare(root)
-    # Footers are parsed once: the files of a snapshot never change.
-    connection.execute("SET parquet_metadata_cache = true")
+    # Footers are parsed once: the files of a snapshot never change. Of every cursor too.
+    connection.execute("SET GLOBAL parquet_metadata_cache = true")
     connection.execute("SET enable_progress_bar = false")
     connection.execute("SET temp_directory = ?", [str(spill_folder() or "")])
     if memory is not None:

@@ -62,10 +62,11 @@ def _fires_in(snapshot: Snapshot) -> str:
             f"list_filter({_records(files)}, lambda x: context BETWEEN x['first'] AND x['last'])[1]"
         )
         anything = literals.text("/" + files[0].file.path)
+        path = f"coalesce({found}['path'], {anything})"
         low = f"(context - {found}['base']) << {bits}"
         # Where no file covers the context the bounds are null and any file gives no rows.
         source = (
-            f"read_parquet({literals.ROOT} || coalesce({found}['path'], {anything})) AS t "
+            f"{literals.below_root(path)} AS t "
             f"WHERE position >= CAST({low} AS UINTEGER) "
             f"AND position <= CAST(({low}) + {mask} AS UINTEGER)"
         )
@@ -90,7 +91,7 @@ def _fires_on(snapshot: Snapshot) -> str:
     for index, order, files in _files(snapshot):
         # Which tokens of which file are wanted is a small table; joining on the file's own
         # positions lets DuckDB skip every row group that has none of them.
-        source = f"""read_parquet({literals.paths([f.file.path for f in files])}) AS t
+        source = f"""{literals.files([f.file.path for f in files])} AS t
         JOIN (
             SELECT CAST(f.place - 1 AS UBIGINT) AS file_index, p.token_index,
                 CAST(((p.context_id - f.file['base']) << {bits}) + p.place AS UINTEGER) AS position
@@ -168,7 +169,7 @@ def _unlisted(index: int, order: str | None, token_index: str, source: str) -> s
                 SELECT {values}, unnest(t.gaps) AS gap, generate_subscripts(t.gaps, 1) AS place
                 FROM {source}
             )
-        ) AS g JOIN read_parquet({literals.path(order)}) AS o USING (rank)
+        ) AS g JOIN {literals.file(order)} AS o USING (rank)
     )"""
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from featuredb.remote import Remote
 
 ROOT = "featuredb_root()"
-"""The database's folder, a macro of the catalog."""
+"""The database's folder, a macro of the catalog; wildcards in its name are escaped."""
 
 
 def text(value: str) -> str:
@@ -23,16 +27,37 @@ def name(value: str) -> str:
     return '"' + value.replace('"', '""') + '"'
 
 
-def path(relative: str) -> str:
-    """A file of the store, wherever the folder is now."""
-    return f"{ROOT} || {text('/' + relative)}"
+def folder(root: Path | Remote) -> str:
+    """What DuckDB finds a database's folder by, and no other one that its name would match."""
+    if isinstance(root, Remote):
+        return root.url  # whose files it is told of by name
+    return re.sub(r"[*?\[]", r"[\g<0>]", root.as_posix())
 
 
-def paths(relative: Sequence[str]) -> str:
-    """Several files as a list. One literal cast to a list: it parses ten times faster."""
+def file(relative: str) -> str:
+    """The rows of a file of the store, wherever the folder is now."""
+    return below_root(text("/" + relative))
+
+
+def below_root(path: str) -> str:
+    """The rows of the file whose path from the folder on, ``/`` first, is the SQL `path`."""
+    return rows(f"{ROOT} || {path}")
+
+
+def files(relative: Sequence[str]) -> str:
+    """The rows of several files. One literal cast to a list: it parses ten times faster."""
     quoted = ", ".join(_element("/" + p) for p in relative)
     listed = f"{text(f'[{quoted}]')}::VARCHAR[]"
-    return f"list_transform({listed}, lambda p: {ROOT} || p)"
+    return rows(f"list_transform({listed}, lambda p: {ROOT} || p)")
+
+
+def rows(path: str) -> str:
+    """The rows of the Parquet file, or files, whose path is the SQL expression `path`.
+
+    A folder above the database that is called ``key=value`` is no column: DuckDB would add it, or
+    put it in place of the file's own.
+    """
+    return f"read_parquet({path}, hive_partitioning = false)"
 
 
 def records(fields: Mapping[str, str], rows: Sequence[Sequence[int | str]]) -> str:

@@ -37,18 +37,23 @@ def naming_macros(snapshot: Snapshot) -> list[str]:
     saes = snapshot.saes
     alone = len(saes) == 1
     sae = literals.text(saes[0].name) if alone else f"regexp_replace({_WHOLE}, '/[^/]*$', '')"
-    end = max((c.first_context + c.n_contexts for c in snapshot.corpora), default=0)
-    no_context = literals.message(names.NO_CONTEXT, context="context", last=str(end - 1))
+    known = " OR ".join(
+        f"context BETWEEN {first} AND {last}" for first, last in names.context_ranges(snapshot)
+    )
+    spans = literals.text(names.context_spans(snapshot))
+    no_context = literals.message(names.NO_CONTEXT, context="context", spans=spans)
     return [
         f"CREATE MACRO featuredb_sae(feature) AS {sae}",
         f"CREATE MACRO featuredb_number(feature) AS {_NUMBER}",
         f"CREATE MACRO featuredb_plain_row(feature) AS {_plain_row(snapshot)}",
         f"CREATE MACRO featuredb_row(feature) AS {_row(snapshot)}",
-        f"CREATE MACRO featuredb_context(context) AS CASE WHEN context >= 0 AND context < {end} "
+        f"CREATE MACRO featuredb_context(context) AS CASE WHEN {known or 'false'} "
         f"THEN CAST(context AS BIGINT) ELSE error({no_context}) END",
-        "CREATE MACRO featuredb_k(k) AS CASE WHEN k >= 1 THEN CAST(k AS BIGINT) "
-        f"ELSE error({literals.message(names.BAD_COUNT, k='k')}) END",
-        "CREATE MACRO featuredb_window(size) AS CASE WHEN size >= 0 THEN CAST(size AS BIGINT) "
+        "CREATE MACRO featuredb_k(k) AS CASE WHEN k >= 1 AND TRY_CAST(k AS BIGINT) = k "
+        f"THEN TRY_CAST(k AS BIGINT) ELSE error({literals.message(names.BAD_COUNT, k='k')}) END",
+        # No context is as long as 2^30 tokens; a token's index may be added to that as an INTEGER.
+        "CREATE MACRO featuredb_window(size) AS CASE WHEN size >= 0 "
+        "AND TRY_CAST(size AS BIGINT) = size THEN least(TRY_CAST(size AS BIGINT), 1073741824) "
         f"ELSE error({literals.message(names.BAD_WINDOW, window='size')}) END",
     ]
 

@@ -28,7 +28,7 @@ def summaries(snapshot: Snapshot) -> str:
     """
     file = snapshot.derived.summaries
     if file is not None:
-        return f"read_parquet({literals.path(file.path)})"
+        return literals.file(file.path)
     return f"(SELECT sae, feature_id, density, max_activation, {_TOKENS} FROM features AS f)"
 
 
@@ -70,7 +70,7 @@ def _near(file: File, about: str) -> str:
     return f"""
 WITH nearest AS (
     SELECT rank, neighbor_sae AS sae, neighbor_id AS feature_id, score
-    FROM read_parquet({literals.path(file.path)})
+    FROM {literals.file(file.path)}
     WHERE sae = of_sae AND feature_id = id AND rank <= k
 )
 SELECT n.rank, n.sae, n.feature_id, n.score, {SUMMARY}

@@ -21,7 +21,7 @@ def statements(snapshot: Snapshot, root: Path | Remote) -> list[str]:
     root: the database's folder now, absolute, or its URL. Files are found below it, or below what
     the reader set with ``SET VARIABLE featuredb_root = '…'`` when the folder has moved since.
     """
-    where = literals.text(root.url if isinstance(root, Remote) else root.as_posix())
+    where = literals.text(literals.folder(root))
     return [
         "CREATE MACRO featuredb_root() AS "
         f"coalesce(CAST(getvariable('featuredb_root') AS VARCHAR), {where})",

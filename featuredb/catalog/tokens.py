@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featuredb.catalog.literals import path
+from featuredb.catalog.literals import file
 from featuredb.snapshot import Snapshot
 
 
@@ -17,7 +17,7 @@ def tokens_view(snapshot: Snapshot) -> str:
         branches.append(
             "SELECT context_id, unnest(range(len(token_ids)))::INTEGER AS token_index, "
             f"unnest(token_ids)::BIGINT AS token_id, {role} AS role "
-            f"FROM read_parquet({path(corpus.contexts.path)})"
+            f"FROM {file(corpus.contexts.path)}"
         )
     each = "\nUNION ALL\n".join(branches)
     return (

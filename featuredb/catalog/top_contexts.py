@@ -41,9 +41,7 @@ def top_contexts_macros(snapshot: Snapshot) -> list[str]:
 
 def metadata(snapshot: Snapshot, table: str) -> str:
     """The document's source and metadata as columns of an answer, each after a comma."""
-    columns = ["source"]
-    for corpus in snapshot.corpora:
-        columns += [n for n in corpus.metadata if n not in columns]
+    columns = names.document_columns(snapshot)
     called = zip(columns, names.metadata_columns(columns), strict=True)
     return "".join(f", {table}.{name(own)} AS {name(new)}" for own, new in called)
 
@@ -78,7 +76,7 @@ def _feature_activations(snapshot: Snapshot) -> list[str]:
         f"base + ({position} >> {bits}) AS context_id, "
         f"CAST({position} & {(1 << bits) - 1} AS INTEGER) AS token_index, "
         "CAST(activation AS FLOAT) AS activation "
-        f"FROM read_parquet({literals.ROOT} || path) WHERE feature_id = id",
+        f"FROM {literals.below_root('path')} WHERE feature_id = id",
         "CREATE MACRO featuredb_activations_named(feature) AS TABLE FROM query(coalesce("
         "featuredb_parts(featuredb_row(feature), CAST(featuredb_number(feature) AS BIGINT)), "
         f"{literals.text(nothing)}))",
@@ -99,7 +97,7 @@ def _feature_contexts(snapshot: Snapshot) -> str:
 _KEPT = f"""
     SELECT rank, context_id, activation, CAST(token_index AS INTEGER) AS token_index,
         CAST(token_indexes AS INTEGER[]) AS token_indexes, activations
-    FROM read_parquet({literals.ROOT} || path) WHERE feature_id = id AND kind = 0 AND rank <= k"""
+    FROM {literals.below_root("path")} WHERE feature_id = id AND kind = 0 AND rank <= k"""
 
 _COMPUTED = """
     SELECT * FROM (
@@ -161,7 +159,7 @@ SELECT w.rank, w.context_id, w.document_id, w.activation, w.token_index,
         :w.token_index + size + 1 - w.window_start] AS tokens,
     w.activations[1 + greatest(0, w.token_index - size - w.window_start)
         :w.token_index + size + 1 - w.window_start] AS activations{metadata(snapshot, "d")}
-FROM read_parquet({literals.ROOT} || path) AS w JOIN documents AS d USING (document_id)
+FROM {literals.below_root("path")} AS w JOIN documents AS d USING (document_id)
 WHERE w.feature_id = id AND w.rank <= k
 ORDER BY w.rank"""
 

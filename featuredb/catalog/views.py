@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from featuredb.catalog import literals
-from featuredb.catalog.literals import name, path, paths, text
+from featuredb.catalog.literals import file, files, name, text
 from featuredb.catalog.tokens import tokens_view
 from featuredb.snapshot import Snapshot
 
@@ -15,21 +15,17 @@ def views(snapshot: Snapshot) -> list[str]:
     """DDL of every view and table, each usable by those after it."""
     return [
         _vocabulary(snapshot),
-        _view(
-            "documents", [f"FROM read_parquet({path(c.documents.path)})" for c in snapshot.corpora]
-        ),
-        _view(
-            "contexts", [f"FROM read_parquet({path(c.contexts.path)})" for c in snapshot.corpora]
-        ),
+        _view("documents", [f"FROM {file(c.documents.path)}" for c in snapshot.corpora]),
+        _view("contexts", [f"FROM {file(c.contexts.path)}" for c in snapshot.corpora]),
         tokens_view(snapshot),
         _activations(snapshot),
-        _view("features", [f"FROM read_parquet({path(snapshot.derived.features.path)})"]),
-        _view("neighbors", [f"FROM read_parquet({path(snapshot.derived.neighbors_decoder.path)})"]),
+        _view("features", [f"FROM {file(snapshot.derived.features.path)}"]),
+        _view("neighbors", [f"FROM {file(snapshot.derived.neighbors_decoder.path)}"]),
         _view(
             "neighbors_encoder",
-            [f"FROM read_parquet({path(snapshot.derived.neighbors_encoder.path)})"],
+            [f"FROM {file(snapshot.derived.neighbors_encoder.path)}"],
         ),
-        _view("coactivation", [f"FROM read_parquet({path(snapshot.derived.coactivation.path)})"]),
+        _view("coactivation", [f"FROM {file(snapshot.derived.coactivation.path)}"]),
         _examples(snapshot),
         _sinks(snapshot),
         *_saes(snapshot),
@@ -46,7 +42,7 @@ def _view(title: str, branches: Sequence[str], empty: str = "SELECT NULL WHERE f
 def _vocabulary(snapshot: Snapshot) -> str:
     # A table, not a view: every answer with tokens looks words up here, and scanning a table
     # costs a third of decoding the Parquet file again.
-    return f"CREATE TABLE vocabulary AS FROM read_parquet({path(snapshot.vocabulary.path)})"
+    return f"CREATE TABLE vocabulary AS FROM {file(snapshot.vocabulary.path)}"
 
 
 def _activations(snapshot: Snapshot) -> str:
@@ -54,15 +50,15 @@ def _activations(snapshot: Snapshot) -> str:
     branches = []
     for segment in snapshot.segments:
         by_stride: dict[int, list[str]] = {}
-        for file in segment.feature_files:
-            by_stride.setdefault(file.stride, []).append(file.file.path)
-        for stride, files in by_stride.items():
+        for part in segment.feature_files:
+            by_stride.setdefault(part.stride, []).append(part.file.path)
+        for stride, paths in by_stride.items():
             position = literals.position(str(stride))
             branches.append(
                 f"SELECT {text(segment.sae)} AS sae, feature_id, "
                 f"{segment.first_context} + ({position} >> {snapshot.position_bits}) "
                 f"AS context_id, CAST({position} & {mask} AS INTEGER) AS token_index, "
-                f"CAST(activation AS FLOAT) AS activation FROM read_parquet({paths(files)})"
+                f"CAST(activation AS FLOAT) AS activation FROM {files(paths)}"
             )
     empty = (
         "SELECT NULL::VARCHAR AS sae, NULL::UINTEGER AS feature_id, NULL::BIGINT AS context_id, "
@@ -75,7 +71,7 @@ def _examples(snapshot: Snapshot) -> str:
     return _view(
         "examples",
         [
-            f"SELECT {text(t.sae)} AS sae, * FROM read_parquet({path(t.examples.path)})"
+            f"SELECT {text(t.sae)} AS sae, * FROM {file(t.examples.path)}"
             for t in snapshot.derived.saes
         ],
     )
@@ -84,10 +80,7 @@ def _examples(snapshot: Snapshot) -> str:
 def _sinks(snapshot: Snapshot) -> str:
     return _view(
         "sinks",
-        [
-            f"SELECT {text(s.sae)} AS sae, * FROM read_parquet({path(s.sinks.path)})"
-            for s in snapshot.segments
-        ],
+        [f"SELECT {text(s.sae)} AS sae, * FROM {file(s.sinks.path)}" for s in snapshot.segments],
     )
 
 

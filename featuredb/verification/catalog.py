@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from featuredb.catalog.connect import bound
-from featuredb.catalog.literals import name, text
+from featuredb.catalog.literals import folder, name, text
 from featuredb.layout import Layout
 from featuredb.snapshot import Snapshot
 from featuredb.verification.remedies import remedy
@@ -17,19 +19,40 @@ def check_catalog(
     layout: Layout, snapshot: Snapshot, memory: int, *, ask: bool
 ) -> Iterator[Problem]:
     """memory: bytes to work in. ask: also ask its views, which is of use only while the files they
-    read are sound."""
+    read are sound. Nothing is checked where no temporary file can be written."""
+    path = layout.catalog.name
+    try:
+        whole = layout.catalog.read_bytes()
+    except FileNotFoundError:
+        yield Problem(path, "is missing", remedy(path))
+        return
+    except OSError as error:
+        yield Problem(path, f"cannot be read ({error.strerror})", remedy(path))
+        return
+    # DuckDB has a file open once in a process, whoever opens it again: where this process asks the
+    # catalog, what was there before a change would answer, bounded as set here. So a copy is asked.
+    with tempfile.TemporaryDirectory(prefix="featuredb-", ignore_cleanup_errors=True) as own:
+        copy = Path(own) / path
+        try:
+            copy.write_bytes(whole)
+        except OSError:
+            return
+        yield from _check(copy, layout, snapshot, memory, ask=ask)
+
+
+def _check(
+    copy: Path, layout: Layout, snapshot: Snapshot, memory: int, *, ask: bool
+) -> Iterator[Problem]:
+    """Of a copy that nobody else has open."""
     import duckdb
 
     path = layout.catalog.name
-    if not layout.catalog.exists():
-        yield Problem(path, "is missing", remedy(path))
-        return
     rows = sum(segment.rows for segment in snapshot.segments)
     try:
-        with duckdb.connect(str(layout.catalog), read_only=True) as connection:
+        with duckdb.connect(str(copy), read_only=True) as connection:
             # Half, as DuckDB counts not all that it takes.
             bound(connection, memory // 2)
-            connection.execute(f"SET VARIABLE featuredb_root = {text(str(layout.root))}")
+            connection.execute(f"SET VARIABLE featuredb_root = {text(folder(layout.root))}")
             views = "SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY view_name"
             known = [view for (view,) in connection.execute(views).fetchall()]
             if ask:

@@ -390,6 +390,27 @@ def test_a_catalog_that_counts_wrong(root: Path) -> None:
     assert "counts 0 activations, should count" in str(verify(root))
 
 
+def test_a_catalog_that_this_process_asks_is_checked_as_it_is_on_the_disk(root: Path) -> None:
+    import duckdb
+
+    path = str(root / "catalog.duckdb")
+    with duckdb.connect(path, read_only=True, config={"threads": 1}) as client:
+        before = client.execute("SELECT current_setting('memory_limit')").fetchall()
+        client.execute("FROM activations LIMIT 1").fetchall()
+        assert verify(root).ok
+        # What DuckDB would hand out again for this path is the file that was there before.
+        build_catalog(Layout(root), read_snapshot(Layout(root)))
+        written_so(root, "catalog.duckdb")
+        assert verify(root).ok
+        assert client.execute("SELECT current_setting('memory_limit')").fetchall() == before
+    with duckdb.connect(str(root / "another.duckdb")) as other:
+        other.execute("CREATE VIEW activations AS SELECT 1 AS sae WHERE false")
+    with duckdb.connect(path, read_only=True):
+        (root / "another.duckdb").replace(path)
+        written_so(root, "catalog.duckdb")
+        assert "counts 0 activations, should count" in str(verify(root))
+
+
 def test_little_memory_is_refused_and_any_size_gives_the_same_report(sound: Path) -> None:
     with pytest.raises(OptionError, match="memory must be a size of at least 100MB"):
         featuredb.verify(sound, memory="1KB")

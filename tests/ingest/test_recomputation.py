@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import featuredb
+from featuredb import schemas
 from featuredb.errors import MissingExtraError, ModelError, OptionError, SaeError
 from featuredb.layout import Layout
+from featuredb.rounding import Values
 from featuredb.snapshot_files import read_snapshot
 from featuredb.verification import Report, verify
 from ingest import live, recomputation
@@ -101,6 +103,24 @@ def test_other_values_are_found(plain: Path) -> None:
     report = changed(plain, larger)
     assert [p.where for p in report.problems] == ["SAE a", "SAE b"]
     assert "activations differ from the model's by more than" in report.problems[0].what
+
+
+@pytest.mark.parametrize("values", ["float16", "log8"])
+def test_rounding_explains_the_differences_of_small_activations(values: Values) -> None:
+    """Below 2⁻¹⁴ float16 has steps of one size, and nothing is rounded to zero."""
+    drawn = np.random.default_rng(0).lognormal(np.log(5e-6), 3, 20_000)
+    wanted = np.concatenate([drawn, -drawn, [1e-12]]).astype(np.float32)
+    stored = schemas.stored(wanted, values).astype(np.float32)
+    key = np.arange(len(wanted))
+    most = recomputation._ROUNDING[values] + 1e-6
+
+    def beyond(have: np.ndarray, least: float) -> int:
+        one, other = recomputation._Found(key, wanted), recomputation._Found(key, have)
+        return recomputation._difference(one, other, most, least).beyond
+
+    assert beyond(stored, recomputation._SMALLEST) == 0
+    assert beyond(stored, 0.0) > 0
+    assert beyond(stored + np.float32(2**-22), recomputation._SMALLEST) > 0
 
 
 def test_missing_tokens_are_found(plain: Path) -> None:

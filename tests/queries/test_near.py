@@ -86,7 +86,7 @@ def test_the_only_saes_of_that_width_need_no_name(db: featuredb.Database) -> Non
         (np.ones((2, 16)), {"sae": "one"}, "one dimension, not 2"),
         (["a"] * 16, {"sae": "one"}, "must be numbers"),
         (np.ones(16), {"by": "coactivation"}, "by must be decoder or encoder"),
-        (np.ones(16), {"sae": "one", "k": 0}, "k must be at least 1"),
+        (np.ones(16), {"sae": "one", "k": 0}, "k must be a whole number, at least 1"),
     ],
 )
 def test_vectors_that_cannot_be_asked_about(

@@ -15,6 +15,7 @@ import pytest
 from msgspec.structs import replace as replace_struct
 
 import featuredb
+from featuredb.catalog.naming import naming_macros
 from featuredb.database import Database
 from featuredb.errors import (
     CorruptDatabaseError,
@@ -23,8 +24,9 @@ from featuredb.errors import (
     UnknownContextError,
     UnknownFeatureError,
 )
+from featuredb.parquet import ParquetFiles
 from featuredb.store import Store
-from featuredb.texts import _rows_of
+from featuredb.texts import Texts, _rows_of
 from queries.fires import stored_document
 from queries.sql import duckdb_errors
 from tests.make_store import MadeSae, World, make_store
@@ -129,6 +131,11 @@ def test_a_range_and_the_names_are_told(one: Database, two: Database) -> None:
         lambda db: db.top_contexts(1, where="topic = '\udce9'"),
         lambda db: db.top_contexts(1, min_activation=float("nan")),
         lambda db: db.top_contexts(1, max_activation=float("nan")),
+        lambda db: db.top_contexts(1, min_activation="x"),
+        lambda db: db.top_contexts(1, k=2**63),
+        lambda db: db.top_contexts(1, window=2**64),
+        lambda db: db.near(1, k=2**63, by="coactivation"),
+        lambda db: db.search("bank", k=10**19),
     ],
 )
 def test_bad_arguments(one: Database, ask: Callable[[Database], object]) -> None:
@@ -144,6 +151,68 @@ def test_unknown_context(one: Database, context: int) -> None:
         one.fires_in(context)
     with pytest.raises((duckdb.Error, SQLError), match=message):
         one.sql("FROM fires_in(?)", [context]).fetchall()
+
+
+def test_a_context_of_a_corpus_that_was_dropped_is_unknown(one: Database) -> None:
+    (corpus,) = one.snapshot.corpora
+    parts = [(0, 2), (2, 1), (5, 2), (9, 1)]  # 3, 4, 7 and 8 were dropped
+    corpora = tuple(replace_struct(corpus, first_context=f, n_contexts=n) for f, n in parts)
+    snapshot = replace_struct(one.snapshot, corpora=corpora)
+    texts = Texts(one.path, snapshot, ParquetFiles(one.path))
+    with duckdb.connect() as client:
+        for statement in naming_macros(snapshot):
+            client.execute(statement)
+        for context in range(-1, 12):
+            if context in {0, 1, 2, 5, 6, 9}:
+                texts.locate(context)
+                found = client.execute("SELECT featuredb_context(?)", [context]).fetchall()
+                assert found == [(context,)]
+                continue
+            said = f"no context {context}: this database has contexts 0 to 2 and 5 to 6 and 9 to 9"
+            with pytest.raises(UnknownContextError, match=said):
+                texts.locate(context)
+            with pytest.raises(duckdb.Error, match=said):
+                client.execute("SELECT featuredb_context(?)", [context]).fetchall()
+
+
+MACROS = ["top_contexts(1, {})", "coactive(1, {})", "fires_in(1, {})", "search('bank', {})"]
+
+
+@pytest.mark.parametrize("macro", MACROS)
+@pytest.mark.parametrize("k", ["2.5", "0", "-1", str(2**63), "10::HUGEINT ** 30"])
+def test_a_bad_k_in_sql(one: Database, macro: str, k: str) -> None:
+    with pytest.raises((duckdb.Error, SQLError), match="k must be a whole number, at least 1"):
+        one.sql("FROM " + macro.format(f"k := {k}")).fetchall()
+
+
+def test_as_many_as_there_are(one: Database) -> None:
+    most = 2**63 - 1
+    for macro in MACROS:
+        assert len(one.sql("FROM " + macro.format(f"k := {most}")).fetchall())
+    for k in (3, 60, most):
+        widest = one.sql(f"FROM top_contexts(1, k := {k}, window_size := {most})").to_arrow_table()
+        assert widest == one.top_contexts(1, k=k, window=most).arrow()
+    for window in ("2.5", "-1", str(2**63)):
+        with pytest.raises(SQLError, match="window must be a whole number, at least 0"):
+            one.sql(f"FROM top_contexts(1, window_size := {window})")
+
+
+def test_metadata_named_as_a_column_of_contexts(tmp_path: Path) -> None:
+    world = small_world(("demo",))
+    make_store(tmp_path / "s.fdb", replace(world, metadata={"context_id": ["a", "b", "a"]}))
+    with featuredb.open(tmp_path / "s.fdb") as db:
+        found = db.top_contexts(1, where="documents.context_id = 'b'")
+        assert {row.document_id for row in found} == {1}
+        assert len(db.top_contexts(1, where="document_id < 3")) == len(db.top_contexts(1))
+
+
+def test_the_maximum_of_a_feature_that_is_never_positive(tmp_path: Path) -> None:
+    world = small_world(("demo",))
+    world.saes[0].dense[:] = [-context for context in world.saes[0].dense]
+    make_store(tmp_path / "s.fdb", world)
+    with featuredb.open(tmp_path / "s.fdb") as db:
+        for options in ({}, {"k": 60}, {"where": "true"}, {"max_activation": -1.5}):
+            assert db.top_contexts(1, **options).max_activation == -1
 
 
 def test_a_condition_duckdb_refuses(one: Database) -> None:

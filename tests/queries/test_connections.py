@@ -1,0 +1,107 @@
+"""One handle, asked from several threads and while answers are still being read."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import duckdb
+import pytest
+
+import featuredb
+from featuredb.errors import SQLError
+from tests.make_store import make_store
+from tests.queries.test_questions import small_world
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[featuredb.Database]:
+    make_store(tmp_path / "s.fdb", small_world(("demo",)))
+    with featuredb.open(tmp_path / "s.fdb") as opened:
+        yield opened
+
+
+def test_threads_ask_one_handle_all_at_once(db: featuredb.Database) -> None:
+    """The first question too, for which the catalog is made."""
+    ask: list[Callable[[], object]] = [
+        lambda: db.sql("FROM top_contexts(1)").fetchall(),
+        lambda: db.sql("SELECT count(*) FROM activations").fetchall(),
+        lambda: db.search("bank").arrow().to_pylist(),
+        lambda: db.top_contexts(1, where="document_id < 2").arrow().to_pylist(),
+    ]
+    together = threading.Barrier(8)
+
+    def work(i: int) -> list[object]:
+        together.wait()
+        return [ask[(i + j) % len(ask)]() for j in range(4 * len(ask))]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, range(8)))
+    expected = [question() for question in ask]
+    for i, answers in enumerate(found):
+        assert answers == [expected[(i + j) % len(ask)] for j in range(4 * len(ask))]
+
+
+def test_a_question_while_another_s_rows_are_read(db: featuredb.Database) -> None:
+    made = db.sql("SELECT 1")
+    reader = db.sql("FROM range(100_000)").to_arrow_reader(1_000)
+    gc.collect()
+    rows = len(reader.read_next_batch())
+    assert made.fetchall() == db.sql("SELECT 1").fetchall() == [(1,)]
+    assert len(db.search("bank"))
+    assert rows + sum(len(batch) for batch in reader) == 100_000
+
+
+def test_a_relation_is_fetched_by_another_thread(db: featuredb.Database) -> None:
+    relations = [db.sql("SELECT ? + count(*) FROM range(100_000)", [i]) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda relation: relation.fetchall(), relations))
+    assert found == [[(100_000 + i,)] for i in range(8)]
+
+
+def test_what_one_statement_makes_the_next_one_sees(db: featuredb.Database) -> None:
+    db.sql("CREATE TABLE mine AS SELECT feature_id FROM features WHERE count > 0")
+    db.sql("CREATE VIEW few AS FROM mine LIMIT 2")
+    db.sql("CREATE MACRO twice(x) AS 2 * x")
+    assert db.sql("SELECT twice(count(*)) FROM few").fetchall() == [(4,)]
+    db.sql("SET threads = 1")
+    assert db.sql("SELECT current_setting('threads')").fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TEMP TABLE mine AS SELECT 1",
+        "create or replace temporary view v AS SELECT 1;",
+        " SET VARIABLE x = 1",
+        "BEGIN",
+        "PREPARE p AS SELECT 1",
+    ],
+)
+def test_what_would_be_over_with_its_connection_is_refused(
+    db: featuredb.Database, statement: str
+) -> None:
+    with pytest.raises(SQLError, match="would be over before the next statement") as error:
+        db.sql(statement)
+    assert "\n" not in str(error.value)
+
+
+def test_but_not_where_the_text_goes_on_to_use_it(db: featuredb.Database) -> None:
+    text = "CREATE TEMP TABLE mine AS SELECT 7 AS x; SET VARIABLE y = 8; "
+    assert db.sql(text + "SELECT x, getvariable('y') FROM mine").fetchall() == [(7, 8)]
+
+
+def test_every_connection_keeps_the_footers_it_parsed(db: featuredb.Database) -> None:
+    kept = db.sql("SELECT current_setting('parquet_metadata_cache')").fetchall()
+    assert kept == [(True,)]
+
+
+def test_relations_stop_working_when_the_handle_is_closed(db: featuredb.Database) -> None:
+    relation = db.sql("FROM features")
+    db.close()
+    with pytest.raises(duckdb.ConnectionException):
+        relation.fetchall()
+    assert len(db.sql("FROM features").fetchall()) == 5

@@ -11,8 +11,14 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def duration_of(text: str) -> timedelta:
-    """A number and its unit, s, m, h or d. Raises `OptionError`."""
+    """A number and its unit, s, m, h or d. Raises `OptionError` for anything else, and for more
+    than a `timedelta` holds."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", text)
     if match is None:
         raise OptionError(f"a time must be a number and s, m, h or d, as in 1h, not {text!r}")
-    return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    try:
+        return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    except OverflowError as error:
+        raise OptionError(
+            f"a time can be at most {timedelta.max.days}d long, not {text!r}"
+        ) from error

@@ -8,9 +8,10 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from featuredb.errors import DatabaseLockedError
-from featuredb.files import storage_errors
+from featuredb.files import fsync_path, storage_errors
 from featuredb.layout import Layout
 
 
@@ -39,7 +40,7 @@ def _open_locked(layout: Layout) -> int:
     """The lock file, open and locked."""
     while True:
         with storage_errors(layout.root):
-            layout.root.mkdir(parents=True, exist_ok=True)
+            _make_folder(layout.root)
             handle = os.open(layout.lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,6 +54,15 @@ def _open_locked(layout: Layout) -> int:
                 f"{layout.root} is being written by {holder}: wait for it to finish, or stop it"
             ) from None
         os.close(handle)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, and flush the names of all that were not there: what is
+    later flushed into a database is of no use in a folder whose own name a power cut takes."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in reversed(missing):
+        fsync_path(place.parent)
 
 
 def _is_still(layout: Layout, handle: int) -> bool:

@@ -79,6 +79,8 @@ def finish_publication(layout: Layout) -> None:
     pointer = unfinished_publication(layout)
     if pointer is not None:
         fsync_path(layout.root)  # the catalog's name, which the writer may not have come to
+        # It takes over only now: readers of the one before have their grace from here.
+        os.utime(layout.snapshots / f"{pointer.name}.json")
         write_atomically(layout.current, pointer.line())
 
 

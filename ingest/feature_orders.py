@@ -18,14 +18,15 @@ from featuredb.vectors import table_of
 def with_feature_orders(
     layout: Layout, draft: Draft, counts: Mapping[str, npt.NDArray[np.integer[Any]]]
 ) -> Draft:
-    """The draft with a stored order for every SAE that had none.
+    """The draft with a stored order for every SAE that is to be run and has none.
 
-    counts: by name of such an SAE, [d_sae], how often each feature fired in a sample. Raises
+    counts: by name of an SAE that is to be run, [d_sae], how often each feature fired in a sample.
+    Others may have none, as those of format 1 that no run was written of since. Raises
     `StorageError`.
     """
     saes = []
     for sae in draft.saes:
-        if sae.order is None:
+        if sae.order is None and sae.name in counts:
             order = write_feature_order(layout, table_of(sae.name), draft.number, counts[sae.name])
             sae = msgspec.structs.replace(sae, order=order)
         saes.append(sae)

@@ -20,7 +20,7 @@ from ingest.device_memory import DeviceMemory
 from ingest.extract import Probe, Recorded, Rule, run_batch
 from ingest.model import LoadedModel
 from ingest.overlap import in_order, order_on
-from ingest.plan import Partition, Plan, Summary, run_id, write_summary
+from ingest.plan import Partition, Plan, Summary, refuse_without_plan, run_id, write_summary
 from ingest.runs import Codes, Extent, Sinks, write_run
 
 Report = Callable[[int, int], None]
@@ -154,8 +154,12 @@ def _feature_order(engine: Engine, sae: str) -> FeatureOrder:
 
 
 def write(engine: Engine, collected: Collected) -> Summary:
-    """Sort and write the runs of a collected partition, then mark it done."""
+    """Sort and write the runs of a collected partition, then mark it done.
+
+    Raises `IngestError` where the plan has gone meanwhile.
+    """
     plan = engine.plan
+    refuse_without_plan(engine.layout, plan.id)
     partition = plan.partitions[collected.number]
     segments: list[Segment] = []
     for index, (probe, own) in enumerate(zip(engine.probes, collected.pieces, strict=True)):
@@ -178,6 +182,7 @@ def write(engine: Engine, collected: Collected) -> Summary:
         collected.tokens,
         time.monotonic() - collected.started,
         tuple(segments),
+        plan.id,
     )
     write_summary(engine.layout, summary)
     return summary

@@ -1,12 +1,15 @@
 """The plan: everything an ingest was asked for, written down before the model runs.
 
-`staging/plan.json` names the numbered partitions; a partition is done when its summary file
-exists. The same command finds the plan, checks that nothing it rests on has changed, and goes on.
+`staging/plan.json` names the numbered partitions; a partition is done when there is a summary of it
+that counts. The same command finds the plan, checks that nothing it rests on has changed, and goes
+on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,10 +17,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from featuredb.errors import CorruptDatabaseError, PlanMismatchError
-from featuredb.files import fsync_path, write_atomically
+from featuredb.errors import CorruptDatabaseError, IngestError, PlanMismatchError
+from featuredb.files import fsync_path, storage_errors, temporary_name, write_atomically
 from featuredb.layout import Layout
-from featuredb.snapshot import Draft, Segment
+from featuredb.snapshot import Draft, File, Segment
 
 _BYTES_PER_ACTIVATION = 48
 """Peak host memory per activation of a partition while it is sorted and written (measured)."""
@@ -35,8 +38,10 @@ class Partition(msgspec.Struct, frozen=True):
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """identity: what must not change between attempts, as readable text by name. corpora, saes:
-    the ids and the names of those that are run, of the draft's."""
+    the ids and the names of those that are run, of the draft's. id: of this one plan, at random; a
+    command that is given up and repeated makes another. Empty where an older featuredb made it."""
 
+    id: str = ""
     identity: dict[str, str]
     started: str
     batch_tokens: int
@@ -48,12 +53,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """A finished partition: its runs, one per SAE, in the plan's order."""
+    """A finished partition: its runs, one per SAE, in the plan's order. plan: the plan's id."""
 
     partition: int
     tokens: int
     seconds: float
     segments: tuple[Segment, ...]
+    plan: str = ""
 
 
 def plan_path(layout: Layout) -> Path:
@@ -62,6 +68,11 @@ def plan_path(layout: Layout) -> Path:
 
 def summary_path(layout: Layout, partition: int) -> Path:
     return layout.staging / f"p{partition:06d}.json"
+
+
+def new_plan_id() -> str:
+    """An id that no plan has."""
+    return uuid.uuid4().hex
 
 
 def run_id(plan: Plan, partition: int, sae: int, writer: str = "") -> str:
@@ -85,18 +96,52 @@ def read_plan(layout: Layout) -> Plan | None:
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as error:
-        raise CorruptDatabaseError(
-            f"{path} cannot be read ({error}): delete {layout.root} and ingest again"
-        ) from error
+        giving_up = (
+            f"give it up with `featuredb vacuum {layout.root} --unfinished`"
+            if layout.current.exists()
+            else f"delete {layout.root} and ingest again"
+        )
+        raise CorruptDatabaseError(f"{path} cannot be read ({error}): {giving_up}") from error
+
+
+def refuse_without_plan(layout: Layout, plan_id: str) -> None:
+    """For those who write what a plan asked for: a worker may outlive the driver, and the ingest.
+
+    Raises `IngestError` where the plan has been given up, or done by others.
+    """
+    plan = read_plan(layout)
+    if plan is None or plan.id != plan_id:
+        raise IngestError(
+            f"the ingest into {layout.root} was given up or finished by others meanwhile: "
+            "run the command again"
+        )
 
 
 def write_summary(layout: Layout, summary: Summary) -> None:
-    """Mark a partition as done; its runs are already in place."""
-    write_atomically(summary_path(layout, summary.partition), msgspec.json.encode(summary))
+    """Mark a partition as done; its runs are already in place.
+
+    Makes no folder, unlike `write_atomically`: without ``staging/`` there is no plan either. Raises
+    as `refuse_without_plan`.
+    """
+    refuse_without_plan(layout, summary.plan)
+    path = summary_path(layout, summary.partition)
+    with storage_errors(path):
+        temporary = temporary_name(path)
+        try:
+            temporary.write_bytes(msgspec.json.encode(summary))
+            fsync_path(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_path(path.parent)
 
 
 def read_summaries(layout: Layout, plan: Plan) -> dict[int, Summary]:
-    """Finished partitions by number. One whose run is gone, or unreadable, counts as unfinished."""
+    """Finished partitions by number.
+
+    A summary does not count where it cannot be read, is of another plan, or a file of its runs is
+    gone or has not the size that it had.
+    """
     found = {}
     for number in range(len(plan.partitions)):
         try:
@@ -104,9 +149,23 @@ def read_summaries(layout: Layout, plan: Plan) -> dict[int, Summary]:
             summary = msgspec.json.decode(raw, type=Summary)
         except (FileNotFoundError, msgspec.MsgspecError):
             continue
-        if all(layout.segment(s.id).is_dir() for s in summary.segments):
+        if summary.plan == plan.id and all(_is_whole(layout, s) for s in summary.segments):
             found[number] = summary
     return found
+
+
+def _is_whole(layout: Layout, segment: Segment) -> bool:
+    for file in _files(segment):
+        path = layout.root / file.path
+        if not path.is_file() or path.stat().st_size != file.bytes:
+            return False
+    return True
+
+
+def _files(segment: Segment) -> Iterator[File]:
+    yield from (listed.file for listed in segment.feature_files)
+    yield from (listed.file for listed in segment.token_files)
+    yield from (segment.directory, segment.sinks)
 
 
 def check_identity(layout: Layout, before: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -42,7 +42,7 @@ from ingest.model import LoadedModel, unembedding
 from ingest.options import IngestOptions
 from ingest.overlap import batches_ahead
 from ingest.partition import Engine, Source
-from ingest.plan import Plan, cut_partitions, partition_tokens, write_plan
+from ingest.plan import Plan, cut_partitions, new_plan_id, partition_tokens, write_plan
 from ingest.progress import say
 from ingest.publish import now
 from ingest.runs import file_entry
@@ -159,6 +159,7 @@ def _write(
     total = sum(int(own[-1]) for own in starts.values())
     size = partition_tokens(total, sum(sae.check.l0 for sae in saes), options.memory_bytes())
     plan = Plan(
+        id=new_plan_id(),
         identity=dict(identity),
         started=now(),
         batch_tokens=budget,

@@ -15,6 +15,6 @@ def command(db: str, memory: str) -> None:
     """Merge a database's runs, so that queries open fewer files."""
     done = featuredb.compact(db, memory=memory, progress=True)
     if done.before == done.after:
-        click.echo(f"{db}: nothing to merge, one segment per SAE", err=True)
+        click.echo(f"{db}: nothing to merge, there are as few segments as can be", err=True)
     else:
         click.echo(f"{db}: {done.before} segments became {done.after}", err=True)

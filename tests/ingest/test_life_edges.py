@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -28,6 +29,11 @@ from featuredb.errors import (
 from featuredb.layout import Layout
 from featuredb.lock import write_lock
 from featuredb.snapshot_files import read_snapshot
+from ingest import partition, publish, runs
+from ingest.engines import local
+from ingest.partition import Collected
+from ingest.plan import new_plan_id
+from tests.archives.packed import HERE, unpack
 from tests.content import assert_same_content
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
@@ -123,6 +129,37 @@ def test_columns_of_two_types_read_the_same_everywhere(
         assert python.column("extra").null_count < len(python)
 
 
+@pytest.mark.parametrize(("one", "other"), [(["a"], 3), (3, ["a"])])
+def test_names_of_columns_differ_in_more_than_case(
+    made: Path, mine: Path, tmp_path: Path, one: Any, other: Any
+) -> None:
+    """SQL takes them for one column, of which there is no common type."""
+    for name, value in (("extra", one), ("eXtra", other)):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": f" river {name}", name: value}])
+    featuredb.append(mine, str(tmp_path / "extra.jsonl"), check=False)
+    before = files_of(mine)
+    with pytest.raises(IngestError, match=r"the column 'eXtra' is .* here and .* in corpus 1"):
+        featuredb.append(mine, str(tmp_path / "eXtra.jsonl"), check=False)
+    assert files_of(mine) == before
+
+
+def test_an_sae_is_added_to_a_store_of_format_1(made: Path, tmp_path: Path) -> None:
+    path = unpack(HERE / "format-1" / "chats.tar.gz", tmp_path / "old.fdb")
+    # Its model is not at hand: another of the same shape takes its place.
+    snapshot, live = path / "snapshots" / "000001.json", read_snapshot(Layout(made / "made.fdb"))
+    told = json.loads(snapshot.read_text())
+    for field in ("path", "sha256", "tokenizer_sha256"):
+        told["model"][field] = getattr(live.model, field)
+    snapshot.write_text(json.dumps(told))
+    add(path, made, "two", "two")
+    grown = read_snapshot(Layout(path))
+    assert [sae.order is not None for sae in grown.saes] == [False, False, True]
+    assert featuredb.verify(path).ok
+    with featuredb.open(path) as db:
+        assert db.sql("SELECT count(DISTINCT sae) FROM activations").fetchall() == [(3,)]
+        assert len(db.fires_in(0)) > 0
+
+
 def test_a_segment_without_a_corpus_left_goes(made: Path, mine: Path) -> None:
     append(mine, made, "b")
     featuredb.compact(mine)
@@ -192,6 +229,137 @@ def test_a_lock_file_of_a_dead_process_is_no_lock(made: Path, mine: Path) -> Non
     assert append(mine, made, "b").fresh
 
 
+def test_the_name_of_a_new_database_is_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: dict[int, set[str]] = {}
+    fsync = os.fsync
+    folders = [tmp_path, tmp_path / "new", tmp_path / "new" / "deeper"]
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        for folder in folders:
+            if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+                flushed[folder.stat().st_ino] = {path.name for path in folder.iterdir()}
+
+    monkeypatch.setattr(os, "fsync", noting)
+    with write_lock(Layout(tmp_path / "new" / "deeper" / "my.fdb"), "ingest"):
+        names = [flushed.get(folder.stat().st_ino) for folder in folders]
+    assert names == [{"new"}, {"deeper"}, {"my.fdb"}]
+
+
+def interrupt(*_: object, **__: object) -> None:
+    """In place of a step of a change."""
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def cut(made: Path, mine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Corpus b has been run and not been merged."""
+    with monkeypatch.context() as patch:
+        patch.setattr("ingest.pipeline.publish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            append(mine, made, "b")
+    return mine
+
+
+def staged(path: Path, name: str) -> tuple[Path, dict[str, Any]]:
+    """A file of an unfinished change, and what it says."""
+    file = path / "staging" / name
+    return file, json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("name", ["fm.parquet", "tm.parquet", "directory.npy", "sinks.parquet"])
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "short"])
+def test_a_partition_whose_run_is_damaged_is_run_again(
+    made: Path, two: Path, cut: Path, name: str, gone: bool
+) -> None:
+    (file,) = cut.glob(f"segments/r*/{name}")
+    if gone:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-8])
+    assert append(cut, made, "b").fresh
+    assert_same_content(cut, two)
+
+
+def test_a_partition_of_another_plan_is_run_again(
+    made: Path, cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that outlived its driver ended when another corpus was under way."""
+    held = Path(shutil.copytree(cut, tmp_path / "held.fdb"))
+    featuredb.vacuum(cut, unfinished=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("ingest.pipeline._run_partitions", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            append(cut, made, "c")
+    (run,) = held.glob("segments/r*")
+    shutil.copytree(run, cut / "segments" / run.name)
+    shutil.copy(held / "staging" / "p000000.json", cut / "staging")
+    append(cut, made, "c")
+    whole = Path(shutil.copytree(made / "made.fdb", tmp_path / "whole.fdb"))
+    append(whole, made, "c")
+    assert_same_content(cut, whole)
+
+
+@pytest.mark.parametrize("instead", ["nothing", "another"])
+@pytest.mark.parametrize("late", [False, True], ids=["before its run", "after its run"])
+def test_a_worker_writes_nothing_once_its_plan_is_gone(
+    made: Path, mine: Path, monkeypatch: pytest.MonkeyPatch, instead: str, late: bool
+) -> None:
+    def give_up() -> None:
+        if instead == "nothing":
+            shutil.rmtree(mine / "staging")
+        else:
+            plan, told = staged(mine, "plan.json")
+            plan.write_text(json.dumps(told | {"id": new_plan_id()}))
+
+    def collect(*arguments: Any) -> Collected:
+        collected = partition.collect(*arguments)
+        give_up()
+        return collected
+
+    def write_run(*arguments: Any) -> Any:
+        segment = runs.write_run(*arguments)
+        give_up()
+        return segment
+
+    if late:
+        monkeypatch.setattr("ingest.partition.write_run", write_run)
+    else:
+        monkeypatch.setattr(local, "collect", collect)
+    # What is left is looked at, not tidied up.
+    monkeypatch.setattr("ingest.append.take_back", lambda _: None)
+    with pytest.raises(IngestError, match="given up or finished by others"):
+        append(mine, made, "b")
+    assert len(list(mine.glob("segments/r*"))) == int(late)
+    assert not list(mine.glob("staging/p0*"))
+    assert (mine / "staging").exists() == (instead == "another")
+
+
+def test_a_change_that_an_older_featuredb_began_goes_on(
+    made: Path, two: Path, cut: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plan and its summaries have no id."""
+    for name, field in (("plan.json", "id"), ("p000000.json", "plan")):
+        file, told = staged(cut, name)
+        assert told.pop(field)
+        file.write_text(json.dumps(told))
+    monkeypatch.setattr(local, "collect", interrupt)  # everything was run already
+    append(cut, made, "b")
+    assert_same_content(cut, two)
+
+
+def test_compacting_says_what_is_true_where_positions_force_several_segments(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(two, tmp_path / "mine.fdb"))
+    monkeypatch.setattr(publish, "POSITIONS", 1)
+    ran = CliRunner().invoke(main, ["compact", str(path)])
+    assert ran.exit_code == 0, ran.output
+    assert "nothing to merge, there are as few segments as can be" in ran.stderr
+
+
 CHANGES: dict[str, Callable[[Path, Path], Any]] = {
     "append": lambda path, made: append(path, made, "c"),
     "add-sae": lambda path, made: add(path, made, "two", "two"),
@@ -216,9 +384,6 @@ def test_an_interrupted_change_leaves_no_file(
 ) -> None:
     path = Path(shutil.copytree(two, tmp_path / "mine.fdb"))
     before = files_of(path)
-
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(f"ingest.publish.{where}", interrupt)

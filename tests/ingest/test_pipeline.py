@@ -180,7 +180,7 @@ def test_killed_at_any_moment_it_continues_to_the_same_content(
               "derived/000001", "CURRENT"]  # fmt: skip
     for stage in stages:
         command = [sys.executable, "-c", _SCRIPT, *rest, str(path)]
-        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "2"})
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
         deadline = time.monotonic() + 120
         while process.poll() is None and not (path / stage).exists():
             assert time.monotonic() < deadline, stage

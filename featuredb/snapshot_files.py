@@ -80,7 +80,9 @@ def finish_publication(layout: Layout) -> None:
     if pointer is not None:
         fsync_path(layout.root)  # the catalog's name, which the writer may not have come to
         # It takes over only now: readers of the one before have their grace from here.
-        os.utime(layout.snapshots / f"{pointer.name}.json")
+        snapshot = layout.snapshots / f"{pointer.name}.json"
+        os.utime(snapshot)
+        fsync_path(snapshot)
         write_atomically(layout.current, pointer.line())
 
 

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from time import time as seconds_now
 
@@ -32,7 +33,9 @@ class OwnFolder:
             _sweep(Path(tempfile.gettempdir()), self._prefix)
             self._folder = Path(tempfile.mkdtemp(prefix=self._prefix))
             self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            # Where the file system has no locks nothing is ever swept.
+            with suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
         return self._folder
 
     def remove(self) -> None:
@@ -55,7 +58,7 @@ def _sweep(place: Path, prefix: str) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            pass
+        except OSError:
+            pass  # a living one's, or nothing can be locked here
         finally:
             os.close(lock)

@@ -24,7 +24,6 @@ from featuredb.layout import Layout
 from featuredb.parquet import load_array
 from featuredb.plain_rows import find_rows, map_rows
 from featuredb.snapshot import File, PlainRows, Sae, Vectors
-from featuredb.snapshot_files import kept_numbers, read_snapshot
 
 Float32Matrix = npt.NDArray[np.float32]
 HalfMatrix = npt.NDArray[np.float16]
@@ -54,10 +53,10 @@ def write_vectors(
 ) -> Vectors:
     """Store the directions of one SAE: a LanceDB table and two float16 matrices.
 
-    table: what to call both; `free_table` when None. A table of that name that an interrupted
+    table: what to call both; `table_of` the SAE when None. A table of that name that an interrupted
     ingest left is replaced, and no other table is touched. Raises `StorageError`.
     """
-    table = table or free_table(layout, sae)
+    table = table or table_of(sae)
     layout.vectors.mkdir(parents=True, exist_ok=True)
     _remove(layout, table)
     written = _connect(layout).create_table(table, _lance_table(directions))
@@ -96,22 +95,14 @@ def table_of(sae: str) -> str:
     return sae if plain == sae else f"{plain}.{sha256(sae.encode()).hexdigest()[:16]}".lstrip(".")
 
 
-def free_table(layout: Layout, sae: str) -> str:
-    """What to call the table of a new SAE: `table_of`, unless a kept snapshot's table is called so.
+def fresh_table(sae: str, number: int) -> str:
+    """What to call the table of an SAE that comes with snapshot `number`.
 
-    A dropped SAE's directions stay while an older snapshot names them; a new one of its name then
-    gets the table of ``name/2`` (``name/3``, …), which no SAE can be called.
+    `table_of` in the first; in a later one that of ``name/number``, which no SAE can be called. So
+    a name is never used again, not even where nothing here remembers the SAE that had it: a copy
+    elsewhere may, and goes by names.
     """
-    taken = {
-        vectors.table
-        for number in kept_numbers(layout)
-        for vectors in read_snapshot(layout, number).vectors
-    }
-    name, number = table_of(sae), 1
-    while name in taken:
-        number += 1
-        name = table_of(f"{sae}/{number}")
-    return name
+    return table_of(sae) if number == 1 else table_of(f"{sae}/{number}")
 
 
 def comparable(saes: Iterable[Sae], sae: Sae, kind: str) -> list[Sae]:

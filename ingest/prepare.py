@@ -28,7 +28,7 @@ from featuredb.snapshot import (
     Vectors,
 )
 from featuredb.texts import Texts
-from featuredb.vectors import Directions, table_of, write_vectors
+from featuredb.vectors import Directions, fresh_table, table_of, write_vectors
 from ingest.change import next_draft
 from ingest.check import Measured, judge, measure
 from ingest.contexts import TokenizedBatch
@@ -269,7 +269,8 @@ def _store_directions(layout: Layout, draft: Draft, reader: Reader) -> tuple[Vec
     for placed in reader.saes:
         sae = placed.sae
         directions = Directions(sae.W_dec.cpu().numpy(), sae.W_enc.T.contiguous().cpu().numpy())
-        stored.append(write_vectors(layout, placed.name, directions))
+        called = fresh_table(placed.name, draft.number)
+        stored.append(write_vectors(layout, placed.name, directions, called))
         table = logit_lens(sae.W_dec, lens, token_texts)
         held = io.BytesIO()
         pq.write_table(table, held, compression="zstd")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from featuredb.catalog.connect import bound
@@ -31,9 +32,10 @@ def check_catalog(
         return
     # DuckDB has a file open once in a process, whoever opens it again: where this process asks the
     # catalog, what was there before a change would answer, bounded as set here. So a copy is asked.
-    with tempfile.TemporaryDirectory(prefix="featuredb-", ignore_cleanup_errors=True) as own:
-        copy = Path(own) / path
+    with ExitStack() as stack:
         try:
+            made = tempfile.TemporaryDirectory(prefix="featuredb-", ignore_cleanup_errors=True)
+            copy = Path(stack.enter_context(made)) / path
             copy.write_bytes(whole)
         except OSError:
             return

@@ -21,7 +21,7 @@ from featuredb.vectors import (
     Directions,
     comparable,
     drop_vectors,
-    free_table,
+    fresh_table,
     read_directions,
     table_of,
     unit_rows,
@@ -131,9 +131,9 @@ def test_a_table_that_a_snapshot_names_is_not_written_over(tmp_path: Path) -> No
     layout = Layout(tmp_path)
     [old] = snapshot.vectors
     before = {f.path: (tmp_path / f.path).read_bytes() for f in old.files}
-    assert free_table(layout, "other") == "other"
+    assert fresh_table("s", snapshot.number) == old.table
     fresh = made_directions(20, 4, seed=3)
-    new = write_vectors(layout, "s", fresh)
+    new = write_vectors(layout, "s", fresh, fresh_table("s", snapshot.number + 1))
     assert new.table == table_of("s/2") != old.table
     assert {p: (tmp_path / p).read_bytes() for p in before} == before
     assert np.array_equal(read_directions(layout, new).decoder, fresh.decoder)

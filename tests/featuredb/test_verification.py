@@ -470,3 +470,11 @@ def test_progress_is_for_terminals(sound: Path, monkeypatch: pytest.MonkeyPatch)
             shown[kind] = error.getvalue()
     assert shown[io.StringIO] == ""
     assert "contents" in shown[Terminal]
+
+
+def test_without_a_temporary_folder_all_but_the_catalog_is_checked(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "corpus" / "0" / "index.npy").unlink()
+    monkeypatch.setattr("tempfile.tempdir", str(root / "nowhere"))
+    assert [p.where for p in verify(root).problems] == ["corpus/0/index.npy"]

@@ -101,6 +101,22 @@ def test_an_sae_of_a_dropped_ones_name_is_not_it(made: Path, mine: Path) -> None
     assert not add(mine, made, "one", "x").fresh
 
 
+def test_a_name_that_nothing_here_remembers_is_not_used_for_other_directions(
+    made: Path, mine: Path
+) -> None:
+    """A copy at a URL may still have the dropped SAE, under the paths it had."""
+    add(mine, made, "two", "x")
+    before = read_snapshot(Layout(mine)).vectors[-1]
+    featuredb.drop(mine, sae="x")
+    featuredb.vacuum(mine, grace=timedelta(0))
+    assert not (mine / before.decoder.path).exists()
+    add(mine, made, "one", "x")
+    after = read_snapshot(Layout(mine)).vectors[-1]
+    assert (after.sae, before.sae) == ("x", "x")
+    assert after.table != before.table
+    assert after.decoder.path != before.decoder.path
+
+
 def test_lists_and_texts_of_one_name_are_refused(made: Path, mine: Path, tmp_path: Path) -> None:
     before = files_of(mine)
     told = write_jsonl(tmp_path / "lists.jsonl", [{"text": " river", "topic": ["a", "b"]}])

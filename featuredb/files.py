@@ -76,10 +76,20 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step."""
+def missing_folders(path: Path) -> list[Path]:
+    """`path` and the folders above it that do not exist, deepest first."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    return missing
+
+
+def write_atomically(path: Path, data: bytes, *, make_folder: bool = True) -> None:
+    """Put `data` at `path` in one step. make_folder: or refuse where its folder is gone."""
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_name(path)
         try:
             with open(temporary, "wb") as out:

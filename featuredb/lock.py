@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from featuredb.errors import DatabaseLockedError
-from featuredb.files import fsync_path, storage_errors
+from featuredb.files import fsync_path, missing_folders, storage_errors
 from featuredb.layout import Layout
 
 
@@ -59,7 +59,7 @@ def _open_locked(layout: Layout) -> int:
 def _make_folder(folder: Path) -> None:
     """Make a folder and those above it, and flush the names of all that were not there: what is
     later flushed into a database is of no use in a folder whose own name a power cut takes."""
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    missing = missing_folders(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for place in reversed(missing):
         fsync_path(place.parent)

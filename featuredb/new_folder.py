@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from featuredb.errors import FeatureDBError, StorageError
-from featuredb.files import refusal, storage_errors
+from featuredb.files import missing_folders, refusal, storage_errors
 from featuredb.layout import Layout
 from featuredb.lock import write_lock
 
@@ -26,7 +25,7 @@ def beginning(
     `StorageError` for a path at which there can be no folder, `DatabaseLockedError`.
     """
     refuse_other_folders(layout, refused)
-    made = _missing_folders(layout.root)
+    made = missing_folders(layout.root)
     try:
         with write_lock(layout, purpose):
             try:
@@ -63,12 +62,3 @@ def refuse_other_folders(layout: Layout, refused: type[FeatureDBError]) -> None:
             f"{root} is not a featuredb database and not empty ({sorted(names)[0]}): "
             "give a new path"
         )
-
-
-def _missing_folders(path: Path) -> list[Path]:
-    """`path` and the folders above it that do not exist, deepest first."""
-    missing = []
-    while not path.exists():
-        missing.append(path)
-        path = path.parent
-    return missing

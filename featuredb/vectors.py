@@ -231,7 +231,7 @@ def read_directions(layout: Layout, vectors: Vectors) -> Directions:
     table = _connect(layout).open_table(vectors.table)
     table.checkout(vectors.version)
     arrow = table.to_arrow().sort_by("feature_id")
-    return Directions(*(_matrix(arrow, name) for name in Directions._fields))
+    return Directions(*(matrix_of(arrow, name) for name in Directions._fields))
 
 
 def unit_rows(matrix: Float32Matrix) -> npt.NDArray[np.float64]:
@@ -292,7 +292,8 @@ def _lance_table(directions: Directions) -> pa.Table:
     return pa.table(columns)
 
 
-def _matrix(table: pa.Table, name: str) -> Float32Matrix:
+def matrix_of(table: pa.Table, name: str) -> Float32Matrix:
+    """A column of directions as float32 [rows, d]."""
     column = table.column(name).combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0)

@@ -7,7 +7,6 @@ on.
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import CorruptDatabaseError, IngestError, PlanMismatchError
-from featuredb.files import fsync_path, storage_errors, temporary_name, write_atomically
+from featuredb.files import fsync_path, write_atomically
 from featuredb.layout import Layout
 from featuredb.snapshot import Draft, File, Segment
 
@@ -120,20 +119,12 @@ def refuse_without_plan(layout: Layout, plan_id: str) -> None:
 def write_summary(layout: Layout, summary: Summary) -> None:
     """Mark a partition as done; its runs are already in place.
 
-    Makes no folder, unlike `write_atomically`: without ``staging/`` there is no plan either. Raises
+    Makes no folder: without ``staging/`` there is no plan either. Raises
     as `refuse_without_plan`.
     """
     refuse_without_plan(layout, summary.plan)
     path = summary_path(layout, summary.partition)
-    with storage_errors(path):
-        temporary = temporary_name(path)
-        try:
-            temporary.write_bytes(msgspec.json.encode(summary))
-            fsync_path(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        fsync_path(path.parent)
+    write_atomically(path, msgspec.json.encode(summary), make_folder=False)
 
 
 def read_summaries(layout: Layout, plan: Plan) -> dict[int, Summary]:

@@ -77,8 +77,12 @@ def records(fields: Mapping[str, str], rows: Sequence[Sequence[int | str]]) -> s
 def texts(row: str, ranges: Sequence[tuple[int, int, str]]) -> str:
     """The texts of those of `ranges` (first, last, text) that hold `row`, a list; none for null."""
     listed = records({"first": "BIGINT", "last": "BIGINT", "text": "VARCHAR"}, ranges)
-    held = f"list_filter({listed}, lambda r: {row} BETWEEN r['first'] AND r['last'])"
-    return f"list_transform({held}, lambda r: r['text'])"
+    return f"list_transform({holding(row, listed)}, lambda r: r['text'])"
+
+
+def holding(row: str, listed: str) -> str:
+    """Those of the structs `listed` whose range, first to last, holds `row`; none for null."""
+    return f"list_filter({listed}, lambda r: {row} BETWEEN r['first'] AND r['last'])"
 
 
 def position(stride: str, feature: str = "feature_id") -> str:

@@ -127,10 +127,7 @@ def _top_contexts(snapshot: Snapshot, row: str, otherwise: str) -> str:
         if not tables.windows:  # written by format 1
             calls.append([first, first + sae.d_sae - 1, kept, kept])
     shape = {"first": "BIGINT", "last": "BIGINT", "ready": "VARCHAR", "kept": "VARCHAR"}
-    held = (
-        f"list_filter({literals.records(shape, calls)}, "
-        f"lambda r: {row} BETWEEN r['first'] AND r['last'])"
-    )
+    held = literals.holding(row, literals.records(shape, calls))
     reading = (
         f"list_transform({held}, lambda r: "
         f"CASE WHEN window_size <= {schemas.WINDOW} THEN r['ready'] ELSE r['kept'] END)"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from featuredb.snapshot import PlainRows, Sae, Vectors
-from featuredb.vectors import Directions, Float32Matrix, unit_rows
+from featuredb.vectors import Directions, Float32Matrix, matrix_of, unit_rows
 from featuredb.verification.remedies import RESTORE
 from featuredb.verification.report import Problem
 from featuredb.verification.scope import Scope, first_line
@@ -37,7 +37,7 @@ def check_directions(scope: Scope, sae: Sae, vectors: Vectors) -> Iterator[Probl
         for start in range(0, sae.d_sae, block):
             stop = min(sae.d_sae, start + block)
             for name, matrix in kept.items():
-                rows = _matrix(_rows(table, name, start, stop), name)
+                rows = matrix_of(_rows(table, name, start, stop), name)
                 if not np.array_equal(unit_rows(rows).astype(np.float16), matrix[start:stop]):
                     said = f"its {name} directions are not those of {getattr(vectors, name).path}"
                     yield Problem(where, said, RESTORE)
@@ -64,14 +64,6 @@ def _rows(table: Any, name: str, start: int, stop: int) -> pa.Table:
     query = table.search().where(f"feature_id >= {start} AND feature_id < {stop}")
     found: pa.Table = query.select(["feature_id", name]).limit(stop - start).to_arrow()
     return found.sort_by("feature_id").combine_chunks()
-
-
-def _matrix(rows: pa.Table, name: str) -> Float32Matrix:
-    column = rows.column(name).combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0)
-    matrix: Float32Matrix = column.flatten().to_numpy().reshape(len(rows), -1)
-    return matrix
 
 
 def _lie(scope: Scope, plain: PlainRows | None, name: str, start: int, rows: Float32Matrix) -> bool:

@@ -32,16 +32,16 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from benchmarks.shapes import SHAPES, random_model, random_sae
-from featuredb.layout import Layout
-from ingest.batches import Batch, batches, padding_share
+from featuredb.store.layout import Layout
 from ingest.demo.fetch import model_folder, wikipedia_corpus
 from ingest.demo.run import SAE_FOLDER
-from ingest.extract import Probe, forward
+from ingest.extract.batches import Batch, batches, padding_share
+from ingest.extract.forward import Probe, forward
+from ingest.extract.partition import Engine, collect, write
 from ingest.inputs import load_inputs
 from ingest.options import IngestOptions
-from ingest.partition import Engine, collect, write
-from ingest.plan import Partition, read_summaries
 from ingest.prepare import engine_of, make_plan
+from ingest.run_plan import Partition, read_summaries
 
 Way = Callable[[Engine, int], float]
 """Runs one partition, returns bytes written per activation it kept."""

@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.synthetic import BITS, CONTEXT, VOCABULARY, World
-from featuredb import schemas
-from featuredb.feature_order import read_feature_order
-from featuredb.files import folder_in_place
-from featuredb.layout import Layout
-from featuredb.parquet import ParquetFiles
-from featuredb.snapshot import (
+from featuredb.store import schemas
+from featuredb.store.feature_order import read_feature_order
+from featuredb.store.files.atomic import folder_in_place
+from featuredb.store.files.parquet import ParquetFiles
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import (
     Draft,
     File,
     LoadCheck,
@@ -34,12 +34,12 @@ from featuredb.snapshot import (
     Segment,
     Snapshot,
 )
-from featuredb.vectors import Directions, write_vectors
-from ingest.corpus_store import CorpusHeader, store_corpus
-from ingest.feature_orders import with_feature_orders
+from featuredb.store.unreferenced import clean_up
+from featuredb.store.vectors.directions import Directions, write_vectors
+from ingest.extract.feature_orders import with_feature_orders
+from ingest.extract.runs import Extent, Sinks, file_entry, write_run
 from ingest.publish import publish
-from ingest.runs import Extent, Sinks, file_entry, write_run
-from ingest.unnamed import clean_up
+from ingest.tokens.store import CorpusHeader, store_corpus
 
 SAE = "made"
 _EVERY_S = 0.1

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from featuredb.feature_major import FeatureMajor, FeatureRows
-from featuredb.snapshot import File, Segment
-from featuredb.store import Store
+from featuredb.store.by_feature import FeatureMajor, FeatureRows
+from featuredb.store.snapshot import File, Segment
+from featuredb.store.store import Store
 
 _ROWS = 1 << 22
 

@@ -36,8 +36,8 @@ from benchmarks.made_store import Built, build
 from benchmarks.queries import cold
 from benchmarks.synthetic import World
 from featuredb.database import Database
-from featuredb.sizes import size_of
-from featuredb.snapshot import Snapshot
+from featuredb.store.snapshot import Snapshot
+from featuredb.units import size_of
 from queries.feature_contexts import feature_activations
 
 SLOWER = 1.5

@@ -24,9 +24,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featuredb import schemas
-from ingest.contexts import TokenizedBatch
-from ingest.runs import Codes
+from featuredb.store import schemas
+from ingest.extract.runs import Codes
+from ingest.tokens.contexts import TokenizedBatch
 
 CONTEXT = 256
 BITS = schemas.position_bits(CONTEXT)

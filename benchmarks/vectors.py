@@ -25,11 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 import featuredb
-from featuredb import schemas
-from featuredb.files import write_atomically
-from featuredb.layout import Layout
-from featuredb.parquet import load_array
-from featuredb.snapshot import (
+from featuredb.store import schemas
+from featuredb.store.files.atomic import write_atomically
+from featuredb.store.files.parquet import load_array
+from featuredb.store.history import write_snapshot
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import (
+    WRITER,
     Derived,
     File,
     LoadCheck,
@@ -40,8 +42,12 @@ from featuredb.snapshot import (
     VectorIndex,
     Vectors,
 )
-from featuredb.snapshot_files import write_snapshot
-from featuredb.vectors import DirectionRows, Directions, Float32Matrix, write_vectors
+from featuredb.store.vectors.directions import (
+    DirectionRows,
+    Directions,
+    Float32Matrix,
+    write_vectors,
+)
 from ingest.derive.index import write_indexes
 from ingest.derive.neighbors import iter_neighbors
 from ingest.derive.tables import FEATURES_ROW_GROUP, NEIGHBORS_ROW_GROUP, write_parquet
@@ -128,7 +134,7 @@ def publish(folder: Path, sae: Sae, vectors: Vectors, indexes: tuple[VectorIndex
     near = _file(folder, "neighbors.decoder.parquet")
     snapshot = Snapshot(
         format=schemas.FORMAT_VERSION,
-        featuredb=featuredb.__version__,
+        featuredb=WRITER,
         number=1,
         created="",
         position_bits=8,

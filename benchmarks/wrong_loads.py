@@ -14,19 +14,19 @@ from dataclasses import dataclass, replace
 import torch
 
 from featuredb.errors import LoadCheckError
-from featuredb.snapshot import LoadCheck
-from ingest.check import judge, measure
+from featuredb.store.snapshot import LoadCheck
 from ingest.demo.fetch import model_folder, wikipedia_corpus
 from ingest.demo.run import SAE_FOLDER
-from ingest.device_memory import DeviceMemory
-from ingest.hooks import resolve_hook
+from ingest.extract.device import DeviceMemory
 from ingest.inputs import Inputs, load_inputs
+from ingest.load_check.alternatives import Reading
+from ingest.load_check.check import judge, measure
+from ingest.load_check.sample import SampleTokens
+from ingest.model.hooks import resolve_hook
 from ingest.options import IngestOptions
 from ingest.prepare import contexts_of
 from ingest.sae import Sae
 from ingest.sae.activations import JumpReLU, ReLU, TopK
-from ingest.sample import SampleTokens
-from ingest.suspects import Reading
 
 _THRESHOLD = 10.0
 

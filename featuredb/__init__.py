@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from featuredb.errors import FeatureDBError
+from featuredb.version import __version__
 
 if TYPE_CHECKING:
     from featuredb.api import (
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     )
     from featuredb.database import Database
 
-__version__ = "0.1.0"
 __all__ = [
     "Database",
     "FeatureDBError",

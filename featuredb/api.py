@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 from featuredb.database import Database
 from featuredb.errors import QueryError
 from featuredb.extras import needs
-from featuredb.remote import Remote
-from featuredb.sizes import size_of
-from featuredb.snapshot import Snapshot
-from featuredb.store import Store
-from featuredb.urls import local_folder
+from featuredb.store.files.remote import Remote
+from featuredb.store.files.urls import local_folder
+from featuredb.store.snapshot import Snapshot
+from featuredb.store.store import Store
+from featuredb.units import size_of
 
 if TYPE_CHECKING:
-    from featuredb.results import Info, Rows
-    from featuredb.transfer import Transfer
+    from featuredb.transfer.push_pull import Transfer
     from featuredb.verification import Report
-    from ingest.pipeline import Outcome
-    from ingest.recompact import Compacted
+    from ingest.operations.compact import Compacted
+    from ingest.operations.ingest import Outcome
+    from ingest.operations.vacuum import Vacuumed
     from ingest.sae import Sae as LoadedSae
-    from ingest.vacuum import Vacuumed
+    from queries.answers import Info, Rows
 
 
 def open(
@@ -68,7 +68,7 @@ def ingest(path: str | os.PathLike[str], **options: Any) -> Outcome:
     `MissingExtraError` without the extra ``featuredb[ingest]``, and `IngestError`.
     """
     settings = needs("ingest.options", "ingesting")
-    pipeline = needs("ingest.pipeline", "ingesting")
+    pipeline = needs("ingest.operations.ingest", "ingesting")
     folder = local_folder(path, "ingesting")
     outcome: Outcome = pipeline.ingest(folder, settings.IngestOptions(**options))
     return outcome
@@ -81,7 +81,7 @@ def plan(path: str | os.PathLike[str], **options: Any) -> Info:
     Raises `MissingExtraError` without the extra ``featuredb[ingest]``, and `IngestError`.
     """
     settings = needs("ingest.options", "planning an ingest")
-    estimate = needs("ingest.estimate", "planning an ingest")
+    estimate = needs("ingest.operations.plan", "planning an ingest")
     folder = local_folder(path, "planning an ingest")
     planned: Info = estimate.estimate(folder, settings.IngestOptions(**options))
     return planned
@@ -95,7 +95,7 @@ def append(path: str | os.PathLike[str], corpus: Any, **options: Any) -> Outcome
     (text_column, max_tokens, …) or about how to compute (device, batch_tokens, engine, …).
     Raises as `ingest`.
     """
-    added = needs("ingest.append", "ingesting")
+    added = needs("ingest.operations.append", "ingesting")
     outcome: Outcome = added.append(local_folder(path, "appending"), corpus, **options)
     return outcome
 
@@ -112,7 +112,7 @@ def add_saes(
     from the files. The other options are those of `ingest` that are about SAEs (hook, hook_out,
     check) or about how to compute; model says where the model is now. Raises as `ingest`.
     """
-    added = needs("ingest.append", "ingesting")
+    added = needs("ingest.operations.append", "ingesting")
     folder = local_folder(path, "adding an SAE")
     outcome: Outcome = added.add_saes(folder, saes, names, **options)
     return outcome
@@ -137,7 +137,7 @@ def drop(
     if (sae is None) == (corpus is None):
         raise QueryError("drop either an SAE or a corpus: give sae= or corpus=")
     folder = local_folder(path, "dropping")
-    dropping = needs("ingest.drop", "dropping")
+    dropping = needs("ingest.operations.drop", "dropping")
     note = partial(needs("ingest.progress", "dropping").say, show=progress)
     dropped: Snapshot = (
         dropping.drop_sae(folder, sae, memory=memory, note=note)
@@ -157,7 +157,7 @@ def compact(
     """
     folder = local_folder(path, "compacting")
     note = partial(needs("ingest.progress", "compacting").say, show=progress)
-    compacting = needs("ingest.recompact", "compacting")
+    compacting = needs("ingest.operations.compact", "compacting")
     done: Compacted = compacting.compact(folder, memory=memory, note=note)
     return done
 
@@ -171,7 +171,7 @@ def vacuum(
     readers who have it open can finish. unfinished: also give up an ingest that was begun and not
     finished. Raises `MissingExtraError` without the extra ``featuredb[ingest]``, `DatabaseError`.
     """
-    vacuuming = needs("ingest.vacuum", "vacuuming")
+    vacuuming = needs("ingest.operations.vacuum", "vacuuming")
     folder = local_folder(path, "vacuuming")
     wait = vacuuming.GRACE if grace is None else grace
     removed: Vacuumed = vacuuming.vacuum(folder, grace=wait, unfinished=unfinished)
@@ -184,7 +184,7 @@ def snapshots(path: str | os.PathLike[str]) -> Rows:
     Columns snapshot, created, operation, live, corpora, saes, activations, and bytes, of all files
     it names, of which it may share many with others. Raises `DatabaseError`.
     """
-    from featuredb.history import list_snapshots
+    from queries.snapshots import list_snapshots
 
     return list_snapshots(local_folder(path, "listing snapshots"))
 
@@ -212,7 +212,7 @@ def verify(
     from featuredb.verification import verify as verify_database
 
     folder = local_folder(path, "verifying")
-    again = needs("ingest.recomputation", "comparing with the model") if source else None
+    again = needs("featuredb.verification.source", "comparing with the model") if source else None
     report = verify_database(
         folder, memory=size_of(memory), all_snapshots=all_snapshots, progress=progress
     )
@@ -237,7 +237,7 @@ def push(
     Raises `DatabaseError` where there is nothing to copy, or the URL holds another database or a
     newer snapshot; `MissingExtraError`, `RemoteError`.
     """
-    from featuredb.transfer import push as push_database
+    from featuredb.transfer.push_pull import push as push_database
 
     folder = local_folder(path, "pushing from it")
     return push_database(folder, Remote(url, storage_options), report)
@@ -255,7 +255,7 @@ def pull(
     The other way of `push`, with its arguments. Every file is checked against its SHA-256.
     Raises what `push` raises, `StorageError` when the disk refuses, and `DatabaseLockedError`.
     """
-    from featuredb.transfer import pull as pull_database
+    from featuredb.transfer.push_pull import pull as pull_database
 
     folder = local_folder(path, "pulling into it")
     return pull_database(Remote(url, storage_options), folder, report)

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from featuredb.extras import needs
-from featuredb.remote import Remote
-from featuredb.snapshot import Sae, Snapshot
-from featuredb.store import Store
-from featuredb.urls import local_folder
+from featuredb.store.files.remote import Remote
+from featuredb.store.files.urls import local_folder
+from featuredb.store.snapshot import Sae, Snapshot
+from featuredb.store.store import Store
 
 if TYPE_CHECKING:
     import duckdb
     import numpy.typing as npt
 
-    from featuredb.results import (
+    from queries.answers import (
         Activations,
         FeatureCard,
         Firing,
@@ -35,7 +35,7 @@ class Database:
     """A database opened read-only, pinned to the snapshot it had when it was opened.
 
     Usable as a context manager; pickles as its path and snapshot. The columns of an answer, with
-    their types, are in the docstring of its class (`featuredb.results`); an answer without rows
+    their types, are in the docstring of its class (`queries.answers`); an answer without rows
     has them all. Every question raises `QueryError` for what cannot be answered as asked, a bad k
     among it, and `CorruptDatabaseError` when a file is damaged.
     """
@@ -148,7 +148,7 @@ class Database:
         Raises `MissingExtraError` without the extra, `ModelError` and `SaeError` where the model
         or an SAE is gone or has changed since the ingest.
         """
-        from queries.checks import check_k, check_text
+        from queries.arguments import check_k, check_text
         from queries.fires import fires_in_document, stored_document
         from queries.firing import Active, rank_firing
 
@@ -157,7 +157,7 @@ class Database:
         document = stored_document(self._store, text)
         if document is not None:
             return fires_in_document(self._store, document, k)
-        live = needs("ingest.live", "reading new text")
+        live = needs("ingest.extract.new_text", "reading new text")
         found = live.encode_text(self.snapshot, text, self._store.texts.token_texts)
         active = [Active(self.snapshot.sae(e.sae), *e[1:]) for e in found.encoded]
         return rank_firing(self._store, active, found.tokens, k)
@@ -184,7 +184,7 @@ class Database:
     def search(self, query: str, k: int = 20) -> SearchHits:
         """The k features that fire on, or promote, tokens equal to a word of the query.
 
-        Case and the spaces around a token do not matter. By score (`featuredb.catalog.searching`)
+        Case and the spaces around a token do not matter. By score (`queries.catalog.searching`)
         descending, ties by SAE and feature id.
         """
         from queries.search import search

@@ -7,18 +7,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from featuredb.errors import FeatureDBError, UnfinishedError
-from featuredb.files import storage_errors
-from featuredb.layout import Layout
-from featuredb.lock import write_lock
-from featuredb.snapshot import Draft, Snapshot
-from featuredb.snapshot_files import (
+from featuredb.store.files.atomic import storage_errors
+from featuredb.store.files.lock import write_lock
+from featuredb.store.history import (
     finish_publication,
     read_snapshot,
     refuse_nothing_to_write_to,
     unfinished_publication,
 )
-from ingest.plan import plan_path, read_plan
-from ingest.unnamed import clean_up
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Draft, Snapshot
+from featuredb.store.unreferenced import clean_up
+from ingest.run_plan import plan_path, read_plan
 
 
 @contextmanager

@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 
 from featuredb.errors import HookError, IngestError
-from featuredb.snapshot import LoadCheck, Model
-from featuredb.snapshot import Sae as SaeRecord
-from ingest.check import fit
+from featuredb.store.snapshot import LoadCheck, Model
+from featuredb.store.snapshot import Sae as SaeRecord
 from ingest.corpus import Corpus, open_corpus
-from ingest.corpus_store import MAX_CONTEXT_SIZE
-from ingest.hooks import HookPoint, resolve_hook
-from ingest.model import LoadedModel, bos_token_id, load_model
+from ingest.load_check.check import fit
+from ingest.model.hooks import HookPoint, resolve_hook
+from ingest.model.load import LoadedModel, bos_token_id, load_model
 from ingest.options import Hooks, IngestOptions
 from ingest.progress import say
 from ingest.sae import Sae, load_sae
+from ingest.tokens.store import MAX_CONTEXT_SIZE
 
 _DEFAULT_CONTEXT = 256
 

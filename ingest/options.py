@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
 from featuredb.errors import IngestError
-from featuredb.rounding import Values
-from featuredb.sizes import size_of
+from featuredb.store.rounding import Values
+from featuredb.units import size_of
 
 if TYPE_CHECKING:
-    from featuredb.snapshot import Recording
+    from featuredb.store.snapshot import Recording
 
 ENGINES = ("local", "processes", "ray")
 
@@ -115,7 +115,7 @@ class IngestOptions:
     def recording(self) -> Recording:
         """Which positions to record, and how."""
         # Here: the snapshot's module takes numpy and pyarrow along, and help must be quick.
-        from featuredb.snapshot import Recording
+        from featuredb.store.snapshot import Recording
 
         return Recording(
             keep_bos=self.keep_bos,

@@ -13,43 +13,34 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featuredb import schemas
-from featuredb.files import folder_in_place, remove_tree, write_atomically
-from featuredb.layout import Layout
-from featuredb.parquet import ParquetFiles
-from featuredb.snapshot import (
-    Corpus,
-    Draft,
-    File,
-    LoadCheck,
-    NextIds,
-    Sae,
-    Snapshot,
-    Vectors,
-)
-from featuredb.texts import Texts
-from featuredb.vectors import Directions, fresh_table, table_of, write_vectors
+from featuredb.store import schemas
+from featuredb.store.corpora import Texts
+from featuredb.store.files.atomic import folder_in_place, remove_tree, write_atomically
+from featuredb.store.files.parquet import ParquetFiles
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Corpus, Draft, File, LoadCheck, NextIds, Sae, Snapshot, Vectors
+from featuredb.store.vectors.directions import Directions, fresh_table, table_of, write_vectors
 from ingest.change import next_draft
-from ingest.check import Measured, judge, measure
-from ingest.contexts import TokenizedBatch
-from ingest.corpus_store import CorpusHeader, store_corpus
 from ingest.derive.logits import logit_lens
-from ingest.device_memory import DeviceMemory
-from ingest.extract import Probe, Rule
-from ingest.feature_orders import with_feature_orders
+from ingest.extract.device import DeviceMemory
+from ingest.extract.feature_orders import with_feature_orders
+from ingest.extract.forward import Probe, Rule
+from ingest.extract.overlap import batches_ahead
+from ingest.extract.partition import Engine, Source
+from ingest.extract.runs import file_entry
 from ingest.inputs import Inputs, Reader
-from ingest.model import LoadedModel, unembedding
+from ingest.load_check.alternatives import Reading
+from ingest.load_check.check import Measured, judge, measure
+from ingest.load_check.sample import SampleTokens
+from ingest.model.load import LoadedModel, unembedding
 from ingest.options import IngestOptions
-from ingest.overlap import batches_ahead
-from ingest.partition import Engine, Source
-from ingest.plan import Plan, cut_partitions, new_plan_id, partition_tokens, write_plan
 from ingest.progress import say
 from ingest.publish import now
-from ingest.runs import file_entry
-from ingest.sample import SampleTokens
-from ingest.suspects import Reading
-from ingest.tokens import iter_contexts
-from ingest.vocabulary import vocabulary
+from ingest.run_plan import Plan, cut_partitions, new_plan_id, partition_tokens, write_plan
+from ingest.tokens.contexts import TokenizedBatch
+from ingest.tokens.store import CorpusHeader, store_corpus
+from ingest.tokens.tokenize import iter_contexts
+from ingest.tokens.vocabulary import vocabulary
 
 _TOKENISING_AHEAD = 1
 """One thread: the tokenizer spreads a batch over all cores itself."""

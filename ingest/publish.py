@@ -8,16 +8,15 @@ from itertools import groupby
 
 import pyarrow as pa
 
-import featuredb
-from featuredb import schemas
-from featuredb.catalog import built_catalog
-from featuredb.freed import give_back
-from featuredb.layout import Layout
-from featuredb.snapshot import Draft, Run, Segment, Snapshot
-from featuredb.snapshot_files import write_snapshot
-from ingest.compact import Compaction, Merge, compact_segments, merge_here, profile_segments
+from featuredb.store import schemas
+from featuredb.store.files.memory import give_back
+from featuredb.store.history import write_snapshot
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import WRITER, Draft, Run, Segment, Snapshot
+from ingest.compaction import Compaction, Merge, compact_segments, merge_here, profile_segments
 from ingest.derive.profiles import Profiles
 from ingest.derive.tables import Content, write_derived
+from queries.catalog_file import built_catalog
 
 MOST_SEGMENTS = 8
 """Segments of one SAE a reader may have to open; each costs a lookup about a millisecond. One more
@@ -97,7 +96,7 @@ def publish(
     derived = write_derived(layout, Content(draft, live, profiles, logits, base, memory, note))
     snapshot = Snapshot(
         format=schemas.FORMAT_VERSION,
-        featuredb=featuredb.__version__,
+        featuredb=WRITER,
         number=draft.number,
         created=now(),
         operation=draft.operation,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from featuredb.errors import IngestError
-from featuredb.files import remove_tree, sweep
-from featuredb.layout import Layout
-from featuredb.new_folder import beginning
-from ingest.plan import plan_path
+from featuredb.store.files.atomic import remove_tree, sweep
+from featuredb.store.layout import Layout
+from featuredb.store.new_database import beginning
+from ingest.run_plan import plan_path
 
 
 def writing(layout: Layout, purpose: str) -> AbstractContextManager[None]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from featuredb.names import parse_feature
-from featuredb.results import FeatureCard
-from featuredb.store import Store
+from featuredb.store.names import parse_feature
+from featuredb.store.store import Store
+from queries.answers import FeatureCard
 from queries.near import near
 from queries.top_contexts import top_contexts
 

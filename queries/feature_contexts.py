@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb.names import feature_name, parse_feature
-from featuredb.results import Activations
-from featuredb.snapshot import Sae
-from featuredb.store import Store
+from featuredb.store.names import feature_name, parse_feature
+from featuredb.store.snapshot import Sae
+from featuredb.store.store import Store
+from queries.answers import Activations
 
 
 class FeatureContexts(NamedTuple):

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import QueryError
-from featuredb.store import Store
-from queries.checks import check_text
+from featuredb.store.store import Store
+from queries.arguments import check_text
 from queries.sql import duckdb_errors
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import UnknownContextError
-from featuredb.results import Firing
-from featuredb.snapshot import Corpus
-from featuredb.store import Store
-from queries.checks import check_k
+from featuredb.store.snapshot import Corpus
+from featuredb.store.store import Store
+from queries.answers import Firing
+from queries.arguments import check_k
 from queries.firing import Active, rank_firing
 from queries.sql import duckdb_errors
 
@@ -47,8 +47,8 @@ def stored_document(store: Store, text: str) -> int | None:
 
 def _scanned(store: Store, corpus: Corpus, text: str) -> int | None:
     """As `stored_document`, of a corpus without hashes: reads all of its texts."""
-    from featuredb.catalog import literals
-    from featuredb.catalog.connect import bare
+    from queries.catalog import literals
+    from queries.connection import bare
 
     # A DuckDB of its own: this also runs inside a SQL function of the store's connection, which
     # must not wait for itself.

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb.results import Firing
-from featuredb.snapshot import Sae
-from featuredb.store import Store
+from featuredb.store.snapshot import Sae
+from featuredb.store.store import Store
+from queries.answers import Firing
 
 
 class Active(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
-from featuredb import schemas
-from featuredb.results import Info
-from featuredb.snapshot import Corpus, Sae, Snapshot
-from featuredb.store import Store
+from featuredb.store import schemas
+from featuredb.store.snapshot import Corpus, Sae, Snapshot
+from featuredb.store.store import Store
+from queries.answers import Info
 
 
 def info(store: Store) -> Info:

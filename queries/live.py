@@ -8,8 +8,8 @@ from typing import Any
 import duckdb
 from duckdb import sqltypes
 
-from featuredb.results import Firing
-from featuredb.store import Store
+from featuredb.store.store import Store
+from queries.answers import Firing
 
 FUNCTION = "featuredb_fires_on"
 

@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb import schemas
 from featuredb.errors import QueryError, UnknownFeatureError
-from featuredb.names import NO_SAE, feature_name, parse_feature, sae_names
-from featuredb.parquet import chunk_to_numpy
-from featuredb.results import Neighbors
-from featuredb.snapshot import Sae
-from featuredb.store import Store
-from featuredb.vectors import comparable, length
-from queries.checks import check_k
+from featuredb.store import schemas
+from featuredb.store.files.parquet import chunk_to_numpy
+from featuredb.store.names import NO_SAE, feature_name, parse_feature, sae_names
+from featuredb.store.snapshot import Sae
+from featuredb.store.store import Store
+from featuredb.store.vectors.directions import comparable, length
+from queries.answers import Neighbors
+from queries.arguments import check_k
 
 KINDS = ("decoder", "encoder", "coactivation")
 
@@ -43,9 +43,10 @@ def near(
     """The k features nearest to `feature`, itself apart.
 
     by: ``"decoder"`` or ``"encoder"``, the cosine of the directions (scoring rule of
-    `featuredb.exact_search`) among all SAEs that read and write the same hooks with directions of
-    one length; ``"coactivation"``, the Jaccard index of the two sets of active tokens in one SAE,
-    only features that ever fire together and at most `schemas.NEIGHBORS_KEPT` of them.
+    `featuredb.store.vectors.exact`) among all SAEs that read and write the same hooks with
+    directions of one length; ``"coactivation"``, the Jaccard index of the two sets of active
+    tokens in one SAE, only features that ever fire together and at most `schemas.NEIGHBORS_KEPT`
+    of them.
 
     As many as that come from the stored graph, which is exact; more are searched for, through the
     snapshot's index where it has one, unless `exact`.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from featuredb.results import SearchHits
-from featuredb.store import Store
-from queries.checks import check_k, check_text
+from featuredb.store.store import Store
+from queries.answers import SearchHits
+from queries.arguments import check_k, check_text
 from queries.sql import duckdb_errors
 
 
@@ -12,7 +12,7 @@ def search(store: Store, query: str, k: int = 20) -> SearchHits:
     """The k features whose tokens match any word of `query`, best first.
 
     A token matches a word when the two are equal once spaces around them and case are ignored.
-    The score is defined in `featuredb.catalog.searching`; ties by SAE in the snapshot's order,
+    The score is defined in `queries.catalog.searching`; ties by SAE in the snapshot's order,
     then feature id. No rows where nothing matches or the query is blank. Raises `QueryError`.
     """
     k = check_k(k)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featuredb.errors import CorruptDatabaseError, SQLError
-from featuredb.remote import Remote
-from featuredb.store import Store
-from queries.checks import check_text
+from featuredb.store.files.remote import Remote
+from featuredb.store.store import Store
+from queries.arguments import check_text
 
 if TYPE_CHECKING:
     import duckdb
@@ -34,7 +34,7 @@ def duckdb_errors(root: Path | Remote) -> Iterator[None]:
     # Most questions never meet DuckDB, and importing it takes longer than they do.
     import duckdb
 
-    from featuredb.catalog.literals import folder
+    from queries.catalog.literals import folder
 
     try:
         yield

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb import schemas
-from featuredb.names import feature_name, metadata_columns, parse_feature
-from featuredb.results import TopContexts
-from featuredb.snapshot import Sae
-from featuredb.store import Store
-from queries.checks import check_bounds, check_k, check_window
+from featuredb.store import schemas
+from featuredb.store.names import feature_name, metadata_columns, parse_feature
+from featuredb.store.snapshot import Sae
+from featuredb.store.store import Store
+from queries.answers import TopContexts
+from queries.arguments import check_bounds, check_k, check_window
 from queries.feature_contexts import FeatureContexts, feature_contexts
 from queries.filters import contexts_where
 

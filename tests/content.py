@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featuredb.feature_major import FeatureMajor
-from featuredb.layout import Layout
-from featuredb.parquet import ParquetFiles
-from featuredb.snapshot_files import read_snapshot
+from featuredb.store.by_feature import FeatureMajor
+from featuredb.store.files.parquet import ParquetFiles
+from featuredb.store.history import read_snapshot
+from featuredb.store.layout import Layout
 from featuredb.verification import verify
 
 

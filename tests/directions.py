@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from featuredb.snapshot import LoadCheck, Sae
-from featuredb.vectors import Directions
+from featuredb.store.snapshot import LoadCheck, Sae
+from featuredb.store.vectors.directions import Directions
 from tests.make_store import MadeSae, World
 
 

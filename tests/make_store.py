@@ -13,18 +13,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featuredb import schemas
-from featuredb.feature_order import read_feature_order
-from featuredb.files import folder_in_place
-from featuredb.layout import Layout
-from featuredb.parquet import ParquetFiles
-from featuredb.snapshot import Draft, LoadCheck, Model, Recording, Run, Sae, Snapshot
-from featuredb.vectors import Directions, write_vectors
-from ingest.contexts import TokenizedBatch
-from ingest.corpus_store import CorpusHeader, store_corpus
-from ingest.feature_orders import with_feature_orders
+from featuredb.store import schemas
+from featuredb.store.feature_order import read_feature_order
+from featuredb.store.files.atomic import folder_in_place
+from featuredb.store.files.parquet import ParquetFiles
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Draft, LoadCheck, Model, Recording, Run, Sae, Snapshot
+from featuredb.store.vectors.directions import Directions, write_vectors
+from ingest.extract.feature_orders import with_feature_orders
+from ingest.extract.runs import Codes, Extent, Sinks, file_entry, write_run
 from ingest.publish import publish
-from ingest.runs import Codes, Extent, Sinks, file_entry, write_run
+from ingest.tokens.contexts import TokenizedBatch
+from ingest.tokens.store import CorpusHeader, store_corpus
 
 Float32 = npt.NDArray[np.float32]
 

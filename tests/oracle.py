@@ -1,7 +1,7 @@
 """Every question answered the slow and obvious way, from dense arrays of stored values.
 
 Nothing here shares code with the store: loops over every context, token and feature, so that a
-reader can check the definitions (`featuredb.schemas`) against it line by line.
+reader can check the definitions (`featuredb.store.schemas`) against it line by line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from featuredb import schemas
+from featuredb.store import schemas
 from tests.make_store import MadeSae, World, stored
 
 Row = dict[str, Any]

@@ -10,9 +10,9 @@ import duckdb
 import pytest
 
 import featuredb
-from featuredb import schemas
-from featuredb.layout import Layout
-from featuredb.snapshot_files import read_snapshot
+from featuredb.store import schemas
+from featuredb.store.history import read_snapshot
+from featuredb.store.layout import Layout
 from tests.archives.packed import HERE, answer, unpack
 
 ARCHIVES = sorted(HERE.glob("format-*/*.tar.gz"))

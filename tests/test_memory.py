@@ -31,12 +31,12 @@ from click.testing import CliRunner
 import featuredb
 from benchmarks import made_store
 from benchmarks.synthetic import World
-from featuredb import schemas
 from featuredb.cli import main
 from featuredb.errors import SQLError
-from featuredb.layout import Layout
-from featuredb.snapshot import Draft, Segment
-from ingest.runs import Codes
+from featuredb.store import schemas
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Draft, Segment
+from ingest.extract.runs import Codes
 
 MB = 10**6
 BOUND = 160 * MB
@@ -254,7 +254,9 @@ def test_too_little_memory_for_sql_is_one_line_that_says_so(published: Published
 
 
 def test_what_a_killed_process_spilled_goes_with_the_next(tmp_path: Path) -> None:
-    script = "import os, signal; from featuredb.spills import spill_folder; print(spill_folder())"
+    script = (
+        "import os, signal; from featuredb.store.files import spills; print(spills.spill_folder())"
+    )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
 
     def made(ending: str) -> Path:

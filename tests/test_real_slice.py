@@ -13,14 +13,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import featuredb
-from featuredb.layout import Layout
-from featuredb.snapshot import Snapshot
-from featuredb.snapshot_files import read_snapshot
-from featuredb.vectors import read_directions
+from featuredb.store.history import read_snapshot
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Snapshot
+from featuredb.store.vectors.directions import read_directions
 from ingest.demo.fetch import model_folder, wikipedia_corpus
 from ingest.demo.run import SAE_FOLDER, SENTENCE
+from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
-from ingest.pipeline import ingest
 from ingest.sae import load_sae
 from tests.content import activations
 from tests.make_store import MadeSae, World
@@ -194,7 +194,7 @@ def test_new_text_live_in_python_and_in_sql(root: Path) -> None:
 
 def test_stored_text_answers_live_as_from_the_store(root: Path) -> None:
     """The same document asked from the store and through the model: batching apart, the same."""
-    from ingest.live import encode_text
+    from ingest.extract.new_text import encode_text
 
     db = featuredb.open(root)
     ((text,),) = db.sql("SELECT text FROM documents WHERE n_contexts = 1 LIMIT 1").fetchall()

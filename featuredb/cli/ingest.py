@@ -12,7 +12,7 @@ from featuredb.cli import options
 from featuredb.cli.ingesting import what_to_ingest
 
 if TYPE_CHECKING:
-    from ingest.pipeline import Outcome
+    from ingest.operations.ingest import Outcome
 
 
 @click.command("ingest")

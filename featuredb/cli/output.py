@@ -12,7 +12,7 @@ from featuredb.errors import StorageError
 
 if TYPE_CHECKING:
     from featuredb.render.formats import Format
-    from featuredb.results import Answer, Info
+    from queries.answers import Answer, Info
 
 CHOICES = ("table", "json", "jsonl", "csv", "parquet")
 _ENDINGS = {"json": "json", "jsonl": "jsonl", "ndjson": "jsonl", "csv": "csv", "parquet": "parquet"}

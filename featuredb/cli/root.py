@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 
 import click
 
-from featuredb import __version__
 from featuredb.cli.exit_codes import ExitCode
 from featuredb.errors import FeatureDBError, StorageError
 from featuredb.render.characters import neutralise
+from featuredb.version import __version__
 
 VERBS = (
     "demo",

@@ -12,8 +12,8 @@ import featuredb
 from featuredb.cli import options
 from featuredb.cli.exit_codes import ExitCode
 from featuredb.cli.output import Output
-from featuredb.results import Rows
-from featuredb.spills import remove_spills
+from featuredb.store.files.spills import remove_spills
+from queries.answers import Rows
 
 if TYPE_CHECKING:
     import duckdb

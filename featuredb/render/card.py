@@ -12,7 +12,7 @@ from featuredb.render import contexts, numbers, tables
 from featuredb.render.characters import label
 from featuredb.render.layout import Column, beside, grid, line
 from featuredb.render.page import Page
-from featuredb.results import FeatureCard, Row
+from queries.answers import FeatureCard, Row
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 _HISTOGRAM_ROWS = 6

@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.text import Text
 
-from featuredb.names import ANSWER_COLUMNS
 from featuredb.render import numbers
 from featuredb.render.characters import neutralise
 from featuredb.render.layout import GAP, line, under, wrap
 from featuredb.render.page import Page
-from featuredb.results import Row, TopContexts
+from featuredb.store.names import ANSWER_COLUMNS
+from queries.answers import Row, TopContexts
 
 
 def draw(answer: TopContexts, page: Page) -> Iterator[Text]:

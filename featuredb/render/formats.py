@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from featuredb.render.characters import escape_json
 from featuredb.render.precision import shortest
-from featuredb.results import Answer, Info
+from queries.answers import Answer, Info
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,7 +11,7 @@ from featuredb.render import contexts, numbers, report, rows
 from featuredb.render.characters import label, neutralise, spelled
 from featuredb.render.shading import css
 from featuredb.render.tables import feature_name
-from featuredb.results import (
+from queries.answers import (
     Answer,
     FeatureCard,
     Firing,

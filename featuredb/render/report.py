@@ -12,7 +12,7 @@ from featuredb.render import numbers
 from featuredb.render.characters import neutralise
 from featuredb.render.layout import GAP, line, under, wrap
 from featuredb.render.page import Page
-from featuredb.results import Info
+from queries.answers import Info
 
 _INDENT = "  "
 

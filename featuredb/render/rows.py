@@ -14,7 +14,7 @@ from featuredb.render.characters import neutralise
 from featuredb.render.layout import GAP, Column, grid, line, under, wrap
 from featuredb.render.page import Page
 from featuredb.render.precision import shortest
-from featuredb.results import Answer, Row, Rows
+from queries.answers import Answer, Row, Rows
 
 _WIDEST_CELL = 48
 _LONGEST_NESTED = 160

@@ -10,7 +10,7 @@ from featuredb.render import numbers
 from featuredb.render.characters import label, neutralise
 from featuredb.render.layout import GAP, Column, grid, line, wrap
 from featuredb.render.page import Page
-from featuredb.results import Answer, Firing, Neighbors, Row, SearchHits
+from queries.answers import Answer, Firing, Neighbors, Row, SearchHits
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LINE_CELLS = 16

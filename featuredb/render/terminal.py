@@ -9,15 +9,7 @@ from rich.text import Text
 
 from featuredb.render import card, contexts, report, rows, tables
 from featuredb.render.page import Page, page_for
-from featuredb.results import (
-    Answer,
-    FeatureCard,
-    Firing,
-    Info,
-    Neighbors,
-    SearchHits,
-    TopContexts,
-)
+from queries.answers import Answer, FeatureCard, Firing, Info, Neighbors, SearchHits, TopContexts
 
 
 def to_text(answer: Answer | Info, page: Page | None = None) -> str:

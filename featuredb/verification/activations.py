@@ -11,11 +11,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from featuredb import schemas
-from featuredb.feature_major import FeatureMajor, FeatureRows
-from featuredb.snapshot import FeatureFile, Segment
-from featuredb.texts import Texts
-from featuredb.token_major import TokenMajor
+from featuredb.store import schemas
+from featuredb.store.by_feature import FeatureMajor, FeatureRows
+from featuredb.store.by_token import TokenMajor
+from featuredb.store.corpora import Texts
+from featuredb.store.snapshot import FeatureFile, Segment
 from featuredb.verification.remedies import RESTORE
 from featuredb.verification.report import Problem
 from featuredb.verification.scope import Scope

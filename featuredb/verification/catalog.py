@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from featuredb.catalog.connect import bound
-from featuredb.catalog.literals import folder, name, text
-from featuredb.layout import Layout
-from featuredb.snapshot import Snapshot
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Snapshot
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem
 from featuredb.verification.scope import first_line
+from queries.catalog.literals import folder, name, text
+from queries.connection import bound
 
 
 def check_catalog(

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 
-from featuredb.layout import Layout
-from featuredb.snapshot import File
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import File
 from featuredb.verification.progress import Bar
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem

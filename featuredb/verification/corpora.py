@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb import schemas
-from featuredb.parquet import chunk_to_numpy
-from featuredb.snapshot import Corpus, File
-from featuredb.texts import text_hash
+from featuredb.store import schemas
+from featuredb.store.corpora import text_hash
+from featuredb.store.files.parquet import chunk_to_numpy
+from featuredb.store.snapshot import Corpus, File
 from featuredb.verification.remedies import RESTORE
 from featuredb.verification.report import Problem
 from featuredb.verification.scope import Scope

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from featuredb.errors import CorruptDatabaseError
-from featuredb.freed import give_back
-from featuredb.layout import Layout
-from featuredb.parquet import ParquetFiles
-from featuredb.pointer import read_pointer
-from featuredb.snapshot import File, Sae, Snapshot
-from featuredb.snapshot_files import read_snapshot, unfinished_publication
+from featuredb.store.current import read_pointer
+from featuredb.store.files.memory import give_back
+from featuredb.store.files.parquet import ParquetFiles
+from featuredb.store.history import read_snapshot, unfinished_publication
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import File, Sae, Snapshot
 from featuredb.verification.activations import Lengths, Profile, check_segment
 from featuredb.verification.catalog import check_catalog
 from featuredb.verification.checksums import check_file

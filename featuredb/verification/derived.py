@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featuredb import schemas
-from featuredb.feature_major import FeatureMajor
-from featuredb.features import summaries_of
-from featuredb.parquet import chunk_to_numpy
-from featuredb.snapshot import File, Sae, SaeTables
+from featuredb.store import schemas
+from featuredb.store.by_feature import FeatureMajor
+from featuredb.store.files.parquet import chunk_to_numpy
+from featuredb.store.snapshot import File, Sae, SaeTables
+from featuredb.store.statistics import summaries_of
 from featuredb.verification.activations import Profile
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featuredb.snapshot import PlainRows, Sae, Vectors
-from featuredb.vectors import Directions, Float32Matrix, matrix_of, unit_rows
+from featuredb.store.snapshot import PlainRows, Sae, Vectors
+from featuredb.store.vectors.directions import Directions, Float32Matrix, matrix_of, unit_rows
 from featuredb.verification.remedies import RESTORE
 from featuredb.verification.report import Problem
 from featuredb.verification.scope import Scope, first_line

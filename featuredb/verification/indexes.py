@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from featuredb.parquet import load_array
-from featuredb.snapshot import VectorIndex
+from featuredb.store.files.parquet import load_array
+from featuredb.store.snapshot import VectorIndex
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem
 from featuredb.verification.scope import Scope

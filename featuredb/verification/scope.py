@@ -9,9 +9,9 @@ import duckdb
 import pyarrow as pa
 
 from featuredb.errors import CorruptDatabaseError
-from featuredb.layout import Layout
-from featuredb.parquet import ParquetFiles
-from featuredb.snapshot import File, Snapshot
+from featuredb.store.files.parquet import ParquetFiles
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import File, Snapshot
 from featuredb.verification.progress import Bar
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from featuredb.parquet import chunk_to_numpy
-from featuredb.snapshot import Segment
+from featuredb.store.files.parquet import chunk_to_numpy
+from featuredb.store.snapshot import Segment
 from featuredb.verification.activations import Lengths
 from featuredb.verification.remedies import RESTORE
 from featuredb.verification.report import Problem

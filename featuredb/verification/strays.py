@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from os import walk
 from pathlib import Path
 
-from featuredb.layout import Layout
-from featuredb.snapshot import Snapshot
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Snapshot
 
 
 def strays(layout: Layout, kept: Iterable[Snapshot]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from featuredb.errors import CorpusError
-from featuredb.own_folder import OwnFolder
+from featuredb.store.files.scratch import OwnFolder
 from ingest.corpus import schema as typing_rules
 from ingest.corpus.hub import PREFIX, hub_part
 from ingest.corpus.locate import file_part, looks_like_path, parts_of

@@ -26,7 +26,7 @@ from typing import Literal
 import platformdirs
 
 from featuredb.errors import FetchError
-from featuredb.files import sha256_of
+from featuredb.store.files.atomic import sha256_of
 
 MANIFEST = "manifest.json"
 

@@ -12,12 +12,12 @@ from rich.markup import escape
 
 import featuredb
 from featuredb.errors import IngestError
-from featuredb.files import remove_tree
-from featuredb.results import Rows
+from featuredb.store.files.atomic import remove_tree
 from ingest.demo.fetch import model_folder, wikipedia_corpus
+from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
-from ingest.pipeline import ingest
 from ingest.progress import say
+from queries.answers import Rows
 
 SAE_FOLDER = Path(__file__).with_name("sae")
 FEATURE = 1927

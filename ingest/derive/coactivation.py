@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb import schemas
-from featuredb.freed import give_back
-from featuredb.layout import Layout
-from featuredb.parquet import ParquetFiles
-from featuredb.snapshot import Segment
-from featuredb.token_major import TokenMajor, TokenRows
-from ingest.overlap import in_order
+from featuredb.store import schemas
+from featuredb.store.by_token import TokenMajor, TokenRows
+from featuredb.store.files.memory import give_back
+from featuredb.store.files.parquet import ParquetFiles
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Segment
+from ingest.extract.overlap import in_order
 
 _SHARES = 64
 """Pieces that the features are cut into for the threads: many, as their work differs widely."""

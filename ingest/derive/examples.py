@@ -1,6 +1,6 @@
 """Contexts kept ready per feature, as a table: the strongest, and samples from each fifth.
 
-Order and kinds stand in `featuredb.schemas.EXAMPLES`; `ingest.derive.tally` chooses them.
+Order and kinds stand in `featuredb.store.schemas.EXAMPLES`; `ingest.derive.tally` chooses them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb import schemas
+from featuredb.store import schemas
 from ingest.derive.statistics import lists
 from ingest.derive.tally import Found
 

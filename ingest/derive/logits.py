@@ -15,8 +15,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from featuredb import schemas
-from ingest.model import Unembedding
+from featuredb.store import schemas
+from ingest.model.load import Unembedding
 
 _BLOCK = 512
 _SLACK = 8

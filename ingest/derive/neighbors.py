@@ -1,8 +1,9 @@
 """The stored neighbour graph: per feature the nearest directions among SAEs that share a hook.
 
 All pairs are multiplied in float32, a block of queries by a block of rows at a time, by FAISS; the
-best are then scored by the rule of `featuredb.exact_search`, so that the graph and a search agree.
-A float32 product errs by no more than a bound; where that could hide a neighbour, more are scored.
+best are then scored by the rule of `featuredb.store.vectors.exact`, so that the graph and a search
+agree. A float32 product errs by no more than a bound; where that could hide a neighbour, more are
+scored.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from featuredb import schemas
-from featuredb.exact_search import Float64, Int64, cosines, row_norms
-from featuredb.snapshot import Sae
-from featuredb.vectors import Float32Matrix, Rows
+from featuredb.store import schemas
+from featuredb.store.snapshot import Sae
+from featuredb.store.vectors.directions import Float32Matrix, Rows
+from featuredb.store.vectors.exact import Float64, Int64, cosines, row_norms
 
 MEMORY = 1 << 30
 """Bytes a graph is made in where nothing else is said."""
@@ -80,8 +81,8 @@ def iter_neighbors(
     rows: directions float32 [d_sae, d] by SAE name, arrays or what reads a slice when asked. SAEs
     are comparable when they read the same hook, write the same hook and their directions have the
     same length; a feature is not its own neighbour. Exact, by the scoring rule of
-    `featuredb.exact_search`. memory: bytes to do it in, apart from `rows`; less means more passes
-    over the rows, and less than some tens of megabytes is not honoured.
+    `featuredb.store.vectors.exact`. memory: bytes to do it in, apart from `rows`; less means more
+    passes over the rows, and less than some tens of megabytes is not honoured.
     """
     group: _Group | None = None
     for sae in saes:

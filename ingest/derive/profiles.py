@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ingest.derive.examples import Active, Fetch, examples_table
+from ingest.derive.look_up import LookUp
+from ingest.derive.merged_segments import MergedSegments, Piece
 from ingest.derive.statistics import statistics_table
 from ingest.derive.tally import Found, Rows, close, room_for, scan, tally, work_for
-from ingest.look_up import LookUp
-from ingest.merge import MergedSegments, Piece
-from ingest.runs import ranges
+from ingest.extract.runs import ranges
 
 _FEATURES_AT_ONCE = 4_096
 

@@ -1,6 +1,7 @@
 """Statistics per feature as a table: what `ingest.derive.tally` found, and how tokens read.
 
-Definitions stand in `featuredb.schemas.FEATURES`; density is active tokens over recorded tokens.
+Definitions stand in `featuredb.store.schemas.FEATURES`; density is active tokens over recorded
+tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb import schemas
+from featuredb.store import schemas
 from ingest.derive.tally import Found
 
 

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from featuredb import schemas
-from featuredb.features import summaries_of
-from featuredb.files import folder_in_place, remove_tree
-from featuredb.freed import give_back
-from featuredb.layout import Layout
-from featuredb.parquet import ParquetFiles
-from featuredb.snapshot import (
+from featuredb.store import schemas
+from featuredb.store.corpora import Texts
+from featuredb.store.files.atomic import folder_in_place, remove_tree
+from featuredb.store.files.memory import give_back
+from featuredb.store.files.parquet import ParquetFiles
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import (
     Derived,
     Draft,
     FeatureFile,
@@ -31,15 +31,15 @@ from featuredb.snapshot import (
     Snapshot,
     VectorIndex,
 )
-from featuredb.texts import Texts
-from featuredb.vectors import DirectionRows, Directions, comparable, table_of
+from featuredb.store.statistics import summaries_of
+from featuredb.store.vectors.directions import DirectionRows, Directions, comparable, table_of
 from ingest.derive import index
 from ingest.derive.coactivation import coactivation
 from ingest.derive.index import write_indexes
 from ingest.derive.neighbors import neighbors
 from ingest.derive.profiles import Profiles
 from ingest.derive.windows import windows, write_windows
-from ingest.runs import file_entry
+from ingest.extract.runs import file_entry
 
 EXAMPLES_ROW_GROUP = 2_048
 FEATURES_ROW_GROUP = 512

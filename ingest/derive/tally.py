@@ -15,7 +15,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from featuredb import schemas
+from featuredb.store import schemas
 
 _KEYS = 1 << 16
 _KINDS = schemas.EXAMPLES_QUINTILES + 1

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from featuredb import schemas
-from featuredb.snapshot import Corpus
-from featuredb.texts import Texts
-from ingest.runs import ranges
+from featuredb.store import schemas
+from featuredb.store.corpora import Texts
+from featuredb.store.snapshot import Corpus
+from ingest.extract.runs import ranges
 
 ROWS_PER_FILE = 1 << 15
 """DuckDB looks at every row group of a file, some 8 microseconds each, so a file has few."""

@@ -1,7 +1,8 @@
 """Who runs an ingest's partitions and merges its buckets: this process, several, or a cluster.
 
-Whoever it is runs the same two functions, `ingest.partition` and `ingest.compact.write_bucket`, on
-the same plan, so the content does not depend on it; an ingest begun by one is finished by another.
+Whoever it is runs the same two functions, `ingest.extract.partition` and
+`ingest.compaction.write_bucket`, on the same plan, so the content does not depend on it; an ingest
+begun by one is finished by another.
 """
 
 from ingest.engines.choice import workers_for

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from featuredb.layout import Layout
+from featuredb.store.layout import Layout
 from ingest.engines.local import Local
 from ingest.engines.processes import Processes
 from ingest.engines.ray.cluster import Cluster
@@ -16,9 +16,9 @@ from ingest.engines.worker import job_of
 from ingest.engines.workers import Workers
 from ingest.inputs import Reader
 from ingest.options import IngestOptions
-from ingest.plan import Plan
 from ingest.prepare import engine_of
 from ingest.progress import say
+from ingest.run_plan import Plan
 
 _CPUS_PER_PROCESS = 4
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from featuredb.errors import IngestError
-from ingest.partition import Report
-from ingest.plan import Summary
+from ingest.extract.partition import Report
+from ingest.run_plan import Summary
 
 TRIES = 3
 """Workers that one partition may outlive, and workers in a row that may die before they begin."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from featuredb.layout import Layout
-from featuredb.snapshot import Draft
-from ingest.compact import Compaction, Merged, Place, merge_here
-from ingest.partition import Engine, Report, collect, write
-from ingest.plan import Summary
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Draft
+from ingest.compaction import Compaction, Merged, Place, merge_here
+from ingest.extract.partition import Engine, Report, collect, write
+from ingest.run_plan import Summary
 
 
 @dataclass(frozen=True)

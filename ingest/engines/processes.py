@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from featuredb.errors import FeatureDBError
-from featuredb.layout import Layout
-from featuredb.snapshot import Draft
-from ingest.compact import Compaction, Merged, Place, merge_here
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Draft
+from ingest.compaction import Compaction, Merged, Place, merge_here
 from ingest.engines.dispatch import (
     Collected,
     Event,
@@ -31,8 +31,8 @@ from ingest.engines.dispatch import (
     dispatch,
 )
 from ingest.engines.worker import Job, Worker
-from ingest.partition import Report
-from ingest.plan import Summary
+from ingest.extract.partition import Report
+from ingest.run_plan import Summary
 
 
 class _Order(NamedTuple):

@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 import torch
 
-import featuredb
 from featuredb.errors import IngestError, PlanMismatchError
-from featuredb.layout import Layout
-from ingest.device_memory import DeviceMemory
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import WRITER
+from ingest.extract.device import DeviceMemory
+from ingest.extract.partition import Collected, Report, collect, write
 from ingest.inputs import absolute, load_reader
 from ingest.options import Hooks, IngestOptions
-from ingest.partition import Collected, Report, collect, write
-from ingest.plan import Plan, Summary, differences, read_plan
 from ingest.prepare import engine_of
+from ingest.run_plan import Plan, Summary, differences, read_plan
 
 
 class Job(NamedTuple):
@@ -41,7 +41,7 @@ class Job(NamedTuple):
     device: str
     dtype: str
     threads: int | None
-    version: str = featuredb.__version__
+    version: str = WRITER
 
 
 def job_of(
@@ -72,9 +72,9 @@ class Worker:
     """
 
     def __init__(self, job: Job, note: Callable[[str], None]) -> None:
-        if job.version != featuredb.__version__:
+        if job.version != WRITER:
             raise IngestError(
-                f"{self.name} has featuredb {featuredb.__version__}, the ingest was started by "
+                f"{self.name} has featuredb {WRITER}, the ingest was started by "
                 f"{job.version}: install the same everywhere"
             )
         layout = Layout(job.root)

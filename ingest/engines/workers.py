@@ -7,11 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from featuredb.layout import Layout
-from featuredb.snapshot import Draft
-from ingest.compact import Compaction, Merged, Place
-from ingest.partition import Report
-from ingest.plan import Summary
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Draft
+from ingest.compaction import Compaction, Merged, Place
+from ingest.extract.partition import Report
+from ingest.run_plan import Summary
 
 
 class Workers(Protocol):
@@ -30,7 +30,7 @@ class Workers(Protocol):
     def merge(
         self, layout: Layout, draft: Draft, job: Compaction, folder: Path, places: Sequence[Place]
     ) -> Iterable[Merged]:
-        """An `ingest.compact.DraftMerge`."""
+        """An `ingest.compaction.DraftMerge`."""
 
     def __enter__(self) -> Self: ...
 

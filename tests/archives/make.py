@@ -19,8 +19,8 @@ from unittest import mock
 import numpy as np
 
 import featuredb
-from featuredb import schemas
 from featuredb.database import Database
+from featuredb.store import schemas
 from tests.archives.packed import HERE, Question, answer, pack
 from tests.make_store import MadeSae, World, make_store
 from tests.tiny import tiny_model, tiny_sae, write_jsonl

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.space import floor_of
-from featuredb.feature_major import FeatureRows
+from featuredb.store.by_feature import FeatureRows
 
 TOKENS = 4_096
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from featuredb.results import (
+from queries.answers import (
     Answer,
     FeatureCard,
     Firing,

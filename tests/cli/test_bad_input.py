@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 
 from featuredb.cli import main
 from featuredb.cli.exit_codes import ExitCode
-from featuredb.layout import Layout
-from featuredb.lock import write_lock
+from featuredb.store.files.lock import write_lock
+from featuredb.store.layout import Layout
 from tests.ingest.bad import CASES, Told, good
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from featuredb.errors import DatabaseNotFoundError, DatabaseNotReadyError
-from featuredb.layout import Layout
-from featuredb.snapshot_files import read_snapshot
+from featuredb.store.history import read_snapshot
+from featuredb.store.layout import Layout
 from tests.content import logical_content
 from tests.crashes.steps import STEPS, Death, Scene, Stage, copy
 

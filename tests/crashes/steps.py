@@ -21,7 +21,8 @@ from typing import Any
 
 import featuredb
 from featuredb.errors import DatabaseError, UnknownFeatureError
-from ingest import append, drop, pipeline, prepare, recompact, vacuum  # noqa: F401 preloaded
+from ingest import prepare
+from ingest.operations import ingest as pipeline
 from ingest.options import IngestOptions
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 

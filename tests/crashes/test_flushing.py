@@ -11,12 +11,12 @@ import msgspec
 import pytest
 
 import featuredb
-from featuredb.files import write_atomically
-from featuredb.layout import Layout
-from featuredb.snapshot import File, Snapshot
-from featuredb.snapshot_files import finish_publication, read_snapshot
+from featuredb.store.files.atomic import write_atomically
+from featuredb.store.history import finish_publication, read_snapshot
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import File, Snapshot
 from ingest import prepare
-from ingest.plan import Plan
+from ingest.run_plan import Plan
 from tests.crashes.steps import STEPS, Scene
 from tests.make_store import make_store
 from tests.queries.test_questions import small_world

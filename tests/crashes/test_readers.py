@@ -14,8 +14,8 @@ import pytest
 
 import featuredb
 from ingest import prepare
+from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
-from ingest.pipeline import ingest
 from tests.crashes.readers import Truth, read_on
 from tests.crashes.steps import Scene
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 import tests.make_store
-from featuredb import schemas
+from featuredb.store import schemas
 from tests.make_store import MadeSae, World, make_store
 
 TOPICS = ("History", "Geography", "Arts", "Mathematics", "People", "Technology")

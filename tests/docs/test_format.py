@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import featuredb
-from featuredb import schemas, snapshot
-from featuredb.files import temporary_name
-from featuredb.layout import Layout
-from featuredb.snapshot_files import read_snapshot
-from featuredb.store import Store
-from ingest.plan import plan_path, summary_path
+from featuredb.store import schemas, snapshot
+from featuredb.store.files.atomic import temporary_name
+from featuredb.store.history import read_snapshot
+from featuredb.store.layout import Layout
+from featuredb.store.store import Store
 from ingest.prepare import logits_path
+from ingest.run_plan import plan_path, summary_path
 from tests.docs.pages import FORMAT, ROOT, section, table
 
 TEXT = FORMAT.read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ingest.hooks import forward_to_hooks, resolve_hook
-from ingest.model import LoadedModel, load_model
+from ingest.model.hooks import forward_to_hooks, resolve_hook
+from ingest.model.load import LoadedModel, load_model
 from tests.tiny import tiny_documents, tiny_model
 
 WIDTH = 32

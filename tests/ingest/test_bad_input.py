@@ -22,9 +22,11 @@ from featuredb.errors import (
     PlanMismatchError,
     StorageError,
 )
-from ingest import extract, partition, prepare
+from ingest import prepare
+from ingest.extract import forward as extract
+from ingest.extract import partition
+from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
-from ingest.pipeline import ingest
 from tests.content import activations, assert_same_content
 from tests.ingest.bad import CASES, Told, good
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl

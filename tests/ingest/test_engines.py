@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from featuredb.errors import IngestError, MissingExtraError, PlanMismatchError
-from featuredb.layout import Layout
+from featuredb.store.layout import Layout
 from ingest import prepare
 from ingest.engines.dispatch import (
     TRIES,
@@ -33,9 +33,9 @@ from ingest.engines.ray.connection import connection
 from ingest.engines.ray.share import Share, share_of
 from ingest.engines.worker import Job, Worker, job_of
 from ingest.inputs import load_inputs
+from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
-from ingest.pipeline import ingest
-from ingest.plan import Summary
+from ingest.run_plan import Summary
 from tests.content import assert_same_content
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 

@@ -21,16 +21,17 @@ from typing import Any
 import pytest
 
 from featuredb.errors import IngestError
-from featuredb.layout import Layout
-from featuredb.snapshot_files import read_snapshot
-from ingest import compact, prepare
+from featuredb.store.history import read_snapshot
+from featuredb.store.layout import Layout
+from ingest import compaction as compact
+from ingest import prepare
 from ingest.engines.ray import cluster as engine
 from ingest.engines.ray import crew as workers
 from ingest.engines.ray.connection import LOCAL_ENVIRONMENT, LOOPBACK_ENVIRONMENT, connection
 from ingest.engines.ray.crew import RayCrew
 from ingest.engines.ray.share import share_of
+from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
-from ingest.pipeline import ingest
 from tests.content import assert_same_content
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 

@@ -10,8 +10,8 @@ import transformers
 from torch import Tensor, nn
 
 from featuredb.errors import HookError
-from ingest.hooks import HookPoint, capture, forward_to_hooks, resolve_hook
-from ingest.hooks.families import FAMILIES
+from ingest.model.hooks import HookPoint, capture, forward_to_hooks, resolve_hook
+from ingest.model.hooks.families import FAMILIES
 
 LAYERS, WIDTH, HEADS, VOCAB = 3, 32, 4, 64
 TOLERANCE = 1e-5

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import featuredb
-from featuredb.layout import Layout
-from featuredb.snapshot_files import read_snapshot
-from ingest.hooks import forward_to_hooks, resolve_hook
-from ingest.model import LoadedModel, bos_token_id, load_model, unembedding
+from featuredb.store.history import read_snapshot
+from featuredb.store.layout import Layout
+from ingest.model.hooks import forward_to_hooks, resolve_hook
+from ingest.model.load import LoadedModel, bos_token_id, load_model, unembedding
+from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
-from ingest.pipeline import ingest
 from ingest.sae import load_sae
 from tests.content import activations
 from tests.minilm import minilm_folder

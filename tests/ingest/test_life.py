@@ -15,7 +15,6 @@ import pytest
 from click.testing import CliRunner
 
 import featuredb
-from featuredb import schemas
 from featuredb.cli import main
 from featuredb.errors import (
     DatabaseError,
@@ -26,12 +25,14 @@ from featuredb.errors import (
     UnfinishedError,
     UnknownFeatureError,
 )
-from featuredb.layout import Layout
-from featuredb.snapshot_files import read_snapshot
-from ingest import partition, prepare
+from featuredb.store import schemas
+from featuredb.store.history import read_snapshot
+from featuredb.store.layout import Layout
+from ingest import prepare
 from ingest.change import next_draft
+from ingest.extract import partition
+from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
-from ingest.pipeline import ingest
 from ingest.publish import MOST_SEGMENTS, publish
 from tests.content import assert_same_content, logical_content
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
@@ -289,7 +290,7 @@ def test_an_unfinished_change_goes_on_or_is_given_up(
         return featuredb.add_saes(path, [world.sae("two")], ["two"], check=False)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.pipeline.publish", interrupt)
+        patch.setattr("ingest.operations.ingest.publish", interrupt)
         with pytest.raises(KeyboardInterrupt):
             change()
     assert_same_content(path, first)
@@ -318,7 +319,7 @@ def test_giving_up_leaves_the_database_as_it_was(
     before = {p.relative_to(path) for p in path.rglob("*") if p.is_file()}
 
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.pipeline.publish", interrupt)
+        patch.setattr("ingest.operations.ingest.publish", interrupt)
         with pytest.raises(KeyboardInterrupt):
             featuredb.append(path, world.corpus("b"), check=False)
     assert featuredb.vacuum(path, unfinished=True).files > 0

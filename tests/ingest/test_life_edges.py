@@ -26,13 +26,14 @@ from featuredb.errors import (
     StorageError,
     UnknownContextError,
 )
-from featuredb.layout import Layout
-from featuredb.lock import write_lock
-from featuredb.snapshot_files import read_snapshot
-from ingest import partition, publish, runs
+from featuredb.store.files.lock import write_lock
+from featuredb.store.history import read_snapshot
+from featuredb.store.layout import Layout
+from ingest import publish
 from ingest.engines import local
-from ingest.partition import Collected
-from ingest.plan import new_plan_id
+from ingest.extract import partition, runs
+from ingest.extract.partition import Collected
+from ingest.run_plan import new_plan_id
 from tests.archives.packed import HERE, unpack
 from tests.content import assert_same_content
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
@@ -229,7 +230,7 @@ def test_a_second_writer_is_refused_before_a_model_is_loaded(
     def load(*_: object, **__: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("ingest.append.load_inputs", load)
+    monkeypatch.setattr("ingest.operations.append.load_inputs", load)
     with write_lock(Layout(mine), "compact"):
         for change in (
             lambda: append(mine, made, "b"),
@@ -273,7 +274,7 @@ def interrupt(*_: object, **__: object) -> None:
 def cut(made: Path, mine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Corpus b has been run and not been merged."""
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.pipeline.publish", interrupt)
+        patch.setattr("ingest.operations.ingest.publish", interrupt)
         with pytest.raises(KeyboardInterrupt):
             append(mine, made, "b")
     return mine
@@ -306,7 +307,7 @@ def test_a_partition_of_another_plan_is_run_again(
     held = Path(shutil.copytree(cut, tmp_path / "held.fdb"))
     featuredb.vacuum(cut, unfinished=True)
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.pipeline._run_partitions", interrupt)
+        patch.setattr("ingest.operations.ingest._run_partitions", interrupt)
         with pytest.raises(KeyboardInterrupt):
             append(cut, made, "c")
     (run,) = held.glob("segments/r*")
@@ -341,11 +342,11 @@ def test_a_worker_writes_nothing_once_its_plan_is_gone(
         return segment
 
     if late:
-        monkeypatch.setattr("ingest.partition.write_run", write_run)
+        monkeypatch.setattr("ingest.extract.partition.write_run", write_run)
     else:
         monkeypatch.setattr(local, "collect", collect)
     # What is left is looked at, not tidied up.
-    monkeypatch.setattr("ingest.append.take_back", lambda _: None)
+    monkeypatch.setattr("ingest.operations.append.take_back", lambda _: None)
     with pytest.raises(IngestError, match="given up or finished by others"):
         append(mine, made, "b")
     assert len(list(mine.glob("segments/r*"))) == int(late)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from featuredb.layout import Layout
+from featuredb.store.layout import Layout
 from ingest import prepare
 from ingest.engines.local import Local
 from ingest.inputs import load_inputs

@@ -14,7 +14,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from featuredb.errors import ModelError
-from ingest.model import LoadedModel, bos_token_id, load_model, unembedding
+from ingest.model.load import LoadedModel, bos_token_id, load_model, unembedding
 
 WIDTH, LAYERS, VOCAB = 32, 2, 24
 WORDS = ["<unk>", "<s>", "</s>", *"abcdefghijklmnopqrstu"]
@@ -153,7 +153,7 @@ def test_a_device_that_is_not_there(llama: Path, device: str) -> None:
 def test_automatic_dtype_asks_the_cpu(
     llama: Path, monkeypatch: pytest.MonkeyPatch, native: bool, expected: torch.dtype
 ) -> None:
-    monkeypatch.setattr("ingest.model._cpu_has_bfloat16", lambda: native)
+    monkeypatch.setattr("ingest.model.load._cpu_has_bfloat16", lambda: native)
     assert load_model(llama, device="cpu").dtype == expected
 
 
@@ -360,7 +360,7 @@ def test_unembedding_gives_the_model_s_logits(tmp_path: Path, name: str) -> None
 
 
 def _last_stream(loaded: LoadedModel, ids: torch.Tensor) -> torch.Tensor:
-    from ingest.hooks import forward_to_hooks, resolve_hook
+    from ingest.model.hooks import forward_to_hooks, resolve_hook
 
     hook = resolve_hook(loaded.model, f"blocks.{LAYERS - 1}.hook_resid_post")
     return forward_to_hooks(loaded.model, [hook], ids)[hook.name]

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from featuredb import schemas
-from featuredb.exact_search import ExactSearch
-from featuredb.layout import Layout
-from featuredb.vectors import DirectionRows, Directions, half_rows, write_vectors
+from featuredb.store import schemas
+from featuredb.store.layout import Layout
+from featuredb.store.vectors.directions import DirectionRows, Directions, half_rows, write_vectors
+from featuredb.store.vectors.exact import ExactSearch
 from ingest.derive.neighbors import iter_neighbors, neighbors
 from tests.directions import clustered, cosines_of_all, sae_of, with_ties
 

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import featuredb
-from featuredb import schemas
 from featuredb.errors import HookError, IngestError, LoadCheckError
-from featuredb.snapshot import Snapshot
-from ingest.hooks import forward_to_hooks, resolve_hook
+from featuredb.store import schemas
+from featuredb.store.snapshot import Snapshot
+from ingest.model.hooks import forward_to_hooks, resolve_hook
+from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
-from ingest.pipeline import ingest
 from ingest.sae import load_sae
 from tests.content import activations
 from tests.ingest.loads import HOOK, WIDTH, offset_model, open_model

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from ingest.extract.overlap import batches_ahead, in_order, order_on, sorted_by_torch
+from ingest.extract.runs import stable_order
+from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
-from ingest.overlap import batches_ahead, in_order, order_on, sorted_by_torch
-from ingest.pipeline import ingest
-from ingest.runs import stable_order
 from tests.content import assert_same_content
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
@@ -103,7 +103,8 @@ def test_overlapped_batches_make_the_same_database(
     ingest(tmp_path / "one.fdb", options)
     monkeypatch.setattr("ingest.prepare.batches_ahead", lambda _: 3)
     monkeypatch.setattr(
-        "ingest.partition.order_on", lambda device: lambda keys: sorted_by_torch(keys, device)
+        "ingest.extract.partition.order_on",
+        lambda device: lambda keys: sorted_by_torch(keys, device),
     )
     ingest(tmp_path / "overlapped.fdb", options)
     assert_same_content(tmp_path / "overlapped.fdb", tmp_path / "one.fdb")

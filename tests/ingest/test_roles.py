@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 import featuredb
 from featuredb.verification import verify
-from ingest.contexts import TokenizedBatch
-from ingest.corpus_store import _Roles
+from ingest.tokens.contexts import TokenizedBatch
+from ingest.tokens.store import _Roles
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 _TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"

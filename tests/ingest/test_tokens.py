@@ -17,14 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from featuredb.errors import CorpusError
-from ingest.contexts import TokenizedBatch
 from ingest.corpus import open_corpus
-from ingest.tokens import (
-    cut_tokens,
-    iter_contexts,
-    tokenize_batch,
-    tokenize_chats,
-)
+from ingest.tokens.contexts import TokenizedBatch
+from ingest.tokens.tokenize import cut_tokens, iter_contexts, tokenize_batch, tokenize_chats
 
 BOS = 7
 TEXTS = ["the cat sat on the mat, and the dog on the log", "", "naïve 🙂🙂 猫 café", "the"]
@@ -172,7 +167,7 @@ def test_truncation_and_padding_of_the_tokenizer_do_not_apply() -> None:
 
 def test_groups_of_texts_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     one = tokenize_batch(byte_level(), TEXTS, context_size=5, bos_id=BOS)
-    monkeypatch.setattr("ingest.tokens._GROUP_CHARACTERS", 5)
+    monkeypatch.setattr("ingest.tokens.tokenize._GROUP_CHARACTERS", 5)
     other = tokenize_batch(byte_level(), TEXTS, context_size=5, bos_id=BOS)
     assert one.token_ids.tolist() == other.token_ids.tolist()
     assert one.char_end.tolist() == other.char_end.tolist()

@@ -12,16 +12,16 @@ import pytest
 from click.testing import CliRunner
 
 import featuredb
-from featuredb import snapshot_files
 from featuredb.cli import main
 from featuredb.cli.exit_codes import ExitCode
 from featuredb.durations import duration_of
 from featuredb.errors import CorruptDatabaseError, OptionError
-from featuredb.files import write_atomically
-from featuredb.layout import Layout
-from featuredb.snapshot import Snapshot
+from featuredb.store import history as snapshot_files
+from featuredb.store.files.atomic import write_atomically
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Snapshot
+from featuredb.store.unreferenced import remove_unnamed
 from ingest import publish
-from ingest.unnamed import remove_unnamed
 from tests.archives.make import world
 from tests.make_store import make_store
 
@@ -166,6 +166,6 @@ def test_staging_is_gone_for_good_before_what_its_plan_needs(
         return remove_unnamed(layout, live)
 
     monkeypatch.setattr(os, "fsync", noting)
-    monkeypatch.setattr("ingest.vacuum.remove_unnamed", removing)
+    monkeypatch.setattr("ingest.operations.vacuum.remove_unnamed", removing)
     featuredb.vacuum(mine, unfinished=True)
     assert "staging" not in flushed

@@ -20,7 +20,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from ingest.vocabulary import VOCABULARY_SCHEMA, vocabulary
+from ingest.tokens.vocabulary import VOCABULARY_SCHEMA, vocabulary
 
 
 @cache

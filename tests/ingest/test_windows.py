@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import featuredb
-from featuredb import schemas
-from featuredb.catalog import connect
-from featuredb.snapshot import Snapshot
+from featuredb.store import schemas
+from featuredb.store.snapshot import Snapshot
 from ingest.derive import windows
+from queries.connection import connect
 from tests.make_store import MadeSae, World, make_store
 
 LONG = 80

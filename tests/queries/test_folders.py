@@ -10,8 +10,8 @@ import duckdb
 import pytest
 
 import featuredb
-from featuredb.catalog.literals import folder
 from featuredb.errors import CorruptDatabaseError
+from queries.catalog.literals import folder
 from tests.make_store import make_store
 from tests.queries.test_questions import small_world
 

@@ -11,10 +11,10 @@ import pytest
 
 import featuredb
 from featuredb.errors import QueryError, UnknownFeatureError
-from featuredb.layout import Layout
-from featuredb.snapshot import Snapshot
-from featuredb.snapshot_files import read_snapshot, write_snapshot
-from featuredb.vectors import Directions
+from featuredb.store.history import read_snapshot, write_snapshot
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Snapshot
+from featuredb.store.vectors.directions import Directions
 from ingest.derive.index import RECALL, write_indexes
 from tests.directions import a_world, clustered, cosines_of_all, made_directions
 from tests.make_store import make_store

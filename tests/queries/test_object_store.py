@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import featuredb
-from featuredb import remote
 from featuredb.database import Database
 from featuredb.errors import CorruptDatabaseError
-from featuredb.results import Answer, Rows
+from featuredb.store.files import remote
+from queries.answers import Answer, Rows
 from tests.make_store import MadeSae, World, make_store
 from tests.object_store import ObjectStore
 

@@ -15,7 +15,6 @@ import pytest
 from msgspec.structs import replace as replace_struct
 
 import featuredb
-from featuredb.catalog.naming import naming_macros
 from featuredb.database import Database
 from featuredb.errors import (
     CorruptDatabaseError,
@@ -24,9 +23,10 @@ from featuredb.errors import (
     UnknownContextError,
     UnknownFeatureError,
 )
-from featuredb.parquet import ParquetFiles
-from featuredb.store import Store
-from featuredb.texts import Texts, _rows_of
+from featuredb.store.corpora import Texts, _rows_of
+from featuredb.store.files.parquet import ParquetFiles
+from featuredb.store.store import Store
+from queries.catalog.naming import naming_macros
 from queries.fires import stored_document
 from queries.sql import duckdb_errors
 from tests.make_store import MadeSae, World, make_store
@@ -325,7 +325,9 @@ def test_a_text_is_looked_up_as_it_is_by_reading_all(
     scanning = Store(one.location, without)
     assert [stored_document(scanning, text) for text in asked] == [*first.values()] + [None] * 3
     # All hashes collide: only the texts tell them apart.
-    monkeypatch.setattr("featuredb.texts._rows_of", lambda hashes, _: sorted(hashes[:, 1].tolist()))
+    monkeypatch.setattr(
+        "featuredb.store.corpora._rows_of", lambda hashes, _: sorted(hashes[:, 1].tolist())
+    )
     assert [stored_document(one._store, text) for text in asked] == [*first.values()] + [None] * 3
 
 

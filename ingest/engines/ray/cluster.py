@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from featuredb.errors import IngestError
-from featuredb.layout import Layout
-from featuredb.snapshot import Draft
-from ingest.compact import Compaction, Merged, Place, merge_here
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Draft
+from ingest.compaction import Compaction, Merged, Place, merge_here
 from ingest.engines.dispatch import TRIES, dispatch
 from ingest.engines.ray.connection import connection
 from ingest.engines.ray.crew import RayCrew, cause
 from ingest.engines.ray.share import Share, share_of
 from ingest.engines.worker import Job
-from ingest.partition import Report
-from ingest.plan import Summary
+from ingest.extract.partition import Report
+from ingest.run_plan import Summary
 
 _TASKS_PER_CPU = 4
 """Merging tasks for each core: enough to even out their lengths."""

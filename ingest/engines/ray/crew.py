@@ -11,7 +11,7 @@ from featuredb.errors import FeatureDBError, IngestError
 from ingest.engines.dispatch import Collected, Event, Gone, Noted, Progress, Ready, Written
 from ingest.engines.ray.share import Share
 from ingest.engines.worker import Job, Worker
-from ingest.plan import Summary
+from ingest.run_plan import Summary
 
 _LOOK_EVERY_S = 1.0
 

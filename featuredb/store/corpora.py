@@ -1,0 +1,317 @@
+"""The stored corpora: which document a context belongs to, its tokens, and how they read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from hashlib import blake2b
+from math import isqrt
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featuredb.errors import QueryError, UnknownContextError
+from featuredb.store import schemas
+from featuredb.store.files.arrays import fetch_rows, remote_flat
+from featuredb.store.files.parquet import ParquetFiles, load_array
+from featuredb.store.files.remote import Remote
+from featuredb.store.names import NO_CONTEXT, context_spans, document_columns, folded
+from featuredb.store.snapshot import Corpus, Draft, Snapshot
+
+_CACHED_DOCUMENTS = 1_000_000
+"""Up to this many documents their metadata is read once and kept; beyond it, read on demand."""
+
+DOCUMENT_ROW_GROUP = 1_024
+
+
+def text_hash(text: str) -> int:
+    """What a document's text is looked up by: 64 bits of BLAKE2b of its UTF-8.
+
+    ``text_hashes.npy`` has, sorted, a row (hash, row of the document in the corpus) for every
+    document that has a text, as uint64.
+    """
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+class Where(NamedTuple):
+    """A context's place: its corpus and its row there."""
+
+    corpus: Corpus
+    row: int
+
+
+class Texts:
+    """Contexts, tokens and documents of one snapshot."""
+
+    def __init__(
+        self, root: Path | Remote, snapshot: Snapshot | Draft, files: ParquetFiles
+    ) -> None:
+        self._root = root
+        self._snapshot = snapshot
+        self._files = files
+        self._indexes: dict[str, npt.NDArray[np.int64]] = {}
+        self._tokens: dict[str, npt.NDArray[np.unsignedinteger]] = {}
+        self._documents: dict[str, pa.Table] = {}
+        self._hashes: dict[str, npt.NDArray[np.uint64]] = {}
+
+    @cached_property
+    def token_texts(self) -> list[str]:
+        """How each token id reads on its own, by id."""
+        table = self._files.read(self._snapshot.vocabulary.path, columns=["text"])
+        texts: list[str] = table.column("text").to_pylist()
+        return texts
+
+    @cached_property
+    def metadata_names(self) -> list[str]:
+        """Document columns that answers carry."""
+        return document_columns(self._snapshot)
+
+    def locate(self, context_id: int) -> Where:
+        """Raises `UnknownContextError` with the valid range."""
+        for corpus in self._snapshot.corpora:
+            row = context_id - corpus.first_context
+            if 0 <= row < corpus.n_contexts:
+                return Where(corpus, row)
+        raise UnknownContextError(
+            NO_CONTEXT.format(context=context_id, spans=context_spans(self._snapshot))
+        )
+
+    def index(self, corpus: Corpus) -> npt.NDArray[np.int64]:
+        """int64 [n_contexts + 1, 2]: (document_id, first token in tokens.bin); last row closes."""
+        found = self._indexes.get(corpus.id)
+        if found is None:
+            found = load_array(self._root, corpus.index.path)
+            self._indexes[corpus.id] = found
+        return found
+
+    def tokens(self, corpus: Corpus) -> npt.NDArray[np.unsignedinteger]:
+        """All token ids of a corpus, context after context, memory-mapped."""
+        found = self._tokens.get(corpus.id)
+        if found is None:
+            dtype = schemas.token_id_dtype(self._snapshot.model.vocab_size)
+            if isinstance(self._root, Remote):
+                found = remote_flat(self._root, corpus.tokens.path, dtype)
+            else:
+                path = self._root / corpus.tokens.path
+                empty = path.stat().st_size == 0
+                found = np.empty(0, dtype) if empty else np.memmap(path, dtype=dtype, mode="r")
+            self._tokens[corpus.id] = found
+        return found
+
+    def fetch(self, context_ids: Sequence[int]) -> None:
+        """Have the tokens and documents of contexts at hand before they are read one by one.
+
+        Of a remote database, all that is missing is asked for at once; nothing to do for a local
+        one. Raises `UnknownContextError`.
+        """
+        if not isinstance(self._root, Remote):
+            return
+        rows: dict[str, tuple[Corpus, list[int]]] = {}
+        for context_id in context_ids:
+            corpus, row = self.locate(context_id)
+            rows.setdefault(corpus.id, (corpus, []))[1].append(row)
+        for corpus, own in rows.values():
+            index = self.index(corpus)
+            fetch_rows(index, [(row, row + 2) for row in own])
+            places = [index[row : row + 2] for row in own]
+            fetch_rows(self.tokens(corpus), [(int(p[0, 1]), int(p[1, 1])) for p in places])
+            if not self._keeps_documents(corpus):
+                documents = [int(p[0, 0]) - corpus.first_document for p in places]
+                groups = [row // DOCUMENT_ROW_GROUP for row in documents]
+                self._files.fetch(corpus.documents.path, groups, ["source", *corpus.metadata])
+
+    def document_of(self, context_id: int) -> int:
+        corpus, row = self.locate(context_id)
+        return int(self.index(corpus)[row, 0])
+
+    def document_contexts(self, document_id: int) -> Iterator[tuple[int, int, int]]:
+        """(context_id, tokens to skip, shift) of each context of a document, in order.
+
+        What is skipped is BOS and what an earlier window had already; a token's place in the
+        document, counted without BOS, is its index in the context plus the shift.
+        """
+        corpus = self._corpus_of_document(document_id)
+        index = self.index(corpus)
+        rows = np.searchsorted(index[:-1, 0], [document_id, document_id + 1])
+        bos = int(corpus.bos_token_id is not None)
+        covered = 0
+        for row in range(int(rows[0]), int(rows[1])):
+            own = int(index[row + 1, 1] - index[row, 1]) - bos
+            number = row - int(rows[0])
+            start = covered if corpus.stride is None else number * corpus.stride
+            yield corpus.first_context + row, bos + covered - start, start - bos
+            covered = start + own
+
+    def with_text(self, corpus: Corpus, text: str) -> int | None:
+        """The first document of a corpus whose text is exactly `text`, looked up by its hash.
+
+        None when there is none. The corpus must have text_hashes.
+        """
+        assert corpus.text_hashes is not None
+        hashes = self._hashes.get(corpus.id)
+        if hashes is None:
+            hashes = self._hashes[corpus.id] = load_array(self._root, corpus.text_hashes.path)
+        for row in _rows_of(hashes, text_hash(text)):
+            group, offset = divmod(row, DOCUMENT_ROW_GROUP)
+            texts = self._files.read(corpus.documents.path, [group], ["text"]).column("text")
+            if texts[offset].as_py() == text:
+                return corpus.first_document + row
+        return None
+
+    def token_ids(self, context_id: int) -> npt.NDArray[np.unsignedinteger]:
+        """Token ids of a context, BOS included."""
+        corpus, row = self.locate(context_id)
+        start, stop = self.index(corpus)[row : row + 2, 1]
+        return self.tokens(corpus)[start:stop]
+
+    def read(self, ids: Sequence[int] | npt.NDArray[np.unsignedinteger]) -> list[str]:
+        """Each token id as text."""
+        texts = self.token_texts
+        return [texts[i] for i in ids]
+
+    @cached_property
+    def metadata_schema(self) -> pa.Schema:
+        """`metadata_names` with their types; text where corpora disagree beyond promotion."""
+        types: dict[str, pa.DataType] = {}
+        for corpus in self._snapshot.corpora:
+            schema = self._files.metadata(corpus.documents.path).schema.to_arrow_schema()
+            for name in ("source", *corpus.metadata):
+                types[folded(name)] = _common(types.get(folded(name)), schema.field(name).type)
+        return pa.schema(
+            [(name, types.get(folded(name), pa.string())) for name in self.metadata_names]
+        )
+
+    def documents(self, document_ids: Sequence[int]) -> pa.Table:
+        """Rows of `metadata_schema` for these documents, in the order asked for.
+
+        A column that a document's corpus does not have is null there.
+        """
+        pieces: list[pa.Table] = []
+        for document_id in document_ids:
+            corpus = self._corpus_of_document(document_id)
+            pieces.append(self._document(corpus, document_id - corpus.first_document))
+        if not pieces:
+            return self.metadata_schema.empty_table()
+        joined = pa.concat_tables(pieces, promote_options="default")
+        return joined.combine_chunks()
+
+    def _corpus_of_document(self, document_id: int) -> Corpus:
+        for corpus in self._snapshot.corpora:
+            if 0 <= document_id - corpus.first_document < corpus.n_documents:
+                return corpus
+        raise KeyError(document_id)
+
+    def _document(self, corpus: Corpus, row: int) -> pa.Table:
+        columns = ["source", *corpus.metadata]
+        if self._keeps_documents(corpus):
+            table = self._documents.get(corpus.id)
+            if table is None:
+                table = self._conform(self._files.read(corpus.documents.path, columns=columns))
+                self._documents[corpus.id] = table
+            return table.slice(row, 1)
+        group, offset = divmod(row, DOCUMENT_ROW_GROUP)
+        read = self._files.read(corpus.documents.path, [group], columns)
+        return self._conform(read.slice(offset, 1))
+
+    def _keeps_documents(self, corpus: Corpus) -> bool:
+        """Whether the metadata of all documents is read at once."""
+        if isinstance(self._root, Remote):
+            return self._root.is_whole(corpus.documents.path)
+        return corpus.n_documents <= _CACHED_DOCUMENTS
+
+    def _conform(self, table: pa.Table) -> pa.Table:
+        """One corpus's columns as `metadata_schema` has them."""
+        present = {folded(name): table.column(name) for name in table.column_names}
+        columns = [
+            _cast(present[folded(field.name)], field)
+            if folded(field.name) in present
+            else pa.nulls(len(table), field.type)
+            for field in self.metadata_schema
+        ]
+        return pa.table(columns, schema=self.metadata_schema).combine_chunks()
+
+
+def _rows_of(hashes: npt.NDArray[np.uint64], wanted: int) -> list[int]:
+    """The rows listed beside a hash, ascending, from a sorted array uint64 [n, 2].
+
+    Hashes are uniform, so that it is known within a few square roots of n where one stands: from
+    afar that is one request, where a search by halves would be one for each step.
+    """
+    n = len(hashes)
+    middle, reach = wanted * n >> 64, 4 * isqrt(n) + 16
+    while True:
+        low, high = max(0, middle - reach), min(n, middle + reach)
+        near = np.asarray(hashes[low:high])
+        first, last = int(near[0, 0]), int(near[-1, 0])
+        if (low == 0 or first < wanted) and (high == n or last > wanted):
+            rows: list[int] = near[near[:, 0] == np.uint64(wanted), 1].tolist()
+            return rows
+        reach *= 4
+
+
+def unite(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether a column may have these types in two corpora of a database.
+
+    It may where Python and DuckDB make the same one column of both: of equal types, of numbers and
+    booleans, of text with integers or booleans, and of lists of such.
+    """
+    if one == other:
+        return True
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        return unite(one.value_type, other.value_type)
+    if _is_number(one) and _is_number(other):
+        return True
+    types = pa.types
+    return any(
+        types.is_string(text) and (types.is_integer(plain) or types.is_boolean(plain))
+        for text, plain in ((one, other), (other, one))
+    )
+
+
+def _common(one: pa.DataType | None, other: pa.DataType) -> pa.DataType:
+    """The type that holds both, as DuckDB's UNION would choose: text when nothing else does."""
+    if one is None or one == other:
+        return other
+    types = pa.types
+    if types.is_list(one) and types.is_list(other):
+        return pa.list_(_common(one.value_type, other.value_type))
+    for narrow, wide in ((one, other), (other, one)):
+        if types.is_boolean(narrow) and _is_number(wide):
+            return wide
+        if types.is_integer(narrow) and types.is_floating(wide):
+            return wide
+        if types.is_uint64(narrow) and types.is_signed_integer(wide):
+            return pa.decimal128(38, 0)
+    try:
+        fields = [pa.schema([("", one)]), pa.schema([("", other)])]
+        return pa.unify_schemas(fields, promote_options="permissive").field(0).type
+    except pa.ArrowTypeError:
+        return pa.string()
+
+
+def _cast(column: pa.ChunkedArray, to: pa.Field) -> pa.ChunkedArray:
+    """A column as a type of `_common`: rounded where that is floating.
+
+    Types that `unite` always can be; others were once let in. Raises `QueryError`.
+    """
+    try:
+        return column.cast(to.type, safe=not pa.types.is_floating(to.type))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        if not pa.types.is_string(to.type):
+            raise QueryError(
+                f"the documents' column {to.name!r} is {column.type} in one corpus and cannot be "
+                f"made {to.type}, which holds it in others: drop one of these corpora"
+            ) from error
+        texts = [None if value is None else str(value) for value in column.to_pylist()]
+        return pa.chunked_array([texts], pa.string())
+
+
+def _is_number(data_type: pa.DataType) -> bool:
+    """Booleans among them."""
+    types = pa.types
+    return bool(
+        types.is_integer(data_type) or types.is_floating(data_type) or types.is_boolean(data_type)
+    )

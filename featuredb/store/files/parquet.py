@@ -1,0 +1,207 @@
+"""Open Parquet files, kept open, so that a warm lookup does not parse a footer again."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featuredb.errors import CorruptDatabaseError
+from featuredb.store.files.arrays import remote_array, remote_matrix
+from featuredb.store.files.remote import Remote
+from featuredb.store.files.remote_file import RemoteFile
+
+
+class ParquetFiles:
+    """At most `limit` open files of one database, least recently used closed first.
+
+    One lock guards every read: a `ParquetFile` is not safe to read from two threads, and reads
+    here are a few row groups long. Of a remote database every read first asks for all the ranges
+    it needs at once.
+    """
+
+    def __init__(self, root: Path | Remote, limit: int = 300, *, memory_map: bool = True) -> None:
+        self._root = root
+        self._memory_map = memory_map
+        self._limit = limit
+        self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._starts: dict[str, npt.NDArray[np.int64]] = {}
+        self._lock = threading.Lock()
+
+    def read(
+        self, path: str, groups: Sequence[int] | None = None, columns: list[str] | None = None
+    ) -> pa.Table:
+        """Row groups of a file (all when None) as one table.
+
+        Raises `CorruptDatabaseError` naming the file when it is missing or unreadable.
+        """
+        with self._lock:
+            try:
+                file = self._file(path)
+                self._fetch(file, path, groups, columns)
+                if groups is None:
+                    return file.read(columns=columns, use_threads=False)
+                return file.read_row_groups(list(groups), columns=columns, use_threads=False)
+            except (OSError, pa.ArrowException, IndexError) as error:
+                raise unreadable(self._root, path, error) from error
+
+    def rows(self, path: str, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+        """Rows start <= i < stop of a file, decoding only the row groups that hold them.
+
+        An empty range gives no rows and every column. Raises `CorruptDatabaseError`.
+        """
+        starts = self.group_starts(path)
+        first = int(np.searchsorted(starts, start, side="right")) - 1
+        last = int(np.searchsorted(starts, max(stop, start + 1), side="left"))
+        table = self.read(path, range(first, min(last, len(starts) - 1)), columns)
+        return table.slice(start - int(starts[first]), stop - start)
+
+    def group_starts(self, path: str) -> npt.NDArray[np.int64]:
+        """First row of each row group, closed by the number of rows; kept for later calls."""
+        starts = self._starts.get(path)
+        if starts is None:
+            metadata = self.metadata(path)
+            sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            starts = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+            self._starts[path] = starts
+        return starts
+
+    def metadata(self, path: str) -> pq.FileMetaData:
+        """A file's footer. Raises `CorruptDatabaseError`."""
+        with self._lock:
+            try:
+                return self._file(path).metadata
+            except (OSError, pa.ArrowException) as error:
+                raise unreadable(self._root, path, error) from error
+
+    def fetch(self, path: str, groups: Iterable[int], columns: list[str] | None = None) -> None:
+        """Have row groups of a remote file at hand before they are read one by one.
+
+        Nothing to do for a local file. Raises as `read`.
+        """
+        if not isinstance(self._root, Remote):
+            return
+        with self._lock:
+            try:
+                self._fetch(self._file(path), path, sorted(set(groups)), columns)
+            except (OSError, pa.ArrowException, IndexError) as error:
+                raise unreadable(self._root, path, error) from error
+
+    def close(self) -> None:
+        """Close every file; reading again opens them anew."""
+        with self._lock:
+            for file in self._open.values():
+                file.close()
+            self._open.clear()
+
+    def _file(self, path: str) -> pq.ParquetFile:
+        file = self._open.get(path)
+        if file is None:
+            if isinstance(self._root, Remote):
+                file = pq.ParquetFile(RemoteFile(self._root, path))
+            else:
+                file = pq.ParquetFile(self._root / path, memory_map=self._memory_map)
+            self._open[path] = file
+            if len(self._open) > self._limit:
+                _, oldest = self._open.popitem(last=False)
+                oldest.close()
+        else:
+            self._open.move_to_end(path)
+        return file
+
+    def _fetch(
+        self,
+        file: pq.ParquetFile,
+        path: str,
+        groups: Sequence[int] | None,
+        columns: list[str] | None,
+    ) -> None:
+        if isinstance(self._root, Remote) and not self._root.is_whole(path):
+            self._root.fetch(path, _chunks(file.metadata, groups, columns))
+
+
+def _chunks(
+    metadata: pq.FileMetaData, groups: Sequence[int] | None, columns: list[str] | None
+) -> Iterator[tuple[int, int]]:
+    """Where the column chunks of some row groups and columns (all when None) lie in the file."""
+    for number in range(metadata.num_row_groups) if groups is None else groups:
+        group = metadata.row_group(number)
+        for place in range(group.num_columns):
+            chunk = group.column(place)
+            if columns is None or chunk.path_in_schema.partition(".")[0] in columns:
+                start = chunk.dictionary_page_offset or chunk.data_page_offset
+                yield start, start + chunk.total_compressed_size
+
+
+def unreadable(root: Path | Remote, path: str, error: Exception) -> CorruptDatabaseError:
+    """The error for a file of the store that cannot be read."""
+    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return CorruptDatabaseError(
+        f"{root / path} is missing or damaged ({first_line}): "
+        "run `featuredb verify` to see what else is, and restore it from a copy"
+    )
+
+
+class GroupRanges(NamedTuple):
+    """Smallest and largest (sae, feature_id) statistics of each row group of a table."""
+
+    first_sae: list[str]
+    last_sae: list[str]
+    first_feature: list[int]
+    last_feature: list[int]
+
+    @classmethod
+    def of(cls, files: ParquetFiles, path: str) -> GroupRanges:
+        """From the footer of a table whose first columns are sae and feature_id."""
+        metadata = files.metadata(path)
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        if metadata.num_rows == 0:
+            groups = []
+        saes = [g.column(0).statistics for g in groups]
+        features = [g.column(1).statistics for g in groups]
+        return cls(
+            [s.min for s in saes],
+            [s.max for s in saes],
+            [f.min for f in features],
+            [f.max for f in features],
+        )
+
+    def holding(self, sae: str, feature: int) -> list[int]:
+        """The row groups that may have rows of a feature."""
+        return [
+            group
+            for group, (first_sae, last_sae, first, last) in enumerate(zip(*self, strict=True))
+            if first_sae <= sae <= last_sae and first <= feature <= last
+        ]
+
+
+def load_array(root: Path | Remote, path: str, *, whole: bool = False) -> npt.NDArray[Any]:
+    """A ``.npy`` file of the store, memory-mapped. Raises `CorruptDatabaseError`.
+
+    Of a remote database: in memory, but a large one, unless `whole`, is read by rows as they are
+    asked for (`RangedArray`).
+    """
+    if isinstance(root, Remote):
+        return remote_matrix(root, path) if whole else remote_array(root, path)
+    try:
+        mapped: npt.NDArray[Any] = np.load(root / path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise unreadable(root, path, error) from error
+    return mapped
+
+
+def chunk_to_numpy(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """A column without nulls as one numpy array, copied only when it has several chunks."""
+    if column.num_chunks == 1:
+        array: npt.NDArray[Any] = column.chunk(0).to_numpy(zero_copy_only=False)
+        return array
+    if column.num_chunks == 0:
+        return np.empty(0, dtype=column.type.to_pandas_dtype())
+    return np.concatenate([c.to_numpy(zero_copy_only=False) for c in column.chunks])

@@ -1,0 +1,318 @@
+"""A database behind a URL: read by ranges through fsspec, what was read last kept in memory.
+
+Every file of a snapshot is listed there with its size and never changes, so nothing is asked for
+twice, no size is looked up, and a request is always for bytes that are known to exist.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from featuredb.errors import CorruptDatabaseError, FeatureDBError, RemoteError
+from featuredb.store.files.fsspec_errors import open_file_system, remote_errors
+from featuredb.store.snapshot import File, Snapshot
+
+BLOCK = 1 << 16
+"""Bytes are asked for, and kept, in blocks of this size."""
+
+WHOLE = 1 << 20
+"""A file of at most this size comes in one request, whatever is wanted of it."""
+
+WHOLE_SHARED = 8 << 20
+"""The same for files that most questions read: arrays, vocabulary, documents, statistics."""
+
+KEPT = 128 << 20
+"""Bytes kept of what was read, the least recently used dropped first."""
+
+_GAP = 4
+"""Blocks between two wanted ones that are read along, rather than asking twice."""
+
+_REQUEST = 16 << 20
+"""A longer stretch is asked for in pieces, at the same time."""
+
+_TAIL_LEAST, _TAIL_MOST, _TAIL_SHARE = 1 << 16, 1 << 20, 32
+"""How much of a Parquet file's end is read for its footer: a share of the file, within bounds.
+Footers measured 0.1 % to 2.1 % of their files."""
+
+Span = tuple[int, int]
+"""start <= byte < stop."""
+
+
+class Remote:
+    """The folder of a database behind a URL.
+
+    Safe to use from several threads. Pickles as URL and options, without what it has read.
+    """
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        """Nothing is read yet. storage_options: for the fsspec file system of the URL's scheme.
+
+        Raises `MissingExtraError` when the package for that scheme is not installed,
+        `RemoteError` for a scheme that fsspec does not know.
+        """
+        self.url = url.rstrip("/")
+        self.storage_options = dict(storage_options or {})
+        self.fs, self._base = open_file_system(self.url, self.storage_options)
+        self._sizes: dict[str, int] = {}
+        self._shared: frozenset[str] = frozenset()
+        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._kept = 0
+        self._lock = threading.Lock()
+        self.failure: FeatureDBError | None = None
+        """Why DuckDB could not read a file, for whoever catches DuckDB's exception."""
+
+    @property
+    def scheme(self) -> str:
+        """What stands before ``://`` in the URL."""
+        return self.url.partition("://")[0]
+
+    def learn(self, snapshot: Snapshot) -> None:
+        """Take the sizes of the files, and which of them most questions read, from a snapshot."""
+        self._sizes = {f.path: f.bytes for f in snapshot.files()}
+        shared = [snapshot.vocabulary, snapshot.derived.features]
+        for corpus in snapshot.corpora:
+            shared += [corpus.documents, corpus.index, corpus.tokens]
+        shared += [sae.order for sae in snapshot.saes if sae.order is not None]
+        shared += [segment.directory for segment in snapshot.segments]
+        shared += [tables.examples_directory for tables in snapshot.derived.saes]
+        self._shared = frozenset(f.path for f in shared)
+
+    def __truediv__(self, path: str) -> str:
+        """The URL of a file."""
+        return f"{self.url}/{path}"
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __repr__(self) -> str:
+        return f"Remote({self.url!r})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Remote, (self.url, self.storage_options)
+
+    def below(self, path: str) -> str:
+        """A path of the store as the file system knows it."""
+        return f"{self._base}/{path}"
+
+    def size(self, path: str) -> int:
+        """Bytes of a file of the snapshot. Raises KeyError for any other."""
+        return self._sizes[path]
+
+    def knows(self, path: str) -> bool:
+        """Whether the snapshot names this file."""
+        return path in self._sizes
+
+    def is_whole(self, path: str) -> bool:
+        """Whether a file is small enough to come in one request."""
+        return self.size(path) <= (WHOLE_SHARED if path in self._shared else WHOLE)
+
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        """Bytes start <= i < stop of a file, cut where it ends. Raises as `fetch`."""
+        start, stop = max(0, start), min(stop, self.size(path))
+        if start >= stop:
+            return b""
+        if stop - start > KEPT // 4:
+            return self._straight(path, start, stop)
+        blocks = self._have(path, [(start, stop)])
+        first = start // BLOCK
+        joined = b"".join(blocks[i] for i in range(first, (stop - 1) // BLOCK + 1))
+        return joined[start - first * BLOCK : stop - first * BLOCK]
+
+    def fetch(self, path: str, spans: Iterable[Span]) -> None:
+        """Have these ranges of a file at hand, those that are missing asked for at once.
+
+        Nothing happens where they are more than can be kept: each is then read when its turn comes.
+        Raises `CorruptDatabaseError` when the file is not there or shorter than the snapshot
+        says, `RemoteError` when the other side cannot be reached or refuses.
+        """
+        spans = list(spans)
+        if sum(stop - start for start, stop in spans) <= KEPT // 2:
+            self._have(path, spans)
+
+    def fetch_ends(self, paths: Iterable[str]) -> None:
+        """Have the footers of several Parquet files at hand. Raises as `fetch`."""
+        wanted = [(path, self.size(path)) for path in dict.fromkeys(paths)]
+        self._collect({path: self._missing(path, [(size - 1, size)]) for path, size in wanted})
+
+    def straight(self, path: str) -> bytes:
+        """All of a file, of which nothing is kept. Raises as `fetch`."""
+        return self._straight(path, 0, self.size(path))
+
+    def get_small(self, path: str, most: int) -> bytes:
+        """At most the first `most` bytes of any file. Raises FileNotFoundError, `RemoteError`.
+
+        Asking for a range spares the request for the size that fsspec would make else.
+        """
+        with remote_errors(self.url):
+            read: bytes = self.fs.cat_file(self.below(path), start=0, end=most)
+            return read
+
+    def find(self, below: str = "") -> dict[str, int]:
+        """Every file below a folder of the store: path to size. Raises `RemoteError`."""
+        folder = self.below(below).rstrip("/")
+        with remote_errors(self.url):
+            self.fs.invalidate_cache()
+            try:
+                found = self.fs.find(folder, detail=True)
+            except FileNotFoundError:
+                return {}
+        prefix = self._base.rstrip("/") + "/"
+        listed = {}
+        for name, about in found.items():
+            # Some file systems give full URLs, some a leading slash, some neither.
+            own = str(name)
+            place = own.find(prefix.lstrip("/"))
+            if place >= 0 and about.get("type", "file") == "file":
+                listed[own[place + len(prefix.lstrip("/")) :]] = int(about["size"] or 0)
+        return listed
+
+    @contextmanager
+    def copied(self, folder: str, files: Sequence[File] = ()) -> Iterator[Path]:
+        """A local folder that holds a copy of one folder of the store, under the same path.
+
+        files: what is in it; listed by the server when empty. The copy goes when the block ends.
+        Raises `CorruptDatabaseError` when there is nothing, else as `fetch`.
+        """
+        names = [file.path for file in files] or list(self.find(folder))
+        if not names:
+            raise CorruptDatabaseError(
+                f"{self / folder} is missing, or the server does not list its files: "
+                "`featuredb pull` the database where it can be listed, or restore it from a copy"
+            )
+        with tempfile.TemporaryDirectory(prefix="featuredb-") as made:
+            root = Path(made)
+            for name in names:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                self.download(name, root / name)
+            yield root
+
+    def download(self, path: str, target: Path) -> None:
+        """Copy a file to `target`, whose folder is there. Raises as `fetch`."""
+        try:
+            with remote_errors(self.url):
+                self.fs.get_file(self.below(path), str(target))
+        except FileNotFoundError as error:
+            raise self._damaged(path, "it is not there") from error
+
+    def _have(self, path: str, spans: Iterable[Span]) -> Mapping[int, bytes]:
+        """The blocks of the spans by number."""
+        spans = list(spans)
+        fresh = self._collect({path: self._missing(path, spans)})
+        found: dict[int, bytes] = {}
+        lost = []
+        with self._lock:
+            for number in _numbers(spans):
+                block = self._blocks.get((path, number))
+                block = fresh.get((path, number)) if block is None else block
+                if block is None:
+                    lost.append(number)
+                else:
+                    found[number] = block
+        if lost:  # dropped by another thread's reading in between
+            again = self._collect({path: lost})
+            found |= {number: again[path, number] for number in lost}
+        return found
+
+    def _missing(self, path: str, spans: Iterable[Span]) -> list[int]:
+        """Numbers of the blocks to ask for, ascending: the wanted ones, and what goes with them."""
+        size = self.size(path)
+        with self._lock:
+            missing = []
+            for number in _numbers(spans):
+                if (path, number) in self._blocks:
+                    self._blocks.move_to_end((path, number))
+                else:
+                    missing.append(number)
+        if not missing:
+            return []
+        if self.is_whole(path):
+            return list(_numbers([(0, size)]))
+        if path.endswith(".parquet"):
+            tail = max(_TAIL_LEAST, min(_TAIL_MOST, size // _TAIL_SHARE))
+            first = max(0, size - tail) // BLOCK
+            if missing[-1] == (size - 1) // BLOCK:
+                missing = sorted({*missing, *range(first, missing[-1] + 1)})
+        return missing
+
+    def _collect(self, missing: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], bytes]:
+        """Ask for blocks, all at once, and keep them."""
+        requests = [
+            (path, start, stop)
+            for path, numbers in missing.items()
+            for start, stop in _stretches(numbers, self.size(path) if numbers else 0)
+        ]
+        fresh: dict[tuple[str, int], bytes] = {}
+        if not requests:
+            return fresh
+        for (path, start, _), data in zip(requests, self._request(requests), strict=True):
+            for offset in range(0, len(data), BLOCK):
+                block = data[offset : offset + BLOCK]
+                fresh[path, (start + offset) // BLOCK] = block
+        with self._lock:
+            for key, block in fresh.items():
+                if key not in self._blocks:
+                    self._kept += len(block)
+                self._blocks[key] = block
+            while self._kept > KEPT:
+                _, dropped = self._blocks.popitem(last=False)
+                self._kept -= len(dropped)
+        return fresh
+
+    def _straight(self, path: str, start: int, stop: int) -> bytes:
+        cuts = [*range(start, stop, _REQUEST), stop]
+        requests = [(path, a, b) for a, b in pairwise(cuts)]
+        return b"".join(self._request(requests))
+
+    def _request(self, requests: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """What each (path, start, stop) names, in the order asked for."""
+        paths, starts, stops = (list(part) for part in zip(*requests, strict=True))
+        try:
+            with remote_errors(self.url):
+                got: list[Any] = self.fs.cat_ranges(
+                    [self.below(path) for path in paths], starts, stops, on_error="return"
+                )
+                for answer in got:
+                    if isinstance(answer, BaseException):
+                        raise answer
+        except FileNotFoundError as error:
+            gone = next((p for p in paths if p in str(error)), paths[0])
+            raise self._damaged(gone, "it is not there") from error
+        for path, start, stop, data in zip(paths, starts, stops, got, strict=True):
+            if len(data) > stop - start:
+                raise RemoteError(
+                    f"the server of {self.url} does not serve ranges of a file: use one that "
+                    "does, or copy the database with `featuredb pull`"
+                )
+            if len(data) < stop - start:
+                raise self._damaged(path, f"it ends before byte {stop}")
+        return got
+
+    def _damaged(self, path: str, what: str) -> CorruptDatabaseError:
+        return CorruptDatabaseError(
+            f"{self / path} is missing or damaged ({what}): `featuredb push` the database again "
+            "from where it was made"
+        )
+
+
+def _numbers(spans: Iterable[Span]) -> list[int]:
+    """Numbers of the blocks that hold the spans, ascending."""
+    return sorted({n for a, b in spans if b > a for n in range(a // BLOCK, (b - 1) // BLOCK + 1)})
+
+
+def _stretches(numbers: Sequence[int], size: int) -> Iterator[Span]:
+    """Byte ranges that cover blocks, ascending: near ones in one, long ones in pieces."""
+    for at, here in enumerate(numbers):
+        if at == 0:
+            start = here
+        elif here - numbers[at - 1] - 1 > _GAP or (here + 1 - start) * BLOCK > _REQUEST:
+            yield start * BLOCK, (numbers[at - 1] + 1) * BLOCK
+            start = here
+    if numbers:
+        yield start * BLOCK, min((numbers[-1] + 1) * BLOCK, size)

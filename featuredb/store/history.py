@@ -1,0 +1,220 @@
+"""The snapshots in a database's folder: published, read, and listed while they are kept.
+
+Files are written first, then the snapshot that names them, then ``CURRENT`` by an atomic rename,
+so a reader sees all of a change or none of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from featuredb.errors import (
+    CorruptDatabaseError,
+    DatabaseError,
+    DatabaseNotFoundError,
+    DatabaseNotReadyError,
+)
+from featuredb.store.current import Pointer, read_pointer
+from featuredb.store.files.atomic import fsync_path, sha256_of, write_atomically
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import File, Snapshot, decode_snapshot
+
+_SNAPSHOT = re.compile(r"[0-9]{6,}\.json")
+
+
+def write_snapshot(layout: Layout, snapshot: Snapshot, catalog: Path | None = None) -> Snapshot:
+    """Make `snapshot` the live one. Everything it names must be on the disk.
+
+    catalog: its catalog under a temporary name, to be put in place; by default the one that is
+    there. Between that rename and the one of ``CURRENT`` other DuckDB clients see the new snapshot
+    and featuredb the old one, both of them whole; a writer killed there is followed by
+    `finish_publication`. Returns the snapshot as written: with the catalog's checksum, and those
+    of the snapshots before it.
+    """
+    path = layout.snapshot(snapshot.number)
+    snapshot = msgspec.structs.replace(
+        snapshot,
+        catalog=_catalog(layout, catalog or layout.catalog),
+        older=_older(layout, snapshot.number),
+    )
+    data = msgspec.json.format(msgspec.json.encode(snapshot), indent=1) + b"\n"
+    write_atomically(path, data)
+    if catalog is not None:
+        os.replace(catalog, layout.catalog)
+        fsync_path(layout.root)
+    write_atomically(layout.current, Pointer(path.stem, sha256(data).hexdigest()).line())
+    return snapshot
+
+
+def unfinished_publication(layout: Layout) -> Pointer | None:
+    """A snapshot above the live one of which all is in place but ``CURRENT``: the catalog is that
+    snapshot's already. A pull may have skipped numbers."""
+    live = read_snapshot(layout).number if layout.current.exists() else 0
+    above = [number for number in snapshot_numbers(layout) if number > live]
+    found = sha256_of(layout.catalog) if above and layout.catalog.exists() else None
+    for number in above:
+        try:
+            raw = layout.snapshot(number).read_bytes()
+            snapshot = msgspec.json.decode(raw, type=Snapshot)
+        except (OSError, msgspec.MsgspecError):
+            continue
+        catalog = snapshot.catalog
+        if snapshot.number == number and catalog is not None and catalog.sha256 == found:
+            return Pointer(layout.snapshot(number).stem, sha256(raw).hexdigest())
+    return None
+
+
+def finish_publication(layout: Layout) -> None:
+    """Publish what a writer was killed publishing, if all but the last step was done.
+
+    To be called under the write lock.
+    """
+    pointer = unfinished_publication(layout)
+    if pointer is not None:
+        fsync_path(layout.root)  # the catalog's name, which the writer may not have come to
+        # It takes over only now: readers of the one before have their grace from here.
+        snapshot = layout.snapshots / f"{pointer.name}.json"
+        os.utime(snapshot)
+        fsync_path(snapshot)
+        write_atomically(layout.current, pointer.line())
+
+
+def refuse_nothing_to_write_to(layout: Layout) -> None:
+    """For writers, before they lock or make anything: raises what `read_snapshot` raises, but not
+    where the first snapshot is there as soon as `finish_publication` is done."""
+    if unfinished_publication(layout) is None:
+        read_snapshot(layout)
+
+
+def _catalog(layout: Layout, path: Path) -> File | None:
+    if not path.exists():
+        return None
+    return File(layout.relative(layout.catalog), 0, path.stat().st_size, sha256_of(path))
+
+
+def _older(layout: Layout, number: int) -> tuple[File, ...]:
+    """The snapshots below `number` that are kept, with the checksums they were published with."""
+    if not layout.current.exists():
+        return ()
+    pointer = read_pointer(layout)
+    live = read_snapshot(layout)
+    path = layout.snapshot(live.number)
+    own = File(layout.relative(path), 0, path.stat().st_size, pointer.sha256 or sha256_of(path))
+    known = [f for f in (*live.older, own) if f.path != layout.relative(layout.snapshot(number))]
+    return tuple(f for f in known if (layout.root / f.path).exists())
+
+
+def _recorded(layout: Layout, number: int) -> Pointer:
+    """A snapshot by number, with its checksum as far as the live one can be read for it."""
+    path = layout.snapshot(number)
+    try:
+        pointer = read_pointer(layout)
+        if pointer.name == path.stem:
+            return pointer
+        told = {f.path: f.sha256 for f in read_snapshot(layout).older}
+    except (OSError, DatabaseError):
+        told = {}
+    return Pointer(path.stem, told.get(layout.relative(path)))
+
+
+def read_snapshot(layout: Layout, number: int | None = None) -> Snapshot:
+    """The live snapshot, or the one of that number while it is kept.
+
+    Raises `DatabaseNotFoundError`, `DatabaseNotReadyError` while a first ingest or pull is
+    unfinished, `FormatVersionError` for a newer format, `CorruptDatabaseError` for an unreadable
+    snapshot.
+    """
+    return read_raw(layout, number)[2]
+
+
+def read_raw(layout: Layout, number: int | None = None) -> tuple[Pointer, bytes, Snapshot]:
+    """A snapshot's name and checksum, its bytes, and these decoded. Raises as `read_snapshot`."""
+    root = layout.root
+    if not root.is_dir():
+        raise DatabaseNotFoundError(
+            f"there is no database at {root}: check the path, or make one with `featuredb ingest`"
+        )
+    try:
+        pointer = read_pointer(layout) if number is None else _recorded(layout, number)
+    except FileNotFoundError:
+        raise _nothing_published(layout) from None
+    if number is not None and number not in (kept := kept_numbers(layout)):
+        raise DatabaseNotFoundError(f"{root} has no snapshot {number}: it keeps {_listed(kept)}")
+    path = layout.snapshots / f"{pointer.name}.json"
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        if _is_replaced(layout, pointer, number):
+            return read_raw(layout, number)
+        raise CorruptDatabaseError(
+            f"the snapshot {path} cannot be read ({error}): restore it from a copy"
+        ) from error
+    return pointer, raw, decode_snapshot(raw, pointer, str(path), str(root))
+
+
+def _is_replaced(layout: Layout, pointer: Pointer, number: int | None) -> bool:
+    """Whether a snapshot that cannot be read was vacuumed since its name was."""
+    if number is not None:
+        return number not in kept_numbers(layout)
+    try:
+        return read_pointer(layout) != pointer
+    except OSError:
+        return True
+
+
+def _nothing_published(layout: Layout) -> DatabaseError:
+    """What to say of a folder without ``CURRENT``."""
+    root = layout.root
+    if not layout.staging.is_dir() and not layout.lock.exists():
+        return DatabaseNotFoundError(
+            f"{root} is not a featuredb database (it has no CURRENT file): check the path"
+        )
+    verb = "pull" if _last_purpose(layout) == "pull" else "ingest"
+    return DatabaseNotReadyError(
+        f"{root} is still being {verb}ed and has nothing to read yet: wait for it, "
+        f"or run the same `featuredb {verb}` again to continue it"
+    )
+
+
+def _last_purpose(layout: Layout) -> str:
+    """What the last writer locked the database for; empty where its note does not say."""
+    try:
+        return str(json.loads(layout.lock.read_bytes())["purpose"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def snapshot_numbers(layout: Layout) -> list[int]:
+    """The numbers of the snapshots on the disk, ascending. One above the live one is of a
+    publication that is under way, or was killed."""
+    names = (path.name for path in layout.snapshots.glob("*.json"))
+    return sorted(int(name[:-5]) for name in names if _SNAPSHOT.fullmatch(name))
+
+
+def kept_numbers(layout: Layout) -> list[int]:
+    """The numbers of the published snapshots that are kept, ascending; of all on the disk where
+    ``CURRENT`` names none of them."""
+    numbers = snapshot_numbers(layout)
+    try:
+        live = int(read_pointer(layout).name)
+    except (OSError, DatabaseError):
+        return numbers
+    return [number for number in numbers if number <= live or live not in numbers]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """``3, 5 to 8`` for 3, 5, 6, 7 and 8."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in spans) or "none"

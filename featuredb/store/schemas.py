@@ -1,0 +1,341 @@
+"""Every table's columns, dtypes and sort order, and the meanings they stand on. One place each.
+
+*Active*: the SAE's own ``encode(x)`` is non-zero, after its own activation function, threshold
+and normalisation, in float32 (or the dtype the user chose). There is no other epsilon.
+
+*Stored activation*: that value as `stored` makes it. Every query, statistic and ranking is
+computed from stored values, so all answers agree with each other.
+
+*Position*: ``(context_id - segment.first_context) << position_bits | token_index``, uint32, local
+to a segment; `position_bits` is fixed for a database when it is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featuredb.store.rounding import Values
+
+FORMAT_VERSION = 2
+"""Version of the on-disk format, apart from the package's version."""
+
+FEATURE_ROW_GROUP = 32_768
+"""Rows per row group of the feature-major copy: one group is what a median lookup reads."""
+
+TOKEN_ROW_GROUP = 2_048
+"""Tokens per row group of the token-major copy: one group is what a look at one context reads."""
+
+MAX_BUCKETS = 256
+"""Most feature-bucket files in a compacted segment."""
+
+EXAMPLES_TOP = 50
+"""Contexts kept ready per feature, strongest first."""
+
+EXAMPLES_QUINTILES = 5
+EXAMPLES_PER_QUINTILE = 4
+"""Contexts sampled from each fifth of a feature's contexts, ordered by their maximum."""
+
+WINDOW = 16
+"""Tokens either side of a peak that are kept ready as text."""
+
+NEIGHBORS_KEPT = 50
+"""Neighbours kept ready per feature and kind."""
+
+HISTOGRAM_BINS = 40
+QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+TOP_TOKENS = 20
+"""Tokens kept per feature: those it most fires on (by total activation, ties by token id), most
+promotes, most suppresses."""
+
+FLOAT16_MAX = 65504.0
+FLOAT16_TINY = 2.0**-24
+"""Smallest non-zero float16 (subnormal)."""
+
+LOG8_STEPS = 16
+"""Values per octave of the log8 grid: a feature whose activations span less than 16 octaves, a
+factor of 65,536, takes at most 256 of them: 8 bits each."""
+
+LOG8_ERROR = 0.0222
+"""Largest relative error of log8: half a step of the grid, 0.02166, and float16's rounding of the
+grid, 2**-11. Below 2**-14, where float16 is coarser, an error of at most 2**-24 comes on top."""
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+RELATIVE_ERROR: dict[Values, float] = {"float16": 2.0**-11, "float32": 0.0, "log8": LOG8_ERROR}
+"""Largest relative error of a stored activation that float16 holds with full precision."""
+
+
+def stored(values: npt.NDArray[np.float32], to: Values = "float16") -> FloatArray:
+    """The activation as the store keeps it.
+
+    values: float32 [n], all non-zero and finite. Returns float16 [n], each rounded to nearest,
+    except that a non-zero value never becomes zero (it becomes the smallest subnormal of its
+    sign). If any magnitude would overflow float16 the result is float32 [n]: that value exact,
+    the others still rounded to float16, so that what is stored for a token never depends on
+    which other tokens shared its file. For ``log8`` values are first rounded to the nearest
+    2**(k / LOG8_STEPS), k an integer; for ``float32`` they come back unrounded.
+    """
+    if to == "float32":
+        return values
+    if to == "log8":
+        values = _on_the_grid(values)
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    vanished = half == 0
+    if vanished.any():
+        half[vanished] = np.copysign(np.float16(FLOAT16_TINY), values[vanished])
+    overflow = ~np.isfinite(half)
+    if overflow.any():
+        wide = half.astype(np.float32)
+        wide[overflow] = values[overflow]
+        return wide
+    return half
+
+
+def _on_the_grid(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Each of `values` rounded to the nearest 2**(k / LOG8_STEPS) of its sign.
+
+    Works on the bits: the grid is the same in every octave, so the fraction alone decides. Its
+    first 8 bits tell the two grid values it may be nearest to, apart by less than that.
+    """
+    bits = values.view(np.uint32)
+    fraction = bits & _FRACTION
+    step = _STEPS_BELOW[fraction >> np.uint32(15)]
+    step += fraction >= _MIDDLES[step]
+    magnitude = (bits & _EXPONENT) + _GRID[step]
+    np.minimum(magnitude, _LARGEST, out=magnitude)
+    rounded: npt.NDArray[np.float32] = ((bits & _SIGN) | magnitude).view(np.float32)
+    return rounded
+
+
+_SIGN, _EXPONENT, _FRACTION = np.uint32(1 << 31), np.uint32(0xFF << 23), np.uint32((1 << 23) - 1)
+_LARGEST = np.float32(np.finfo(np.float32).max).view(np.uint32)
+_POINTS = 2.0 ** (np.arange(LOG8_STEPS + 1) / LOG8_STEPS) - 1
+_GRID = np.round(_POINTS * 2**23).astype(np.uint32)
+"""The grid from 1 to 2, as fractions; 2 carries into the exponent."""
+_MIDDLES = np.append(np.ceil((_POINTS[1:] + _POINTS[:-1]) * 2**22), 2**23).astype(np.uint32)
+_STEPS_BELOW = np.searchsorted(_MIDDLES[:-1], np.arange(256) << 15, side="right").astype(np.uint8)
+"""How many middles lie at or below each multiple of 2**-8."""
+
+
+def position_bits(context_size: int) -> int:
+    """Low bits of a position that hold the token index: the fewest that fit `context_size`."""
+    return max(1, (context_size - 1).bit_length())
+
+
+def feature_id_type(d_sae: int) -> pa.DataType:
+    """Element type of the token-major feature lists."""
+    return pa.uint16() if d_sae <= 1 << 16 else pa.uint32()
+
+
+def token_id_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
+    """Element type of ``tokens.bin``."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def value_type(values: str) -> pa.DataType:
+    """Arrow type of a segment's activations: `values` is ``"float16"`` or ``"float32"``."""
+    return pa.float16() if values == "float16" else pa.float32()
+
+
+def feature_major(values: str) -> pa.Schema:
+    """Primary copy, sorted by (feature_id, position)."""
+    return pa.schema(
+        [
+            pa.field("feature_id", pa.uint32(), nullable=False),
+            pa.field("position", pa.uint32(), nullable=False),
+            pa.field("activation", value_type(values), nullable=False),
+        ]
+    )
+
+
+FEATURE_ORDER = pa.schema(
+    [
+        pa.field("rank", pa.uint32(), nullable=False),
+        pa.field("feature_id", pa.uint32(), nullable=False),
+    ]
+)
+"""Every feature of one SAE, the most frequent first; ranks from 0."""
+
+
+def token_major(values: str, d_sae: int, *, gaps: bool = True) -> pa.Schema:
+    """Second copy: one row per recorded token with at least one active feature.
+
+    Sorted by position. Each list of gaps has the token's ranks in the SAE's FEATURE_ORDER,
+    ascending: the first, then the differences; activations are aligned with them. Without
+    `gaps`, as in format 1, the column is feature_ids, ascending.
+    """
+    name = "gaps" if gaps else "feature_ids"
+    return pa.schema(
+        [
+            pa.field("position", pa.uint32(), nullable=False),
+            pa.field(name, pa.list_(pa.field("element", feature_id_type(d_sae)))),
+            pa.field("activations", pa.list_(pa.field("element", value_type(values)))),
+        ]
+    )
+
+
+DOCUMENT_FIELDS = (
+    pa.field("document_id", pa.int64(), nullable=False),
+    pa.field("source", pa.string()),
+    pa.field("source_offset", pa.int64()),
+    pa.field("n_tokens", pa.int64(), nullable=False),
+    pa.field("n_contexts", pa.int32(), nullable=False),
+    pa.field("text", pa.string()),
+)
+"""First columns of ``documents``, sorted by document_id; the corpus's own columns follow."""
+
+
+def contexts(vocab_size: int, *, roles: bool = False) -> pa.Schema:
+    """``contexts``, sorted by context_id. n_tokens counts BOS; token_start indexes tokens.bin.
+
+    With `roles`, as for chats, a last column has the role of each token.
+    """
+    element = pa.from_numpy_dtype(token_id_dtype(vocab_size))
+    of_each_token = [pa.field("roles", pa.list_(pa.string()), nullable=False)]
+    return pa.schema(
+        [
+            pa.field("context_id", pa.int64(), nullable=False),
+            pa.field("document_id", pa.int64(), nullable=False),
+            pa.field("context_index", pa.int32(), nullable=False),
+            pa.field("token_start", pa.int64(), nullable=False),
+            pa.field("n_tokens", pa.int32(), nullable=False),
+            pa.field("char_start", pa.int64(), nullable=False),
+            pa.field("char_end", pa.int64(), nullable=False),
+            pa.field("token_ids", pa.list_(pa.field("element", element)), nullable=False),
+            *(of_each_token if roles else []),
+        ]
+    )
+
+
+VOCABULARY = pa.schema(
+    [
+        pa.field("token_id", pa.uint32(), nullable=False),
+        pa.field("bytes", pa.binary(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("special", pa.bool_(), nullable=False),
+    ]
+)
+"""``vocabulary``, sorted by token_id, one row for every id of the embedding matrix."""
+
+SINKS = pa.schema(
+    [
+        pa.field("context_id", pa.int64(), nullable=False),
+        pa.field("token_index", pa.int32(), nullable=False),
+        pa.field("norm", pa.float32(), nullable=False),
+    ]
+)
+"""Positions of enormous norm at one SAE's hook, sorted by (context_id, token_index)."""
+
+TOKEN_COUNT = pa.struct(
+    [("token", pa.string()), ("count", pa.int64()), ("mean_activation", pa.float32())]
+)
+TOKEN_LOGIT = pa.struct([("token", pa.string()), ("logit", pa.float32())])
+QUANTILE = pa.struct([("q", pa.float64()), ("value", pa.float32())])
+
+LOGITS = pa.schema(
+    [
+        pa.field("feature_id", pa.int64(), nullable=False),
+        pa.field("promoted_tokens", pa.list_(TOKEN_LOGIT), nullable=False),
+        pa.field("suppressed_tokens", pa.list_(TOKEN_LOGIT), nullable=False),
+    ]
+)
+"""Logit lens of one SAE, sorted by feature_id; strongest effect first, ties by token id."""
+
+FEATURES = pa.schema(
+    [
+        pa.field("sae", pa.string(), nullable=False),
+        pa.field("feature_id", pa.int64(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),
+        pa.field("density", pa.float64(), nullable=False),
+        pa.field("n_contexts", pa.int64(), nullable=False),
+        pa.field("n_documents", pa.int64(), nullable=False),
+        pa.field("min_activation", pa.float32()),
+        pa.field("max_activation", pa.float32()),
+        pa.field("mean_activation", pa.float64()),
+        pa.field("std_activation", pa.float64()),
+        pa.field("quantiles", pa.list_(QUANTILE), nullable=False),
+        pa.field("histogram", pa.list_(pa.int64()), nullable=False),
+        pa.field("decoder_norm", pa.float32(), nullable=False),
+        pa.field("top_tokens", pa.list_(TOKEN_COUNT), nullable=False),
+        pa.field("promoted_tokens", pa.list_(TOKEN_LOGIT), nullable=False),
+        pa.field("suppressed_tokens", pa.list_(TOKEN_LOGIT), nullable=False),
+    ]
+)
+"""``features``, sorted by (SAE in the snapshot's order, feature_id), one row per feature.
+
+A feature that never fires has count 0, null min/max/mean/std and empty lists. std is the
+population's. quantile q is the smallest stored value v with at least q of the values <= v.
+The histogram has equal-width bins from min(0, min) to max(0, max); a bin holds its upper edge.
+"""
+
+SUMMARIES = pa.schema(
+    [
+        pa.field("sae", pa.string(), nullable=False),
+        pa.field("feature_id", pa.int64(), nullable=False),
+        pa.field("density", pa.float64(), nullable=False),
+        pa.field("max_activation", pa.float32()),
+        pa.field("top_tokens", pa.list_(pa.field("element", pa.string())), nullable=False),
+        pa.field("promoted_tokens", pa.list_(pa.field("element", pa.string())), nullable=False),
+    ]
+)
+"""What answers say of other features: rows of `FEATURES` in the same order, of its lists the tokens
+alone."""
+
+EXAMPLES = pa.schema(
+    [
+        pa.field("feature_id", pa.uint32(), nullable=False),
+        pa.field("kind", pa.uint8(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("context_id", pa.int64(), nullable=False),
+        pa.field("token_index", pa.uint16(), nullable=False),
+        pa.field("activation", pa.float32(), nullable=False),
+        pa.field("token_indexes", pa.list_(pa.uint16()), nullable=False),
+        pa.field("activations", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+"""Contexts kept ready, one file per SAE, sorted by (feature_id, kind, rank).
+
+kind 0: the top contexts, rank from 1 by (activation descending, context_id ascending). kind
+1 to 5: contexts sampled from that fifth of the feature's contexts, weakest fifth first. The two
+lists hold every active token of the feature in that context.
+"""
+
+WINDOWS = pa.schema(
+    [
+        pa.field("feature_id", pa.uint32(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("context_id", pa.int64(), nullable=False),
+        pa.field("document_id", pa.int64(), nullable=False),
+        pa.field("activation", pa.float32(), nullable=False),
+        pa.field("token_index", pa.int32(), nullable=False),
+        pa.field("window_start", pa.int32(), nullable=False),
+        pa.field("tokens", pa.list_(pa.field("element", pa.string())), nullable=False),
+        pa.field("activations", pa.list_(pa.field("element", pa.float32())), nullable=False),
+    ]
+)
+"""The top contexts of `EXAMPLES` (kind 0) as an answer shows them, sorted by (feature_id, rank).
+
+The tokens from window_start on are those up to `WINDOW` either side of the peak that the context
+has, as text; their activations are 0 where the feature is not active.
+"""
+
+NEIGHBORS = pa.schema(
+    [
+        pa.field("sae", pa.string(), nullable=False),
+        pa.field("feature_id", pa.int64(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("neighbor_sae", pa.string(), nullable=False),
+        pa.field("neighbor_id", pa.int64(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+    ]
+)
+"""Nearest features, sorted by (sae, feature_id, rank); score descending, ties by (SAE, feature id).
+
+``neighbors_decoder`` and ``neighbors_encoder``: cosine of the directions. ``coactivation``:
+Jaccard of the two sets of active tokens (same SAE), only pairs that ever fire together.
+"""

@@ -1,0 +1,396 @@
+"""The snapshot: one JSON file that names everything a reader of the database may see.
+
+A database is the snapshot that ``CURRENT`` names.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Literal
+
+import msgspec
+
+from featuredb.errors import CorruptDatabaseError, FormatVersionError
+from featuredb.store import schemas
+from featuredb.store.current import Pointer
+from featuredb.store.rounding import Values
+from featuredb.version import __version__
+
+WRITER = __version__
+"""The featuredb that writes, as snapshots and plans record it."""
+
+
+class File(msgspec.Struct, frozen=True):
+    """A file the snapshot stands on. path is relative to the database folder."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class FeatureFile(msgspec.Struct, frozen=True):
+    """One feature-major file: features first_feature <= id < end_feature, rows from first_row.
+
+    stride: its column has position + feature_id * stride, modulo 2**32; 0 in format 1.
+    """
+
+    file: File
+    first_feature: int
+    end_feature: int
+    first_row: int
+    stride: int = 0
+
+
+class TokenFile(msgspec.Struct, frozen=True):
+    """One token-major file: contexts first_context <= id < end_context.
+
+    Its positions count from base_context, so merging segments moves these files unread. order:
+    path of the feature order that its lists are gaps along; None, as in format 1, where they are
+    plain feature ids.
+    """
+
+    file: File
+    first_context: int
+    end_context: int
+    base_context: int
+    order: str | None = None
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """The activations of one SAE over contexts first_context <= id < end_context."""
+
+    id: str
+    sae: str
+    level: int
+    first_context: int
+    end_context: int
+    rows: int
+    values: Literal["float16", "float32"]
+    recorded_tokens: int
+    feature_files: tuple[FeatureFile, ...]
+    token_files: tuple[TokenFile, ...]
+    directory: File
+    sinks: File
+
+
+class LoadCheck(msgspec.Struct, frozen=True):
+    """What the SAE did on the first tokens of the corpus, before it was trusted.
+
+    variance_explained: None for a transcoder of which nobody says where it writes.
+    """
+
+    tokens: int
+    l0: float
+    variance_explained: float | None
+    dead_share: float
+    median_norm: float
+    sink_threshold: float | None
+
+
+class Model(msgspec.Struct, frozen=True):
+    """Provenance of the language model."""
+
+    id: str
+    path: str
+    revision: str | None
+    sha256: str
+    tokenizer_sha256: str
+    architecture: str
+    dtype: str
+    d_model: int
+    n_layers: int
+    vocab_size: int
+
+
+class Sae(msgspec.Struct, frozen=True):
+    """Provenance and shape of one SAE.
+
+    order: its features by frequency, as its token-major files count them; None in format 1.
+    """
+
+    name: str
+    source: str
+    format: str
+    architecture: str
+    sha256: str
+    hook: str
+    hook_out: str | None
+    d_in: int
+    d_out: int
+    d_sae: int
+    encode_dtype: str
+    check: LoadCheck
+    order: File | None = None
+
+
+class Corpus(msgspec.Struct, frozen=True):
+    """Provenance and extent of one corpus. Its ids follow those of the corpora before it.
+
+    roles: for chats, a uint8 for each token of `tokens`, an index into role_names. text_hashes:
+    see `featuredb.store.corpora.text_hash`; None where no document has a text, and in older
+    databases.
+    """
+
+    id: str
+    source: str
+    fingerprint: str
+    context_size: int
+    stride: int | None
+    bos_token_id: int | None
+    first_document: int
+    n_documents: int
+    first_context: int
+    n_contexts: int
+    n_tokens: int
+    metadata: tuple[str, ...]
+    documents: File
+    contexts: File
+    tokens: File
+    index: File
+    roles: File | None = None
+    role_names: tuple[str, ...] = ()
+    text_hashes: File | None = None
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """Which positions are recorded and how. At most one of exact and log8 is true."""
+
+    keep_bos: bool
+    keep_sinks: bool
+    exact: bool
+    log8: bool = False
+
+    @property
+    def values(self) -> Values:
+        """What activations are rounded to."""
+        if self.exact:
+            return "float32"
+        return "log8" if self.log8 else "float16"
+
+
+class PlainRows(msgspec.Struct, frozen=True):
+    """Where one file of a LanceDB table holds directions as float32 rows, one after the other.
+
+    path: of the file. decoder, encoder: bytes before the first row; None where the rows do not lie
+    so, as LanceDB packs those of fewer than 64 numbers.
+    """
+
+    path: str
+    decoder: int | None
+    encoder: int | None
+
+
+class Vectors(msgspec.Struct, frozen=True):
+    """The directions of one SAE: a LanceDB table, and its float16 matrices.
+
+    files: LanceDB's own files at that version; empty in format 1. plain: where its rows lie as
+    they are; None where LanceDB has to be asked for all.
+    """
+
+    sae: str
+    table: str
+    version: int
+    decoder: File
+    encoder: File
+    files: tuple[File, ...] = ()
+    plain: PlainRows | None = None
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One ingest, for the record."""
+
+    number: int
+    identity: str
+    started: str
+    finished: str
+    featuredb: str
+    corpus: str
+    saes: tuple[str, ...]
+    tokens: int
+    activations: int
+    seconds: float
+    device: str
+    host: str
+
+
+class SaeTables(msgspec.Struct, frozen=True):
+    """Examples of one SAE: read through a directory of row offsets, and as answers show them.
+
+    windows: by feature, covering all of them; empty in format 1.
+    """
+
+    sae: str
+    examples: File
+    examples_directory: File
+    windows: tuple[FeatureFile, ...] = ()
+
+
+class NextIds(msgspec.Struct, frozen=True):
+    """The first corpus, document and context id that were never used: a dropped corpus's are not
+    given again."""
+
+    corpus: int = 0
+    document: int = 0
+    context: int = 0
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """What a snapshot will say before its activations exist."""
+
+    number: int
+    operation: str = "ingest"
+    next_ids: NextIds = NextIds()
+    position_bits: int
+    model: Model
+    recording: Recording
+    vocabulary: File
+    corpora: tuple[Corpus, ...]
+    saes: tuple[Sae, ...]
+    vectors: tuple[Vectors, ...]
+
+
+class VectorIndex(msgspec.Struct, frozen=True):
+    """An approximate index over the directions of SAEs that may be compared.
+
+    saes: whose rows it counts through, in this order. recall: the share of the 10 nearest that it
+    finds, over `sample` stored directions, at that many probes.
+    """
+
+    kind: str
+    saes: tuple[str, ...]
+    centroids: File
+    lists: File
+    probes: int
+    recall: float
+    sample: int
+
+
+class Derived(msgspec.Struct, frozen=True):
+    """What was computed from the segments when the snapshot was made.
+
+    summaries: what of `features` answers about others show; None in older databases.
+    """
+
+    features: File
+    neighbors_decoder: File
+    neighbors_encoder: File
+    coactivation: File
+    saes: tuple[SaeTables, ...]
+    indexes: tuple[VectorIndex, ...] = ()
+    summaries: File | None = None
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything live at one moment.
+
+    operation: what made it: ``ingest``, ``append``, ``add-sae``, ``drop`` or ``compact``.
+    catalog: ``catalog.duckdb`` as it was published. older: the snapshots before this one that
+    were still kept when it was written. Both are empty in format 1.
+    """
+
+    format: int
+    featuredb: str
+    number: int
+    created: str
+    position_bits: int
+    model: Model
+    recording: Recording
+    vocabulary: File
+    corpora: tuple[Corpus, ...]
+    saes: tuple[Sae, ...]
+    segments: tuple[Segment, ...]
+    vectors: tuple[Vectors, ...]
+    derived: Derived
+    runs: tuple[Run, ...]
+    operation: str = "ingest"
+    next_ids: NextIds = NextIds()
+    catalog: File | None = None
+    older: tuple[File, ...] = ()
+
+    def sae(self, name: str) -> Sae:
+        """The SAE of that name. Raises KeyError."""
+        for sae in self.saes:
+            if sae.name == name:
+                return sae
+        raise KeyError(name)
+
+    def unused_ids(self) -> NextIds:
+        """The ids that the next corpus begins with."""
+        corpora = self.corpora
+        return NextIds(
+            max([self.next_ids.corpus, *(int(c.id) + 1 for c in corpora)]),
+            max([self.next_ids.document, *(c.first_document + c.n_documents for c in corpora)]),
+            max([self.next_ids.context, *(c.first_context + c.n_contexts for c in corpora)]),
+        )
+
+    def segments_of(self, sae: str) -> tuple[Segment, ...]:
+        """Segments of one SAE, by first context."""
+        found = [s for s in self.segments if s.sae == sae]
+        return tuple(sorted(found, key=lambda s: s.first_context))
+
+    def recorded_tokens(self, sae: str) -> int:
+        """Positions at which this SAE's activations were recorded."""
+        return sum(s.recorded_tokens for s in self.segments if s.sae == sae)
+
+    def rows(self, sae: str) -> int:
+        """Stored activations of one SAE."""
+        return sum(s.rows for s in self.segments if s.sae == sae)
+
+    def files(self) -> list[File]:
+        """Every file this snapshot stands on, but the catalog, which only the live one has."""
+        listed = [self.vocabulary]
+        for corpus in self.corpora:
+            listed += [corpus.documents, corpus.contexts, corpus.tokens, corpus.index]
+            listed += [f for f in (corpus.roles, corpus.text_hashes) if f is not None]
+        for segment in self.segments:
+            listed += [f.file for f in segment.feature_files]
+            listed += [f.file for f in segment.token_files]
+            listed += [segment.directory, segment.sinks]
+        listed += [sae.order for sae in self.saes if sae.order is not None]
+        for vectors in self.vectors:
+            listed += [vectors.decoder, vectors.encoder, *vectors.files]
+        derived = self.derived
+        listed += [derived.features, derived.neighbors_decoder, derived.neighbors_encoder]
+        listed.append(derived.coactivation)
+        listed += [derived.summaries] if derived.summaries is not None else []
+        for tables in derived.saes:
+            listed += [tables.examples, tables.examples_directory]
+            listed += [part.file for part in tables.windows]
+        for index in derived.indexes:
+            listed += [index.centroids, index.lists]
+        return listed
+
+
+class _Stamp(msgspec.Struct):
+    format: int
+    featuredb: str = "?"
+
+
+def decode_snapshot(raw: bytes, pointer: Pointer, path: str, root: str) -> Snapshot:
+    """A snapshot from the bytes of its file. path, root: what messages name.
+
+    Raises `FormatVersionError` for a newer format, `CorruptDatabaseError`.
+    """
+    if pointer.sha256 not in (None, sha256(raw).hexdigest()):
+        raise CorruptDatabaseError(
+            f"the snapshot {path} has changed since it was written (SHA-256): "
+            "restore it from a copy"
+        )
+    try:
+        stamp = msgspec.json.decode(raw, type=_Stamp)
+    except msgspec.MsgspecError as error:
+        raise CorruptDatabaseError(
+            f"the snapshot {path} cannot be read ({error}): restore it from a copy"
+        ) from error
+    if stamp.format > schemas.FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{root} has format {stamp.format}, written by featuredb {stamp.featuredb}; this one "
+            f"reads up to format {schemas.FORMAT_VERSION}: upgrade featuredb to open it"
+        )
+    try:
+        return msgspec.json.decode(raw, type=Snapshot)
+    except msgspec.MsgspecError as error:
+        raise CorruptDatabaseError(
+            f"the snapshot {path} is damaged ({error}): restore it from a copy"
+        ) from error

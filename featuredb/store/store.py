@@ -1,0 +1,156 @@
+"""One snapshot of a database, opened read-only: the handle every query stands on."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from featuredb.store.by_feature import FeatureMajor
+from featuredb.store.by_token import TokenMajor
+from featuredb.store.corpora import Texts
+from featuredb.store.files.parquet import GroupRanges, ParquetFiles, load_array
+from featuredb.store.files.remote import Remote
+from featuredb.store.files.urls import is_url
+from featuredb.store.history import read_snapshot
+from featuredb.store.layout import Layout
+from featuredb.store.remote_snapshot import read_remote_snapshot
+from featuredb.store.snapshot import Sae, Snapshot
+from featuredb.store.statistics import Features
+from featuredb.store.vectors.search import DirectionSearch
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+class Store:
+    """A database pinned to one snapshot. Later ingests do not change what it answers.
+
+    Pickles as path and snapshot number, and opens its files again where it is unpickled.
+    """
+
+    def __init__(self, root: Path | Remote, snapshot: Snapshot, memory: int | None = None) -> None:
+        self.root = root
+        """The database's folder, absolute, or what stands for it behind a URL."""
+        self.snapshot = snapshot
+        self.memory = memory
+        """Bytes that SQL works in; None for what DuckDB takes by itself."""
+        self.files = ParquetFiles(root)
+        self.texts = Texts(root, snapshot, self.files)
+        self.features = Features(snapshot, self.files)
+        self.directions = DirectionSearch(root, snapshot)
+        self._feature_major: dict[str, list[FeatureMajor]] = {}
+        self._token_major: dict[str, list[TokenMajor]] = {}
+        self._graphs: dict[str, GroupRanges] = {}
+        self._examples: dict[str, tuple[str, npt.NDArray[np.uint64]]] = {}
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str] | Remote,
+        number: int | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        memory: int | None = None,
+    ) -> Self:
+        """Open the live snapshot of the database at `path`, or the one of that number.
+
+        path: a folder, or a URL for fsspec, which storage_options are for. memory: bytes that SQL
+        works in. Raises what `read_snapshot` and `read_remote_snapshot` raise.
+        """
+        if isinstance(path, str) and is_url(path):
+            path = Remote(path, storage_options)
+        if isinstance(path, Remote):
+            return cls(path, read_remote_snapshot(path, number), memory)
+        layout = Layout(Path(path).expanduser().absolute())
+        return cls(layout.root, read_snapshot(layout, number), memory)
+
+    @cached_property
+    def sae_order(self) -> dict[str, int]:
+        """Where each SAE stands in the snapshot: the order that breaks ties between SAEs."""
+        return {sae.name: i for i, sae in enumerate(self.snapshot.saes)}
+
+    def feature_major(self, sae: Sae) -> list[FeatureMajor]:
+        """The primary copy of one SAE, a reader per segment, by first context."""
+        found = self._feature_major.get(sae.name)
+        if found is None:
+            found = [
+                FeatureMajor(self.root, segment, self.files)
+                for segment in self.snapshot.segments_of(sae.name)
+            ]
+            self._feature_major[sae.name] = found
+        return found
+
+    def token_major(self, sae: Sae) -> list[TokenMajor]:
+        """The second copy of one SAE, a reader per segment, by first context."""
+        found = self._token_major.get(sae.name)
+        if found is None:
+            bits = self.snapshot.position_bits
+            found = [
+                TokenMajor(segment, self.files, bits)
+                for segment in self.snapshot.segments_of(sae.name)
+            ]
+            self._token_major[sae.name] = found
+        return found
+
+    def examples(self, sae: Sae) -> tuple[str, npt.NDArray[np.uint64]]:
+        """The examples file of one SAE, and its row offsets uint64 [d_sae + 1] by feature."""
+        found = self._examples.get(sae.name)
+        if found is None:
+            tables = next(t for t in self.snapshot.derived.saes if t.sae == sae.name)
+            path = tables.examples_directory.path
+            found = tables.examples.path, load_array(self.root, path)
+            self._examples[sae.name] = found
+        return found
+
+    def graph_groups(self, path: str) -> GroupRanges:
+        """Which features each row group of a neighbour table holds."""
+        found = self._graphs.get(path)
+        if found is None:
+            found = self._graphs[path] = GroupRanges.of(self.files, path)
+        return found
+
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """An in-memory DuckDB with the views and macros of this snapshot, made on first use.
+
+        Every call gives the same connection, to set it up: questions go to a `cursor`.
+        """
+        from queries.connection import connect
+
+        with self._lock:
+            if self._connection is None:
+                self._connection = connect(self.snapshot, self.root, self.memory)
+            return self._connection
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """One more connection to the DuckDB of `connection`.
+
+        A connection refuses a statement while another thread, or a reader of rows that is not at
+        its end, uses it: so every question has its own.
+        """
+        return self.connection().cursor()
+
+    def close(self) -> None:
+        """Close every file and connection. A closed store opens them again when asked."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+        self.files.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _reopen, (self.root, self.snapshot.number, self.memory)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r}, snapshot {self.snapshot.number})"
+
+
+def _reopen(root: Path | Remote, number: int, memory: int | None) -> Store:
+    return Store.open(root, number, memory=memory)

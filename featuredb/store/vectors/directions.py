@@ -1,0 +1,310 @@
+"""Decoder and encoder directions: kept in LanceDB, with unit rows in float16 beside them to scan.
+
+LanceDB has the float32 rows, which scores are computed from; ``matrices/`` has the float16 ones,
+which `featuredb.store.vectors.exact` looks for candidates in.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featuredb.errors import CorruptDatabaseError
+from featuredb.store.files.atomic import (
+    folder_in_place,
+    fsync_path,
+    fsync_tree,
+    remove_tree,
+    sha256_of,
+)
+from featuredb.store.files.parquet import load_array
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import File, PlainRows, Sae, Vectors
+from featuredb.store.vectors.plain_rows import find_rows, map_rows
+
+Float32Matrix = npt.NDArray[np.float32]
+HalfMatrix = npt.NDArray[np.float16]
+
+_BLOCK = 4_096
+"""Rows normalised at a time: float64 copies of this many."""
+
+
+class Directions(NamedTuple):
+    """Rows of one SAE, float32 [d_sae, d]."""
+
+    decoder: Float32Matrix
+    encoder: Float32Matrix
+
+
+class Rows(Protocol):
+    """Directions float32 [n, d] that are read a slice at a time: an array, or `DirectionRows`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> Float32Matrix: ...
+
+
+def write_vectors(
+    layout: Layout, sae: str, directions: Directions, table: str | None = None
+) -> Vectors:
+    """Store the directions of one SAE: a LanceDB table and two float16 matrices.
+
+    table: what to call both; `table_of` the SAE when None. A table of that name that an interrupted
+    ingest left is replaced, and no other table is touched. Raises `StorageError`.
+    """
+    table = table or table_of(sae)
+    layout.vectors.mkdir(parents=True, exist_ok=True)
+    _remove(layout, table)
+    written = _connect(layout).create_table(table, _lance_table(directions))
+    fsync_tree(_lance_folder(layout, table))
+    fsync_path(layout.vectors)
+    final = layout.matrices / table
+    entries = []
+    with folder_in_place(final) as folder:
+        for name, matrix in zip(Directions._fields, directions, strict=True):
+            path = folder / f"{name}.npy"
+            np.save(path, half_rows(matrix))
+            size, digest = path.stat().st_size, sha256_of(path)
+            relative = layout.relative(final / path.name)
+            entries.append(File(relative, len(matrix), size, digest))
+    files = _lance_files(layout, table)
+    plain = _plain_rows(layout, files, directions)
+    return Vectors(sae, table, int(written.version), entries[0], entries[1], files, plain)
+
+
+def drop_vectors(layout: Layout, vectors: Vectors) -> None:
+    """Remove the table and the matrices of one SAE.
+
+    Nothing may need them any more: whoever calls this knows that no kept snapshot names them. What
+    is gone already is no error, so an interrupted removal is repeated. Raises `StorageError`.
+    """
+    _remove(layout, vectors.table)
+
+
+def table_of(sae: str) -> str:
+    """LanceDB table, and folder, of an SAE: its name, if that is plain, short and no dot file's.
+
+    Any other is made so and ends in the first 16 hexadecimal digits of its own SHA-256, so that
+    two names never share a table.
+    """
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", sae).lstrip(".")[:80]
+    return sae if plain == sae else f"{plain}.{sha256(sae.encode()).hexdigest()[:16]}".lstrip(".")
+
+
+def fresh_table(sae: str, number: int) -> str:
+    """What to call the table of an SAE that comes with snapshot `number`.
+
+    `table_of` in the first; in a later one that of ``name/number``, which no SAE can be called. So
+    a name is never used again, not even where nothing here remembers the SAE that had it: a copy
+    elsewhere may, and goes by names.
+    """
+    return table_of(sae) if number == 1 else table_of(f"{sae}/{number}")
+
+
+def comparable(saes: Iterable[Sae], sae: Sae, kind: str) -> list[Sae]:
+    """The SAEs whose directions may be compared with those of `sae`, itself among them, in order.
+
+    They read the same hook, write the same hook, and their directions have the same length.
+    kind: ``decoder`` or ``encoder``.
+    """
+    own = (sae.hook, sae.hook_out, length(sae, kind))
+    return [s for s in saes if (s.hook, s.hook_out, length(s, kind)) == own]
+
+
+def length(sae: Sae, kind: str) -> int:
+    """Numbers in one direction. kind: ``decoder`` or ``encoder``."""
+    return sae.d_out if kind == "decoder" else sae.d_in
+
+
+class DirectionRows:
+    """The float32 directions of some SAEs, one SAE after another, read from LanceDB when asked.
+
+    A row counts through the SAEs in their order. Reading a few rows reads little else: nothing
+    is kept. Rows that are asked for singly are read where they lie in LanceDB's file, where the
+    snapshot says that they lie there as they are. Every reading raises `CorruptDatabaseError` where
+    the table is damaged.
+    """
+
+    def __init__(self, layout: Layout, vectors: Sequence[Vectors], kind: str) -> None:
+        self._layout = layout
+        self._kind = kind
+        self._vectors = tuple(vectors)
+        self._tables: dict[int, Any] = {}
+        self._mapped: dict[int, Float32Matrix] = {}
+        self._firsts = np.cumsum([0] + [getattr(v, kind).rows for v in vectors])
+        halves = load_array(layout.root, getattr(vectors[0], kind).path)
+        self.shape = (int(self._firsts[-1]), halves.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Float32Matrix:
+        """Rows float32 [n, d], in the order asked for; a row may be asked for twice."""
+        wanted, where = np.unique(rows, return_inverse=True)
+        found = np.empty((len(wanted), self.shape[1]), np.float32)
+        edges = np.searchsorted(wanted, self._firsts)
+        for number, (low, high) in enumerate(pairwise(edges.tolist())):
+            if low < high:
+                own = wanted[low:high] - self._firsts[number]
+                mapped = self._map(number)
+                if mapped is not None:
+                    found[low:high] = mapped[own]
+                    continue
+                question = self._table(number).take_offsets(own.tolist())
+                self._read(number, question, own, found[low:high])
+        return found[where]
+
+    def __getitem__(self, rows: slice) -> Float32Matrix:
+        """Consecutive rows float32 [n, d]."""
+        start, stop, _ = rows.indices(len(self))
+        found = np.empty((max(0, stop - start), self.shape[1]), np.float32)
+        for number, (first, end) in enumerate(pairwise(self._firsts.tolist())):
+            # In pieces, since LanceDB holds what it reads more than once.
+            for low in range(max(start, first), min(stop, end), _BLOCK):
+                own = np.arange(low, min(stop, end, low + _BLOCK)) - first
+                question = self._table(number).search().offset(int(own[0])).limit(len(own))
+                into = found[low - start : low - start + len(own)]
+                self._read(number, question, own, into)
+        return found
+
+    def _read(
+        self, number: int, question: Any, features: npt.NDArray[np.int64], into: Float32Matrix
+    ) -> None:
+        """Put the rows of `features`, which LanceDB is asked for, into `into`."""
+        done = 0
+        try:
+            found = question.select(["feature_id", self._kind]).to_arrow()
+        except Exception as error:  # LanceDB raises whatever its Rust half says
+            raise self._damaged(number, error) from error
+        for batch in found.to_batches():
+            rows = slice(done, done + len(batch))
+            if not np.array_equal(batch.column("feature_id").to_numpy(), features[rows]):
+                break
+            into[rows] = _numbers(batch.column(self._kind))
+            done += len(batch)
+        if done < len(features):
+            reason = ValueError("it does not hold the features in their order")
+            raise self._damaged(number, reason)
+
+    def _table(self, number: int) -> Any:
+        """LanceDB's table of one SAE, opened when it is first asked."""
+        if number not in self._tables:
+            try:
+                table = _connect(self._layout).open_table(self._vectors[number].table)
+                table.checkout(self._vectors[number].version)
+            except Exception as error:  # LanceDB raises whatever its Rust half says
+                raise self._damaged(number, error) from error
+            self._tables[number] = table
+        return self._tables[number]
+
+    def _map(self, number: int) -> Float32Matrix | None:
+        """The rows of one SAE where they lie, if they do."""
+        vectors = self._vectors[number]
+        plain = vectors.plain
+        offset = getattr(plain, self._kind, None)
+        if plain is None or offset is None:
+            return None
+        if number not in self._mapped:
+            rows = getattr(vectors, self._kind).rows
+            path = self._layout.root / plain.path
+            try:
+                self._mapped[number] = map_rows(path, offset, rows, self.shape[1])
+            except (OSError, ValueError) as error:
+                raise self._damaged(number, error) from error
+        return self._mapped[number]
+
+    def _damaged(self, number: int, error: Exception) -> CorruptDatabaseError:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        folder = _lance_folder(self._layout, self._vectors[number].table)
+        return CorruptDatabaseError(
+            f"{folder} is missing or damaged ({first_line}): "
+            "run `featuredb verify` to see what else is, and restore it from a copy"
+        )
+
+
+def read_directions(layout: Layout, vectors: Vectors) -> Directions:
+    """The float32 directions of one SAE, from LanceDB at the snapshot's version."""
+    table = _connect(layout).open_table(vectors.table)
+    table.checkout(vectors.version)
+    arrow = table.to_arrow().sort_by("feature_id")
+    return Directions(*(matrix_of(arrow, name) for name in Directions._fields))
+
+
+def unit_rows(matrix: Float32Matrix) -> npt.NDArray[np.float64]:
+    """Rows divided by their float64 norm; a zero row stays zero."""
+    wide = matrix.astype(np.float64)
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    return np.asarray(wide / np.where(norms == 0, 1.0, norms))
+
+
+def half_rows(matrix: Float32Matrix) -> HalfMatrix:
+    """Unit rows rounded to float16, what ``matrices/`` holds."""
+    half = np.empty(matrix.shape, np.float16)
+    for start in range(0, len(matrix), _BLOCK):
+        half[start : start + _BLOCK] = unit_rows(matrix[start : start + _BLOCK])
+    return half
+
+
+def _connect(layout: Layout) -> Any:
+    """LanceDB on the store's folder, without its remarks on standard error."""
+    os.environ.setdefault("LANCEDB_LOG", "error")
+    import lancedb
+
+    return lancedb.connect(layout.vectors)
+
+
+def _lance_folder(layout: Layout, table: str) -> Path:
+    return layout.vectors / f"{table}.lance"
+
+
+def _lance_files(layout: Layout, table: str) -> tuple[File, ...]:
+    """What LanceDB wrote for a table, by path."""
+    paths = sorted(p for p in _lance_folder(layout, table).rglob("*") if p.is_file())
+    return tuple(File(layout.relative(p), 0, p.stat().st_size, sha256_of(p)) for p in paths)
+
+
+def _plain_rows(layout: Layout, files: Sequence[File], directions: Directions) -> PlainRows | None:
+    """Where the rows lie as they are, if they do."""
+    for file in files:
+        offsets = [find_rows(layout.root / file.path, matrix) for matrix in directions]
+        if offsets != [None, None]:
+            return PlainRows(file.path, *offsets)
+    return None
+
+
+def _remove(layout: Layout, table: str) -> None:
+    remove_tree(_lance_folder(layout, table))
+    remove_tree(layout.matrices / table)
+
+
+def _lance_table(directions: Directions) -> pa.Table:
+    columns: dict[str, pa.Array] = {
+        "feature_id": pa.array(np.arange(len(directions.decoder)), pa.int64()),
+        "decoder_norm": pa.array(np.linalg.norm(directions.decoder, axis=1), pa.float32()),
+    }
+    for name, matrix in zip(Directions._fields, directions, strict=True):
+        flat = pa.array(np.ascontiguousarray(matrix, np.float32).reshape(-1))
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+    return pa.table(columns)
+
+
+def matrix_of(table: pa.Table, name: str) -> Float32Matrix:
+    """A column of directions as float32 [rows, d]."""
+    column = table.column(name).combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0)
+    return _numbers(column)
+
+
+def _numbers(column: pa.FixedSizeListArray) -> Float32Matrix:
+    return cast(Float32Matrix, column.flatten().to_numpy().reshape(len(column), -1))

@@ -1,0 +1,123 @@
+"""The nearest directions, exactly: candidates from a float16 scan, scored again in float64.
+
+Scoring rule, the same when the neighbour graph is built and when a question is asked: the float64
+product of the float32 directions over the product of their float64 norms, rounded to seven
+decimals, so that equal directions tie whatever order the machine sums in, and kept as float32.
+Order: score descending, ties by row.
+
+A float16 scan can only misplace a row by `SCAN_ERROR`, so when the k-th score stands further than
+that above what the scan last looked at, no row was missed; when it does not, more are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from featuredb.store.vectors.directions import Float32Matrix, HalfMatrix
+from featuredb.store.vectors.half_scan import THREADS, HalfScan
+
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+SCAN_ERROR = 2.0**-11 + 2.0**-15
+"""Bound on a scanned product's error: float16 moves a unit row by at most 2⁻¹¹ of its length (its
+subnormals and the float32 sums add far less than the second term)."""
+
+_SLACK = 32
+"""Candidates looked at beyond the number asked for."""
+
+_WIDEN = 8
+_WIDEST = 4_096
+"""Where the candidates do not settle it, eight times as many are looked at; beyond this, all."""
+
+_DECIMALS = 7
+
+_REACH = 2 * SCAN_ERROR + 10.0**-_DECIMALS
+"""How far below the k-th product of a scan a row of the k highest scores may have been scanned:
+either of two rows may be misplaced, and rounding makes nearly equal scores tie."""
+
+
+class Found(NamedTuple):
+    """Rows int64 and their scores float32, in order."""
+
+    rows: Int64
+    scores: npt.NDArray[np.float32]
+
+
+class ExactSearch:
+    """Search over the directions of SAEs that may be compared.
+
+    halves: unit rows float16 [d_sae, d] of each. take: gives rows float32, not normalised, counted
+    through the SAEs in the same order. threads: of one question, where there are rows for them.
+    """
+
+    def __init__(
+        self,
+        halves: Sequence[HalfMatrix],
+        take: Callable[[Int64], Float32Matrix],
+        threads: int = THREADS,
+    ) -> None:
+        self._n = sum(map(len, halves))
+        self._scan = HalfScan(halves, threads)
+        self._take = take
+
+    def search(self, query: npt.NDArray[np.floating], k: int) -> Found:
+        """The min(k, n) rows of highest cosine to `query` [d], of any length but infinite."""
+        k = min(k, self._n)
+        unit = unit_vector(query).astype(np.float32)
+        wanted = k + _SLACK
+        while unit.any() and wanted < self._n and wanted <= max(_WIDEST, k + _SLACK):
+            scanned, rows = self._scan.top(unit, wanted)
+            # Further down no row can be among the k; reading one costs more than passing it by.
+            near = scanned >= scanned[k - 1] - _REACH
+            found = scored(query, rows[near], self._take, k)
+            if found.scores[-1] > scanned[-1] + SCAN_ERROR:
+                return found
+            wanted *= _WIDEN
+        if not unit.any():
+            return Found(np.arange(k), np.zeros(k, np.float32))
+        return scored(query, np.arange(self._n), self._take, k)
+
+
+def scored(
+    query: npt.NDArray[np.floating], rows: Int64, take: Callable[[Int64], Float32Matrix], k: int
+) -> Found:
+    """The k best of `rows` by the scoring rule, in order."""
+    blocks = [rows[i : i + _WIDEST] for i in range(0, len(rows), _WIDEST)]
+    scores = np.concatenate([cosines(query, take(block)) for block in blocks])
+    order = np.lexsort((rows, -scores))[:k]
+    return Found(rows[order], scores[order])
+
+
+def cosines(
+    left: npt.NDArray[np.floating],
+    right: npt.NDArray[np.floating],
+    norms: tuple[Float64, Float64] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Scores of pairs of rows: [n, d] with [n, d], or [d] with [n, d]. Zero rows score 0.
+
+    norms: their float64 norms, where they are known already.
+    """
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    own, others = norms if norms is not None else (row_norms(left), row_norms(right))
+    lengths = own * others
+    products = np.einsum("...d,...d->...", left, right)
+    cosine = products / np.where(lengths == 0, 1.0, lengths)
+    rounded: npt.NDArray[np.float32] = np.round(cosine, _DECIMALS).astype(np.float32)
+    return rounded
+
+
+def row_norms(rows: npt.NDArray[np.floating]) -> Float64:
+    """Euclidean norms, float64."""
+    wide = rows.astype(np.float64)
+    return np.asarray(np.sqrt(np.einsum("...d,...d->...", wide, wide)))
+
+
+def unit_vector(vector: npt.NDArray[np.floating]) -> Float64:
+    """`vector` over its norm; a zero vector stays zero."""
+    norm = float(row_norms(vector))
+    return vector.astype(np.float64) / (norm or 1.0)

@@ -1,0 +1,123 @@
+"""The directions of a snapshot, ready to be searched: indexes are made once and kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from featuredb.store.files.parquet import load_array
+from featuredb.store.files.remote import Remote
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import File, Sae, Snapshot, VectorIndex, Vectors
+from featuredb.store.vectors.directions import (
+    DirectionRows,
+    Float32Matrix,
+    HalfMatrix,
+    comparable,
+    read_directions,
+)
+from featuredb.store.vectors.exact import ExactSearch
+from featuredb.store.vectors.ivf import InvertedLists
+
+T = TypeVar("T")
+
+
+class HeldRows:
+    """The float32 directions of some SAEs, one SAE after another, in memory."""
+
+    def __init__(self, matrices: Sequence[Float32Matrix]) -> None:
+        self._rows = np.concatenate(matrices)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Float32Matrix:
+        """Rows float32 [n, d], in the order asked for."""
+        return self._rows[rows]
+
+
+class DirectionSearch:
+    """Search among the directions that may be compared with those of an SAE.
+
+    kind is ``decoder`` or ``encoder`` throughout. Rows count through the SAEs of `group`, in its
+    order.
+    """
+
+    def __init__(self, root: Path | Remote, snapshot: Snapshot) -> None:
+        self._root = root
+        self._snapshot = snapshot
+        self._rows: dict[tuple[str, str], DirectionRows | HeldRows] = {}
+        self._exact: dict[tuple[str, str], ExactSearch] = {}
+        self._lists: dict[tuple[str, str], InvertedLists] = {}
+        self._lock = threading.RLock()
+
+    def group(self, sae: Sae, kind: str) -> list[Sae]:
+        """The SAEs whose directions may be compared with those of `sae`, itself among them."""
+        return comparable(self._snapshot.saes, sae, kind)
+
+    def rows(self, sae: Sae, kind: str) -> DirectionRows | HeldRows:
+        """The float32 directions of `group`: read as they are needed, from afar all at once."""
+        return self._kept(self._rows, sae, kind, lambda: self._directions(sae, kind))
+
+    def exact(self, sae: Sae, kind: str) -> ExactSearch:
+        """Exact search over `group`."""
+        return self._kept(
+            self._exact,
+            sae,
+            kind,
+            lambda: ExactSearch(self._halves(sae, kind), self.rows(sae, kind).take),
+        )
+
+    def index(self, sae: Sae, kind: str) -> VectorIndex | None:
+        """What the snapshot has of an approximate index over `group`: None where it is small."""
+        names = tuple(s.name for s in self.group(sae, kind))
+        found = (i for i in self._snapshot.derived.indexes if (i.kind, i.saes) == (kind, names))
+        return next(found, None)
+
+    def approximate(self, sae: Sae, kind: str, index: VectorIndex) -> InvertedLists:
+        """Search through that index."""
+        return self._kept(
+            self._lists,
+            sae,
+            kind,
+            lambda: InvertedLists(
+                self._array(index.centroids),
+                self._array(index.lists),
+                self._halves(sae, kind),
+                self.rows(sae, kind).take,
+                index.probes,
+            ),
+        )
+
+    def _directions(self, sae: Sae, kind: str) -> DirectionRows | HeldRows:
+        vectors = self._vectors(sae, kind)
+        if not isinstance(self._root, Remote):
+            return DirectionRows(Layout(self._root), vectors, kind)
+        matrices = []
+        for one in vectors:
+            # All of it is wanted, so a copy costs no more than reading it in place.
+            with self._root.copied(f"vectors.lance/{one.table}.lance", one.files) as folder:
+                matrices.append(getattr(read_directions(Layout(folder), one), kind))
+        return HeldRows(matrices)
+
+    def _halves(self, sae: Sae, kind: str) -> list[HalfMatrix]:
+        return [self._array(getattr(v, kind)) for v in self._vectors(sae, kind)]
+
+    def _vectors(self, sae: Sae, kind: str) -> list[Vectors]:
+        known = {v.sae: v for v in self._snapshot.vectors}
+        return [known[s.name] for s in self.group(sae, kind)]
+
+    def _array(self, file: File) -> npt.NDArray[Any]:
+        return load_array(self._root, file.path, whole=True)
+
+    def _kept(
+        self, kept: dict[tuple[str, str], T], sae: Sae, kind: str, make: Callable[[], T]
+    ) -> T:
+        """What was made for the group before, else made now."""
+        key = self.group(sae, kind)[0].name, kind
+        with self._lock:
+            if key not in kept:
+                kept[key] = make()
+            return kept[key]

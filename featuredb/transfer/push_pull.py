@@ -1,0 +1,367 @@
+"""Copying a database to a URL and back: only what the other side lacks, in an order that is safe.
+
+A reader of either side sees the snapshot before or the one after, as ``CURRENT`` comes last. A
+file counts as there when its size is right and a snapshot of that side (or the note of a push that
+was interrupted) lists it with the same SHA-256; of local files the SHA-256 is computed instead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from featuredb.errors import (
+    CorruptDatabaseError,
+    DatabaseError,
+    DatabaseNotFoundError,
+    DatabaseNotReadyError,
+    UnfinishedError,
+)
+from featuredb.store.current import Pointer
+from featuredb.store.files.atomic import (
+    fsync_path,
+    remove_tree,
+    sha256_of,
+    storage_errors,
+    sweep,
+    temporary_name,
+    write_atomically,
+)
+from featuredb.store.files.fsspec_errors import remote_errors
+from featuredb.store.files.remote import Remote
+from featuredb.store.history import (
+    finish_publication,
+    kept_numbers,
+    read_raw,
+    read_snapshot,
+    snapshot_numbers,
+)
+from featuredb.store.layout import Layout
+from featuredb.store.new_database import beginning
+from featuredb.store.remote_snapshot import PUSHING, read_remote_raw
+from featuredb.store.snapshot import File, Snapshot
+from featuredb.transfer.copying import Copying, Report
+from featuredb.transfer.lineage import State, file_that_differs, refuse_another_line
+
+_FLAT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"}
+"""Schemes of stores that have no folders to make."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a push or a pull did. files and bytes: copied; skipped: files that were there."""
+
+    snapshot: int
+    files: int
+    bytes: int
+    skipped: int
+
+    def __str__(self) -> str:
+        return (
+            f"snapshot {self.snapshot}: {self.files:,} files copied ({self.bytes:,} bytes), "
+            f"{self.skipped:,} were there already"
+        )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The snapshot to copy, with the bytes that make it live.
+
+    unlisted: files the snapshot does not list but needs, with their sizes: LanceDB's own and the
+    catalog in format 1.
+    """
+
+    snapshot: Snapshot
+    pointer: Pointer
+    raw: bytes
+    unlisted: Mapping[str, int]
+
+    @property
+    def name(self) -> str:
+        return f"snapshots/{self.pointer.name}.json"
+
+    @property
+    def state(self) -> State:
+        return _state(self.raw, self.snapshot)
+
+    @property
+    def files(self) -> list[File]:
+        return list({file.path: file for file in self.snapshot.files()}.values())
+
+    def last(self, there: Callable[[str], int | None]) -> list[File]:
+        """What no SHA-256 tells to be the same, so that it is copied every time.
+
+        there: the size that a file has on the other side, None without. LanceDB's data files have
+        names that are never used again, so there the size does tell.
+        """
+        catalog = self.snapshot.catalog
+        listed = [] if catalog is None else [catalog]
+        # LanceDB writes data first and what names it afterwards; so is it copied.
+        names = sorted(self.unlisted, key=lambda name: ("/data/" not in name, name))
+        wanted = [n for n in names if "/data/" not in n or there(n) != self.unlisted[n]]
+        return [File(name, 0, self.unlisted[name], "") for name in wanted] + listed
+
+
+def push(folder: Path, remote: Remote, report: Report | None = None) -> Transfer:
+    """Copy the live snapshot of the database in `folder` to a URL; see `featuredb.push`."""
+    layout = Layout(folder.expanduser().absolute())
+    source = _local_source(layout)
+    there = remote.find()
+    live = _remote_state(remote)
+    if live is not None:
+        refuse_another_line(source.state, live, str(layout.root), str(remote))
+    noted = _note(remote)
+    published = None if live is None else live.snapshot
+    known = _listed([s for s in (published, noted) if s is not None])
+    same, differing, absent = [], [], []
+    for file in source.files:
+        if there.get(file.path) is None:
+            absent.append(file)
+        elif there[file.path] == file.bytes and known.get(file.path) == {file.sha256}:
+            same.append(file)
+        else:
+            differing.append(file)
+    copy = Copying(lambda file: _upload(layout, remote, file), report)
+    last = source.last(there.get)
+    copy.expect([*differing, *absent, *last])
+    if noted is not None and noted != source.snapshot:
+        _remove_note(remote)  # it vouches for files that are about to change
+    copy.all(differing)
+    # From here on every listed file that is there is one of this snapshot: another push may
+    # rely on it.
+    _put(remote, PUSHING, source.raw)
+    copy.all(absent)
+    _put(remote, source.name, source.raw)  # before the catalog, as in `pull`
+    copy.each(last)
+    _put(remote, "CURRENT", source.pointer.line())
+    _remove_note(remote)
+    return Transfer(source.snapshot.number, copy.files, copy.bytes, len(same))
+
+
+def pull(remote: Remote, folder: Path, report: Report | None = None) -> Transfer:
+    """Copy the live snapshot of the database at a URL to `folder`; see `featuredb.pull`."""
+    layout = Layout(folder.expanduser().absolute())
+    source = _remote_source(remote)
+    with beginning(layout, "pull", DatabaseError, _take_back):
+        finish_publication(layout)
+        if (layout.staging / "plan.json").exists():
+            raise UnfinishedError(
+                f"{layout.root} has an unfinished ingest: finish it, or pull to another folder"
+            )
+        live = _local_state(layout)
+        if live is not None:
+            refuse_another_line(source.state, live, str(remote), str(layout.root))
+        kept = _kept(layout)
+        _refuse_overwriting(source.snapshot, kept, layout)
+        _forget_unpublished(layout, live)
+        last = source.last(lambda name: _size_if_there(layout.root / name))
+        for parent in {(layout.root / f.path).parent for f in (*source.files, *last)}:
+            sweep(parent)
+        known = _listed(kept)
+        missing = [file for file in source.files if not _is_there(layout, file, known)]
+        copy = Copying(lambda file: _download(layout, remote, file), report)
+        copy.expect([*missing, *last])
+        copy.all(missing)
+        _flush_folders(layout, source.files)
+        # Before the catalog, as in every publication: killed between the two, the next writer
+        # finds by it that the catalog is that of a snapshot to finish.
+        write_atomically(layout.root / source.name, source.raw)
+        copy.each(last)
+        _flush_folders(layout, last)
+        write_atomically(layout.current, source.pointer.line())
+        skipped = len(source.files) - len(missing)
+    return Transfer(source.snapshot.number, copy.files, copy.bytes, skipped)
+
+
+def _local_source(layout: Layout) -> _Source:
+    pointer, raw, snapshot = read_raw(layout)
+    unlisted: dict[str, int] = {}
+    for vectors in snapshot.vectors:
+        if not vectors.files:
+            table = layout.vectors / f"{vectors.table}.lance"
+            unlisted |= {layout.relative(p): _size(p) for p in table.rglob("*") if p.is_file()}
+    if snapshot.catalog is None and layout.catalog.is_file():
+        unlisted[layout.relative(layout.catalog)] = _size(layout.catalog)
+    return _Source(snapshot, pointer, raw, unlisted)
+
+
+def _remote_source(remote: Remote) -> _Source:
+    pointer, raw, snapshot = read_remote_raw(remote)
+    unlisted: dict[str, int] = {}
+    for vectors in snapshot.vectors:
+        if not vectors.files:
+            unlisted |= remote.find(f"vectors.lance/{vectors.table}.lance")
+    if snapshot.catalog is None:
+        unlisted |= remote.find("catalog.duckdb")
+    return _Source(snapshot, pointer, raw, unlisted)
+
+
+def _remote_state(remote: Remote) -> State | None:
+    try:
+        _, raw, snapshot = read_remote_raw(remote)
+    except (DatabaseNotFoundError, DatabaseNotReadyError):
+        return None
+    return _state(raw, snapshot)
+
+
+def _local_state(layout: Layout) -> State | None:
+    try:
+        _, raw, snapshot = read_raw(layout)
+    except (DatabaseNotFoundError, DatabaseNotReadyError):
+        return None
+    return _state(raw, snapshot)
+
+
+def _state(raw: bytes, snapshot: Snapshot) -> State:
+    return State(snapshot, sha256(raw).hexdigest())
+
+
+def _kept(layout: Layout) -> list[Snapshot]:
+    """The snapshots of a folder, the live one among them, as far as they can be read; none before
+    the first is published."""
+    found = []
+    for number in kept_numbers(layout) if layout.current.exists() else []:
+        with suppress(CorruptDatabaseError):
+            found.append(read_snapshot(layout, number))
+    return found
+
+
+def _refuse_overwriting(ours: Snapshot, kept: Iterable[Snapshot], layout: Layout) -> None:
+    """Raises `DatabaseError` where a file to copy has the name of another that is still named: once
+    nothing names it, the name is free."""
+    for snapshot in kept:
+        path = file_that_differs(snapshot, ours)
+        if path is not None:
+            raise DatabaseError(
+                f"{layout.root} keeps snapshot {snapshot.number}, whose {path} is another: remove "
+                "it with `featuredb vacuum`, or pull to another folder"
+            )
+
+
+def _forget_unpublished(layout: Layout, live: State | None) -> None:
+    """Remove snapshots that were never live: below the number to come they would count as kept."""
+    for number in snapshot_numbers(layout):
+        if live is None or number > live.snapshot.number:
+            layout.snapshot(number).unlink()
+
+
+def _take_back(layout: Layout) -> None:
+    """Where nothing was copied nothing stays, so that the folder is not taken for a database."""
+    parts = [p for p in layout.root.iterdir() if not p.name.startswith(".") and p != layout.lock]
+    if not any(path.is_file() for part in parts for path in (part, *part.rglob("*"))):
+        for part in (*parts, layout.lock):
+            remove_tree(part)
+
+
+def _listed(snapshots: Iterable[Snapshot]) -> dict[str, set[str]]:
+    """Path to the SHA-256 that snapshots give it."""
+    listed: dict[str, set[str]] = defaultdict(set)
+    for snapshot in snapshots:
+        for file in snapshot.files():
+            listed[file.path].add(file.sha256)
+    return listed
+
+
+def _note(remote: Remote) -> Snapshot | None:
+    """The snapshot that a push was copying when it was interrupted."""
+    try:
+        raw = remote.get_small(PUSHING, 1 << 30)
+        return msgspec.json.decode(raw, type=Snapshot)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+
+
+def _remove_note(remote: Remote) -> None:
+    with remote_errors(remote.url):
+        remote.fs.rm_file(remote.below(PUSHING))
+
+
+def _upload(layout: Layout, remote: Remote, file: File) -> int:
+    path = layout.root / file.path
+    try:
+        if file.sha256 and sha256_of(path) != file.sha256:
+            raise CorruptDatabaseError(
+                f"{path} is not what its snapshot lists (SHA-256): if it changed just now, push "
+                "again; else run `featuredb verify`"
+            )
+        size = _size(path)
+        with _writing(remote):
+            _make_folder(remote, file.path)
+            remote.fs.put_file(str(path), remote.below(file.path))
+    except FileNotFoundError as error:
+        raise CorruptDatabaseError(
+            f"{path} is missing: if a newer snapshot was published just now, push again; else "
+            "run `featuredb verify`"
+        ) from error
+    return size
+
+
+@contextmanager
+def _writing(remote: Remote) -> Iterator[None]:
+    """Errors of writing to the other side: what is missing there is the bucket."""
+    try:
+        with remote_errors(remote.url):
+            yield
+    except FileNotFoundError as error:
+        raise DatabaseNotFoundError(
+            f"{remote} cannot be written ({error}): make the bucket or folder first"
+        ) from error
+
+
+def _put(remote: Remote, path: str, data: bytes) -> None:
+    with _writing(remote):
+        _make_folder(remote, path)
+        remote.fs.pipe_file(remote.below(path), data)
+
+
+def _make_folder(remote: Remote, path: str) -> None:
+    if remote.scheme not in _FLAT:
+        remote.fs.makedirs(remote.below(path).rpartition("/")[0], exist_ok=True)
+
+
+def _is_there(layout: Layout, file: File, known: Mapping[str, set[str]]) -> bool:
+    path = layout.root / file.path
+    if _size_if_there(path) != file.bytes:
+        return False
+    return known.get(file.path) == {file.sha256} or sha256_of(path) == file.sha256
+
+
+def _download(layout: Layout, remote: Remote, file: File) -> int:
+    path = layout.root / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        with storage_errors(path):
+            remote.download(file.path, temporary)
+        size = _size(temporary)
+        if size != file.bytes or (file.sha256 and sha256_of(temporary) != file.sha256):
+            raise CorruptDatabaseError(
+                f"{remote / file.path} arrived otherwise than its snapshot lists it (size or "
+                "SHA-256): pull again; if it stays so, push that database again"
+            )
+        fsync_path(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return size
+
+
+def _flush_folders(layout: Layout, files: Iterable[File]) -> None:
+    """Flush the lists of names that lead to files: one may be new, or an interrupted pull's."""
+    for folder in {folder for file in files for folder in PurePosixPath(file.path).parents}:
+        fsync_path(layout.root / folder)
+
+
+def _size_if_there(path: Path) -> int | None:
+    return _size(path) if path.is_file() else None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size

@@ -1,0 +1,67 @@
+"""Documents and tokens of the stored corpora, as the statistics ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+from featuredb.store.corpora import Texts
+from featuredb.store.files.parquet import ParquetFiles
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Draft, Snapshot
+
+
+class LookUp(Protocol):
+    """What statistics need of the corpora. texts: how each token id reads."""
+
+    texts: Sequence[str]
+
+    def of(
+        self, context_id: npt.NDArray[np.int64], token_index: npt.NDArray[np.int32]
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+        """(token ids uint32 [n], document ids int64 [n]) of tokens given by context and index."""
+
+
+class TokenLookUp:
+    """The `LookUp` of stored corpora."""
+
+    def __init__(self, layout: Layout, draft: Draft | Snapshot) -> None:
+        texts = Texts(layout.root, draft, ParquetFiles(layout.root))
+        self.texts: Sequence[str] = texts.token_texts
+        self._corpora = [
+            (c.first_context, c.first_context + c.n_contexts, texts.index(c), texts.tokens(c))
+            for c in draft.corpora
+        ]
+
+    def of(
+        self, context_id: npt.NDArray[np.int64], token_index: npt.NDArray[np.int32]
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+        """See `LookUp`."""
+        token = np.empty(len(context_id), np.uint32)
+        document = np.empty(len(context_id), np.int64)
+        for first, end, index, tokens in self._corpora:
+            _look_up(context_id, token_index, first, end, index, tokens, token, document)
+        return token, document
+
+
+@nb.njit(cache=True, nogil=True)
+def _look_up(
+    context_id: npt.NDArray[np.int64],
+    token_index: npt.NDArray[np.int32],
+    first: int,
+    end: int,
+    index: npt.NDArray[np.int64],
+    tokens: npt.NDArray[np.unsignedinteger],
+    token: npt.NDArray[np.uint32],
+    document: npt.NDArray[np.int64],
+) -> None:
+    """Fill in what lies in contexts first <= id < end."""
+    for i in range(len(context_id)):
+        if first <= context_id[i] < end:
+            row = context_id[i] - first
+            document[i] = index[row, 0]
+            token[i] = tokens[index[row, 1] + token_index[i]]

@@ -1,0 +1,83 @@
+"""How much the device takes at once: halved whenever it runs out of memory, and remembered."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+from featuredb.errors import ModelError
+from ingest.extract.batches import Batch
+
+Result = TypeVar("Result")
+
+_SAYS_SO = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What backends without an exception of their own for it (CPU, MPS, cuBLAS) write."""
+
+
+class DeviceMemory:
+    """The most padded tokens that a forward pass is given, from `batch_tokens` downwards.
+
+    note: told, in a line, whenever that changes.
+    """
+
+    def __init__(self, batch_tokens: int, note: Callable[[str], None]) -> None:
+        self.batch_tokens = batch_tokens
+        self._note = note
+        self._lock = threading.Lock()
+
+    def run(self, work: Callable[[Batch], Result], batch: Batch) -> Iterator[tuple[Batch, Result]]:
+        """`work(batch)`; or, where the device has too little memory for it, that of its halves.
+
+        Gives (part of the batch, result) by row. Raises `ModelError` when a single context does
+        not fit.
+        """
+        waiting = [batch]
+        while waiting:
+            part = waiting.pop()
+            if len(part.contexts) > 1 and part.token_ids.size > self.batch_tokens:
+                waiting += reversed(_halves(part))
+                continue
+            try:
+                result = work(part)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if len(part.contexts) == 1:
+                    raise ModelError(
+                        f"the device has too little memory for one context of "
+                        f"{int(part.lengths[0])} tokens: give a smaller --context-size, "
+                        "or --dtype bfloat16"
+                    ) from error
+            else:
+                yield part, result
+                continue
+            # Outside the handler: until it ends, the error keeps the failed pass's tensors alive.
+            self._shrink(part.token_ids.size)
+            waiting += reversed(_halves(part))
+
+    def _shrink(self, failed: int) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        with self._lock:
+            self.batch_tokens = min(self.batch_tokens, max(1, failed // 2))
+            self._note(
+                f"the device ran out of memory with {failed:,} tokens a batch: "
+                f"going on with {self.batch_tokens:,}"
+            )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in _SAYS_SO)
+
+
+def _halves(batch: Batch) -> list[Batch]:
+    middle = (len(batch.contexts) + 1) // 2
+    return [_rows(batch, slice(0, middle)), _rows(batch, slice(middle, None))]
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    lengths = batch.lengths[rows]
+    return Batch(batch.contexts[rows], lengths, batch.token_ids[rows, : int(lengths.max())])

@@ -1,0 +1,156 @@
+"""One batch through the model and its SAEs: to the hook and no further, then the non-zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from featuredb.errors import ModelError, SaeError
+from featuredb.store import schemas
+from featuredb.store.rounding import Values
+from ingest.extract.batches import Batch
+from ingest.model.hooks import HookPoint, forward_to_hooks
+from ingest.model.load import LoadedModel
+from ingest.sae import Sae
+from ingest.sae.codes import SparseCodes
+
+
+class Probe(NamedTuple):
+    """One SAE at its hook. sink_norm: positions of a larger norm are sinks; None records all."""
+
+    name: str
+    sae: Sae
+    hook: HookPoint
+    sink_norm: float | None
+
+
+class Recorded(NamedTuple):
+    """What one SAE gave for a batch.
+
+    row: int64 [n], the context's row in the batch; token_index int64 [n]; feature_id [n];
+    activation as stored [n]: sorted by (row, token_index, feature_id). recorded: how many
+    positions. sink_*: the positions left out, [s].
+    """
+
+    row: npt.NDArray[np.int64]
+    token_index: npt.NDArray[np.int64]
+    feature_id: npt.NDArray[np.uint32]
+    activation: schemas.FloatArray
+    recorded: int
+    sink_row: npt.NDArray[np.int64]
+    sink_index: npt.NDArray[np.int64]
+    sink_norm: npt.NDArray[np.float32]
+
+
+class Rule(NamedTuple):
+    """Which positions are recorded, and what values are rounded to."""
+
+    skip_first: bool
+    """The first token of every context is a BOS that is not recorded."""
+    values: Values
+
+
+@torch.inference_mode()
+def run_batch(
+    model: LoadedModel,
+    probes: Sequence[Probe],
+    batch: Batch,
+    rule: Rule,
+    turn: AbstractContextManager[object] | None = None,
+) -> list[Recorded]:
+    """Activations of each probe at every recorded position of the batch, in the probes' order.
+
+    turn: held for the forward pass alone; on an accelerator that only launches it.
+    Raises `ModelError` for residuals and `SaeError` for activations that are not finite.
+    """
+    with turn or nullcontext():
+        residuals = forward(model, [p.hook for p in probes], batch)
+    wanted = positions(batch.lengths, rule.skip_first)
+    return [_record(probe, residuals[probe.hook.name], wanted, rule.values) for probe in probes]
+
+
+def forward(model: LoadedModel, hooks: Sequence[HookPoint], batch: Batch) -> dict[str, Tensor]:
+    """Hidden states [b, t, d] by hook name, padding positions included."""
+    ids = torch.from_numpy(batch.token_ids)
+    full = bool((batch.lengths == batch.token_ids.shape[1]).all())
+    mask = None if full else torch.from_numpy(_mask(batch)).to(model.device, non_blocking=True)
+    return forward_to_hooks(model.model, hooks, ids.to(model.device, non_blocking=True), mask)
+
+
+def all_finite(x: Tensor, hook: str) -> Tensor:
+    """The norm [n] of each row of x [n, width]. Raises `ModelError` where one is not finite."""
+    norm: Tensor = x.norm(dim=1)
+    if not bool(torch.isfinite(norm).all()):
+        raise ModelError(
+            f"the model gives NaN or infinite values at {hook}: "
+            "try --dtype float32, and check the model's weights"
+        )
+    return norm
+
+
+def positions(
+    lengths: npt.NDArray[np.int64], skip_first: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(row, token_index) int64 [n] of every position that may be recorded, row by row."""
+    first = int(skip_first)
+    counts = np.maximum(lengths - first, 0)
+    row = np.repeat(np.arange(len(lengths)), counts)
+    index = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first
+    return row, index
+
+
+def _mask(batch: Batch) -> npt.NDArray[np.int64]:
+    columns = np.arange(batch.token_ids.shape[1])
+    return (columns[None, :] < batch.lengths[:, None]).astype(np.int64)
+
+
+def _record(
+    probe: Probe,
+    residual: Tensor,
+    wanted: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    values: Values,
+) -> Recorded:
+    row, index = wanted
+    flat = torch.from_numpy(row * residual.shape[1] + index).to(residual.device)
+    x = residual.reshape(-1, residual.shape[-1]).index_select(0, flat).float()
+    norm = all_finite(x, probe.hook.name)
+    sink_row = sink_index = np.empty(0, np.int64)
+    sink_norm = np.empty(0, np.float32)
+    if probe.sink_norm is not None:
+        sink = norm > probe.sink_norm
+        if bool(sink.any()):
+            away = sink.cpu().numpy()
+            sink_row, sink_index = row[away], index[away]
+            sink_norm = norm[sink].cpu().numpy()
+            row, index = row[~away], index[~away]
+            x = x[~sink]
+    codes = probe.sae.encode_sparse(x)
+    if not bool(torch.isfinite(codes.values).all()):
+        raise SaeError(
+            f"SAE {probe.name} gives NaN or infinite activations at {probe.hook.name}: "
+            "its weights or its hook are wrong; nothing was stored"
+        )
+    at, feature, value = _to_host(codes)
+    return Recorded(
+        row[at],
+        index[at],
+        feature.astype(np.uint32),
+        schemas.stored(value, values),
+        len(row),
+        sink_row,
+        sink_index,
+        sink_norm,
+    )
+
+
+def _to_host(
+    codes: SparseCodes,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    rows, features, values = (t.cpu().numpy() for t in codes)
+    return rows, features, values

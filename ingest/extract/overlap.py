@@ -1,0 +1,71 @@
+"""Keeping an accelerator busy: the next forward pass is launched while a batch is taken apart."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ingest.extract.runs import Order, stable_order
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_AHEAD_ON_A_GPU = 2
+"""One batch on the device while the one before is copied and rounded on the host."""
+
+
+def batches_ahead(device: torch.device) -> int:
+    """How many batches to have under way at once; 0 runs them one after the other.
+
+    A CPU does the forward pass and everything after it on the same cores, so there is nothing to
+    overlap there.
+    """
+    return 0 if device.type == "cpu" else _AHEAD_ON_A_GPU
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+    """`work` of each item, in the order of the items, `ahead` of them under way at once.
+
+    What `work` raises is raised here, after the items under way have ended.
+    """
+    if ahead == 0:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(ahead, "batch") as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def order_on(device: torch.device) -> Order:
+    """What sorts feature ids: the device where it is an accelerator, else the processor."""
+    if device.type == "cpu":
+        return stable_order
+
+    def on_device(keys: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.intp]:
+        return sorted_by_torch(keys, device)
+
+    return on_device
+
+
+def sorted_by_torch(
+    keys: npt.NDArray[np.unsignedinteger], device: torch.device
+) -> npt.NDArray[np.intp]:
+    """As `stable_order`, on `device`. Only the keys go there and only the order comes back."""
+    on_device = torch.from_numpy(keys.astype(np.int32)).to(device)
+    order: npt.NDArray[np.intp] = torch.sort(on_device, stable=True).indices.cpu().numpy()
+    return order

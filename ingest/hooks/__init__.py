@@ -1,6 +1,0 @@
-"""Places in a language model, by name, and reading what passes them."""
-
-from ingest.hooks.capture import Capture, capture, forward_to_hooks
-from ingest.hooks.points import HookPoint, layer_count, resolve_hook
-
-__all__ = ["Capture", "HookPoint", "capture", "forward_to_hooks", "layer_count", "resolve_hook"]

@@ -1,0 +1,126 @@
+"""The model's activations on the first tokens of a corpus, and how well an SAE explains them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ingest.extract.batches import batches
+from ingest.extract.device import DeviceMemory
+from ingest.extract.forward import all_finite, forward, positions
+from ingest.model.hooks import HookPoint
+from ingest.model.load import LoadedModel
+from ingest.sae import Sae
+
+_ROWS = 1_024
+
+
+class SampleTokens(NamedTuple):
+    """Contexts to look at: token ids, where each context begins int64 [n + 1], whether each
+    begins with a BOS, and whether that BOS is left out of what is recorded."""
+
+    tokens: npt.NDArray[np.unsignedinteger]
+    starts: npt.NDArray[np.int64]
+    bos: int | None
+    skip_first: bool
+
+    def first(self, tokens: int) -> SampleTokens:
+        """The contexts up to the one that reaches `tokens` tokens, at least one."""
+        end = int(np.searchsorted(self.starts, tokens, side="left"))
+        return self._replace(starts=self.starts[: max(2, end + 1)])
+
+    def without_bos(self) -> SampleTokens:
+        """The same contexts without their BOS."""
+        keep = np.ones(int(self.starts[-1]), bool)
+        keep[self.starts[:-1]] = False
+        starts = self.starts - np.arange(len(self.starts))
+        return SampleTokens(np.asarray(self.tokens[: len(keep)])[keep], starts, None, False)
+
+    def with_bos(self, bos: int) -> SampleTokens:
+        """The same contexts with a BOS in front of each."""
+        told = np.asarray(self.tokens[: int(self.starts[-1])]).astype(np.int64)
+        tokens = np.insert(told, self.starts[:-1], bos).astype(np.uint32)
+        return SampleTokens(tokens, self.starts + np.arange(len(self.starts)), bos, True)
+
+
+class States(NamedTuple):
+    """What passes one hook at the recorded positions: x float32 [n, width]; first bool [n], the
+    positions that begin a context."""
+
+    x: Tensor
+    first: Tensor
+
+    def ordinary(self, sink_threshold: float | None) -> tuple[Tensor, float]:
+        """Which positions [n] are not sinks, and the median norm that decides it."""
+        norms = self.x.norm(dim=1)
+        median = float(norms.median()) if len(norms) else 0.0
+        if sink_threshold is None:
+            return torch.ones_like(norms, dtype=torch.bool), median
+        return norms <= sink_threshold * median, median
+
+
+class Explained(NamedTuple):
+    """How an SAE did: 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖², mean active features, features never active.
+
+    counts: int64 [d_sae], the tokens each feature was active on.
+    """
+
+    variance_explained: float
+    l0: float
+    dead_share: float
+    counts: npt.NDArray[np.int64]
+
+
+@torch.inference_mode()
+def read_states(
+    model: LoadedModel, hooks: Sequence[HookPoint], sample: SampleTokens, memory: DeviceMemory
+) -> dict[str, States]:
+    """States by hook name. Raises `ModelError` where they are NaN or infinite."""
+    gathered: dict[str, list[Tensor]] = {hook.name: [] for hook in hooks}
+    firsts: list[Tensor] = []
+    for batch in batches(sample.tokens, sample.starts, memory.batch_tokens):
+        for piece, residuals in memory.run(lambda b: forward(model, hooks, b), batch):
+            row, index = positions(piece.lengths, sample.skip_first)
+            flat = torch.from_numpy(row * piece.token_ids.shape[1] + index)
+            firsts.append(torch.from_numpy(index == int(sample.skip_first)))
+            for name, residual in residuals.items():
+                kept = residual.reshape(-1, residual.shape[-1])[flat.to(residual.device)].float()
+                all_finite(kept, name)
+                gathered[name].append(kept)
+    first = torch.cat(firsts)
+    return {
+        name: States(torch.cat(pieces), first.to(pieces[0].device))
+        for name, pieces in gathered.items()
+    }
+
+
+@torch.inference_mode()
+def explain(sae: Sae, x: Tensor, y: Tensor, *, top: int | None = None) -> Explained:
+    """How well decode(encode(x)) is y; x [n, d_in], y [n, d_out].
+
+    With `top`, only that many of each token's activations, the largest, are kept.
+    """
+    counts = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
+    squared = 0.0
+    for start in range(0, len(x), _ROWS):
+        part = x[start : start + _ROWS]
+        acts = sae.encode(part)
+        if top is not None:
+            kept = acts.topk(min(top, sae.d_sae), dim=1)
+            acts = torch.zeros_like(acts).scatter_(1, kept.indices, kept.values)
+        fires = acts != 0
+        counts += fires.sum(dim=0)
+        rebuilt = sae.decode(acts, part)
+        squared += float((y[start : start + _ROWS].double() - rebuilt.double()).square().sum())
+    variance = float((y.double() - y.double().mean(dim=0)).square().sum()) if len(y) else 0.0
+    return Explained(
+        1.0 - squared / variance if variance else 0.0,
+        float(counts.sum()) / max(1, len(x)),
+        1.0 - float((counts > 0).float().mean()),
+        counts.cpu().numpy(),
+    )

@@ -1,0 +1,6 @@
+"""Places in a language model, by name, and reading what passes them."""
+
+from ingest.model.hooks.capture import Capture, capture, forward_to_hooks
+from ingest.model.hooks.points import HookPoint, layer_count, resolve_hook
+
+__all__ = ["Capture", "HookPoint", "capture", "forward_to_hooks", "layer_count", "resolve_hook"]

@@ -1,0 +1,137 @@
+"""Running a model just far enough to read what passes its hooks.
+
+The base model runs without its head, and stops as soon as every hook has been reached: layers
+after the last hook are never executed. Interventions (writing at a hook) belong beside this
+module; they share `HookPoint` and need the full forward pass, so they do not go through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featuredb.errors import HookError
+from ingest.model.hooks.points import HookPoint
+
+
+class _Reached(Exception):
+    """Raised inside the forward pass once every hook has fired; never leaves this module."""
+
+
+class Capture:
+    """Hooks placed in a model, for any number of forward passes. Use it through `capture`."""
+
+    def __init__(self, model: nn.Module, hooks: Sequence[HookPoint]) -> None:
+        if not hooks:
+            raise HookError("no hook to capture: name at least one")
+        self._hooks = list(hooks)
+        self._forward = _headless(model)
+        self._found: dict[str, Tensor] = {}
+        self._wanted = {hook.canonical for hook in hooks}
+        self._handles: list[Any] = []
+        for hook in {hook.canonical: hook for hook in hooks}.values():
+            self._handles.append(self._place(model.get_submodule(hook.module), hook))
+
+    def run(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """What passes each hook, [B, T, width] in the model's dtype, by the hook's own name.
+
+        `input_ids` int64 [B, T] and `attention_mask` [B, T] (1 for tokens, 0 for padding on the
+        right) are on the model's device. Values at padding positions mean nothing.
+
+        Raises HookError where a hook's module is never executed.
+        """
+        self._found.clear()
+        try:
+            with torch.inference_mode():
+                self._forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        except _Reached:
+            pass
+        found, self._found = self._found, {}
+        missed = [hook.name for hook in self._hooks if hook.canonical not in found]
+        if missed:
+            raise HookError(f"the forward pass never reaches {', '.join(missed)}")
+        batch, tokens = input_ids.shape
+        return {
+            hook.name: _in_batches(found[hook.canonical], batch, tokens) for hook in self._hooks
+        }
+
+    def close(self) -> None:
+        """Take the hooks out of the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _place(self, module: nn.Module, hook: HookPoint) -> Any:
+        key = hook.canonical
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            value = _tensor(args or tuple(kwargs.values()))
+            self._record(key, _unit_rms(module, value) if hook.before_gain else value)
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._record(key, _tensor(output))
+
+        if hook.side == "input":
+            return module.register_forward_pre_hook(before, with_kwargs=True)
+        return module.register_forward_hook(after)
+
+    def _record(self, key: str, value: Tensor) -> None:
+        # A module used twice in one pass is read at its first use.
+        self._found.setdefault(key, value)
+        if len(self._found) == len(self._wanted):
+            raise _Reached
+
+
+@contextmanager
+def capture(model: nn.Module, hooks: Sequence[HookPoint]) -> Iterator[Capture]:
+    """Hooks in `model` for the length of a `with` block; `.run(...)` as often as needed."""
+    placed = Capture(model, hooks)
+    try:
+        yield placed
+    finally:
+        placed.close()
+
+
+def forward_to_hooks(
+    model: nn.Module,
+    hooks: Sequence[HookPoint],
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """One forward pass up to the last of `hooks`; see `Capture.run`."""
+    with capture(model, hooks) as forward:
+        return forward.run(input_ids, attention_mask)
+
+
+def _headless(model: nn.Module) -> nn.Module:
+    """The model without its head: the logits are never computed, even if a hook is at the end."""
+    base = getattr(model, "base_model", model)
+    return base if isinstance(base, nn.Module) else model
+
+
+def _tensor(value: Any) -> Tensor:
+    """The hidden states of a module's inputs or outputs, which come first where there are more."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, tuple | list):
+        for item in value:
+            if isinstance(item, Tensor) and item.is_floating_point():
+                return item
+    raise HookError(f"a hook gave a {type(value).__name__} with no hidden states in it")
+
+
+def _in_batches(value: Tensor, batch: int, tokens: int) -> Tensor:
+    """[B, T, width]; a few modules (OPT's MLP) work on [B·T, width]."""
+    return value if value.ndim > 2 else value.reshape(batch, tokens, value.shape[-1])
+
+
+def _unit_rms(norm: nn.Module, x: Tensor) -> Tensor:
+    """x / rms(x) in the dtype of x: an RMS norm without its weight, computed in float32."""
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6))
+    wide = x.float()
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+    return (wide * scale).to(x.dtype)

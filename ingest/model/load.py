@@ -1,0 +1,393 @@
+"""Loading a language model: its weights, its tokenizer, and what identifies both.
+
+Nothing of transformers' own output gets through: no progress bars, no warnings. What those
+warnings would have said is an error here where it matters (weights missing from the files).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import platform
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featuredb.errors import ModelError
+from ingest.model.hooks.families import base_of, family_of, join
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+)
+# Names of the final norm in architectures without a row in the table.
+_USUAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+_WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model in evaluation mode on its device, its tokenizer, and what identifies them."""
+
+    model: Any
+    """The transformers model; its parameters ask for no gradients."""
+    tokenizer: Any
+    id: str
+    """As it was named: a hub id, or the folder's own name."""
+    revision: str | None
+    """The hub's commit; None for a local folder."""
+    path: Path
+    """The local folder the files were read from."""
+    weights_hash: str
+    """SHA-256 over the bytes of the weight files, sorted by name, in hexadecimal."""
+    tokenizer_hash: str
+    """SHA-256 over tokenizer.json, or over the vocabulary files where there is none."""
+    dtype: torch.dtype
+    device: torch.device
+    d_model: int
+    n_layers: int
+    vocab_size: int
+    """Rows of the embedding matrix; at least the tokenizer's own count."""
+    context_length: int
+    """The longest input the model takes, in tokens."""
+    architecture: str
+    """The model's class, e.g. "LlamaForCausalLM"."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unembedding:
+    """The linear map from the residual stream to logits, and the norm before it."""
+
+    weight: Tensor
+    """[vocab, d_model], the model's own tensor, in its dtype and on its device."""
+    gain: Tensor | None
+    """float32 [d_model]: what the final norm multiplies by (1 + weight in Gemma); None if the
+    model has no final norm."""
+    centre: bool
+    """Whether that norm subtracts the mean first (layer norm) or not (RMS norm)."""
+
+    @property
+    def W_U(self) -> Tensor:
+        """float32 [vocab, d_model]: a view where the model is float32, else a copy, made here."""
+        return self.weight.float()
+
+
+def load_model(
+    ref: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+) -> LoadedModel:
+    """The model that `ref` names, ready to run: a folder, a `.gguf` file, or a hub id.
+
+    `device` "auto" is the GPU if there is one. `dtype` "auto" is bfloat16 on a GPU, and on a CPU
+    that computes in it natively; else float32.
+
+    Raises ModelError where the folder, its weights or its tokenizer is missing or damaged, the
+    files leave some of the model's weights out, the architecture is not one transformers has, or
+    the device is not one torch has here.
+    """
+    place = _device(device)
+    kind = _dtype(dtype, place)
+    folder, gguf, commit = _locate(ref, revision)
+    files = [folder / gguf] if gguf else _weight_files(folder)
+    extra = {"gguf_file": gguf} if gguf else {}
+    with _quiet():
+        tokenizer = _load_tokenizer(folder, gguf)
+        model = _load_weights(folder, kind, extra)
+    try:
+        model = model.to(place).eval().requires_grad_(False)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ModelError(f"{ref} does not fit on {place}: {_first_line(error)}") from error
+    # Texts are tokenised whole and cut to contexts afterwards; this silences a warning about it.
+    tokenizer.model_max_length = int(1e30)
+    text = model.config.get_text_config()
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        id=str(ref) if commit else Path(gguf).stem if gguf else folder.resolve().name,
+        revision=commit,
+        path=folder,
+        weights_hash=_sha256(files),
+        tokenizer_hash=_sha256(files if gguf else _tokenizer_files(folder)),
+        dtype=kind,
+        device=place,
+        d_model=int(text.hidden_size),
+        n_layers=int(text.num_hidden_layers),
+        vocab_size=int(model.get_input_embeddings().weight.shape[0]),
+        context_length=int(getattr(text, "max_position_embeddings", 0) or 2048),
+        architecture=type(model).__name__,
+    )
+
+
+def bos_token_id(loaded: LoadedModel, prepend_bos: bool | None) -> int | None:
+    """The token each context begins with, or None for none.
+
+    The SAE's `prepend_bos` decides; where it is None, whether the tokenizer itself prepends one.
+    A tokenizer without a BOS token lends its CLS or else its EOS token, as TransformerLens does.
+
+    Raises ModelError where one is asked for and the tokenizer has none of the three.
+    """
+    tokenizer = loaded.tokenizer
+    if prepend_bos is None:
+        with _quiet():
+            plain = tokenizer("a", add_special_tokens=False).input_ids
+            special = tokenizer("a", add_special_tokens=True).input_ids
+        begins = len(special) > len(plain) and special[0] in tokenizer.all_special_ids
+        return int(special[0]) if begins and special[: len(plain)] != plain else None
+    if not prepend_bos:
+        return None
+    for name in ("bos_token_id", "cls_token_id", "eos_token_id"):
+        token = getattr(tokenizer, name, None)
+        if token is not None:
+            return int(token)
+    raise ModelError(
+        f"the SAE wants each context to begin with a BOS token, and the tokenizer of {loaded.id} "
+        "has none"
+    )
+
+
+def unembedding(loaded: LoadedModel) -> Unembedding | None:
+    """The map from the last layer's residual stream to logits, for the logit lens.
+
+    None where there is no such linear map: a model without a language-modelling head, an encoder
+    (whose head is not linear), or one that projects to another width first.
+    """
+    model: nn.Module = loaded.model
+    head = loaded.model.get_output_embeddings()
+    family = family_of(model)
+    if head is None or (family is not None and not family.linear_head):
+        return None
+    if head.weight.shape[1] != loaded.d_model:
+        return None
+    base, _ = base_of(model)
+    candidates = _USUAL_NORMS if family is None else (family.final_norm,)
+    modules = dict(model.named_modules())
+    norm = next(
+        (modules[join(base, path)] for path in candidates if path and join(base, path) in modules),
+        None,
+    )
+    weight = getattr(norm, "weight", None)
+    gain = weight.detach().float() if isinstance(weight, Tensor) else None
+    if gain is not None and family is not None and family.unit_offset:
+        gain = gain + 1.0
+    return Unembedding(head.weight.detach(), gain, centre=isinstance(norm, nn.LayerNorm))
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """The device asked for, once it has held a number. Raises `ModelError`."""
+    wanted = _best_device() if str(device) == "auto" else device
+    try:
+        place = torch.device(wanted)
+        torch.zeros(1, device=place).item()
+    except (RuntimeError, AssertionError) as error:  # a torch built without CUDA asserts
+        there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise ModelError(
+            f"torch cannot compute on {str(wanted)!r} here: "
+            f"give {', '.join(['auto', 'cpu', *there])}"
+        ) from error
+    return place
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        native = device.type != "cpu" or _cpu_has_bfloat16()
+        return torch.bfloat16 if native else torch.float32
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ModelError(f"unknown dtype {dtype!r}: auto, float32, bfloat16 or float16")
+    return found
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself; emulating it is slower than float32."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        # oneDNN's own check is true on any AVX-512, where it emulates
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _locate(ref: str | Path, revision: str | None) -> tuple[Path, str | None, str | None]:
+    """The local folder, the GGUF file in it if that is what it holds, and the hub's commit."""
+    path = Path(ref).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"{path} is not a model: a folder, a .gguf file or a hub id is needed")
+        return path.parent, path.name, None
+    if path.is_dir():
+        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        if (path / "config.json").exists():
+            return path, None, None
+        if len(ggufs) == 1:
+            return path, ggufs[0], None
+        if ggufs:
+            raise ModelError(f"{path} holds {len(ggufs)} models, name one: {', '.join(ggufs)}")
+        raise ModelError(f"{path} is not a model folder: it has no config.json")
+    text = str(ref)
+    if isinstance(ref, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise ModelError(f"no model at {path}: there is no such folder")
+    return _fetch(text, revision)
+
+
+def _fetch(name: str, revision: str | None) -> tuple[Path, str | None, str | None]:
+    """A hub model's snapshot in the local cache, downloaded first where that is allowed."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    try:
+        with _quiet():
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+            if not any(folder.glob("*.safetensors")):
+                patterns.append("pytorch_model*.bin")
+                folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise ModelError(f"{name!r} is neither a folder here nor a hub id") from error
+    except Exception as error:  # the hub client has its own, and its transport's
+        raise ModelError(
+            f"no folder {name!r} here, and the hub does not give a model of that name: "
+            f"{_first_line(error)}"
+        ) from error
+    return folder, None, folder.name
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights, sorted by name: those of the index where there is one."""
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index} cannot be read: {_first_line(error)}") from error
+        missing = sorted(name for name in names if not (folder / name).is_file())
+        if missing:
+            raise ModelError(f"{folder} lacks weight files: {', '.join(missing)}")
+        return sorted(folder / name for name in names)
+    for pattern in _WEIGHT_PATTERNS:
+        if files := sorted(folder.glob(pattern)):
+            return files
+    raise ModelError(
+        f"{folder} has no weights: model.safetensors (or its shards), pytorch_model.bin or a "
+        ".gguf file is missing"
+    )
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    whole = folder / _TOKENIZER_FILES[0]
+    if whole.is_file():
+        return [whole]
+    return [folder / name for name in sorted(_TOKENIZER_FILES) if (folder / name).is_file()]
+
+
+def _load_tokenizer(folder: Path, gguf: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    if gguf is None and not _tokenizer_files(folder):
+        raise ModelError(
+            f"{folder} has no tokenizer: tokenizer.json (or {', '.join(_TOKENIZER_FILES[1:])}) "
+            "is missing"
+        )
+    extra = {"gguf_file": gguf} if gguf else {}
+    try:
+        return AutoTokenizer.from_pretrained(folder, **extra)
+    except Exception as error:  # tokenizers, sentencepiece and json each have their own
+        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from (
+            error
+        )
+
+
+def _load_weights(folder: Path, dtype: torch.dtype, extra: dict[str, Any]) -> Any:
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, **extra)
+    except Exception as error:  # ValueError for an unknown model_type, OSError, JSON errors
+        raise ModelError(f"{folder}: {_first_line(error)}") from error
+    names = config.architectures or []
+    named = getattr(transformers, names[0], None) if names else None
+    is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+    if names and not is_model:
+        raise ModelError(
+            f"{folder}: transformers {transformers.__version__} has no architecture {names[0]!r}"
+        )
+    # A folder that names its class is loaded as that class, so that no head is made up.
+    loader: Any = named if is_model else transformers.AutoModelForCausalLM
+    try:
+        model, report = loader.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, **extra
+        )
+    except Exception as error:  # safetensors, torch, zipfile and transformers each have their own
+        raise ModelError(f"the weights in {folder} cannot be loaded: {_first_line(error)}") from (
+            error
+        )
+    missing = sorted(report["missing_keys"])
+    mismatched = sorted(str(key) for key in report["mismatched_keys"])
+    if missing or mismatched:
+        # transformers would go on with random numbers in their place
+        raise ModelError(
+            f"the weights in {folder} leave out {len(missing) + len(mismatched)} of the model's "
+            f"tensors, the first of them {(missing + mismatched)[0]}"
+        )
+    return model
+
+
+def _sha256(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers, the hub client and tqdm say nothing inside, and are as before afterwards."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_silent = are_progress_bars_disabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        # GGUF conversion draws its bar with tqdm directly, on standard error
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        if not hub_silent:
+            enable_progress_bars()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")

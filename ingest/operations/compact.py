@@ -1,0 +1,57 @@
+"""Compacting a published database: its runs merged into a new snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from featuredb.store.snapshot import Snapshot
+from featuredb.units import size_of
+from ingest.change import changing, next_draft
+from ingest.publish import groups_to_merge, publish
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """How a compaction ended: the live snapshot, and how many segments there were and are."""
+
+    snapshot: Snapshot
+    before: int
+    after: int
+
+
+def compact(
+    path: str | Path, *, memory: str = "4GB", note: Callable[[str], None] = lambda _: None
+) -> Compacted:
+    """Merge the segments of every SAE into one and publish the result as a new snapshot.
+
+    Answers do not change. A database that has nothing to merge is left as it is: one segment per
+    SAE, or as few as 32-bit positions allow. The files of the snapshot before stay until a
+    vacuum. memory: to work in. note: told what is being done. Raises `DatabaseError`,
+    `StorageError`.
+    """
+    with changing(path, "compact") as (layout, snapshot):
+        before = len(snapshot.segments)
+        groups = [
+            group
+            for sae in snapshot.saes
+            for group in groups_to_merge(
+                snapshot.segments_of(sae.name), snapshot.position_bits, most=1
+            )
+        ]
+        if all(len(group) == 1 and group[0].level for group in groups):
+            return Compacted(snapshot, before, before)
+        merged = publish(
+            layout,
+            next_draft(snapshot, "compact"),
+            {sae.name: snapshot.segments_of(sae.name) for sae in snapshot.saes},
+            {},
+            snapshot.runs,
+            note,
+            base=snapshot,
+            changed=(),
+            most=1,
+            memory=size_of(memory),
+        )
+        return Compacted(merged, before, len(merged.segments))

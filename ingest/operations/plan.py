@@ -1,0 +1,208 @@
+"""What an ingest would make and how long it would take, from the corpus's tokens and a sample.
+
+Tokens, contexts, documents and partitions are counted: the corpus is tokenised as an ingest would.
+The rest is measured on its first few thousand tokens, ingested into a temporary folder.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from featuredb.errors import IngestError
+from featuredb.store import schemas
+from featuredb.store.layout import Layout
+from featuredb.store.new_database import refuse_other_folders
+from featuredb.store.snapshot import LoadCheck, Segment
+from ingest.extract.partition import collect, write
+from ingest.inputs import Inputs, load_inputs
+from ingest.load_check.check import SAMPLE_TOKENS
+from ingest.options import IngestOptions
+from ingest.prepare import contexts_of, engine_of, make_plan
+from ingest.progress import say
+from ingest.run_plan import Partition, cut_partitions, partition_tokens
+from ingest.tokens.store import taken
+from queries.answers import Info
+
+_RATE_TOKENS = 4_096
+"""Tokens on which the rate is measured, after the load check has warmed everything up."""
+
+_DERIVED_BYTES_PER_FEATURE = 4_000
+"""Statistics, three neighbour tables, and examples of a feature (measured: 1,800 bytes without the
+examples, which grow to some 2,200)."""
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """The corpus as it would be stored. lengths: int32, tokens of each context, BOS included."""
+
+    documents: int
+    tokens: int
+    lengths: npt.NDArray[np.int32]
+    seconds: float
+
+    @property
+    def stored(self) -> int:
+        return int(self.lengths.sum(dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The sample. recorded: recorded positions of each SAE for each stored token. bytes: of both
+    copies for each activation, by SAE. corpus_bytes: documents and contexts, for each stored
+    token. fixed_bytes: directions and vocabulary."""
+
+    tokens: int
+    tokens_per_second: float
+    recorded: list[float]
+    bytes: list[float]
+    corpus_bytes: float
+    fixed_bytes: int
+    checks: list[LoadCheck]
+
+
+def estimate(path: Path, options: IngestOptions) -> Info:
+    """The plan of an ingest; nothing is left at `path`, or anywhere else.
+
+    Raises what an ingest would before its first partition, `LoadCheckError` included.
+    """
+    layout = Layout(path.expanduser().resolve())
+    refuse_other_folders(layout, IngestError)
+    inputs = load_inputs(options)
+    least = min(SAMPLE_TOKENS, options.max_tokens or SAMPLE_TOKENS)
+    with tempfile.TemporaryDirectory(prefix="featuredb-plan-") as folder:
+        sample = replace(options, max_tokens=least)
+        measured = _measure(Layout(Path(folder) / "sample.fdb"), inputs, sample)
+    say("counting the corpus's tokens", show=options.progress)
+    counted = _count(inputs, options)
+    return Info(_report(layout, inputs, options, counted, measured))
+
+
+def _measure(layout: Layout, inputs: Inputs, options: IngestOptions) -> _Measured:
+    plan = make_plan(layout, inputs, options, inputs.identity(options))
+    corpus = plan.draft.corpora[-1]
+    fixed = sum(v.decoder.bytes + v.encoder.bytes for v in plan.draft.vectors)
+    fixed += _folder_bytes(layout.vectors) + plan.draft.vocabulary.bytes
+    engine = engine_of(layout, plan, inputs, show=options.progress)
+    (source,) = engine.sources
+    tokens = int(source.starts[-1])
+    end = int(np.searchsorted(source.starts, _RATE_TOKENS))
+    end = min(max(1, end), corpus.n_contexts)
+    one = (Partition(corpus.first_context, corpus.first_context + end),)
+    engine = replace(engine, plan=msgspec.structs.replace(plan, partitions=one))
+    started = time.monotonic()
+    collected = collect(engine, 0, lambda *_: None)
+    seconds = time.monotonic() - started
+    summary = write(engine, collected)
+    return _Measured(
+        tokens=summary.tokens,
+        tokens_per_second=summary.tokens / max(seconds, 1e-9),
+        recorded=[s.recorded_tokens / max(1, summary.tokens) for s in summary.segments],
+        bytes=[_bytes_per_activation(s) for s in summary.segments],
+        corpus_bytes=(corpus.documents.bytes + corpus.contexts.bytes) / max(1, tokens),
+        fixed_bytes=fixed,
+        checks=[sae.check for sae in plan.draft.saes],
+    )
+
+
+def _bytes_per_activation(segment: Segment) -> float:
+    written = sum(f.file.bytes for f in segment.feature_files)
+    written += sum(f.file.bytes for f in segment.token_files)
+    return written / segment.rows if segment.rows else 0.0
+
+
+def _count(inputs: Inputs, options: IngestOptions) -> _Counted:
+    started = time.monotonic()
+    documents = tokens = 0
+    lengths = [np.empty(0, np.int32)]
+    for _, tokenized in contexts_of(inputs, options):
+        n, kept, full = taken(tokenized, tokens, options.max_tokens)
+        documents += n
+        tokens += int(tokenized.n_tokens[:n].sum())
+        lengths.append(tokenized.context_lengths[:kept])
+        if full:
+            break
+    return _Counted(documents, tokens, np.concatenate(lengths), time.monotonic() - started)
+
+
+def _report(
+    layout: Layout,
+    inputs: Inputs,
+    options: IngestOptions,
+    counted: _Counted,
+    measured: _Measured,
+) -> dict[str, Any]:
+    stored = counted.stored
+    starts = np.concatenate(([0], np.cumsum(counted.lengths, dtype=np.int64)))
+    size = partition_tokens(stored, sum(c.l0 for c in measured.checks), options.memory_bytes())
+    saes: list[dict[str, Any]] = []
+    for placed, check, recorded, each in zip(
+        inputs.saes, measured.checks, measured.recorded, measured.bytes, strict=True
+    ):
+        activations = round(check.l0 * recorded * stored)
+        saes.append(
+            {
+                "name": placed.name,
+                "hook": placed.hook.name,
+                "l0": check.l0,
+                "variance_explained": check.variance_explained,
+                "activations": activations,
+                "bytes": round(activations * each),
+                "bytes_per_activation": each,
+            }
+        )
+    width = np.dtype(schemas.token_id_dtype(inputs.model.vocab_size)).itemsize
+    parts = {
+        "activations_bytes": sum(sae["bytes"] for sae in saes),
+        "corpus_bytes": round(stored * (measured.corpus_bytes + width)) + 16 * len(starts),
+        "directions_and_vocabulary_bytes": measured.fixed_bytes,
+        "derived_bytes": _DERIVED_BYTES_PER_FEATURE * sum(p.sae.d_sae for p in inputs.saes),
+    }
+    seconds = stored / measured.tokens_per_second
+    return {
+        "path": str(layout.root),
+        "corpus": inputs.corpus.source,
+        "documents": counted.documents,
+        "contexts": len(counted.lengths),
+        "tokens": counted.tokens,
+        "tokens_with_bos": stored,
+        "partitions": len(cut_partitions(starts, 0, size)),
+        "activations": sum(sae["activations"] for sae in saes),
+        "bytes": sum(parts.values()),
+        "seconds": seconds + counted.seconds,
+        "time": _spelled(seconds + counted.seconds),
+        "saes": saes,
+        "disk": parts,
+        "measured": {
+            "device": str(inputs.model.device),
+            "sample_tokens": measured.tokens,
+            "tokens_per_second": measured.tokens_per_second,
+            "tokenising_seconds": counted.seconds,
+        },
+        "how": {
+            "activations": f"L0 of the load check on {measured.checks[0].tokens} tokens, times "
+            "the recorded share of the tokens",
+            "bytes": "both copies of the sample's activations as written, per activation",
+            "time": "tokenising as just timed, the model and the SAEs at the sample's rate; "
+            "merging and statistics come on top",
+        },
+    }
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _spelled(seconds: float) -> str:
+    """A duration for reading."""
+    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

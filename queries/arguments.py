@@ -1,0 +1,52 @@
+"""Arguments of a question, checked once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from featuredb.errors import QueryError
+from featuredb.store.names import BAD_COUNT, BAD_WINDOW
+
+_END = 2**63
+"""DuckDB's and numpy's whole numbers end there."""
+
+
+def check_k(k: int) -> int:
+    """How many answers. Raises `QueryError` unless it is a whole number, 1 to 2^63 - 1."""
+    if not _whole(k) or not 1 <= k < _END:
+        raise QueryError(BAD_COUNT.format(k=k))
+    return int(k)
+
+
+def check_window(window: int) -> int:
+    """Tokens either side. Raises `QueryError` unless it is a whole number, 0 to 2^63 - 1."""
+    if not _whole(window) or not 0 <= window < _END:
+        raise QueryError(BAD_WINDOW.format(window=window))
+    return int(window)
+
+
+def check_bounds(low: float | None, high: float | None) -> None:
+    """Least and greatest activation. Raises `QueryError` for NaN, and for what is no number."""
+    for bound in (low, high):
+        if bound is None:
+            continue
+        if not isinstance(bound, int | float | np.integer | np.floating) or bound != bound:
+            raise QueryError(f"min_activation and max_activation must be numbers, not {bound!r}")
+
+
+def check_text(text: object, what: str) -> str:
+    """A text that may be asked about; what: its name in the message.
+
+    Raises `QueryError` for anything else, lone surrogates (bytes that were no UTF-8) among it.
+    """
+    if not isinstance(text, str):
+        raise QueryError(f"{what} must be text, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise QueryError(f"{what} is not UTF-8 text, at character {error.start}") from None
+    return text
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

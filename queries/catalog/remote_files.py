@@ -1,0 +1,145 @@
+"""The files of a remote database for DuckDB, over what the handle has read of them already."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+from typing import Any
+
+from fsspec.spec import AbstractFileSystem
+
+from featuredb.errors import FeatureDBError, RemoteError
+from featuredb.store.files.remote import Remote
+from featuredb.store.files.remote_file import RemoteFile
+
+_AHEAD_LEAST, _AHEAD_MOST = 1 << 18, 4 << 20
+"""Bytes read ahead of a scan: twice as many at every step."""
+
+_NEAR = 1 << 20
+"""Reads no further apart than this, or than what is ahead already, are of one scan."""
+
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class RemoteFiles(AbstractFileSystem):  # type: ignore[misc]
+    """What DuckDB asks of a file system, for the scheme of one database's URL.
+
+    Files of the snapshot come through its `Remote`: their sizes are known, they never change, and
+    nothing is read twice. Any other URL of the scheme goes to fsspec as it is.
+    """
+
+    cachable = False
+
+    def __init__(self, remote: Remote) -> None:
+        super().__init__()
+        self.protocol = remote.scheme
+        self._remote = remote
+        self._scans: dict[str, _Scan] = {}
+
+    def glob(self, path: str, maxdepth: int | None = None, **options: Any) -> list[str]:
+        """The path itself for a file of the snapshot, whatever characters it has."""
+        if self._own(path) is not None:
+            return [path]
+        found = self._remote.fs.glob(path, maxdepth=maxdepth, **options)
+        return [self._remote.fs.unstrip_protocol(name) for name in found]
+
+    def unstrip_protocol(self, name: str) -> str:
+        return name
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        """Raises `RemoteError` for writing below the database."""
+        own = self._own(path)
+        if own is not None and mode in ("r", "rb"):
+            return _File(self._remote, own, self._scan(own))
+        if path.startswith(self._remote.url + "/") and mode not in ("r", "rb"):
+            failure = RemoteError(f"{self._remote} is open for reading: write somewhere else")
+            self._remote.failure = failure
+            raise failure
+        return self._remote.fs.open(path, mode, **options)
+
+    def size(self, path: str) -> int:
+        own = self._own(path)
+        if own is not None:
+            return self._remote.size(own)
+        size: int = self._remote.fs.size(path)
+        return size
+
+    def modified(self, path: str) -> datetime:
+        if self._own(path) is not None:
+            return _NEVER
+        when: datetime = self._remote.fs.modified(path)
+        return when
+
+    def info(self, path: str, **options: Any) -> Any:
+        own = self._own(path)
+        if own is not None:
+            return {"name": path, "size": self._remote.size(own), "type": "file"}
+        return self._remote.fs.info(path, **options)
+
+    def _scan(self, path: str) -> _Scan:
+        return self._scans.setdefault(path, _Scan(self._remote, path))
+
+    def _own(self, path: str) -> str | None:
+        """The path in the store of a file that the snapshot names."""
+        place = path.removeprefix(self._remote.url + "/")
+        return place if place != path and self._remote.knows(place) else None
+
+
+class _Scan:
+    """Reading of one file by all of DuckDB's threads, one request at a time.
+
+    They read its row groups more or less in turn. So what lies ahead is read along, and a thread
+    waits for what another one is getting.
+    """
+
+    def __init__(self, remote: Remote, path: str) -> None:
+        self._remote = remote
+        self._path = path
+        self._reached = -1
+        self._ahead = 0
+        self._lock = threading.Lock()
+
+    def fetch(self, start: int, stop: int) -> None:
+        """Have bytes start <= i < stop at hand, and more where reading goes on where it was."""
+        with self._lock:
+            if self._reached < 0 or abs(start - self._reached) > _NEAR + self._ahead:
+                self._ahead = 0
+                self._reached = stop
+            elif stop > self._reached:
+                self._ahead = min(_AHEAD_MOST, max(_AHEAD_LEAST, 2 * self._ahead))
+                self._reached = stop + self._ahead
+            else:
+                self._remote.fetch(self._path, [(start, stop)])
+                return
+            end = min(self._reached, self._remote.size(self._path))
+            self._remote.fetch(self._path, [(start, end)])
+
+
+class _File(RemoteFile):
+    """A file for DuckDB, whose threads share one and each seek in it before they read.
+
+    A failure is remembered, as DuckDB keeps only the text of an exception.
+    """
+
+    def __init__(self, remote: Remote, path: str, scan: _Scan) -> None:
+        self._places = threading.local()
+        super().__init__(remote, path)
+        self._scan = scan
+
+    @property
+    def at(self) -> int:
+        place: int = getattr(self._places, "at", 0)
+        return place
+
+    @at.setter
+    def at(self, place: int) -> None:
+        self._places.at = place
+
+    def read(self, size: int | None = -1) -> bytes:
+        stop = self.remote.size(self.path) if size is None or size < 0 else self.at + size
+        try:
+            self._scan.fetch(self.at, min(stop, self.remote.size(self.path)))
+            return super().read(size)
+        except FeatureDBError as error:
+            self.remote.failure = error
+            raise

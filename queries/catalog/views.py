@@ -1,0 +1,204 @@
+"""Views over the snapshot's files, and small tables from the snapshot itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from featuredb.store.snapshot import Snapshot
+from queries.catalog import literals
+from queries.catalog.literals import file, files, name, text
+from queries.catalog.tokens import tokens_view
+
+
+def views(snapshot: Snapshot) -> list[str]:
+    """DDL of every view and table, each usable by those after it."""
+    return [
+        _vocabulary(snapshot),
+        _view("documents", [f"FROM {file(c.documents.path)}" for c in snapshot.corpora]),
+        _view("contexts", [f"FROM {file(c.contexts.path)}" for c in snapshot.corpora]),
+        tokens_view(snapshot),
+        _activations(snapshot),
+        _view("features", [f"FROM {file(snapshot.derived.features.path)}"]),
+        _view("neighbors", [f"FROM {file(snapshot.derived.neighbors_decoder.path)}"]),
+        _view(
+            "neighbors_encoder",
+            [f"FROM {file(snapshot.derived.neighbors_encoder.path)}"],
+        ),
+        _view("coactivation", [f"FROM {file(snapshot.derived.coactivation.path)}"]),
+        _examples(snapshot),
+        _sinks(snapshot),
+        *_saes(snapshot),
+        *_runs(snapshot),
+        *_corpora(snapshot),
+    ]
+
+
+def _view(title: str, branches: Sequence[str], empty: str = "SELECT NULL WHERE false") -> str:
+    body = "\nUNION ALL BY NAME\n".join(branches) if branches else empty
+    return f"CREATE VIEW {title} AS {body}"
+
+
+def _vocabulary(snapshot: Snapshot) -> str:
+    # A table, not a view: every answer with tokens looks words up here, and scanning a table
+    # costs a third of decoding the Parquet file again.
+    return f"CREATE TABLE vocabulary AS FROM {file(snapshot.vocabulary.path)}"
+
+
+def _activations(snapshot: Snapshot) -> str:
+    mask = (1 << snapshot.position_bits) - 1
+    branches = []
+    for segment in snapshot.segments:
+        by_stride: dict[int, list[str]] = {}
+        for part in segment.feature_files:
+            by_stride.setdefault(part.stride, []).append(part.file.path)
+        for stride, paths in by_stride.items():
+            position = literals.position(str(stride))
+            branches.append(
+                f"SELECT {text(segment.sae)} AS sae, feature_id, "
+                f"{segment.first_context} + ({position} >> {snapshot.position_bits}) "
+                f"AS context_id, CAST({position} & {mask} AS INTEGER) AS token_index, "
+                f"CAST(activation AS FLOAT) AS activation FROM {files(paths)}"
+            )
+    empty = (
+        "SELECT NULL::VARCHAR AS sae, NULL::UINTEGER AS feature_id, NULL::BIGINT AS context_id, "
+        "NULL::INTEGER AS token_index, NULL::FLOAT AS activation WHERE false"
+    )
+    return _view("activations", branches, empty)
+
+
+def _examples(snapshot: Snapshot) -> str:
+    return _view(
+        "examples",
+        [
+            f"SELECT {text(t.sae)} AS sae, * FROM {file(t.examples.path)}"
+            for t in snapshot.derived.saes
+        ],
+    )
+
+
+def _sinks(snapshot: Snapshot) -> str:
+    return _view(
+        "sinks",
+        [f"SELECT {text(s.sae)} AS sae, * FROM {file(s.sinks.path)}" for s in snapshot.segments],
+    )
+
+
+def _saes(snapshot: Snapshot) -> list[str]:
+    fields = {
+        "sae_index": "INTEGER",
+        "sae": "VARCHAR",
+        "hook": "VARCHAR",
+        "hook_out": "VARCHAR",
+        "d_in": "INTEGER",
+        "d_out": "INTEGER",
+        "d_sae": "INTEGER",
+        "architecture": "VARCHAR",
+        "format": "VARCHAR",
+        "encode_dtype": "VARCHAR",
+        "source": "VARCHAR",
+        "sha256": "VARCHAR",
+        "recorded_tokens": "BIGINT",
+        "rows": "BIGINT",
+        "l0": "DOUBLE",
+        "variance_explained": "DOUBLE",
+    }
+    rows = [
+        [
+            index,
+            *(getattr(sae, f) for f in ("name", "hook", "hook_out", "d_in", "d_out", "d_sae")),
+            *(getattr(sae, f) for f in ("architecture", "format", "encode_dtype", "source")),
+            sae.sha256,
+            snapshot.recorded_tokens(sae.name),
+            snapshot.rows(sae.name),
+            snapshot.rows(sae.name) / max(1, snapshot.recorded_tokens(sae.name)),
+            sae.check.variance_explained,
+        ]
+        for index, sae in enumerate(snapshot.saes)
+    ]
+    return _table("saes", fields, rows)
+
+
+def _runs(snapshot: Snapshot) -> list[str]:
+    fields = {
+        "run": "INTEGER",
+        "started": "VARCHAR",
+        "finished": "VARCHAR",
+        "featuredb": "VARCHAR",
+        "corpus": "VARCHAR",
+        "saes": "VARCHAR[]",
+        "tokens": "BIGINT",
+        "activations": "BIGINT",
+        "seconds": "DOUBLE",
+        "device": "VARCHAR",
+        "host": "VARCHAR",
+    }
+    rows = [
+        [
+            r.number,
+            r.started,
+            r.finished,
+            r.featuredb,
+            r.corpus,
+            list(r.saes),
+            r.tokens,
+            r.activations,
+            r.seconds,
+            r.device,
+            r.host,
+        ]
+        for r in snapshot.runs
+    ]
+    return _table("runs", fields, rows)
+
+
+def _corpora(snapshot: Snapshot) -> list[str]:
+    fields = {
+        "corpus": "VARCHAR",
+        "source": "VARCHAR",
+        "fingerprint": "VARCHAR",
+        "context_size": "INTEGER",
+        "first_document": "BIGINT",
+        "n_documents": "BIGINT",
+        "first_context": "BIGINT",
+        "n_contexts": "BIGINT",
+        "n_tokens": "BIGINT",
+        "metadata": "VARCHAR[]",
+    }
+    rows = [
+        [
+            c.id,
+            c.source,
+            c.fingerprint,
+            c.context_size,
+            c.first_document,
+            c.n_documents,
+            c.first_context,
+            c.n_contexts,
+            c.n_tokens,
+            list(c.metadata),
+        ]
+        for c in snapshot.corpora
+    ]
+    return _table("corpora", fields, rows)
+
+
+def _table(title: str, fields: dict[str, str], rows: Sequence[Sequence[object]]) -> list[str]:
+    columns = ", ".join(f"{name(k)} {v}" for k, v in fields.items())
+    made = [f"CREATE TABLE {title} ({columns})"]
+    if rows:
+        values = ", ".join("(" + ", ".join(map(_value, row)) + ")" for row in rows)
+        made.append(f"INSERT INTO {title} VALUES {values}")
+    return made
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, str):
+        return literals.text(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]::VARCHAR[]"
+    if isinstance(value, float):
+        return f"{literals.text(repr(value))}::DOUBLE"
+    return json.dumps(value)

@@ -1,0 +1,64 @@
+"""``catalog.duckdb``: the catalog for any DuckDB client."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from featuredb.store.files.atomic import fsync_path, storage_errors, temporary_name
+from featuredb.store.layout import Layout
+from featuredb.store.snapshot import Snapshot
+from queries.connection import create
+
+
+@contextmanager
+def built_catalog(layout: Layout, snapshot: Snapshot) -> Iterator[Path]:
+    """The catalog of `snapshot` under a temporary name, flushed, for the block to put in place.
+
+    Raises `CorruptDatabaseError` when the snapshot's files are not there, `StorageError` when the
+    disk refuses.
+    """
+    root = layout.root.absolute()
+    temporary = temporary_name(layout.catalog)
+    with storage_errors(layout.catalog):
+        try:
+            with _writable(temporary) as path, duckdb.connect(str(path)) as connection:
+                create(connection, snapshot, root)
+                connection.execute("CHECKPOINT")
+            fsync_path(temporary)
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+            # DuckDB's own, which it leaves where the disk is full.
+            temporary.with_name(f"{temporary.name}.wal").unlink(missing_ok=True)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[Path]:
+    """Where DuckDB may write the file that is to be at `path`.
+
+    It takes what follows a ``?`` for options and puts its log at the path before them, in another
+    folder: such a file is written elsewhere and copied.
+    """
+    if "?" not in str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="featuredb-") as folder:
+        yield Path(folder) / path.name
+        shutil.copyfile(Path(folder) / path.name, path)
+
+
+def build_catalog(layout: Layout, snapshot: Snapshot) -> None:
+    """Put the catalog of `snapshot` in place of the old one in one step.
+
+    A client that has the old file open keeps reading it. Raises as `built_catalog`.
+    """
+    with built_catalog(layout, snapshot) as temporary:
+        os.replace(temporary, layout.catalog)
+    fsync_path(layout.root)

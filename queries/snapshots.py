@@ -1,0 +1,46 @@
+"""The snapshots that a database keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from featuredb.store.history import kept_numbers, read_snapshot
+from featuredb.store.layout import Layout
+from queries.answers import Rows
+
+_SCHEMA = pa.schema(
+    [
+        ("snapshot", pa.int64()),
+        ("created", pa.string()),
+        ("operation", pa.string()),
+        ("live", pa.bool_()),
+        ("corpora", pa.list_(pa.string())),
+        ("saes", pa.list_(pa.string())),
+        ("activations", pa.int64()),
+        ("bytes", pa.int64()),
+    ]
+)
+
+
+def list_snapshots(path: Path) -> Rows:
+    """One row per snapshot, oldest first; see `featuredb.snapshots`."""
+    layout = Layout(path.expanduser().absolute())
+    live = read_snapshot(layout).number
+    rows = []
+    for number in kept_numbers(layout):
+        snapshot = read_snapshot(layout, number)
+        rows.append(
+            {
+                "snapshot": number,
+                "created": snapshot.created,
+                "operation": snapshot.operation,
+                "live": number == live,
+                "corpora": [corpus.id for corpus in snapshot.corpora],
+                "saes": [sae.name for sae in snapshot.saes],
+                "activations": sum(segment.rows for segment in snapshot.segments),
+                "bytes": sum(file.bytes for file in snapshot.files()),
+            }
+        )
+    return Rows(pa.Table.from_pylist(rows, schema=_SCHEMA))

@@ -1,0 +1,59 @@
+"""Mistakes that cost an SAE next to nothing, so that only a comparison tells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ingest.load_check.alternatives import Reading, suspects
+from ingest.load_check.sample import SampleTokens, explain
+from ingest.model.hooks import resolve_hook
+from ingest.sae import load_sae
+from ingest.sae.activations import JumpReLU, ReLU
+from tests.ingest.loads import HOOK, explaining_sae, offset_model, open_model, states_at
+from tests.tiny import tiny_documents
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return offset_model(tmp_path_factory.mktemp("quiet"))
+
+
+def test_a_threshold_that_costs_next_to_nothing_when_it_is_lost(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = open_model(folder)
+    right = load_sae(explaining_sae(tmp_path, model, noise=20, architecture="jumprelu"))
+    # Features that should be silent, and of which each writes next to nothing.
+    W_dec = right.decoder.W_dec.clone()
+    W_dec[40:] *= 0.17
+    right = replace(right, decoder=replace(right.decoder, W_dec=W_dec))
+    lost = replace(right, encoder=replace(right.encoder, activation=ReLU()))
+    x = states_at(model, HOOK)
+    before, after = explain(right, x, x), explain(lost, x, x)
+    assert after.l0 == 2 * before.l0
+    assert before.variance_explained - 0.02 < after.variance_explained
+    assert after.variance_explained < before.variance_explained
+
+    ids = [
+        [0, *model.tokenizer(d["text"], add_special_tokens=False).input_ids[:31]]
+        for d in tiny_documents()
+    ]
+    starts = np.cumsum([0, *map(len, ids)]).astype(np.int64)
+    sample = SampleTokens(np.concatenate(ids).astype(np.uint32), starts, 0, True)
+    point = resolve_hook(model.model, HOOK)
+
+    def found(activation: ReLU | JumpReLU) -> list[str]:
+        sae = replace(lost, encoder=replace(lost.encoder, activation=activation))
+        reading = Reading(sae, point, None, None)
+        return [s.sentence() for s in suspects(model, reading, sample, refused=False)]
+
+    assert right.stated_l0 is None
+    assert isinstance(right.encoder.activation, JumpReLU)
+    assert found(right.encoder.activation) == []
+    (said,) = found(ReLU())
+    assert "largest activations of each token" in said
+    assert "a threshold that was lost" in said

@@ -37,7 +37,7 @@ from benchmarks.queries import cold
 from benchmarks.synthetic import World
 from featuredb.database import Database
 from featuredb.store.snapshot import Snapshot
-from featuredb.units import size_of
+from featuredb.store.units import size_of
 from queries.feature_contexts import feature_activations
 
 SLOWER = 1.5

@@ -18,7 +18,7 @@ from featuredb.store.files.remote import Remote
 from featuredb.store.files.urls import local_folder
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.store import Store
-from featuredb.units import size_of
+from featuredb.store.units import size_of
 
 if TYPE_CHECKING:
     from featuredb.transfer.push_pull import Transfer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from featuredb.errors import IngestError
 from featuredb.store.rounding import Values
-from featuredb.units import size_of
+from featuredb.store.units import size_of
 
 if TYPE_CHECKING:
     from featuredb.store.snapshot import Recording

@@ -8,7 +8,7 @@ import click
 
 import featuredb
 from featuredb.cli import options
-from featuredb.durations import duration_of
+from featuredb.store.units import duration_of
 
 
 @click.command("vacuum")

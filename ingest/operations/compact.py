@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featuredb.store.snapshot import Snapshot
-from featuredb.units import size_of
+from featuredb.store.units import size_of
 from ingest.change import changing, next_draft
 from ingest.publish import groups_to_merge, publish
 

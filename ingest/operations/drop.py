@@ -17,7 +17,7 @@ from featuredb.store.files.atomic import folder_in_place, remove_tree
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Corpus, FeatureFile, Segment, Snapshot
-from featuredb.units import size_of
+from featuredb.store.units import size_of
 from ingest.change import changing, next_draft
 from ingest.compaction import link_token_files
 from ingest.extract.runs import file_entry

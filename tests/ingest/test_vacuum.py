@@ -14,12 +14,12 @@ from click.testing import CliRunner
 import featuredb
 from featuredb.cli import main
 from featuredb.cli.exit_codes import ExitCode
-from featuredb.durations import duration_of
 from featuredb.errors import CorruptDatabaseError, OptionError
 from featuredb.store import history as snapshot_files
 from featuredb.store.files.atomic import write_atomically
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Snapshot
+from featuredb.store.units import duration_of
 from featuredb.store.unreferenced import remove_unnamed
 from ingest import publish
 from tests.archives.make import world

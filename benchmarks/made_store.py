@@ -22,6 +22,7 @@ from featuredb.store import schemas
 from featuredb.store.feature_order import read_feature_order
 from featuredb.store.files.atomic import folder_in_place
 from featuredb.store.files.parquet import ParquetFiles
+from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import (
     Draft,
@@ -37,7 +38,7 @@ from featuredb.store.snapshot import (
 from featuredb.store.unreferenced import clean_up
 from featuredb.store.vectors.directions import Directions, write_vectors
 from ingest.extract.feature_orders import with_feature_orders
-from ingest.extract.runs import Extent, Sinks, file_entry, write_run
+from ingest.extract.runs import Extent, Sinks, write_run
 from ingest.publish import publish
 from ingest.tokens.store import CorpusHeader, store_corpus
 

@@ -30,12 +30,12 @@ from featuredb.store.files.atomic import (
     temporary_name,
 )
 from featuredb.store.files.memory import give_back
+from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Draft, FeatureFile, File, Segment, TokenFile
 from ingest.derive.look_up import LookUp, TokenLookUp
 from ingest.derive.merged_segments import MergedSegments, Piece
 from ingest.derive.profiles import Profiler, Profiles
-from ingest.extract.runs import file_entry
 
 ROWS_PER_BUCKET = 1 << 20
 """Aim for this many rows a bucket file: about 32 row groups, a footer parsed in well under 1 ms."""

@@ -17,6 +17,7 @@ from featuredb.store import schemas
 from featuredb.store.corpora import Texts
 from featuredb.store.files.atomic import folder_in_place, remove_tree, write_atomically
 from featuredb.store.files.parquet import ParquetFiles
+from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Corpus, Draft, File, LoadCheck, NextIds, Sae, Snapshot, Vectors
 from featuredb.store.vectors.directions import Directions, fresh_table, table_of, write_vectors
@@ -27,7 +28,6 @@ from ingest.extract.feature_orders import with_feature_orders
 from ingest.extract.forward import Probe, Rule
 from ingest.extract.overlap import batches_ahead
 from ingest.extract.partition import Engine, Source
-from ingest.extract.runs import file_entry
 from ingest.inputs import Inputs, Reader
 from ingest.load_check.alternatives import Reading
 from ingest.load_check.check import Measured, judge, measure

@@ -93,6 +93,16 @@ def refuse_nothing_to_write_to(layout: Layout) -> None:
         read_snapshot(layout)
 
 
+def file_entry(layout: Layout, written: Path, folder: Path, final: Path, rows: int) -> File:
+    """Describe a file just written below `folder`, which is about to be renamed to `final`."""
+    return File(
+        path=layout.relative(final / written.relative_to(folder)),
+        rows=rows,
+        bytes=written.stat().st_size,
+        sha256=sha256_of(written),
+    )
+
+
 def _catalog(layout: Layout, path: Path) -> File | None:
     if not path.exists():
         return None

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.store.files.parquet import load_array
+from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File, Sae, VectorIndex, Vectors
 from featuredb.store.vectors.directions import DirectionRows, Float32Matrix, HalfMatrix, comparable
 from featuredb.store.vectors.exact import ExactSearch
 from featuredb.store.vectors.ivf import InvertedLists, gathered
-from ingest.extract.runs import file_entry
 
 INDEX_BEYOND = 1_000_000
 """Comparable features above which an index is made: below, exact search takes at most tens of

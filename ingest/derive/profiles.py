@@ -14,7 +14,7 @@ from ingest.derive.look_up import LookUp
 from ingest.derive.merged_segments import MergedSegments, Piece
 from ingest.derive.statistics import statistics_table
 from ingest.derive.tally import Found, Rows, close, room_for, scan, tally, work_for
-from ingest.extract.runs import ranges
+from ingest.tokens.contexts import ranges
 
 _FEATURES_AT_ONCE = 4_096
 

@@ -19,6 +19,7 @@ from featuredb.store.corpora import Texts
 from featuredb.store.files.atomic import folder_in_place, remove_tree
 from featuredb.store.files.memory import give_back
 from featuredb.store.files.parquet import ParquetFiles
+from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import (
     Derived,
@@ -39,7 +40,6 @@ from ingest.derive.index import write_indexes
 from ingest.derive.neighbors import neighbors
 from ingest.derive.profiles import Profiles
 from ingest.derive.windows import windows, write_windows
-from ingest.extract.runs import file_entry
 
 EXAMPLES_ROW_GROUP = 2_048
 FEATURES_ROW_GROUP = 512

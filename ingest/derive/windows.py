@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from featuredb.store import schemas
 from featuredb.store.corpora import Texts
 from featuredb.store.snapshot import Corpus
-from ingest.extract.runs import ranges
+from ingest.tokens.contexts import ranges
 
 ROWS_PER_FILE = 1 << 15
 """DuckDB looks at every row group of a file, some 8 microseconds each, so a file has few."""

@@ -15,9 +15,11 @@ from featuredb.store import schemas
 from featuredb.store.by_feature import FeatureRows, directory_of, stride_of, write_feature_file
 from featuredb.store.by_token import token_rows, write_token_file
 from featuredb.store.feature_order import FeatureOrder
-from featuredb.store.files.atomic import folder_in_place, remove_tree, sha256_of
+from featuredb.store.files.atomic import folder_in_place, remove_tree
+from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
-from featuredb.store.snapshot import FeatureFile, File, Segment, TokenFile
+from featuredb.store.snapshot import FeatureFile, Segment, TokenFile
+from ingest.tokens.contexts import ranges
 
 
 class Codes(NamedTuple):
@@ -78,15 +80,6 @@ def by_position(codes: Codes) -> Codes:
     lengths = np.diff(np.append(starts, len(position)))[order]
     gather = ranges(starts[order], lengths)
     return Codes(position[gather], codes.feature_id[gather], codes.activation[gather])
-
-
-def ranges(starts: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """The concatenation of ``arange(starts[i], starts[i] + lengths[i])``."""
-    ends = np.cumsum(lengths)
-    if len(ends) == 0 or ends[-1] == 0:
-        return np.empty(0, np.int64)
-    offsets = np.repeat(starts - (ends - lengths), lengths)
-    return np.asarray(offsets + np.arange(ends[-1]), dtype=np.int64)
 
 
 def write_run(
@@ -156,13 +149,3 @@ def write_run(
 def write_sinks(path: Path, sinks: Sinks) -> None:
     """Write the sinks table."""
     pq.write_table(pa.table(list(sinks), schema=schemas.SINKS), path, compression="zstd")
-
-
-def file_entry(layout: Layout, written: Path, folder: Path, final: Path, rows: int) -> File:
-    """Describe a file just written below `folder`, which is about to be renamed to `final`."""
-    return File(
-        path=layout.relative(final / written.relative_to(folder)),
-        rows=rows,
-        bytes=written.stat().st_size,
-        sha256=sha256_of(written),
-    )

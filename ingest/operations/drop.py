@@ -15,12 +15,12 @@ from featuredb.store.by_feature import FeatureFileWriter, FeatureMajor, FeatureR
 from featuredb.store.corpora import Texts
 from featuredb.store.files.atomic import folder_in_place, remove_tree
 from featuredb.store.files.parquet import ParquetFiles
+from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Corpus, FeatureFile, Segment, Snapshot
 from featuredb.store.units import size_of
 from ingest.change import changing, next_draft
 from ingest.compaction import link_token_files
-from ingest.extract.runs import file_entry
 from ingest.publish import publish
 
 _ROWS_AT_ONCE = 1 << 20

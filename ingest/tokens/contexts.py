@@ -120,9 +120,9 @@ def cut_contexts(
         )
     # Where each window's tokens lie in the documents laid end to end, and where they go.
     before = np.cumsum(lengths) - lengths
-    source = _ranges(before[windows.document] + windows.start, windows.length)
+    source = ranges(before[windows.document] + windows.start, windows.length)
     sizes = windows.length + (cutting.bos_id is not None)
-    target = _ranges(np.cumsum(sizes) - windows.length, windows.length)
+    target = ranges(np.cumsum(sizes) - windows.length, windows.length)
 
     total = int(sizes.sum())
     token_ids = np.full(total, cutting.bos_id or 0, np.uint32)
@@ -149,6 +149,15 @@ def cut_contexts(
     )
 
 
+def ranges(starts: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> Ints:
+    """The concatenation of ``arange(starts[i], starts[i] + lengths[i])``."""
+    ends = np.cumsum(lengths)
+    if len(ends) == 0 or ends[-1] == 0:
+        return np.empty(0, np.int64)
+    offsets = np.repeat(starts - (ends - lengths), lengths)
+    return np.asarray(offsets + np.arange(ends[-1]), dtype=np.int64)
+
+
 def _joined(arrays: Sequence[npt.NDArray[Any] | None], dtype: Any) -> npt.NDArray[Any]:
     present = [array for array in arrays if array is not None]
     return np.concatenate([*present, np.empty(0, dtype)])
@@ -161,14 +170,6 @@ def _windows(lengths: Ints, cutting: Cutting) -> _Windows:
     beyond = np.maximum(lengths - window, 0)
     counts = np.where(lengths > 0, -(-beyond // stride) + 1, 0)
     document = np.repeat(np.arange(len(lengths), dtype=np.int64), counts)
-    index = _ranges(np.zeros(len(lengths), np.int64), counts)
+    index = ranges(np.zeros(len(lengths), np.int64), counts)
     start = index * stride
     return _Windows(document, index, start, np.minimum(window, lengths[document] - start))
-
-
-def _ranges(starts: Ints, lengths: Ints) -> Ints:
-    """``start, start + 1, …`` of each length, end to end."""
-    before = np.cumsum(lengths) - lengths
-    ranges: Ints = np.arange(int(lengths.sum()), dtype=np.int64)
-    ranges += np.repeat(starts - before, lengths)
-    return ranges

@@ -15,9 +15,9 @@ from featuredb.errors import CorpusError
 from featuredb.store import schemas
 from featuredb.store.corpora import DOCUMENT_ROW_GROUP, text_hash
 from featuredb.store.files.atomic import folder_in_place, remove_tree
+from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Corpus, File
-from ingest.extract.runs import file_entry
 from ingest.tokens.contexts import TokenizedBatch
 
 CONTEXT_ROW_GROUP = 512

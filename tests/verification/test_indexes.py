@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from featuredb.store.history import write_snapshot
+from featuredb.store.history import file_entry, write_snapshot
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Snapshot, VectorIndex
 from featuredb.verification import verify
 from ingest.derive.index import write_indexes
-from ingest.extract.runs import file_entry
 from queries.catalog_file import built_catalog
 from tests.directions import a_world, made_directions
 from tests.make_store import make_store

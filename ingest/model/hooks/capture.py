@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from featuredb.errors import HookError
-from ingest.model.hooks.points import HookPoint
+from ingest.model.hooks.hook_point import HookPoint
 
 
 class _Reached(Exception):

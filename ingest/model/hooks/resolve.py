@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from featuredb.errors import HookError
+from ingest.model.hooks.capture import capture
 from ingest.model.hooks.families import FAMILIES, Family, base_of, family_of, join
-
-Side = Literal["input", "output"]
+from ingest.model.hooks.hook_point import HookPoint, Side
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _LAYER_NAMES = (
@@ -32,28 +32,6 @@ _LAYER_NAMES = (
     "ln1.hook_normalized",
     "ln2.hook_normalized",
 )
-
-
-@dataclass(frozen=True)
-class HookPoint:
-    """One place in one model: [batch, tokens, width] values pass here in each forward pass."""
-
-    name: str
-    """As it was asked for."""
-    module: str
-    """Path of the module in `model.named_modules()`."""
-    side: Side
-    layer: int | None
-    """The layer it lies in, from 0; None outside the layers (the embedding counts as outside)."""
-    width: int
-    before_gain: bool = False
-    """Values of an RMS norm before its weight is multiplied in, x / rms(x), recomputed from the
-    module's input: what TransformerLens calls `hook_normalized`. Layer norms are taken whole."""
-
-    @property
-    def canonical(self) -> str:
-        """One spelling for one place, whatever it was called: `model.layers.9.output`."""
-        return f"{self.module}.{'normalized' if self.before_gain else self.side}"
 
 
 def resolve_hook(model: nn.Module, name: str) -> HookPoint:
@@ -172,8 +150,6 @@ def _width(model: nn.Module, point: HookPoint) -> int:
         inside = join(base, family.layers, str(point.layer))
         if point.module in (inside, join(inside, family.ln1), join(inside, family.ln2)):
             return d_model
-    from ingest.model.hooks.capture import capture
-
     with capture(model, [point]) as forward:
         token = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
         return int(forward.run(token, torch.ones_like(token))[point.name].shape[-1])

@@ -1,8 +1,7 @@
-"""Who runs an ingest's partitions and merges its buckets: this process, several, or a cluster.
+"""Execution backends: in-process, multiprocessing, Ray.
 
-Whoever it is runs the same two functions, `ingest.extract.partition` and
-`ingest.compaction.write_bucket`, on the same plan, so the content does not depend on it; an ingest
-begun by one is finished by another.
+Every backend runs `ingest.extract.partition` and `ingest.compaction.write_bucket` on the same plan,
+so the content of the database does not depend on it. One backend can resume what another began.
 """
 
 from ingest.engines.choice import workers_for

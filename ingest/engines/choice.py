@@ -1,17 +1,18 @@
-"""From options to an engine."""
+"""Select the execution backend that the options name."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 
 from featuredb.store.layout import Layout
-from ingest.engines.local import Local
-from ingest.engines.processes import Processes
-from ingest.engines.ray.cluster import Cluster
+from ingest.engines.local import LocalEngine
+from ingest.engines.processes import ProcessEngine
+from ingest.engines.ray.engine import ray_engine
 from ingest.engines.worker import job_of
 from ingest.engines.workers import Workers
 from ingest.inputs import Reader
@@ -23,24 +24,26 @@ from ingest.run_plan import Plan
 _CPUS_PER_PROCESS = 4
 
 
-def workers_for(layout: Layout, plan: Plan, reader: Reader, options: IngestOptions) -> Workers:
-    """The engine that `options.engine` names. Only the local one keeps hold of `reader`."""
+def workers_for(
+    layout: Layout, plan: Plan, reader: Reader, options: IngestOptions
+) -> AbstractContextManager[Workers]:
+    """Return the backend that `options.engine` names. Only the local one keeps `reader` alive."""
     note = partial(say, show=options.progress)
     if options.engine == "local":
-        return Local(engine_of(layout, plan, reader, show=options.progress))
+        return nullcontext(LocalEngine(engine_of(layout, plan, reader, show=options.progress)))
     if options.engine == "ray":
-        return Cluster(
+        return ray_engine(
             address=options.ray_address,
             workers=options.workers,
             gpus_per_worker=options.gpus_per_worker,
-            wanted=options.device.partition(":")[0],
+            device=options.device.partition(":")[0],
             job_on=lambda device: job_of(layout, plan, options, device, None),
             note=note,
         )
     devices = _devices(reader.model.device)
     count, threads = _processes(devices, options.workers)
     jobs = [job_of(layout, plan, options, devices[i % len(devices)], threads) for i in range(count)]
-    return Processes(jobs, note)
+    return nullcontext(ProcessEngine(jobs, note))
 
 
 def _devices(chosen: torch.device) -> list[str]:
@@ -50,10 +53,10 @@ def _devices(chosen: torch.device) -> list[str]:
     return [str(chosen)]
 
 
-def _processes(devices: Sequence[str], asked: int | None) -> tuple[int, int | None]:
-    """How many processes, and the threads of each: cores are shared out, GPUs need no threads."""
+def _processes(devices: Sequence[str], workers: int | None) -> tuple[int, int | None]:
+    """The number of processes and the CPU threads of each, None for torch's own choice."""
     if devices[0] != "cpu":
-        return asked or len(devices), None
+        return workers or len(devices), None
     cores = os.cpu_count() or 1
-    count = asked or max(1, cores // _CPUS_PER_PROCESS)
+    count = workers or max(1, cores // _CPUS_PER_PROCESS)
     return count, max(1, cores // count)

@@ -1,4 +1,4 @@
-"""Handing partitions out to workers that may die, whatever kind of workers they are."""
+"""Dispatch partitions to workers that may die, whatever kind of workers they are."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ingest.extract.partition import Report
 from ingest.run_plan import Summary
 
 TRIES = 3
-"""Workers that one partition may outlive, and workers in a row that may die before they begin."""
+"""Attempts at one partition, and consecutive workers that may die before they are ready."""
 
 
-class Ready(NamedTuple):
-    """A worker has loaded its model. name: which process it is."""
+class WorkerReady(NamedTuple):
+    """A worker has loaded its model. name: its process and host."""
 
     worker: int
     name: str
 
 
-class Progress(NamedTuple):
-    """How far a worker is with a partition, counted from the partition's start."""
+class PartitionProgress(NamedTuple):
+    """Tokens and activations of a partition so far."""
 
     worker: int
     partition: int
@@ -31,58 +31,66 @@ class Progress(NamedTuple):
     activations: int
 
 
-class Collected(NamedTuple):
+class PartitionCollected(NamedTuple):
     """A worker holds a partition in memory."""
 
     worker: int
     partition: int
 
 
-class Written(NamedTuple):
-    """A worker has finished a partition."""
+class PartitionWritten(NamedTuple):
+    """A worker has written a partition."""
 
     worker: int
     summary: Summary
 
 
-class Gone(NamedTuple):
+class WorkerDied(NamedTuple):
     """A worker has died. how: as in "was killed by SIGKILL"."""
 
     worker: int
     how: str
 
 
-class Noted(NamedTuple):
-    """A worker has something to tell the user."""
+class WorkerNote(NamedTuple):
+    """A message from a worker to the user."""
 
     text: str
 
 
-Event = Ready | Progress | Collected | Written | Gone | Noted
+Event = (
+    WorkerReady
+    | PartitionProgress
+    | PartitionCollected
+    | PartitionWritten
+    | WorkerDied
+    | WorkerNote
+)
 
 
-class Crew(Protocol):
-    """A kind of workers. None of these calls waits for a worker but `events`."""
+class WorkerPool(Protocol):
+    """One kind of workers. Only `events` blocks."""
 
-    def hire(self) -> int:
-        """Start one more worker, and say its number."""
+    def start_worker(self) -> int:
+        """Start a worker and return its number."""
 
     def collect(self, worker: int, partition: int) -> None:
-        """Let a worker collect a partition; it says `Progress` now and then, then `Collected`."""
+        """Let a worker collect a partition. It sends `PartitionProgress`, then
+        `PartitionCollected`."""
 
     def write(self, worker: int, partition: int) -> None:
-        """Let a worker write what it has collected, meanwhile perhaps collecting another."""
+        """Let a worker write a collected partition. It may collect another meanwhile."""
 
     def events(self) -> Iterable[Event]:
-        """What has happened since, waiting for something to happen; maybe nothing.
+        """Wait for events and return them, possibly none.
 
         Raises the error that stopped a worker.
         """
 
 
 @dataclass
-class _Hand:
-    """A worker. progress: tokens and activations of the partitions it holds."""
+class _Worker:
+    """A worker's state. progress: tokens and activations of the partitions it holds."""
 
     name: str = ""
     collecting: int | None = None
@@ -90,97 +98,108 @@ class _Hand:
     progress: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @property
-    def free(self) -> bool:
-        # One written while the next one runs, and no more: what waits is in memory.
+    def idle(self) -> bool:
+        # Each partition that waits to be written takes memory: at most one while the next runs.
         return bool(self.name) and self.collecting is None and len(self.writing) < 2
 
 
 def dispatch(
-    crew: Crew,
+    pool: WorkerPool,
     partitions: Sequence[int],
     workers: int,
     report: Report,
     note: Callable[[str], None],
 ) -> Iterator[Summary]:
-    """Run `partitions` on `workers` workers of a crew; their summaries as they come.
+    """Run partitions on the workers of a pool.
 
-    What a dead worker held is handed to another, and a new worker takes its place. report: told
-    tokens and activations, taken back (negative) for what was lost. Raises `IngestError` when one
-    partition, or the start, goes on killing workers, and what `crew.events` raises.
+    A worker that dies is replaced, and its partitions are run again.
+
+    Args:
+        pool: Starts workers and talks to them.
+        partitions: Numbers of partitions in the plan.
+        workers: Workers at once.
+        report: Called with new tokens and activations, negative for those that were lost.
+        note: Called with messages for the user.
+
+    Returns:
+        Summaries in the order in which partitions finish.
+
+    Raises:
+        IngestError: If one partition, or the start, repeatedly kills workers. Errors of
+            `WorkerPool.events` propagate.
     """
-    waiting, left = deque(partitions), set(partitions)
-    hands: dict[int, _Hand] = {}
-    tries: Counter[int] = Counter()
-    stillborn = 0
+    pending, unfinished = deque(partitions), set(partitions)
+    alive: dict[int, _Worker] = {}
+    losses: Counter[int] = Counter()
+    failed_starts = 0
 
-    def advance(hand: _Hand, partition: int, tokens: int, activations: int) -> None:
-        before = hand.progress.get(partition, (0, 0))
-        hand.progress[partition] = tokens, activations
+    def advance(worker: _Worker, partition: int, tokens: int, activations: int) -> None:
+        before = worker.progress.get(partition, (0, 0))
+        worker.progress[partition] = tokens, activations
         report(tokens - before[0], activations - before[1])
 
-    while left:
-        while len(hands) < min(workers, len(left)):
-            hands[crew.hire()] = _Hand()
-        for number, hand in hands.items():
-            if waiting and hand.free:
-                hand.collecting = waiting.popleft()
-                hand.progress[hand.collecting] = 0, 0
-                crew.collect(number, hand.collecting)
-        for event in crew.events():
+    while unfinished:
+        while len(alive) < min(workers, len(unfinished)):
+            alive[pool.start_worker()] = _Worker()
+        for number, worker in alive.items():
+            if pending and worker.idle:
+                worker.collecting = pending.popleft()
+                worker.progress[worker.collecting] = 0, 0
+                pool.collect(number, worker.collecting)
+        for event in pool.events():
             match event:
-                case Ready(worker, name):
-                    hands[worker].name = name
-                    stillborn = 0
-                case Progress(worker, partition, tokens, activations):
-                    if worker in hands and partition in hands[worker].progress:
-                        advance(hands[worker], partition, tokens, activations)
-                case Collected(worker, partition):
-                    hands[worker].collecting = None
-                    hands[worker].writing.add(partition)
-                    crew.write(worker, partition)
-                case Written(worker, summary):
-                    hand = hands[worker]
-                    hand.writing.discard(summary.partition)
+                case WorkerReady(number, name):
+                    alive[number].name = name
+                    failed_starts = 0
+                case PartitionProgress(number, partition, tokens, activations):
+                    if number in alive and partition in alive[number].progress:
+                        advance(alive[number], partition, tokens, activations)
+                case PartitionCollected(number, partition):
+                    alive[number].collecting = None
+                    alive[number].writing.add(partition)
+                    pool.write(number, partition)
+                case PartitionWritten(number, summary):
+                    worker = alive[number]
+                    worker.writing.discard(summary.partition)
                     rows = sum(segment.rows for segment in summary.segments)
-                    advance(hand, summary.partition, summary.tokens, rows)
-                    del hand.progress[summary.partition]
-                    left.discard(summary.partition)
+                    advance(worker, summary.partition, summary.tokens, rows)
+                    del worker.progress[summary.partition]
+                    unfinished.discard(summary.partition)
                     yield summary
-                case Gone(worker, how):
-                    hand = hands.pop(worker)
-                    lost = sorted(hand.progress)
-                    stillborn += not hand.name
+                case WorkerDied(number, how):
+                    worker = alive.pop(number)
+                    lost = sorted(worker.progress)
+                    failed_starts += not worker.name
                     for partition in lost:
-                        advance(hand, partition, 0, 0)
-                        tries[partition] += 1
-                    waiting.extendleft(reversed(lost))
-                    _give_up(how, stillborn, tries)
-                    note(f"{hand.name or 'a worker'} {how}{_again(lost)}")
-                case Noted(text):
+                        advance(worker, partition, 0, 0)
+                        losses[partition] += 1
+                    pending.extendleft(reversed(lost))
+                    _check_losses(how, failed_starts, losses)
+                    note(f"{worker.name or 'a worker'} {how}{_consequence(lost)}")
+                case WorkerNote(text):
                     note(text)
 
 
-def _give_up(how: str, stillborn: int, tries: Counter[int]) -> None:
-    if stillborn >= TRIES:
+def _check_losses(how: str, failed_starts: int, losses: Counter[int]) -> None:
+    """Raise `IngestError` when trying again is pointless."""
+    if failed_starts >= TRIES:
         raise IngestError(
-            f"{stillborn} workers in a row did not live to load the model (the last {how}): "
+            f"{failed_starts} workers in a row did not live to load the model (the last {how}): "
             "give them more memory or fewer --workers; in a script, call featuredb.ingest below "
             "if __name__ == '__main__'"
         )
-    # Both that a worker held are named: which of them it died of cannot be told.
-    lost = sorted(partition for partition, times in tries.items() if times >= TRIES)
+    # A worker may have held two partitions. Either may have killed it, so both are named.
+    lost = sorted(partition for partition, count in losses.items() if count >= TRIES)
     if lost:
         raise IngestError(
-            f"{_named(lost)} was lost with {TRIES} workers (the last {how}): "
+            f"{_listed(lost)} was lost with {TRIES} workers (the last {how}): "
             "give them more memory or a smaller --memory, then run the same command again"
         )
 
 
-def _again(lost: Sequence[int]) -> str:
-    if not lost:
-        return ": another takes its place"
-    return f": {_named(lost)} will be run again"
+def _consequence(lost: Sequence[int]) -> str:
+    return f": {_listed(lost)} will be run again" if lost else ": another takes its place"
 
 
-def _named(partitions: Sequence[int]) -> str:
+def _listed(partitions: Sequence[int]) -> str:
     return "partition " + " and ".join(str(number) for number in partitions)

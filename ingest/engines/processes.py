@@ -1,4 +1,4 @@
-"""Several processes of one machine, one for each of its GPUs, without a cluster."""
+"""Run partitions in several processes of one machine, one per GPU by default."""
 
 from __future__ import annotations
 
@@ -13,21 +13,18 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from featuredb.errors import FeatureDBError
-from featuredb.store.layout import Layout
-from featuredb.store.snapshot import Draft
-from ingest.compaction import Compaction, Merged, Place, merge_here
+from ingest.compaction import merge_here
 from ingest.engines.dispatch import (
-    Collected,
     Event,
-    Gone,
-    Noted,
-    Progress,
-    Ready,
-    Written,
+    PartitionCollected,
+    PartitionProgress,
+    PartitionWritten,
+    WorkerDied,
+    WorkerNote,
+    WorkerReady,
     dispatch,
 )
 from ingest.engines.worker import Job, Worker
@@ -35,96 +32,87 @@ from ingest.extract.partition import Report
 from ingest.run_plan import Summary
 
 
-class _Order(NamedTuple):
-    """What the driver sends to a worker."""
+class _Command(NamedTuple):
+    """A message from the driver to a worker. method: ``collect`` or ``write``."""
 
-    kind: str
-    """``collect`` or ``write``."""
+    method: str
     partition: int
 
 
 class _Failed(NamedTuple):
-    """What stopped a worker: an error meant for the user, else None and a traceback."""
+    """What stopped a worker: an error meant for the user, or None and a traceback."""
 
     error: FeatureDBError | None
     trace: str
 
 
 @dataclass(frozen=True)
-class Processes:
-    """The engine of one machine's processes; see `Workers`. jobs: one for each worker."""
+class ProcessEngine:
+    """Backend of several processes. See `Workers`. jobs: one per worker."""
 
     jobs: Sequence[Job]
     note: Callable[[str], None]
+    merge = staticmethod(merge_here)
 
     @property
     def device(self) -> str:
-        """How many of what."""
-        return f"{len(self.jobs)} x {self.jobs[0].device.partition(':')[0]}"
+        return f"{len(self.jobs)} x {self._kind}"
 
-    def run(self, numbers: Sequence[int], report: Report) -> Iterator[Summary]:
-        """Partitions as workers finish them."""
-        if not numbers:
+    @property
+    def _kind(self) -> str:
+        return self.jobs[0].device.partition(":")[0]
+
+    def run(self, partitions: Sequence[int], report: Report) -> Iterator[Summary]:
+        """Run partitions and yield their summaries as they finish."""
+        if not partitions:
             return
-        self.note(f"starting {len(self.jobs)} processes on {self.jobs[0].device.partition(':')[0]}")
-        crew = ProcessCrew(self.jobs)
+        self.note(f"starting {len(self.jobs)} processes on {self._kind}")
+        pool = ProcessPool(self.jobs)
         try:
-            yield from dispatch(crew, numbers, len(self.jobs), report, self.note)
+            yield from dispatch(pool, partitions, len(self.jobs), report, self.note)
         finally:
-            crew.close()
-
-    def merge(
-        self, layout: Layout, draft: Draft, job: Compaction, folder: Path, places: Sequence[Place]
-    ) -> Iterator[Merged]:
-        """One bucket after the other, in this process."""
-        return merge_here(layout, draft, job, folder, places)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+            pool.close()
 
 
-class ProcessCrew:
-    """Workers in processes of their own, each at the other end of a pipe; see `Crew`."""
+class ProcessPool:
+    """A `WorkerPool` of processes, each at the other end of a pipe."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
-        # A fork would share the driver's threads and its grip on the GPU.
+        # A fork would share the driver's threads and its CUDA context.
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[int, BaseProcess] = {}
-        self._pipes: dict[int, Connection[_Order, Any]] = {}
+        self._pipes: dict[int, Connection[_Command, Any]] = {}
         self._slots: dict[int, int] = {}
-        self._hired = 0
+        self._workers_started = 0
 
     def pid(self, worker: int) -> int | None:
-        """Of a worker's process."""
+        """Process id of a worker."""
         return self._processes[worker].pid
 
-    def hire(self) -> int:
-        """A worker with the job of the one whose place it takes."""
-        worker = self._hired
-        self._hired += 1
+    def start_worker(self) -> int:
+        """Start a worker on the first job that has none."""
+        worker = self._workers_started
+        self._workers_started += 1
         taken = self._slots.values()
         self._slots[worker] = next(i for i in range(len(self._jobs)) if i not in taken)
-        mine, theirs = self._context.Pipe()
+        driver_end, worker_end = self._context.Pipe()
         process = self._context.Process(
             target=_work,
-            args=(self._jobs[self._slots[worker]], worker, theirs),
+            args=(self._jobs[self._slots[worker]], worker, worker_end),
             daemon=True,
             name=f"featuredb worker {worker}",
         )
         process.start()
-        theirs.close()
-        self._processes[worker], self._pipes[worker] = process, mine
+        worker_end.close()
+        self._processes[worker], self._pipes[worker] = process, driver_end
         return worker
 
     def collect(self, worker: int, partition: int) -> None:
-        self._send(worker, _Order("collect", partition))
+        self._send(worker, _Command("collect", partition))
 
     def write(self, worker: int, partition: int) -> None:
-        self._send(worker, _Order("write", partition))
+        self._send(worker, _Command("write", partition))
 
     def events(self) -> Iterator[Event]:
         ready = wait(self._pipes.values())
@@ -132,25 +120,26 @@ class ProcessCrew:
             try:
                 event = self._pipes[worker].recv()
             except (EOFError, OSError):
-                yield Gone(worker, self._bury(worker))
+                yield WorkerDied(worker, self._reap(worker))
                 continue
             if isinstance(event, _Failed):
                 raise event.error or RuntimeError(f"a worker failed:\n{event.trace}")
             yield event
 
     def close(self) -> None:
-        """End every worker; what they have not finished is lost."""
+        """Kill every worker. Unfinished partitions are lost."""
         for process in self._processes.values():
             process.kill()
         for worker in list(self._processes):
-            self._bury(worker)
+            self._reap(worker)
 
-    def _send(self, worker: int, order: _Order) -> None:
-        # A worker that has just died is noticed by `events`, and its partition handed on.
+    def _send(self, worker: int, command: _Command) -> None:
+        # If the worker has just died, `events` reports it.
         with suppress(OSError):
-            self._pipes[worker].send(order)
+            self._pipes[worker].send(command)
 
-    def _bury(self, worker: int) -> str:
+    def _reap(self, worker: int) -> str:
+        """Release a worker's process and say how it ended."""
         process = self._processes.pop(worker)
         self._pipes.pop(worker).close()
         self._slots.pop(worker)
@@ -160,9 +149,9 @@ class ProcessCrew:
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
 
-def _work(job: Job, number: int, pipe: Connection[Any, _Order]) -> None:
-    """The life of a worker's process: until the driver closes the pipe, or dies."""
-    # Ctrl-C reaches the whole group of processes; the driver is the one that answers it.
+def _work(job: Job, number: int, pipe: Connection[Any, _Command]) -> None:
+    """Main function of a worker's process. Ends when the driver closes the pipe or dies."""
+    # Ctrl-C reaches the whole process group. The driver handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lock = threading.Lock()
 
@@ -173,41 +162,39 @@ def _work(job: Job, number: int, pipe: Connection[Any, _Order]) -> None:
     def guarded(work: Callable[[], None]) -> None:
         try:
             work()
-        except OSError as error:
-            # The pipe itself: nobody is left to be told.
-            if not isinstance(error, BrokenPipeError | ConnectionResetError):
-                send(_Failed(None, traceback.format_exc()))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the driver is gone
         except FeatureDBError as error:
             send(_Failed(error, ""))
         except Exception:
             send(_Failed(None, traceback.format_exc()))
 
-    def live() -> None:
-        worker = Worker(job, lambda text: send(Noted(text)))
-        send(Ready(number, worker.name))
+    def serve() -> None:
+        worker = Worker(job, lambda text: send(WorkerNote(text)))
+        send(WorkerReady(number, worker.name))
         with ThreadPoolExecutor(1, "write") as writer:
             while True:
                 try:
-                    order = pipe.recv()
+                    command = pipe.recv()
                 except EOFError:
                     return
-                if order.kind == "write":
-                    writer.submit(guarded, partial(store, worker, order.partition))
+                if command.method == "write":
+                    writer.submit(guarded, partial(write, worker, command.partition))
                 else:
-                    gather(worker, order.partition)
+                    collect(worker, command.partition)
 
-    def gather(worker: Worker, partition: int) -> None:
-        done = [0, 0]
+    def collect(worker: Worker, partition: int) -> None:
+        total = [0, 0]
 
         def report(tokens: int, activations: int) -> None:
-            done[0] += tokens
-            done[1] += activations
-            send(Progress(number, partition, done[0], done[1]))
+            total[0] += tokens
+            total[1] += activations
+            send(PartitionProgress(number, partition, total[0], total[1]))
 
         worker.collect(partition, report)
-        send(Collected(number, partition))
+        send(PartitionCollected(number, partition))
 
-    def store(worker: Worker, partition: int) -> None:
-        send(Written(number, worker.write(partition)))
+    def write(worker: Worker, partition: int) -> None:
+        send(PartitionWritten(number, worker.write(partition)))
 
-    guarded(live)
+    guarded(serve)

@@ -1,4 +1,4 @@
-"""One copy of the model and the SAEs in a process of its own, working through a plan."""
+"""One copy of the model and the SAEs in a process of its own, running partitions of a plan."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from ingest.run_plan import Plan, Summary, differences, read_plan
 
 
 class Job(NamedTuple):
-    """What a worker is told; everything else is in the plan, which it reads from the disk.
+    """What a worker is started with. It reads everything else from the plan on disk.
 
-    model, saes, hook, hook_out as in `IngestOptions`, paths absolute. names: what the plan calls
-    the SAEs that are run. revision: the model's, where it comes from the hub. dtype: the plan's,
-    whatever this machine would choose by itself. threads: of the CPU; None leaves them to torch.
+    model, saes, hook, hook_out are as in `IngestOptions`, with absolute paths. names: the plan's
+    names of the SAEs. revision: of the model, if it is from the hub. dtype: the plan's, whatever
+    this machine would choose. threads: CPU threads, None for torch's own choice.
     """
 
     root: Path
@@ -64,11 +64,18 @@ def job_of(
 
 
 class Worker:
-    """Runs partitions of the plan: `collect` holds one in memory until `write` stores it.
+    """Runs partitions of the plan. `collect` holds one in memory until `write` stores it.
 
-    The two may run at once, in two threads, for two partitions. note: told, in a line, what the
-    user should know. Raises `PlanMismatchError` where the model's or an SAE's files are not those
-    that the plan was made with, and what loading them raises.
+    The two may run in two threads for two partitions.
+
+    Args:
+        job: What to load and where.
+        note: Called with messages for the user.
+
+    Raises:
+        PlanMismatchError: If the files of the model or of an SAE differ from those the plan was
+            made with.
+        IngestError: If the plan is missing or of another release, or loading fails.
     """
 
     def __init__(self, job: Job, note: Callable[[str], None]) -> None:
@@ -98,18 +105,18 @@ class Worker:
             device=job.device,
             dtype=job.dtype,
             revision=job.revision,
-            # The plan would not be there if the check had refused anything.
+            # A plan exists only if the check has passed.
             check=False,
         )
-        found = reader.identity()
-        wanted = {name: plan.identity.get(name, "unset") for name in found}
-        if changed := differences(wanted, found):
+        actual = reader.identity()
+        planned = {name: plan.identity.get(name, "unset") for name in actual}
+        if changed := differences(planned, actual):
             raise PlanMismatchError(
                 f"{self.name} has other files than the ingest was planned with "
                 f"({'; '.join(changed)}): give every worker the same model and SAEs"
             )
-        # Runs of a name of their own: a worker given up for dead may still be writing when
-        # another repeats its partition, and neither may touch the other's files.
+        # A worker that was given up for dead may still be writing when another repeats its
+        # partition, so each worker's runs have names of their own.
         self._engine = replace(
             engine_of(layout, plan, reader),
             memory=DeviceMemory(plan.batch_tokens, note),
@@ -119,13 +126,13 @@ class Worker:
 
     @property
     def name(self) -> str:
-        """Which process this is."""
+        """Process id and host."""
         return f"worker {os.getpid()} on {platform.node()}"
 
-    def collect(self, number: int, report: Report) -> None:
-        """Run the model and the SAEs over partition `number`."""
-        self._collected[number] = collect(self._engine, number, report)
+    def collect(self, partition: int, report: Report) -> None:
+        """Run the model and the SAEs over a partition."""
+        self._collected[partition] = collect(self._engine, partition, report)
 
-    def write(self, number: int) -> Summary:
-        """Write what was collected of partition `number` and mark it done."""
-        return write(self._engine, self._collected.pop(number))
+    def write(self, partition: int) -> Summary:
+        """Write a collected partition and mark it done."""
+        return write(self._engine, self._collected.pop(partition))

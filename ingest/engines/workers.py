@@ -1,11 +1,10 @@
-"""What the pipeline asks of an engine."""
+"""The interface of an execution backend."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Draft
@@ -15,28 +14,19 @@ from ingest.run_plan import Summary
 
 
 class Workers(Protocol):
-    """Those who do the work, from entering this context manager until leaving it."""
+    """An execution backend whose workers are available."""
 
     @property
     def device(self) -> str:
-        """What the model runs on, for the record."""
+        """What the model runs on, for the ingest record."""
 
-    def run(self, numbers: Sequence[int], report: Report) -> Iterator[Summary]:
-        """Run these partitions of the plan, in any order; their summaries as they are done.
+    def run(self, partitions: Sequence[int], report: Report) -> Iterator[Summary]:
+        """Run partitions of the plan in any order and yield their summaries as they finish.
 
-        Raises the `FeatureDBError` of whatever went wrong in a worker.
+        Raises the `FeatureDBError` that stopped a worker.
         """
 
     def merge(
         self, layout: Layout, draft: Draft, job: Compaction, folder: Path, places: Sequence[Place]
     ) -> Iterable[Merged]:
-        """An `ingest.compaction.DraftMerge`."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+        """An `ingest.compaction.Merge`."""

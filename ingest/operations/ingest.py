@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,12 +72,12 @@ def ingest(path: str | Path, options: IngestOptions) -> Outcome:
 def carry_out(
     layout: Layout,
     plan: Plan,
-    workers: Workers,
+    backend: AbstractContextManager[Workers],
     options: IngestOptions,
     base: Snapshot | None,
 ) -> Snapshot:
     """Run what is left of a plan and publish it, on top of `base`, the snapshot before."""
-    with workers:
+    with backend as workers:
         summaries = _run_partitions(layout, plan, workers, options)
         return _finalise(layout, plan, summaries, workers, options, base)
 

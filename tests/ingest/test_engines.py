@@ -1,4 +1,4 @@
-"""Partitions handed out to workers that may die: the rules, and processes of this machine."""
+"""Execution backends: dispatch to workers that may die, and processes of this machine."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from featuredb.store.layout import Layout
 from ingest import prepare
 from ingest.engines.dispatch import (
     TRIES,
-    Collected,
     Event,
-    Gone,
-    Noted,
-    Progress,
-    Ready,
-    Written,
+    PartitionCollected,
+    PartitionProgress,
+    PartitionWritten,
+    WorkerDied,
+    WorkerNote,
+    WorkerReady,
     dispatch,
 )
-from ingest.engines.processes import ProcessCrew
+from ingest.engines.processes import ProcessPool
 from ingest.engines.ray.connection import connection
-from ingest.engines.ray.share import Share, share_of
+from ingest.engines.ray.pool import Share, share_of
 from ingest.engines.worker import Job, Worker, job_of
 from ingest.inputs import load_inputs
 from ingest.operations.ingest import ingest
@@ -41,105 +41,107 @@ from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 
 @dataclass
-class FakeCrew:
-    """Workers that do everything at once, but die when told to.
+class FakePool:
+    """Workers that finish everything immediately, or die on request.
 
-    dies: by partition, how many workers it kills while they collect it. stillborn: workers that
+    dies: by partition, how many workers it kills while they collect it. failed_starts: workers that
     die before they are ready.
     """
 
     dies: Counter[int] = field(default_factory=Counter)
-    stillborn: int = 0
-    happened: deque[Event] = field(default_factory=deque)
-    handed: list[tuple[int, int]] = field(default_factory=list)
-    hired: int = 0
-    busiest: int = 0
+    failed_starts: int = 0
+    queue: deque[Event] = field(default_factory=deque)
+    assigned: list[tuple[int, int]] = field(default_factory=list)
+    started: int = 0
+    most_held: int = 0
     held: Counter[int] = field(default_factory=Counter)
 
-    def hire(self) -> int:
-        self.hired += 1
-        alive = self.hired > self.stillborn
-        self.happened.append(
-            Ready(self.hired, f"worker {self.hired}") if alive else Gone(self.hired, "fell")
+    def start_worker(self) -> int:
+        self.started += 1
+        alive = self.started > self.failed_starts
+        self.queue.append(
+            WorkerReady(self.started, f"worker {self.started}")
+            if alive
+            else WorkerDied(self.started, "fell")
         )
-        return self.hired
+        return self.started
 
     def collect(self, worker: int, partition: int) -> None:
-        self.handed.append((worker, partition))
+        self.assigned.append((worker, partition))
         self.held[worker] += 1
-        self.busiest = max(self.busiest, self.held[worker])
-        self.happened.append(Progress(worker, partition, 7, 70))
+        self.most_held = max(self.most_held, self.held[worker])
+        self.queue.append(PartitionProgress(worker, partition, 7, 70))
         if self.dies[partition]:
             self.dies[partition] -= 1
-            # Whatever else it had said is lost with it.
-            self.happened = deque(e for e in self.happened if getattr(e, "worker", 0) != worker)
-            self.happened.append(Gone(worker, "was killed"))
+            # Its other events are lost with it.
+            self.queue = deque(e for e in self.queue if getattr(e, "worker", 0) != worker)
+            self.queue.append(WorkerDied(worker, "was killed"))
         else:
-            self.happened.append(Collected(worker, partition))
+            self.queue.append(PartitionCollected(worker, partition))
 
     def write(self, worker: int, partition: int) -> None:
         self.held[worker] -= 1
-        self.happened.append(Written(worker, Summary(partition, 10, 0.0, ())))
+        self.queue.append(PartitionWritten(worker, Summary(partition, 10, 0.0, ())))
 
     def events(self) -> Iterator[Event]:
-        yield self.happened.popleft()
+        yield self.queue.popleft()
 
 
-def _dispatch(crew: FakeCrew, partitions: int, workers: int) -> tuple[list[int], int, list[str]]:
-    """Partitions in the order they were done, tokens counted in the end, notes."""
+def _dispatch(pool: FakePool, partitions: int, workers: int) -> tuple[list[int], int, list[str]]:
+    """Partitions in the order they finished, the final token count, and notes."""
     tokens, notes = [0], list[str]()
 
     def report(more: int, activations: int) -> None:
         tokens[0] += more
 
-    summaries = dispatch(crew, range(partitions), workers, report, notes.append)
+    summaries = dispatch(pool, range(partitions), workers, report, notes.append)
     return [s.partition for s in summaries], tokens[0], notes
 
 
 def test_every_partition_is_run_once_by_as_many_workers_as_asked() -> None:
-    crew = FakeCrew()
-    done, tokens, notes = _dispatch(crew, 9, 3)
+    pool = FakePool()
+    done, tokens, notes = _dispatch(pool, 9, 3)
     assert sorted(done) == list(range(9))
     assert tokens == 90
-    assert crew.hired == 3
-    assert crew.busiest == 1
+    assert pool.started == 3
+    assert pool.most_held == 1
     assert notes == []
 
 
 def test_there_are_no_more_workers_than_partitions() -> None:
-    crew = FakeCrew()
-    _dispatch(crew, 2, 8)
-    assert crew.hired == 2
-    assert _dispatch(FakeCrew(), 0, 8) == ([], 0, [])
+    pool = FakePool()
+    _dispatch(pool, 2, 8)
+    assert pool.started == 2
+    assert _dispatch(FakePool(), 0, 8) == ([], 0, [])
 
 
 def test_what_a_dead_worker_held_is_run_by_another_and_counted_once() -> None:
-    crew = FakeCrew(dies=Counter({1: 1, 4: TRIES - 1}))
-    done, tokens, notes = _dispatch(crew, 6, 2)
+    pool = FakePool(dies=Counter({1: 1, 4: TRIES - 1}))
+    done, tokens, notes = _dispatch(pool, 6, 2)
     assert sorted(done) == list(range(6))
     assert tokens == 60
-    assert crew.hired == 2 + TRIES
-    assert len({worker for worker, partition in crew.handed if partition == 4}) == TRIES
+    assert pool.started == 2 + TRIES
+    assert len({worker for worker, partition in pool.assigned if partition == 4}) == TRIES
     assert notes[0].endswith("was killed: partition 1 will be run again")
 
 
 def test_a_partition_that_goes_on_killing_workers_is_named() -> None:
     with pytest.raises(IngestError, match=f"partition 1 and 2 was lost with {TRIES} workers"):
-        _dispatch(FakeCrew(dies=Counter({2: TRIES})), 4, 1)
+        _dispatch(FakePool(dies=Counter({2: TRIES})), 4, 1)
 
 
 def test_workers_that_never_start_end_the_ingest() -> None:
-    done, _, notes = _dispatch(FakeCrew(stillborn=TRIES - 1), 2, 1)
+    done, _, notes = _dispatch(FakePool(failed_starts=TRIES - 1), 2, 1)
     assert done == [0, 1]
     assert notes == ["a worker fell: another takes its place"] * (TRIES - 1)
     with pytest.raises(IngestError, match="did not live to load the model"):
-        _dispatch(FakeCrew(stillborn=TRIES), 2, 1)
+        _dispatch(FakePool(failed_starts=TRIES), 2, 1)
 
 
 def test_notes_of_workers_are_passed_on() -> None:
-    crew = FakeCrew()
-    crew.happened.append(Noted("less memory"))
-    assert _dispatch(crew, 1, 1)[2] == ["less memory"]
+    pool = FakePool()
+    pool.queue.append(WorkerNote("less memory"))
+    assert _dispatch(pool, 1, 1)[2] == ["less memory"]
 
 
 @pytest.mark.parametrize(
@@ -187,17 +189,17 @@ def test_no_worker_asks_for_more_cores_than_a_node_has(
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """Of this machine, where nothing answers."""
+    """A port of this machine where nothing answers."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
 
 
 @pytest.mark.parametrize("way", ["option", "environment", "auto", "file"])
-def test_a_cluster_that_does_not_answer_is_said_at_once(
+def test_a_cluster_that_does_not_answer_is_reported_at_once(
     silent_port: int, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The ways that Ray itself looks for a cluster, in its order.
+    # The ways in which Ray finds a cluster, in its order.
     pytest.importorskip("ray")
     address = f"127.0.0.1:{silent_port}"
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -235,7 +237,7 @@ def test_a_cluster_that_wants_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("options", "message"),
     [
         ({"engine": "spark"}, "engine must be one of local, processes, ray"),
         ({"workers": 2}, "the local engine is one process"),
@@ -244,9 +246,9 @@ def test_a_cluster_that_wants_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"engine": "processes", "ray_address": "auto"}, "needs --engine ray"),
     ],
 )
-def test_options_that_contradict_each_other(told: dict[str, object], message: str) -> None:
+def test_options_that_contradict_each_other(options: dict[str, object], message: str) -> None:
     with pytest.raises(IngestError, match=message):
-        IngestOptions(corpus="c", model="m", saes=["s"], **told)  # type: ignore[arg-type]
+        IngestOptions(corpus="c", model="m", saes=["s"], **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +267,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> IngestOptions:
 
 @pytest.fixture
 def job(inputs: IngestOptions, tmp_path: Path) -> Job:
-    """That of a worker on a plan in which nothing is done yet."""
+    """Job of a worker on a plan of which nothing is done."""
     sae = tiny_sae(tmp_path / "sae")
     options = replace(inputs, saes=[str(sae)])
     loaded = load_inputs(options)
@@ -301,23 +303,23 @@ def test_processes_give_the_local_content_even_when_one_is_killed(
 ) -> None:
     monkeypatch.setattr(prepare, "partition_tokens", lambda *_: 400)
     ingest(tmp_path / "local.fdb", inputs)
-    handed: Counter[int] = Counter()
-    collect = ProcessCrew.collect
+    assigned: Counter[int] = Counter()
+    collect = ProcessPool.collect
 
-    def killing(crew: ProcessCrew, worker: int, partition: int) -> None:
-        collect(crew, worker, partition)
-        handed[partition] += 1
-        if sum(handed.values()) == 2:
-            # It has said something about this partition, and waits for nothing until it has it.
-            assert crew._pipes[worker].poll(60)
-            pid = crew.pid(worker)
+    def killing(pool: ProcessPool, worker: int, partition: int) -> None:
+        collect(pool, worker, partition)
+        assigned[partition] += 1
+        if sum(assigned.values()) == 2:
+            # Wait until it reports progress on this partition.
+            assert pool._pipes[worker].poll(60)
+            pid = pool.pid(worker)
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
 
-    monkeypatch.setattr(ProcessCrew, "collect", killing)
+    monkeypatch.setattr(ProcessPool, "collect", killing)
     path = tmp_path / "processes.fdb"
     ingest(path, replace(inputs, engine="processes", workers=2))
-    assert len(handed) > 4
-    assert set(handed.values()) == {1, 2}
+    assert len(assigned) > 4
+    assert set(assigned.values()) == {1, 2}
     assert_same_content(path, tmp_path / "local.fdb")
     assert not (path / "staging").exists()

@@ -1,4 +1,4 @@
-"""The same ingest on a real Ray cluster of this machine, with workers and drivers killed."""
+"""The Ray backend on a real cluster of this machine, with workers and drivers killed."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ from featuredb.store.history import read_snapshot
 from featuredb.store.layout import Layout
 from ingest import compaction as compact
 from ingest import prepare
-from ingest.engines.ray import cluster as engine
-from ingest.engines.ray import crew as workers
+from ingest.engines.ray import engine as ray_engine
+from ingest.engines.ray import pool as ray_pool
 from ingest.engines.ray.connection import LOCAL_ENVIRONMENT, LOOPBACK_ENVIRONMENT, connection
-from ingest.engines.ray.crew import RayCrew
-from ingest.engines.ray.share import share_of
+from ingest.engines.ray.pool import RayPool, share_of
 from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
 from tests.content import assert_same_content
@@ -43,9 +42,9 @@ _PARTITION = 500
 
 @pytest.fixture(scope="module", autouse=True)
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Partitions and buckets small enough that there are several of both."""
+    """Make partitions and buckets small enough that there are several of each."""
     with pytest.MonkeyPatch.context() as patch:
-        # Ray keeps a token in the user's home.
+        # Ray stores a token in the home folder.
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.setattr(prepare, "partition_tokens", lambda *_: _PARTITION)
         patch.setattr(compact, "ROWS_PER_BUCKET", 4_000)
@@ -91,27 +90,27 @@ def test_a_killed_worker_loses_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def look(crew: RayCrew, worker: int) -> list[tuple[int, int, int]]:
-        done: list[tuple[int, int, int]] = cluster.get(crew._actors[worker].look.remote())[0]
+    def progress(pool: RayPool, worker: int) -> list[tuple[int, int, int]]:
+        done: list[tuple[int, int, int]] = cluster.get(pool._actors[worker].progress.remote())[0]
         return done
 
-    handed: Counter[int] = Counter()
-    collect = RayCrew.collect
+    assigned: Counter[int] = Counter()
+    collect = RayPool.collect
 
-    def killing(crew: RayCrew, worker: int, partition: int) -> None:
-        pid = crew.pid(worker)
-        collect(crew, worker, partition)
-        handed[partition] += 1
-        if sum(handed.values()) == 2:
-            while not any(tokens for n, tokens, _ in look(crew, worker) if n == partition):
+    def killing(pool: RayPool, worker: int, partition: int) -> None:
+        pid = pool.pid(worker)
+        collect(pool, worker, partition)
+        assigned[partition] += 1
+        if sum(assigned.values()) == 2:
+            while not any(tokens for n, tokens, _ in progress(pool, worker) if n == partition):
                 time.sleep(0.001)
             os.kill(pid, signal.SIGKILL)
 
-    monkeypatch.setattr(RayCrew, "collect", killing)
+    monkeypatch.setattr(RayPool, "collect", killing)
     path = tmp_path / "ray.fdb"
     ingest(path, replace(inputs, engine="ray", workers=2))
-    assert len(handed) > 4
-    assert set(handed.values()) == {1, 2}
+    assert len(assigned) > 4
+    assert set(assigned.values()) == {1, 2}
     assert_same_content(path, local)
     assert not (path / "staging").exists()
     snapshot = read_snapshot(Layout(path))
@@ -126,19 +125,19 @@ def test_a_killed_merge_is_repeated(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    merge, marks = engine._merge, tmp_path / "marks"
+    merge, marks = ray_engine._merge, tmp_path / "marks"
     marks.mkdir()
 
-    def killed_once(told: Any, places: Sequence[Any]) -> Any:
-        """The first task of each SAE dies when it has merged, and before it can say so."""
-        merged = merge(told, places)
-        mark = marks / f"{told[2].sae}-{os.getpid()}"
-        if not list(marks.glob(f"{told[2].sae}-*")):
+    def killed_once(common: Any, places: Sequence[Any]) -> Any:
+        """Kill the first task of each SAE after it has merged and before it returns."""
+        merged = merge(common, places)
+        mark = marks / f"{common[2].sae}-{os.getpid()}"
+        if not list(marks.glob(f"{common[2].sae}-*")):
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return merged
 
-    monkeypatch.setattr(engine, "_merge", killed_once)
+    monkeypatch.setattr(ray_engine, "_merge", killed_once)
     path = tmp_path / "ray.fdb"
     ingest(path, replace(inputs, engine="ray", workers=2))
     assert {mark.name.split("-")[0] for mark in marks.iterdir()} == {"sae", "other"}
@@ -153,8 +152,8 @@ def test_merges_that_go_on_dying_end_the_ingest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_merge", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        patch.setattr(engine, "TRIES", 1)
+        patch.setattr(ray_engine, "_merge", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setattr(ray_engine, "TRIES", 1)
         path = tmp_path / "ray.fdb"
         with pytest.raises(IngestError, match="merging sae killed 2 workers: give them more"):
             ingest(path, replace(inputs, engine="ray", workers=2))
@@ -172,7 +171,7 @@ def test_a_cluster_that_gives_no_worker_ends_the_ingest(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Other:
-        """Of someone else, on every core."""
+        """Another user's actor, which takes every core."""
 
         def here(self) -> None:
             pass
@@ -180,35 +179,37 @@ def test_a_cluster_that_gives_no_worker_ends_the_ingest(
     cores = cluster.cluster_resources()["CPU"]
     other = cluster.remote(Other).options(num_cpus=cores).remote()
     cluster.get(other.here.remote())
-    path, told = tmp_path / "ray.fdb", replace(inputs, engine="ray", workers=2, progress=True)
+    path, options = tmp_path / "ray.fdb", replace(inputs, engine="ray", workers=2, progress=True)
     each = share_of({"CPU": cores}, 2, 0.0).cpus
     asked = f"(each asks for {each:g} cores, 0 of {cores:g} are free)"
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "START_S", 3.0)
-        patch.setattr(workers, "_PATIENCE_S", 1.0)
+        patch.setattr(ray_pool, "START_S", 3.0)
+        patch.setattr(ray_pool, "_NOTE_AFTER_S", 1.0)
         with pytest.raises(IngestError, match="started no worker in") as raised:
-            ingest(path, told)
+            ingest(path, options)
     assert asked in str(raised.value)
     shown = capsys.readouterr().err.splitlines()
     assert shown.count(f"Ray has started no worker yet {asked}: waiting") == 1
     cluster.kill(other)
-    ingest(path, told)
+    ingest(path, options)
     assert_same_content(path, local)
 
 
 def test_workers_without_featuredb_end_the_ingest(
     inputs: IngestOptions, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Elsewhere(workers.Actor):
-        """As on a node where the package is missing: it fails as its process makes it."""
+    class Elsewhere(ray_pool.Actor):
+        """Fails in its constructor, as on a node where the package is missing."""
 
         def __init__(self) -> None:
             raise ModuleNotFoundError("No module named 'ingest'")
 
-    monkeypatch.setattr(workers, "Actor", Elsewhere)
+    monkeypatch.setattr(ray_pool, "Actor", Elsewhere)
     path = tmp_path / "ray.fdb"
-    said = r"cannot start \(ModuleNotFoundError: No module named 'ingest'\): install this release"
-    with pytest.raises(IngestError, match=said):
+    message = (
+        r"cannot start \(ModuleNotFoundError: No module named 'ingest'\): install this release"
+    )
+    with pytest.raises(IngestError, match=message):
         ingest(path, replace(inputs, engine="ray", workers=2))
 
 
@@ -216,7 +217,7 @@ _SCRIPT = """
 import sys
 from ingest import prepare
 from ingest.options import IngestOptions
-from ingest.pipeline import ingest
+from ingest.operations.ingest import ingest
 prepare.partition_tokens = lambda *_: int(sys.argv[1])
 corpus, model, sae, other, path, *address = sys.argv[2:]
 ingest(path, IngestOptions(corpus=corpus, model=model, saes=[sae, other], names=["sae", "other"],
@@ -226,9 +227,9 @@ ingest(path, IngestOptions(corpus=corpus, model=model, saes=[sae, other], names=
 
 
 def _environment() -> dict[str, str]:
-    """Of processes that find this featuredb, and share a token."""
+    """Environment of processes that import this featuredb and share a token."""
     return os.environ | {
-        "PYTHONPATH": str(Path(engine.__file__).parents[3]),
+        "PYTHONPATH": str(Path(ray_engine.__file__).parents[3]),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "5f" * 32,
     }
@@ -236,17 +237,17 @@ def _environment() -> dict[str, str]:
 
 @contextmanager
 def _running_cluster(folder: Path) -> Iterator[tuple[str, int]]:
-    """A cluster of its own, bound to loopback: its address, and its process group."""
+    """A separate cluster, bound to loopback: its address and its process group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-    told += ["--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"]
-    told += ["--include-dashboard=false", f"--temp-dir={folder}"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"]
+    command += ["--include-dashboard=false", f"--temp-dir={folder}"]
     log = folder / "head.log"
     with log.open("wb") as file:
         head = subprocess.Popen(
-            told,
+            command,
             stdout=file,
             stderr=file,
             env=_environment() | LOCAL_ENVIRONMENT,
@@ -260,8 +261,8 @@ def _running_cluster(folder: Path) -> Iterator[tuple[str, int]]:
             time.sleep(0.1)
         yield f"127.0.0.1:{port}", head.pid
     finally:
-        # `ray stop` would end every cluster of this machine. Workers have groups of their own, and
-        # end with their raylet.
+        # `ray stop` would stop every cluster of this machine. Workers have process groups of their
+        # own and end with their raylet.
         head.terminate()
         with suppress(subprocess.TimeoutExpired):
             head.wait(30)
@@ -271,7 +272,7 @@ def _running_cluster(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def _listening(session: int) -> set[str]:
-    """The addresses, as the kernel writes them, at which processes of a session listen."""
+    """Addresses at which processes of a session listen, in the kernel's notation."""
     sockets = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -281,13 +282,13 @@ def _listening(session: int) -> set[str]:
                 sockets.update(re.findall(r"^socket:\[(\d+)\]$", os.readlink(handle)))
         except OSError:
             continue
-    found = set()
+    listening = set()
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             _, local, _, state, *rest = line.split()
             if state == "0A" and rest[5] in sockets:
-                found.add(local.partition(":")[0])
-    return found
+                listening.add(local.partition(":")[0])
+    return listening
 
 
 _LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
@@ -299,7 +300,7 @@ def test_a_cluster_that_is_there_is_used_and_left_running(
 ) -> None:
     path = tmp_path / "there.fdb"
     rest = [str(_PARTITION), inputs.corpus, inputs.model, *inputs.saes, str(path)]
-    # Ray puts sockets into it, whose paths may have 107 characters.
+    # Ray creates sockets in it, and a socket's path is limited to 107 characters.
     with (
         tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,
         _running_cluster(Path(folder)) as (address, session),
@@ -316,7 +317,7 @@ def test_a_cluster_that_is_there_is_used_and_left_running(
         listening = _listening(session)
         assert listening
         assert listening <= _LOOPBACK
-        # Still there, and its cores are free again.
+        # The cluster still runs, and its cores are free again.
         seen = subprocess.run(
             [sys.executable, "-c", _SEEN, address],
             capture_output=True,
@@ -359,10 +360,10 @@ def test_a_killed_driver_is_continued_by_another_engine(
     _, shown = driver.communicate()
     assert not (path / "CURRENT").exists()
     assert list((path / "staging").glob("p0*.json"))
-    # Ray's own talk, and that of the workers, stays out of what the user reads.
-    _, said, after = shown.partition("Ray: 2 workers of 1 cores\n")
-    assert said, shown
-    # A slow machine comes to show its progress.
+    # Messages of Ray and of the workers are not shown to the user.
+    _, started, after = shown.partition("Ray: 2 workers of 1 cores\n")
+    assert started, shown
+    # A slow machine shows its progress.
     assert all(re.match(r" *\d+%  ", line) for line in after.splitlines()), shown
     ingest(path, inputs)
     assert_same_content(path, local)

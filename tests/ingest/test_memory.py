@@ -10,7 +10,7 @@ import pytest
 
 from featuredb.store.layout import Layout
 from ingest import prepare
-from ingest.engines.local import Local
+from ingest.engines.local import LocalEngine
 from ingest.inputs import load_inputs
 from ingest.options import IngestOptions
 from ingest.prepare import engine_of, make_plan
@@ -25,7 +25,7 @@ def peak(folder: Path, options: IngestOptions) -> tuple[int, int]:
     tracemalloc.start()
     try:
         plan = make_plan(layout, inputs, options, identity)
-        engine = Local(engine_of(layout, plan, inputs))
+        engine = LocalEngine(engine_of(layout, plan, inputs))
         done = list(engine.run(range(len(plan.partitions)), lambda *_: None))
         return len(done), tracemalloc.get_traced_memory()[1]
     finally:

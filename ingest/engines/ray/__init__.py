@@ -1,1 +1,1 @@
-"""The engine that runs on a Ray cluster."""
+"""The Ray backend."""

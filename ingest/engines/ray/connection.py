@@ -1,6 +1,6 @@
-"""A connection to a Ray cluster: where it is, and the environment in which Ray reaches it.
+"""Connect to a Ray cluster: its address, and the environment in which Ray reaches it.
 
-Ray itself is imported when a cluster is wanted.
+Ray is imported when a cluster is requested.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from featuredb.errors import IngestError, MissingExtraError
 
 _ANSWER_S = 10.0
-"""How long a cluster may take to accept a connection. Ray itself goes on trying for minutes."""
+"""How long a cluster may take to accept a connection. Ray itself retries for minutes."""
 
 _LOCAL = "local"
 
@@ -27,26 +27,28 @@ _AUTO = "auto"
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 LOOPBACK_ENVIRONMENT = {
-    # Ray's own switch for staying on loopback; it has it for systems with firewall pop-ups. Else it
-    # takes 127.0.0.1 for the machine's address in its network, to listen there and to connect to.
+    # Makes Ray stay on loopback. Otherwise it replaces 127.0.0.1 by the machine's address in its
+    # network, to listen there and to connect to.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
-"""To reach a cluster at a loopback address."""
+"""For a cluster at a loopback address."""
 
 LOCAL_ENVIRONMENT = LOOPBACK_ENVIRONMENT | {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-"""To start a cluster of this machine."""
+"""For starting a cluster of this machine."""
 
 
 @contextmanager
 def connection(address: str | None) -> Iterator[Any]:
-    """The module `ray`, connected for as long as the block runs.
+    """Yield the module `ray`, connected for the duration of the block.
 
-    Raises `MissingExtraError`, and `IngestError` where no cluster answers.
+    Raises:
+        MissingExtraError: If Ray is not installed.
+        IngestError: If no cluster answers.
     """
-    where = _where(address)
+    where = _resolve(address)
     with _environment(_variables(where)):
         try:
             ray = importlib.import_module("ray")
@@ -57,14 +59,14 @@ def connection(address: str | None) -> Iterator[Any]:
         if ray.is_initialized():
             yield ray
             return
-        _heed_the_switch()
+        _apply_loopback_switch()
         _check_answer(ray, where)
-        # Only our own lines are shown: workers tell the driver what matters.
+        # Show only our own messages. Workers send theirs through the driver.
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         try:
             with warnings.catch_warnings():
-                # Ray forks to start its processes, which run other programs at once.
+                # Ray forks, but its children exec other programs immediately.
                 warnings.filterwarnings("ignore", "lancedb fork support", RuntimeWarning)
                 ray.init(address=where, **quiet, **(alone if where == _LOCAL else {}))
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -83,16 +85,16 @@ def connection(address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _heed_the_switch() -> None:
-    """Ray reads its switch for loopback once, when it is imported, which another may have done."""
+def _apply_loopback_switch() -> None:
+    """Ray reads the switch when it is imported, which may have happened before it was set."""
     constants = vars(importlib.import_module("ray._private.ray_constants"))
     switch = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
     if switch is not None and "ENABLE_RAY_CLUSTER" in constants:
         constants["ENABLE_RAY_CLUSTER"] = switch.lower() in ("1", "true")
 
 
-def _where(address: str | None) -> str:
-    """What `address` comes to: host and port, ``local``, or what only Ray understands."""
+def _resolve(address: str | None) -> str:
+    """Host and port, ``local``, or an address that only Ray understands."""
     named = os.environ.get("RAY_ADDRESS")
     where = address or named or _LOCAL
     if where != _AUTO:
@@ -100,7 +102,7 @@ def _where(address: str | None) -> str:
     if named and named != _AUTO:
         return named
     try:
-        # `ray start` writes it down. Ray cannot be asked: the answer decides how to import it.
+        # Written by `ray start`. Ray cannot be asked, since the address decides how to import it.
         folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp")
         return (folder / "ray" / "ray_current_cluster").read_text().strip() or where
     except OSError:
@@ -115,17 +117,17 @@ def _endpoint(where: str) -> tuple[str, int] | None:
 
 
 def _variables(where: str) -> dict[str, str]:
-    """The environment in which Ray reaches this cluster."""
+    """Environment variables with which Ray reaches a cluster."""
     if where == _LOCAL:
         return LOCAL_ENVIRONMENT
     endpoint = _endpoint(where)
-    if endpoint and endpoint[0] in _LOOPBACK_HOSTS and not _silence(*endpoint):
+    if endpoint and endpoint[0] in _LOOPBACK_HOSTS and not _connect_error(*endpoint):
         return LOOPBACK_ENVIRONMENT
     return {}
 
 
-def _silence(host: str, port: int) -> str | None:
-    """Why nothing answers there; None if something does."""
+def _connect_error(host: str, port: int) -> str | None:
+    """Why a connection fails, or None if it succeeds."""
     try:
         socket.create_connection((host, port), _ANSWER_S).close()
     except (OSError, OverflowError) as error:
@@ -134,15 +136,15 @@ def _silence(host: str, port: int) -> str | None:
 
 
 def _check_answer(ray: Any, where: str) -> None:
+    """Raise `IngestError` if nothing answers at the address."""
     endpoint = _endpoint(where)
     if endpoint is None:
         return
     host, port = endpoint
     if host in _LOOPBACK_HOSTS:
-        # Where Ray will go instead, unless the environment kept it from it.
+        # The address Ray connects to instead, unless the environment prevents it.
         host = ray.util.get_node_ip_address()
-    why = _silence(host, port)
-    if why:
+    if why := _connect_error(host, port):
         seen = "" if host == endpoint[0] else f" at {host}"
         raise IngestError(f"no Ray cluster at {where} ({why}{seen}): check --ray-address")
 

@@ -22,7 +22,6 @@ from ingest.inputs import Inputs, load_inputs
 from ingest.load_check.alternatives import Reading
 from ingest.load_check.check import judge, measure
 from ingest.load_check.sample import SampleTokens
-from ingest.model.hooks import resolve_hook
 from ingest.options import IngestOptions
 from ingest.prepare import contexts_of
 from ingest.sae import Sae
@@ -108,7 +107,7 @@ def verdict(inputs: Inputs, load: Load, sample: SampleTokens) -> tuple[LoadCheck
     """What the check measures, and what it says."""
     model, notes = inputs.model, list[str]()
     threshold = None if load.keep_sinks else _THRESHOLD
-    hook = resolve_hook(model.model, load.hook)
+    hook = model.hook(load.hook)
     memory = DeviceMemory(4_096, notes.append)
     ((check, _),) = measure(model, [(load.sae, hook, None)], sample, threshold, memory)
     try:

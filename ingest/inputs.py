@@ -12,7 +12,7 @@ from featuredb.store.snapshot import LoadCheck, Model
 from featuredb.store.snapshot import Sae as SaeRecord
 from ingest.corpus import Corpus, open_corpus
 from ingest.load_check.check import fit
-from ingest.model.hooks import HookPoint, resolve_hook
+from ingest.model.hooks import HookPoint
 from ingest.model.load import LoadedModel, bos_token_id, load_model
 from ingest.options import Hooks, IngestOptions
 from ingest.progress import say
@@ -233,8 +233,8 @@ def _place(
     where, to = read or sae.hook, write or sae.hook_out
     if where is None:
         raise HookError(f"the files of SAE {name} do not say where it reads: give it with --hook")
-    hook = resolve_hook(model.model, where)
-    out = resolve_hook(model.model, to) if to else None
+    hook = model.hook(where)
+    out = model.hook(to) if to else None
     if out is not None and out.canonical == hook.canonical:
         out = None
     fit(sae, name, hook, out, check=check)

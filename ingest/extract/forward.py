@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -58,29 +57,27 @@ class Rule(NamedTuple):
 
 @torch.inference_mode()
 def run_batch(
-    model: LoadedModel,
-    probes: Sequence[Probe],
-    batch: Batch,
-    rule: Rule,
-    turn: AbstractContextManager[object] | None = None,
+    model: LoadedModel, probes: Sequence[Probe], batch: Batch, rule: Rule
 ) -> list[Recorded]:
     """Activations of each probe at every recorded position of the batch, in the probes' order.
 
-    turn: held for the forward pass alone; on an accelerator that only launches it.
     Raises `ModelError` for residuals and `SaeError` for activations that are not finite.
     """
-    with turn or nullcontext():
-        residuals = forward(model, [p.hook for p in probes], batch)
+    residuals = forward(model, [p.hook for p in probes], batch)
     wanted = positions(batch.lengths, rule.skip_first)
     return [_record(probe, residuals[probe.hook.name], wanted, rule.values) for probe in probes]
 
 
 def forward(model: LoadedModel, hooks: Sequence[HookPoint], batch: Batch) -> dict[str, Tensor]:
-    """Hidden states [b, t, d] by hook name, padding positions included."""
-    ids = torch.from_numpy(batch.token_ids)
+    """Hidden states [b, t, d] by hook name, padding positions included.
+
+    Holds the model's lock for the pass; on an accelerator that only launches it.
+    """
+    ids = torch.from_numpy(batch.token_ids).to(model.device, non_blocking=True)
     full = bool((batch.lengths == batch.token_ids.shape[1]).all())
     mask = None if full else torch.from_numpy(_mask(batch)).to(model.device, non_blocking=True)
-    return forward_to_hooks(model.model, hooks, ids.to(model.device, non_blocking=True), mask)
+    with model.lock:
+        return forward_to_hooks(model.model, hooks, ids, mask)
 
 
 def all_finite(x: Tensor, hook: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,13 @@ from featuredb.store import schemas
 from featuredb.store.snapshot import Model, Sae, Snapshot
 from ingest.extract.batches import batches
 from ingest.extract.forward import Probe, Rule, run_batch
-from ingest.model.hooks import resolve_hook
 from ingest.model.load import LoadedModel, load_model
 from ingest.sae import Sae as Loaded
 from ingest.sae import load_sae
 from ingest.tokens.tokenize import tokenize_batch
+
+_LOADING = threading.RLock()
+"""A model or an SAE is loaded once, however many threads ask for it first."""
 
 
 class Encoded(NamedTuple):
@@ -50,13 +53,14 @@ def encode_text(snapshot: Snapshot, text: str, token_texts: list[str]) -> Encode
     corpus = snapshot.corpora[0]
     model = recorded_model(snapshot.model)
     probes = [recorded_probe(model, sae, snapshot.recording.keep_sinks) for sae in snapshot.saes]
-    tokenized = tokenize_batch(
-        model.tokenizer,
-        [text],
-        context_size=corpus.context_size,
-        bos_id=corpus.bos_token_id,
-        vocab_size=model.vocab_size,
-    )
+    with model.lock:
+        tokenized = tokenize_batch(
+            model.tokenizer,
+            [text],
+            context_size=corpus.context_size,
+            bos_id=corpus.bos_token_id,
+            vocab_size=model.vocab_size,
+        )
     starts = np.concatenate(([0], np.cumsum(tokenized.context_lengths))).astype(np.int64)
     bos = int(corpus.bos_token_id is not None)
     own = np.delete(tokenized.token_ids, starts[:-1]) if bos else tokenized.token_ids
@@ -86,9 +90,14 @@ def _join(name: str, pieces: list[Encoded]) -> Encoded:
     return Encoded(name, place[order], feature[order], activation[order])
 
 
-@lru_cache(maxsize=1)
 def recorded_model(record: Model) -> LoadedModel:
     """The model of a snapshot, loaded once. Raises `ModelError` when it is gone or has changed."""
+    with _LOADING:
+        return _load_model(record)
+
+
+@lru_cache(maxsize=1)
+def _load_model(record: Model) -> LoadedModel:
     where = record.path if Path(record.path).exists() else record.id
     model = load_model(where, dtype=record.dtype, revision=record.revision)
     if model.weights_hash != record.sha256:
@@ -100,7 +109,7 @@ def recorded_model(record: Model) -> LoadedModel:
 
 
 @lru_cache(maxsize=8)
-def _load(source: str, sha256: str) -> Loaded:
+def _load_sae(source: str, sha256: str) -> Loaded:
     sae = load_sae(source)
     if sae.hash != sha256:
         raise SaeError(
@@ -112,9 +121,10 @@ def _load(source: str, sha256: str) -> Loaded:
 
 def recorded_probe(model: LoadedModel, record: Sae, keep_sinks: bool) -> Probe:
     """An SAE of a snapshot at its hook. Raises `SaeError` when it is gone or has changed."""
-    sae = _load(record.source, record.sha256).to(device=model.device)
+    with _LOADING:
+        sae = _load_sae(record.source, record.sha256).to(device=model.device)
     check = record.check
     limit = None
     if not keep_sinks and check.sink_threshold is not None:
         limit = check.sink_threshold * check.median_norm
-    return Probe(record.name, sae, resolve_hook(model.model, record.hook), limit)
+    return Probe(record.name, sae, model.hook(record.hook), limit)

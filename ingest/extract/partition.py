@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -47,8 +46,7 @@ class Engine:
 
     sources: the corpora that partitions are of. memory: how much the device takes at once, which
     partitions learn from one another. writer: who writes the runs, where several processes do.
-    ahead: batches under way at once (`ingest.extract.overlap`). turn: held while a forward pass is
-    launched, since its hooks are placed in the one model.
+    ahead: batches under way at once (`ingest.extract.overlap`).
     """
 
     layout: Layout
@@ -58,9 +56,7 @@ class Engine:
     sources: Sequence[Source]
     memory: DeviceMemory
     writer: str = ""
-
     ahead: int = 0
-    turn: threading.Lock = field(default_factory=threading.Lock)
 
     def source(self, partition: Partition) -> Source:
         """The corpus a partition is of; none is of two."""
@@ -74,7 +70,7 @@ class Engine:
         """The batch, in as many parts as the device's memory asks for, and what each gives."""
 
         def run(part: Batch) -> list[Recorded]:
-            return run_batch(self.model, self.probes, part, rule, self.turn)
+            return run_batch(self.model, self.probes, part, rule)
 
         return list(self.memory.run(run, batch))
 

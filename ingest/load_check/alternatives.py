@@ -12,7 +12,7 @@ from torch import Tensor
 from featuredb.errors import HookError, ModelError
 from ingest.extract.device import DeviceMemory
 from ingest.load_check.sample import Explained, SampleTokens, States, explain, read_states
-from ingest.model.hooks import HookPoint, layer_count, resolve_hook
+from ingest.model.hooks import HookPoint, layer_count
 from ingest.model.load import LoadedModel, bos_token_id
 from ingest.sae import Sae
 from ingest.sae.activations import JumpReLU, ReLU
@@ -153,7 +153,7 @@ def _hooks(model: LoadedModel, asked: HookPoint, *, everywhere: bool) -> list[Ho
     found: dict[str, HookPoint] = {}
     for name in names:
         try:
-            hook = resolve_hook(model.model, name)
+            hook = model.hook(name)
         except HookError:
             continue
         # resid_pre of a layer is resid_post of the one before: one of the two is enough.

@@ -11,9 +11,10 @@ import hashlib
 import io
 import json
 import platform
+import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 from featuredb.errors import ModelError
 from ingest.model.hooks.families import base_of, family_of, join
+from ingest.model.hooks.hook_point import HookPoint
+from ingest.model.hooks.resolve import resolve_hook
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -63,6 +66,16 @@ class LoadedModel:
     """The longest input the model takes, in tokens."""
     architecture: str
     """The model's class, e.g. "LlamaForCausalLM"."""
+    lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    """Held for a forward pass with hooks: they sit in the one model, and every pass fires them."""
+
+    def hook(self, name: str) -> HookPoint:
+        """The hook point called `name`. Runs the model where only that tells its width.
+
+        Raises HookError where the model has no such place.
+        """
+        with self.lock:
+            return resolve_hook(self.model, name)
 
 
 @dataclass(frozen=True, eq=False)

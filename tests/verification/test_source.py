@@ -136,14 +136,14 @@ def test_what_is_needed_for_it(
     with pytest.raises(OptionError, match="source must be 1 to 32,768 contexts, not 100,000"):
         featuredb.verify(plain, source=100_000)
     snapshot = read_snapshot(Layout(plain))
-    live.recorded_model.cache_clear()
+    live._load_model.cache_clear()
     weights = Path(snapshot.model.path) / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ModelError, match="is not the one this database was ingested with"):
         featuredb.verify(plain, source=1)
     weights.write_bytes(whole)
-    live._load.cache_clear()
+    live._load_sae.cache_clear()
     config = Path(snapshot.saes[0].source) / "sae_weights.safetensors"
     kept = config.read_bytes()
     config.unlink()

@@ -36,8 +36,8 @@ from benchmarks.made_store import Built, build
 from benchmarks.queries import cold
 from benchmarks.synthetic import World
 from featuredb.database import Database
+from featuredb.store.files.memory import Budget
 from featuredb.store.snapshot import Snapshot
-from featuredb.store.units import size_of
 from queries.feature_contexts import feature_activations
 
 SLOWER = 1.5
@@ -303,7 +303,7 @@ def main(
 ) -> None:
     """Build a store, ask it, and print each target as measured."""
     world = World.of(parse_count(activations))
-    bound = size_of(memory)
+    bound = Budget.parse(memory).bytes
     folder = Path(tempfile.mkdtemp(prefix="featuredb-bench-")) if keep is None else keep
     own = folder.absolute() / activations.upper()
     out = Console(width=110)

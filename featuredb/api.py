@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from featuredb.database import Database
 from featuredb.errors import QueryError
 from featuredb.extras import needs
+from featuredb.store.files.memory import Budget
 from featuredb.store.files.remote import Remote
 from featuredb.store.files.urls import local_folder
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.store import Store
-from featuredb.store.units import size_of
 
 if TYPE_CHECKING:
     from featuredb.transfer.push_pull import Transfer
@@ -53,7 +53,7 @@ def open(
     `MissingExtraError` without the package for its scheme, and `RemoteError` when its server
     cannot be reached or refuses.
     """
-    bound = None if memory is None else size_of(memory)
+    bound = None if memory is None else Budget.parse(memory).bytes
     return Database(Store.open(path, snapshot, storage_options, bound))
 
 
@@ -214,7 +214,7 @@ def verify(
     folder = local_folder(path, "verifying")
     again = needs("featuredb.verification.source", "comparing with the model") if source else None
     report = verify_database(
-        folder, memory=size_of(memory), all_snapshots=all_snapshots, progress=progress
+        folder, memory=Budget.parse(memory).bytes, all_snapshots=all_snapshots, progress=progress
     )
     if again is not None and report.ok:
         report = again.compare(folder, report, source)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from featuredb.errors import FeatureDBError, UnfinishedError
-from featuredb.store.files.atomic import storage_errors
+from featuredb.errors import FeatureDBError, IngestError, UnfinishedError
+from featuredb.store.files.atomic import remove_tree, storage_errors, sweep
 from featuredb.store.files.lock import write_lock
 from featuredb.store.history import (
     finish_publication,
@@ -16,9 +16,41 @@ from featuredb.store.history import (
     unfinished_publication,
 )
 from featuredb.store.layout import Layout
+from featuredb.store.new_database import beginning
 from featuredb.store.snapshot import Draft, Snapshot
 from featuredb.store.unreferenced import clean_up
 from ingest.run_plan import plan_path, read_plan
+
+
+def writing(layout: Layout, purpose: str) -> AbstractContextManager[None]:
+    """Hold the write lock of a database that may be new.
+
+    A block that fails before a plan or a snapshot exists leaves nothing behind, neither files nor
+    folders above the database. Raises `IngestError` for a folder with other things in it,
+    `StorageError` for a path at which there can be no folder, `DatabaseLockedError`.
+    """
+    return beginning(layout, purpose, IngestError, _remove_everything)
+
+
+def _remove_everything(layout: Layout) -> None:
+    """Undo an ingest that has written no plan yet."""
+    if plan_path(layout).exists() or layout.current.exists():
+        return
+    parts = (
+        layout.staging,
+        layout.corpora,
+        layout.segments,
+        layout.derived,
+        layout.vectors,
+        layout.matrices,
+        layout.orders,
+        layout.snapshots,
+        layout.catalog,
+        layout.lock,
+    )
+    for part in parts:
+        remove_tree(part)
+    sweep(layout.root)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from featuredb.store.files.atomic import (
     sweep,
     temporary_name,
 )
-from featuredb.store.files.memory import give_back
+from featuredb.store.files.memory import return_freed_memory
 from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Draft, FeatureFile, File, Segment, TokenFile
@@ -194,7 +194,7 @@ def merge_here(
             for place in share:
                 merged.append(write_bucket(layout, alone, source, look_up, folder, place))
                 # Reading many runs by turns leaves holes, which would add up to as much again.
-                give_back()
+                return_freed_memory()
         finally:
             source.close()
         return merged

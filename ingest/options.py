@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
 from featuredb.errors import IngestError
+from featuredb.store.files.memory import Budget
 from featuredb.store.rounding import Values
-from featuredb.store.units import size_of
 
 if TYPE_CHECKING:
     from featuredb.store.snapshot import Recording
@@ -126,4 +126,4 @@ class IngestOptions:
 
     def memory_bytes(self) -> int:
         """`memory` in bytes. Raises `OptionError` for anything that is not a size."""
-        return size_of(self.memory)
+        return Budget.parse(self.memory).bytes

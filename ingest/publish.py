@@ -9,7 +9,7 @@ from itertools import groupby
 import pyarrow as pa
 
 from featuredb.store import schemas
-from featuredb.store.files.memory import give_back
+from featuredb.store.files.memory import return_freed_memory
 from featuredb.store.history import write_snapshot
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import WRITER, Draft, Run, Segment, Snapshot
@@ -81,7 +81,7 @@ def publish(
                 profiled=len(groups) == 1 and sae.name in fresh,
             )
             segment, found = compact_segments(layout, draft, part, merge)
-            give_back()
+            return_freed_memory()
             kept.append(segment)
             if found is not None:
                 profiles[sae.name] = found
@@ -91,7 +91,7 @@ def publish(
             profiles[sae.name] = profile_segments(
                 layout, draft, job._replace(segments=live[sae.name])
             )
-            give_back()
+            return_freed_memory()
     note("statistics, co-activation and neighbours")
     derived = write_derived(layout, Content(draft, live, profiles, logits, base, memory, note))
     snapshot = Snapshot(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featuredb.errors import CorruptDatabaseError
 from featuredb.store.current import read_pointer
-from featuredb.store.files.memory import give_back
+from featuredb.store.files.memory import return_freed_memory
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.history import read_snapshot, unfinished_publication
 from featuredb.store.layout import Layout
@@ -100,7 +100,7 @@ def _report(
                     problems.append(problem)
     finally:
         parquet.close()
-    give_back()
+    return_freed_memory()
     if layout.catalog.name not in damaged:
         problems += check_catalog(layout, live, memory, ask=not damaged)
     stray, stray_bytes = strays(layout, [live, *older])

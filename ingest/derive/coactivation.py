@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from featuredb.store import schemas
 from featuredb.store.by_token import TokenMajor, TokenRows
-from featuredb.store.files.memory import give_back
+from featuredb.store.files.memory import return_freed_memory
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Segment
@@ -64,7 +64,7 @@ def coactivation(
             for rows in _token_rows(layout, segments, bits, memory - for_pairs):
                 _count(pool, rows, first, half, together)
                 # Each thread's heap would keep what its largest piece took.
-                give_back()
+                return_freed_memory()
             if half:
                 _mirror(together)
             found.append(_best(pool, first, together, counts))

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from featuredb.store import schemas
 from featuredb.store.corpora import Texts
 from featuredb.store.files.atomic import folder_in_place, remove_tree
-from featuredb.store.files.memory import give_back
+from featuredb.store.files.memory import return_freed_memory
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
@@ -100,7 +100,7 @@ def write_derived(layout: Layout, content: Content) -> Derived:
         def write(table: pa.Table, name: str, row_group: int) -> File:
             path = folder / name
             write_parquet(table, path, row_group)
-            give_back()
+            return_freed_memory()
             return file_entry(layout, path, folder, final, table.num_rows)
 
         tables = []
@@ -167,7 +167,7 @@ def _windows(
     for number, part in enumerate(parts):
         path = folder / f"windows.{table_of(sae.name)}.{number:04d}.parquet"
         write_windows(part.tables, path)
-        give_back()
+        return_freed_memory()
         entry = file_entry(layout, path, folder, final, part.rows)
         written.append(FeatureFile(entry, part.first_feature, part.end_feature, part.first_row))
     return tuple(written)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from featuredb.store.files.memory import Budget
 from featuredb.store.snapshot import Snapshot
-from featuredb.store.units import size_of
 from ingest.change import changing, next_draft
 from ingest.publish import groups_to_merge, publish
 
@@ -52,6 +52,6 @@ def compact(
             base=snapshot,
             changed=(),
             most=1,
-            memory=size_of(memory),
+            memory=Budget.parse(memory).bytes,
         )
         return Compacted(merged, before, len(merged.segments))

@@ -14,11 +14,11 @@ from featuredb.errors import DatabaseError, UnknownFeatureError
 from featuredb.store.by_feature import FeatureFileWriter, FeatureMajor, FeatureRows, directory_of
 from featuredb.store.corpora import Texts
 from featuredb.store.files.atomic import folder_in_place, remove_tree
+from featuredb.store.files.memory import Budget
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Corpus, FeatureFile, Segment, Snapshot
-from featuredb.store.units import size_of
 from ingest.change import changing, next_draft
 from ingest.compaction import link_token_files
 from ingest.publish import publish
@@ -48,7 +48,7 @@ def drop_sae(
         segments = {s.name: base.segments_of(s.name) for s in draft.saes}
         return publish(
             layout, draft, segments, {}, base.runs, note,
-            base=base, changed=(), memory=size_of(memory),
+            base=base, changed=(), memory=Budget.parse(memory).bytes,
         )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def drop_corpus(
         }
         return publish(
             layout, draft, segments, {}, base.runs, note,
-            base=base, memory=size_of(memory),
+            base=base, memory=Budget.parse(memory).bytes,
         )  # fmt: skip
 
 

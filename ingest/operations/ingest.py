@@ -19,7 +19,7 @@ from featuredb.store.files.atomic import sweep
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import WRITER, Run, Segment, Snapshot
 from featuredb.store.unreferenced import clean_up
-from ingest.change import after_the_last_writer, tidy
+from ingest.change import after_the_last_writer, tidy, writing
 from ingest.engines import Workers, workers_for
 from ingest.inputs import load_inputs
 from ingest.options import IngestOptions
@@ -27,7 +27,6 @@ from ingest.prepare import logits_path, make_plan
 from ingest.progress import meter, say
 from ingest.publish import now, publish
 from ingest.run_plan import Plan, Summary, check_identity, read_plan, read_summaries
-from ingest.traces import writing
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ingest.load_check.check import judge, measure
 from ingest.load_check.sample import SampleTokens
 from ingest.options import IngestOptions
 from ingest.prepare import contexts_of
-from ingest.sae import Sae
+from ingest.sae import LoadedSae
 from ingest.sae.activations import JumpReLU, ReLU, TopK
 
 _THRESHOLD = 10.0
@@ -35,13 +35,13 @@ class Load:
     """One way to load the SAE."""
 
     name: str
-    sae: Sae
+    sae: LoadedSae
     hook: str
     bos: bool = True
     keep_sinks: bool = False
 
 
-def loads(sae: Sae, norm: float) -> Iterator[Load]:
+def loads(sae: LoadedSae, norm: float) -> Iterator[Load]:
     """The right one first. norm: the mean norm of what the SAE reads."""
     right = sae.hook or ""
     layer = int(right.split(".")[1])
@@ -59,7 +59,7 @@ def loads(sae: Sae, norm: float) -> Iterator[Load]:
             f"normalised: {kind}",
             replace(
                 sae,
-                encoder=replace(sae.encoder, normalisation=kind),
+                encoder=replace(sae.encoder, normalization=kind),
                 decoder=replace(sae.decoder, undoes=kind),
             ),
             right,
@@ -75,11 +75,11 @@ def loads(sae: Sae, norm: float) -> Iterator[Load]:
                right)  # fmt: skip
 
 
-def _activation(sae: Sae, rule: ReLU | TopK) -> Sae:
+def _activation(sae: LoadedSae, rule: ReLU | TopK) -> LoadedSae:
     return replace(sae, encoder=replace(sae.encoder, activation=rule))
 
 
-def _scaled(sae: Sae, scale: float) -> Sae:
+def _scaled(sae: LoadedSae, scale: float) -> LoadedSae:
     """The SAE of inputs `scale` times as large, as one trained on such inputs is stored."""
     encoder, decoder, rule = sae.encoder, sae.decoder, sae.encoder.activation
     if isinstance(rule, JumpReLU):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ingest.operations.compact import Compacted
     from ingest.operations.ingest import Outcome
     from ingest.operations.vacuum import Vacuumed
-    from ingest.sae import Sae as LoadedSae
+    from ingest.sae import LoadedSae
     from queries.answers import Info, Rows
 
 

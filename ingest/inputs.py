@@ -10,13 +10,13 @@ from pathlib import Path
 from featuredb.errors import HookError, IngestError
 from featuredb.store.snapshot import LoadCheck, Model
 from featuredb.store.snapshot import Sae as SaeRecord
-from ingest.corpus import Corpus, open_corpus
+from ingest.corpus import CorpusReader, open_corpus
 from ingest.load_check.check import fit
 from ingest.model.hooks import HookPoint
 from ingest.model.load import LoadedModel, bos_token_id, load_model
 from ingest.options import Hooks, IngestOptions
 from ingest.progress import say
-from ingest.sae import Sae, load_sae
+from ingest.sae import LoadedSae, load_sae
 from ingest.tokens.store import MAX_CONTEXT_SIZE
 
 _DEFAULT_CONTEXT = 256
@@ -28,7 +28,7 @@ class PlacedSae:
 
     name: str
     source: str
-    sae: Sae
+    sae: LoadedSae
     hook: HookPoint
     hook_out: HookPoint | None
 
@@ -79,7 +79,7 @@ class Inputs:
 
     model: LoadedModel
     saes: tuple[PlacedSae, ...]
-    corpus: Corpus
+    corpus: CorpusReader
     context_size: int
     bos: int | None
 
@@ -205,7 +205,7 @@ def absolute(reference: str | Path) -> str:
     return str(path.resolve()) if path.exists() else str(reference)
 
 
-def _names(saes: Sequence[Sae], given: Sequence[str] | None) -> list[str]:
+def _names(saes: Sequence[LoadedSae], given: Sequence[str] | None) -> list[str]:
     names = list(given) if given is not None else [s.name for s in saes]
     for name in names:
         if not name or "/" in name or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name):
@@ -222,7 +222,7 @@ def _names(saes: Sequence[Sae], given: Sequence[str] | None) -> list[str]:
 
 def _place(
     model: LoadedModel,
-    sae: Sae,
+    sae: LoadedSae,
     name: str,
     reference: str,
     read: str | None,
@@ -241,7 +241,7 @@ def _place(
     return PlacedSae(name, absolute(reference), sae.to(device=model.device), hook, out)
 
 
-def _context_size(model: LoadedModel, saes: Sequence[Sae], options: IngestOptions) -> int:
+def _context_size(model: LoadedModel, saes: Sequence[LoadedSae], options: IngestOptions) -> int:
     size = options.context_size
     if size is None:
         stated = [s.context_size for s in saes if s.context_size]

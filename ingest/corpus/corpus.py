@@ -18,9 +18,9 @@ from featuredb.store.files.scratch import OwnFolder
 from ingest.corpus import schema as typing_rules
 from ingest.corpus.hub import PREFIX, hub_part
 from ingest.corpus.locate import file_part, looks_like_path, parts_of
-from ingest.corpus.memory import spool_documents, spool_stream
-from ingest.corpus.part import BATCH_BYTES, Column, Part, Rows, Scan
+from ingest.corpus.part import BATCH_BYTES, CorpusPart, DocumentColumn, PartRows, Scan
 from ingest.corpus.records import TEXT
+from ingest.corpus.spool import spool_documents, spool_stream
 from ingest.corpus.tables import TablePart
 
 RESERVED_NAMES = (
@@ -45,7 +45,7 @@ _MEANT = {
 }
 
 
-class Corpus:
+class CorpusReader:
     """Documents in a fixed order, streamed; made by `open_corpus`.
 
     Reading it twice gives the same batches as long as its files do not change. `skipped_null`
@@ -55,8 +55,8 @@ class Corpus:
     def __init__(
         self,
         source: str,
-        parts: Sequence[Part],
-        column: Column,
+        parts: Sequence[CorpusPart],
+        column: DocumentColumn,
         *,
         id_column: str | None = None,
         max_documents: int | None = None,
@@ -148,7 +148,7 @@ class Corpus:
         )
 
     def __repr__(self) -> str:
-        return f"<Corpus {self.describe()}>"
+        return f"<CorpusReader {self.describe()}>"
 
     def _scanned(self) -> list[Scan]:
         """Scans of the parts that are needed for `max_documents`; the others are dropped."""
@@ -212,7 +212,7 @@ class Corpus:
                 if left == 0:
                     return
 
-    def _document_batch(self, name: str, rows: Rows) -> Any:
+    def _document_batch(self, name: str, rows: PartRows) -> Any:
         offsets, batch = rows
         count = len(offsets)
         if self.column.name not in batch.schema.names:
@@ -238,8 +238,8 @@ def open_corpus(
     messages_column: str | None = None,
     max_documents: int | None = None,
     on_warning: Callable[[str], None] | None = None,
-) -> Corpus:
-    """Open a corpus of any shape; see `Corpus` for what is then known of it.
+) -> CorpusReader:
+    """Open a corpus of any shape; see `CorpusReader` for what is then known of it.
 
     `source` is one of:
 
@@ -247,7 +247,7 @@ def open_corpus(
       document), each also in gzip or Zstandard;
     - a folder (recursively), a glob, or a list of paths; files in order of their paths, lists in
       the order given;
-    - ``-`` for standard input: any of these shapes, recognised by content;
+    - ``-`` for standard input: any of these shapes, recognized by content;
     - ``hf:owner/dataset[:config][@split]``;
     - an Arrow table; or an iterable of strings or of mappings from column names to values. A list
       of strings that are all paths of files is a list of paths.
@@ -267,7 +267,7 @@ def open_corpus(
     spool = OwnFolder("featuredb-corpus-")
     try:
         name, parts = _parts(source, column, spool)
-        corpus = Corpus(
+        corpus = CorpusReader(
             name,
             parts,
             column,
@@ -282,7 +282,7 @@ def open_corpus(
     return corpus
 
 
-def _parts(source: Any, column: Column, spool: OwnFolder) -> tuple[str, list[Part]]:
+def _parts(source: Any, column: DocumentColumn, spool: OwnFolder) -> tuple[str, list[CorpusPart]]:
     """The parts of `source` and its name; `spool` is for what has to be kept on disk."""
     if isinstance(source, str | Path):
         name = str(source)
@@ -316,12 +316,14 @@ def _are_paths(items: Sequence[Any]) -> bool:
     )
 
 
-def _column(text: str, tokens: str | None, messages: str | None) -> Column:
+def _column(text: str, tokens: str | None, messages: str | None) -> DocumentColumn:
     if tokens is not None and messages is not None:
         raise ValueError("give tokens_column or messages_column, not both")
     if tokens is not None:
-        return Column(tokens, "tokens")
-    return Column(text, "text") if messages is None else Column(messages, "messages")
+        return DocumentColumn(tokens, "tokens")
+    return (
+        DocumentColumn(text, "text") if messages is None else DocumentColumn(messages, "messages")
+    )
 
 
 def _fits(data_type: Any, role: str) -> bool:

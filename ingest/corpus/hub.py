@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from featuredb.errors import CorpusError, MissingExtraError
 from ingest.corpus import schema as typing_rules
-from ingest.corpus.part import BATCH_ROWS, Rows, Scan
+from ingest.corpus.part import BATCH_ROWS, PartRows, Scan
 from ingest.corpus.tables import typed_rows
 
 PREFIX = "hf:"
@@ -45,7 +45,7 @@ class HubPart:
         fields = [(field.name, typing_rules.storable(field.type)) for field in schema]
         return Scan(pa.schema(fields), None)
 
-    def rows(self, schema: Any) -> Iterator[Rows]:
+    def rows(self, schema: Any) -> Iterator[PartRows]:
         first = 0
         with _hub_errors(self.name):
             for table in self._stream().with_format("arrow").iter(BATCH_ROWS):

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from featuredb.errors import CorpusError
-from ingest.corpus.part import Column, Part
-from ingest.corpus.records import CSV, JSON, JSON_LINES, TEXT, TSV, Reader, RecordPart
+from ingest.corpus.part import CorpusPart, DocumentColumn
+from ingest.corpus.records import CSV, JSON, JSON_LINES, TEXT, TSV, RecordFormat, RecordPart
 from ingest.corpus.stream import head_of
 from ingest.corpus.tables import ArrowPart, ParquetPart
 
@@ -30,7 +30,7 @@ _COMPRESSED = {".gz", ".zst"}
 _WILD = frozenset("*?[")
 
 
-def parts_of(source: str, column: Column) -> list[Part]:
+def parts_of(source: str, column: DocumentColumn) -> list[CorpusPart]:
     """The files that a path, a folder or a glob names, sorted by path.
 
     Raises:
@@ -52,7 +52,7 @@ def parts_of(source: str, column: Column) -> list[Part]:
     return [file_part(file, name, column) for name, file in named]
 
 
-def file_part(path: Path, name: str, column: Column) -> Part:
+def file_part(path: Path, name: str, column: DocumentColumn) -> CorpusPart:
     """The part for one file: by its extension, else by what its first bytes say.
 
     Raises:
@@ -132,7 +132,7 @@ def _near(path: Path) -> str:
     return f"{parent} holds " + (", ".join(sorted(names)[:5]) if names else "nothing")
 
 
-def _reader_for(head: bytes) -> Reader:
+def _reader_for(head: bytes) -> RecordFormat:
     start = head.lstrip()
     if start.startswith(b"[") and start[1:].lstrip().startswith(b"{"):
         return JSON

@@ -11,7 +11,7 @@ BATCH_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
-class Column:
+class DocumentColumn:
     """The column that documents come from, and what it holds.
 
     `role` is also the column's name in the corpus: ``text`` (string), ``tokens`` (list of
@@ -35,14 +35,14 @@ class Scan:
     documents: int | None = None
 
 
-class Rows(NamedTuple):
+class PartRows(NamedTuple):
     """Consecutive rows of a part: 0-based row or line numbers (int64) and a record batch."""
 
     offsets: Any
     batch: Any
 
 
-class Part(Protocol):
+class CorpusPart(Protocol):
     """One place that rows come from; reading it again gives the same rows in the same order."""
 
     @property
@@ -63,7 +63,7 @@ class Part(Protocol):
         """
         ...
 
-    def rows(self, schema: Any) -> Iterator[Rows]:
+    def rows(self, schema: Any) -> Iterator[PartRows]:
         """All rows in order, with the columns of `schema` that the part has, so typed.
 
         Raises:

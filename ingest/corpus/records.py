@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from featuredb.errors import CorpusError
 from ingest.corpus import schema as typing_rules
-from ingest.corpus.part import BATCH_BYTES, BATCH_ROWS, Column, Rows, Scan
+from ingest.corpus.part import BATCH_BYTES, BATCH_ROWS, DocumentColumn, PartRows, Scan
 from ingest.corpus.stream import characters, digest, lines
 
 Record = tuple[int, dict[str, Any]]
@@ -39,7 +39,7 @@ _DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)\.[0-9]+")
 
 
 @dataclass(frozen=True)
-class Reader:
+class RecordFormat:
     """How one shape of file becomes records.
 
     `records(path, column)` yields them; `type_of` gives a value's type and `value_of(value,
@@ -58,8 +58,8 @@ class RecordPart:
 
     name: str
     path: Path
-    reader: Reader
-    column: Column
+    reader: RecordFormat
+    column: DocumentColumn
 
     @property
     def kind(self) -> str:
@@ -82,7 +82,7 @@ class RecordPart:
                 types[name] = known if found is known else typing_rules.widen(known, found)
         return Scan(pa.schema(types.items()), rows, documents)
 
-    def rows(self, schema: Any) -> Iterator[Rows]:
+    def rows(self, schema: Any) -> Iterator[PartRows]:
         offsets: list[int] = []
         records: list[dict[str, Any]] = []
         size = 0
@@ -102,7 +102,7 @@ class RecordPart:
     def size(self) -> int:
         return self.path.stat().st_size
 
-    def _batch(self, offsets: list[int], records: list[dict[str, Any]], schema: Any) -> Rows:
+    def _batch(self, offsets: list[int], records: list[dict[str, Any]], schema: Any) -> PartRows:
         columns = []
         for column in schema:
             values = [record.get(column.name) for record in records]
@@ -115,7 +115,7 @@ class RecordPart:
                     f"does not fit {column.type}: {error}"
                 ) from error
         batch = pa.RecordBatch.from_arrays(columns, schema=schema)
-        return Rows(pa.array(offsets, pa.int64()), batch)
+        return PartRows(pa.array(offsets, pa.int64()), batch)
 
     def _document_type(self, row: int, value: Any) -> Any:
         """The type of a text or a chat, which every row has to have of itself."""
@@ -317,8 +317,8 @@ _FROM_STRINGS: dict[str, Any] = {
     "type_of": _separated_type,
     "value_of": _separated_value,
 }
-JSON_LINES = Reader("JSON Lines", _json_lines)
-JSON = Reader("JSON", _json_values)
-CSV = Reader("CSV", partial(_separated, delimiter=","), **_FROM_STRINGS)
-TSV = Reader("TSV", partial(_separated, delimiter="\t"), **_FROM_STRINGS)
-TEXT = Reader("plain text", _plain_text)
+JSON_LINES = RecordFormat("JSON Lines", _json_lines)
+JSON = RecordFormat("JSON", _json_values)
+CSV = RecordFormat("CSV", partial(_separated, delimiter=","), **_FROM_STRINGS)
+TSV = RecordFormat("TSV", partial(_separated, delimiter="\t"), **_FROM_STRINGS)
+TEXT = RecordFormat("plain text", _plain_text)

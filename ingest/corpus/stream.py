@@ -1,6 +1,6 @@
 """The bytes of a corpus file: decompressed as they are read, decoded strictly, named in errors.
 
-Gzip and Zstandard are recognised by their first bytes, not by the file's name. Every error that
+Gzip and Zstandard are recognized by their first bytes, not by the file's name. Every error that
 a file's content can cause becomes a `CorpusError` naming the file and the place.
 """
 

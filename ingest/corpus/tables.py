@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from featuredb.errors import CorpusError
 from ingest.corpus import schema as typing_rules
-from ingest.corpus.part import BATCH_BYTES, BATCH_ROWS, Rows, Scan
+from ingest.corpus.part import BATCH_BYTES, BATCH_ROWS, PartRows, Scan
 from ingest.corpus.stream import digest, reading
 
 
@@ -32,7 +32,7 @@ class ParquetPart:
         with self._open() as file:
             return Scan(_storable_schema(file.schema_arrow, str(self.path)), file.metadata.num_rows)
 
-    def rows(self, schema: Any) -> Iterator[Rows]:
+    def rows(self, schema: Any) -> Iterator[PartRows]:
         with self._open() as file:
             metadata = file.metadata
             size = sum(metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
@@ -68,7 +68,7 @@ class ArrowPart:
             rows = sum(batch.num_rows for batch in batches)
             return Scan(_storable_schema(schema, str(self.path)), rows)
 
-    def rows(self, schema: Any) -> Iterator[Rows]:
+    def rows(self, schema: Any) -> Iterator[PartRows]:
         with self._open() as (_, batches):
             yield from _typed(batches, schema, str(self.path))
 
@@ -108,7 +108,7 @@ class TablePart:
     def scan(self, limit: int | None) -> Scan:
         return Scan(_storable_schema(self.table.schema, self.name), self.table.num_rows)
 
-    def rows(self, schema: Any) -> Iterator[Rows]:
+    def rows(self, schema: Any) -> Iterator[PartRows]:
         yield from _typed(iter(self.table.to_batches(BATCH_ROWS)), schema, self.name)
 
     def digest(self) -> bytes:
@@ -123,7 +123,7 @@ class TablePart:
         return int(self.table.nbytes)
 
 
-def typed_rows(batch: Any, first: int, schema: Any, where: str) -> Rows:
+def typed_rows(batch: Any, first: int, schema: Any, where: str) -> PartRows:
     """A record batch's columns as `schema` wants them; rows are numbered from `first`.
 
     Raises:
@@ -141,11 +141,11 @@ def typed_rows(batch: Any, first: int, schema: Any, where: str) -> Rows:
             ) from error
     offsets = pa.array(range(first, first + batch.num_rows), pa.int64())
     if not kept:
-        return Rows(offsets, pa.RecordBatch.from_arrays([], names=[]))
-    return Rows(offsets, pa.RecordBatch.from_arrays(columns, schema=pa.schema(kept)))
+        return PartRows(offsets, pa.RecordBatch.from_arrays([], names=[]))
+    return PartRows(offsets, pa.RecordBatch.from_arrays(columns, schema=pa.schema(kept)))
 
 
-def _typed(batches: Iterator[Any], schema: Any, where: str) -> Iterator[Rows]:
+def _typed(batches: Iterator[Any], schema: Any, where: str) -> Iterator[PartRows]:
     first = 0
     for batch in batches:
         if batch.num_rows:

@@ -35,7 +35,7 @@ def logit_lens(W_dec: Tensor, unembedding: Unembedding | None, texts: Sequence[s
         return pa.table([pa.array(np.arange(n), pa.int64()), empty, empty], schema=schemas.LOGITS)
     W_U = unembedding.W_U
     directions = W_dec.to(W_U.device)
-    if unembedding.centre:
+    if unembedding.center:
         directions = directions - directions.mean(dim=1, keepdim=True)
     if unembedding.gain is not None:
         directions = directions * unembedding.gain.to(directions)

@@ -16,7 +16,7 @@ from featuredb.store.rounding import Values
 from ingest.extract.batches import Batch
 from ingest.model.hooks import HookPoint, forward_to_hooks
 from ingest.model.load import LoadedModel
-from ingest.sae import Sae
+from ingest.sae import LoadedSae
 from ingest.sae.codes import SparseCodes
 
 
@@ -24,7 +24,7 @@ class Probe(NamedTuple):
     """One SAE at its hook. sink_norm: positions of a larger norm are sinks; None records all."""
 
     name: str
-    sae: Sae
+    sae: LoadedSae
     hook: HookPoint
     sink_norm: float | None
 

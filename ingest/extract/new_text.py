@@ -16,8 +16,7 @@ from featuredb.store.snapshot import Model, Sae, Snapshot
 from ingest.extract.batches import batches
 from ingest.extract.forward import Probe, Rule, run_batch
 from ingest.model.load import LoadedModel, load_model
-from ingest.sae import Sae as Loaded
-from ingest.sae import load_sae
+from ingest.sae import LoadedSae, load_sae
 from ingest.tokens.tokenize import tokenize_batch
 
 _LOADING = threading.RLock()
@@ -109,7 +108,7 @@ def _load_model(record: Model) -> LoadedModel:
 
 
 @lru_cache(maxsize=8)
-def _load_sae(source: str, sha256: str) -> Loaded:
+def _load_sae(source: str, sha256: str) -> LoadedSae:
     sae = load_sae(source)
     if sae.hash != sha256:
         raise SaeError(

@@ -14,9 +14,9 @@ from ingest.extract.device import DeviceMemory
 from ingest.load_check.sample import Explained, SampleTokens, States, explain, read_states
 from ingest.model.hooks import HookPoint, layer_count
 from ingest.model.load import LoadedModel, bos_token_id
-from ingest.sae import Sae
+from ingest.sae import LoadedSae
 from ingest.sae.activations import JumpReLU, ReLU
-from ingest.sae.normalise import Normalisation
+from ingest.sae.normalize import Normalization
 
 SUSPECT_TOKENS = 1_024
 """Tokens each other way is tried on: enough to tell 0.80 from 0.76."""
@@ -51,7 +51,7 @@ class Suspect:
 class Reading:
     """The asked way: an SAE, the hook it reads, the hook it rebuilds if that is another one."""
 
-    sae: Sae
+    sae: LoadedSae
     hook: HookPoint
     hook_out: HookPoint | None
     sink_threshold: float | None
@@ -127,7 +127,7 @@ def _pair(reading: Reading, states: dict[str, States], hook: HookPoint) -> tuple
     return own.x[ordinary], out.x[ordinary]
 
 
-def _try(reading: Reading, sae: Sae, states: dict[str, States], hook: HookPoint) -> Explained:
+def _try(reading: Reading, sae: LoadedSae, states: dict[str, States], hook: HookPoint) -> Explained:
     return explain(sae, *_pair(reading, states, hook))
 
 
@@ -173,14 +173,14 @@ def _place(hook: HookPoint, name: str) -> str:
 def _normalised(reading: Reading, x: Tensor, y: Tensor) -> Iterator[tuple[str, Explained]]:
     """The input normalised as the SAE's files do not say."""
     sae, same_place = reading.sae, reading.hook_out is None
-    own = sae.encoder.normalisation
+    own = sae.encoder.normalization
     stated = "its files state otherwise" if own == "none" else f"its files state {own}"
-    for kind in get_args(Normalisation):
+    for kind in get_args(Normalization):
         if kind != own:
-            undoes: Normalisation = kind if same_place else "none"
+            undoes: Normalization = kind if same_place else "none"
             other = replace(
                 sae,
-                encoder=replace(sae.encoder, normalisation=kind),
+                encoder=replace(sae.encoder, normalization=kind),
                 decoder=replace(sae.decoder, undoes=undoes),
             )
             how = "without normalisation" if kind == "none" else f"with normalisation {kind}"
@@ -195,7 +195,9 @@ def _normalised(reading: Reading, x: Tensor, y: Tensor) -> Iterator[tuple[str, E
             )
 
 
-def _fewer(sae: Sae, x: Tensor, y: Tensor, l0: float) -> Iterator[tuple[str, Explained, float]]:
+def _fewer(
+    sae: LoadedSae, x: Tensor, y: Tensor, l0: float
+) -> Iterator[tuple[str, Explained, float]]:
     """Only the largest activations: what a top-k rule or a threshold would have left; and the
     share of what is unexplained that this may leave to count."""
     counts = [sae.stated_l0] if sae.stated_l0 else [l0 / 4, l0 / 16, l0 / 64]

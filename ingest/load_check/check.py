@@ -15,7 +15,7 @@ from ingest.load_check.alternatives import Reading, begins_with_sinks, suspects
 from ingest.load_check.sample import SampleTokens, explain, read_states
 from ingest.model.hooks import HookPoint
 from ingest.model.load import LoadedModel
-from ingest.sae import Sae
+from ingest.sae import LoadedSae
 
 SAMPLE_TOKENS = 8_192
 """Enough for L0 and explained variance to two digits, a few seconds on a CPU."""
@@ -44,7 +44,12 @@ class Measured(NamedTuple):
 
 
 def fit(
-    sae: Sae, name: str, hook: HookPoint, hook_out: HookPoint | None = None, *, check: bool = True
+    sae: LoadedSae,
+    name: str,
+    hook: HookPoint,
+    hook_out: HookPoint | None = None,
+    *,
+    check: bool = True,
 ) -> None:
     """Raises `HookError` when the SAE cannot read, or write, there, naming both widths.
 
@@ -69,7 +74,7 @@ def fit(
 
 def measure(
     model: LoadedModel,
-    saes: Sequence[tuple[Sae, HookPoint, HookPoint | None]],
+    saes: Sequence[tuple[LoadedSae, HookPoint, HookPoint | None]],
     sample: SampleTokens,
     sink_threshold: float | None,
     memory: DeviceMemory,

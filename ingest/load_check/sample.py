@@ -15,7 +15,7 @@ from ingest.extract.device import DeviceMemory
 from ingest.extract.forward import all_finite, forward, positions
 from ingest.model.hooks import HookPoint
 from ingest.model.load import LoadedModel
-from ingest.sae import Sae
+from ingest.sae import LoadedSae
 
 _ROWS = 1_024
 
@@ -100,7 +100,7 @@ def read_states(
 
 
 @torch.inference_mode()
-def explain(sae: Sae, x: Tensor, y: Tensor, *, top: int | None = None) -> Explained:
+def explain(sae: LoadedSae, x: Tensor, y: Tensor, *, top: int | None = None) -> Explained:
     """How well decode(encode(x)) is y; x [n, d_in], y [n, d_out].
 
     With `top`, only that many of each token's activations, the largest, are kept.

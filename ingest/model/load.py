@@ -87,7 +87,7 @@ class Unembedding:
     gain: Tensor | None
     """float32 [d_model]: what the final norm multiplies by (1 + weight in Gemma); None if the
     model has no final norm."""
-    centre: bool
+    center: bool
     """Whether that norm subtracts the mean first (layer norm) or not (RMS norm)."""
 
     @property
@@ -124,7 +124,7 @@ def load_model(
         model = model.to(place).eval().requires_grad_(False)
     except (RuntimeError, NotImplementedError) as error:
         raise ModelError(f"{ref} does not fit on {place}: {_first_line(error)}") from error
-    # Texts are tokenised whole and cut to contexts afterwards; this silences a warning about it.
+    # Texts are tokenized whole and cut to contexts afterwards; this silences a warning about it.
     tokenizer.model_max_length = int(1e30)
     text = model.config.get_text_config()
     return LoadedModel(
@@ -175,7 +175,7 @@ def bos_token_id(loaded: LoadedModel, prepend_bos: bool | None) -> int | None:
 def unembedding(loaded: LoadedModel) -> Unembedding | None:
     """The map from the last layer's residual stream to logits, for the logit lens.
 
-    None where there is no such linear map: a model without a language-modelling head, an encoder
+    None where there is no such linear map: a model without a language-modeling head, an encoder
     (whose head is not linear), or one that projects to another width first.
     """
     model: nn.Module = loaded.model
@@ -196,7 +196,7 @@ def unembedding(loaded: LoadedModel) -> Unembedding | None:
     gain = weight.detach().float() if isinstance(weight, Tensor) else None
     if gain is not None and family is not None and family.unit_offset:
         gain = gain + 1.0
-    return Unembedding(head.weight.detach(), gain, centre=isinstance(norm, nn.LayerNorm))
+    return Unembedding(head.weight.detach(), gain, center=isinstance(norm, nn.LayerNorm))
 
 
 def _device(device: str | torch.device) -> torch.device:

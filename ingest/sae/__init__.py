@@ -2,6 +2,6 @@
 
 from ingest.sae.codes import SparseCodes
 from ingest.sae.load import load_sae
-from ingest.sae.sae import Sae
+from ingest.sae.sae import LoadedSae
 
-__all__ = ["Sae", "SparseCodes", "load_sae"]
+__all__ = ["LoadedSae", "SparseCodes", "load_sae"]

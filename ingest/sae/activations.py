@@ -75,7 +75,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class GroupMax:
-    """The largest positive value in each of k equal groups of neighbouring features."""
+    """The largest positive value in each of k equal groups of neighboring features."""
 
     k: int
 

@@ -18,13 +18,13 @@ from ingest.sae.formats import (
     sparsify,
     torch_release,
 )
-from ingest.sae.parts import Parts, Place
+from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.references import WEIGHT_SUFFIXES, Resolved
 from ingest.sae.tensors import safetensors_names
 
-Reader = Callable[[Place], Parts]
+FormatReader = Callable[[SaeFiles], SaeParts]
 
-_BY_NAME: dict[str, Reader] = {
+_BY_NAME: dict[str, FormatReader] = {
     saelens.WEIGHTS: saelens.read,
     sparsify.WEIGHTS: sparsify.read,
     gemma_scope.WEIGHTS: gemma_scope.read,
@@ -53,7 +53,7 @@ _DEPTH = 5
 _SHOWN = 10
 
 
-def detect(resolved: Resolved) -> tuple[Place, Reader]:
+def detect(resolved: Resolved) -> tuple[SaeFiles, FormatReader]:
     """The one SAE at `resolved` and the reader for its format.
 
     Raises SaeError where there is none (naming what was found and what each format needs), or
@@ -61,12 +61,12 @@ def detect(resolved: Resolved) -> tuple[Place, Reader]:
     """
     path = resolved.path
     if path.is_file():
-        return Place(path, resolved.label, resolved.hints), _reader(path)
+        return SaeFiles(path, resolved.label, resolved.hints), _reader(path)
     here = _weights_in(path)
     if len(here) == 1:
         weights = here[0]
         label = resolved.label / weights.relative_to(path)
-        return Place(weights, label, resolved.hints), _reader(weights)
+        return SaeFiles(weights, label, resolved.hints), _reader(weights)
     several = here or _weights_below(path)
     if several:
         names = [str(file.relative_to(path)) for file in several]
@@ -108,7 +108,7 @@ def _weights_below(folder: Path) -> list[Path]:
     return found
 
 
-def _reader(weights: Path) -> Reader:
+def _reader(weights: Path) -> FormatReader:
     if weights.name in _BY_NAME:
         return _BY_NAME[weights.name]
     if weights.suffix in (".pt", ".pth"):

@@ -11,7 +11,7 @@ from featuredb.errors import SaeError
 from ingest.sae.detect import detect
 from ingest.sae.naming import short_name
 from ingest.sae.references import resolve
-from ingest.sae.sae import Sae
+from ingest.sae.sae import LoadedSae
 from ingest.sae.tensors import first_line
 
 
@@ -21,12 +21,12 @@ def load_sae(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
-) -> Sae:
+) -> LoadedSae:
     """The SAE that `ref` names, ready to encode.
 
     `ref` is a folder or a weight file of any format in `ingest.sae.formats`; or
     `hf:owner/repo/path[@revision]`, fetched to the hub's cache; or `sae-lens:release/id`, looked
-    up in SAELens's catalogue. `dtype` is what it computes in: float32 unless given. `revision` is
+    up in SAELens's catalog. `dtype` is what it computes in: float32 unless given. `revision` is
     for hub references that do not state one.
 
     Raises SaeError where nothing there is an SAE, several are, the files are damaged, refused,
@@ -44,7 +44,7 @@ def load_sae(
             f"{first_line(error)})"
         ) from error
     files = (place.weights,)
-    sae = Sae(
+    sae = LoadedSae(
         encoder=parts.encoder,
         decoder=parts.decoder,
         name=short_name(place.label),

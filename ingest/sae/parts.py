@@ -13,7 +13,7 @@ from ingest.sae.sae import Decoder, Encoder
 
 
 @dataclass(frozen=True)
-class Place:
+class SaeFiles:
     """Where the weights lie and what they are called, for formats that say things in paths."""
 
     weights: Path
@@ -21,7 +21,7 @@ class Place:
     label: PurePath
     """The same file as the user knows it: for a hub reference, owner/repo/path/in/repo."""
     hints: Mapping[str, Any] = field(default_factory=dict)
-    """Facts a catalogue gives that the files lack: norm_scaling_factor, l0, model_name, and
+    """Facts a catalog gives that the files lack: norm_scaling_factor, l0, model_name, and
     overrides of the configuration."""
 
     @property
@@ -30,7 +30,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Parts:
+class SaeParts:
     """An SAE as a format reader found it."""
 
     encoder: Encoder

@@ -1,9 +1,9 @@
-"""Where an SAE reference points: a path, a file on the hub, or an entry of SAELens's catalogue.
+"""Where an SAE reference points: a path, a file on the hub, or an entry of SAELens's catalog.
 
 - a folder or weight file;
 - `hf:owner/repo/path/in/repo[@revision]`, from the hub's cache or, where allowed, the network
-  (HF_HUB_OFFLINE is honoured);
-- `sae-lens:release/id`, found through the catalogue in the sae-lens package and then read from
+  (HF_HUB_OFFLINE is honored);
+- `sae-lens:release/id`, found through the catalog in the sae-lens package and then read from
   the hub by our own readers, so that the units do not depend on the way in.
 """
 
@@ -128,10 +128,10 @@ def _from_sae_lens(address: str, revision: str | None) -> Resolved:
         raise MissingExtraError(
             "sae-lens: references need SAELens: pip install 'featuredb[sae-lens]'"
         ) from error
-    catalogue = get_pretrained_saes_directory()
-    if release not in catalogue:
+    catalog = get_pretrained_saes_directory()
+    if release not in catalog:
         raise SaeError(f"SAELens has no release {release!r}")
-    entry = catalogue[release]
+    entry = catalog[release]
     if sae_id not in entry.saes_map:
         some = ", ".join(list(entry.saes_map)[:5])
         raise SaeError(f"SAELens release {release!r} has no SAE {sae_id!r}; it has {some}, …")

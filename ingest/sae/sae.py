@@ -13,7 +13,7 @@ from torch import Tensor
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation
 from ingest.sae.codes import SparseCodes
-from ingest.sae.normalise import Normalisation, normalise, undo
+from ingest.sae.normalize import Normalization, normalize, undo
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +27,11 @@ class Encoder:
     """[d_sae]; None where the activation carries its own biases (gated)."""
     b_pre: Tensor | None = None
     """[d_in]: what is subtracted from the input; None for nothing."""
-    normalisation: Normalisation = "none"
+    normalization: Normalization = "none"
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """z [N, d_sae] from x [N, d_in], both in the dtype of W_enc."""
-        x = normalise(self.normalisation, x)
+        x = normalize(self.normalization, x)
         if self.b_pre is not None:
             x = x - self.b_pre
         return x @ self.W_enc if self.b_enc is None else torch.addmm(self.b_enc, x, self.W_enc)
@@ -39,7 +39,7 @@ class Encoder:
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """y = f W_dec + b_dec [+ x W_skipᵀ], then the normalisation undone."""
+    """y = f W_dec + b_dec [+ x W_skipᵀ], then the normalization undone."""
 
     W_dec: Tensor
     """[d_sae, d_out]"""
@@ -47,8 +47,8 @@ class Decoder:
     """[d_out]"""
     W_skip: Tensor | None = None
     """[d_out, d_in]; skip transcoders only."""
-    undoes: Normalisation = "none"
-    """The normalisation to undo with the statistics of x; always "none" for a transcoder, whose
+    undoes: Normalization = "none"
+    """The normalization to undo with the statistics of x; always "none" for a transcoder, whose
     output is not in the units of its input."""
 
     @property
@@ -67,7 +67,7 @@ class Decoder:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Sae:
+class LoadedSae:
     """A loaded SAE: f = activation((norm(x) - b_pre) W_enc + b_enc); x̂ = f W_dec + b_dec.
 
     A feature is active where encode(x) is not zero, and nowhere else. Activations are in the
@@ -141,7 +141,7 @@ class Sae:
 
     @property
     def needs_input_to_decode(self) -> bool:
-        """Whether `decode` must be given x: a skip connection, or a normalisation to undo."""
+        """Whether `decode` must be given x: a skip connection, or a normalization to undo."""
         return self.decoder.needs_input
 
     def encode(self, x: Tensor) -> Tensor:
@@ -173,14 +173,16 @@ class Sae:
                 f"SAE {self.name} decodes [..., {self.d_sae}] activations, not {_shape(acts)}"
             )
         if self.needs_input_to_decode and x is None:
-            what = "a skip connection" if self.decoder.W_skip is not None else "a normalised input"
+            what = "a skip connection" if self.decoder.W_skip is not None else "a normalized input"
             raise SaeError(f"SAE {self.name} has {what}: pass the input too, as decode(acts, x)")
         flat = acts.reshape(-1, self.d_sae).to(self.device, self.dtype)
         rows = self._rows(x) if x is not None and self.needs_input_to_decode else None
         y = self.decoder.reconstruct(flat, rows)
         return y.float().reshape(*acts.shape[:-1], self.d_out)
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Sae:
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> LoadedSae:
         """The same SAE with its tensors on `device` and in `dtype`; None leaves either alone."""
         return replace(
             self,
@@ -196,7 +198,7 @@ class Sae:
     def __repr__(self) -> str:
         where = f" at {self.hook}" if self.hook else ""
         return (
-            f"Sae({self.name!r}, {self.format} {self.architecture}, "
+            f"LoadedSae({self.name!r}, {self.format} {self.architecture}, "
             f"d_in={self.d_in}, d_sae={self.d_sae}{where})"
         )
 

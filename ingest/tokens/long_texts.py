@@ -6,8 +6,8 @@ better given to it in pieces. The pieces begin with a single space between two A
 from the same characters in the whole text:
 
 - added tokens: none contains a letter followed by a space, or takes the space behind a letter;
-- normalisation: character by character, or nothing across letter and space;
-- pre-tokenisation: no split holds a letter and the space behind it, and where it begins and ends
+- normalization: character by character, or nothing across letter and space;
+- pre-tokenization: no split holds a letter and the space behind it, and where it begins and ends
   is decided by what lies on its own side. Regular expressions are scanned from the left, so this
   is so where it is so for each of their alternatives, of which `_ALTERNATIVES` has the usual ones;
 - the model: a split at a time; or, where nothing splits there, byte-pair merges none of which
@@ -115,14 +115,14 @@ def _crosses(token: Mapping[str, Any]) -> bool:
 
 
 def _is_local(step: Mapping[str, Any]) -> bool:
-    """Whether a normaliser makes the same of a piece as of those characters in the whole."""
+    """Whether a normalizer makes the same of a piece as of those characters in the whole."""
     if step["type"] == "Replace":
         return step == _SPACES_GONE or step["pattern"] == {"Regex": " {2,}"}
     return step["type"] in _LOCAL
 
 
 def _apart(steps: Sequence[Mapping[str, Any]], space: str) -> bool | None:
-    """Whether pre-tokenisation splits between a letter and the space behind it, the same way in a
+    """Whether pre-tokenization splits between a letter and the space behind it, the same way in a
     piece as in the whole; None where it splits the same way, but not there.
 
     space: what the space has become by then.

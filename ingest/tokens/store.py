@@ -1,4 +1,4 @@
-"""Writing a tokenised corpus into the store, once, before the model runs."""
+"""Writing a tokenized corpus into the store, once, before the model runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokens of a corpus's documents: tokenised whole, without special tokens, for `contexts`."""
+"""The tokens of a corpus's documents: tokenized whole, without special tokens, for `contexts`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import CorpusError
-from ingest.corpus import Corpus
+from ingest.corpus import CorpusReader
 from ingest.corpus.chat import Chat, content_spans, rendered
 from ingest.tokens.contexts import Cutting, Document, Ints, NameOf, TokenizedBatch, cut_contexts
 from ingest.tokens.long_texts import PIECE_CHARACTERS, may_cut, pieces
@@ -126,7 +126,7 @@ def cut_tokens(
 
 
 def iter_contexts(
-    corpus: Corpus,
+    corpus: CorpusReader,
     tokenizer: Any,
     *,
     context_size: int,
@@ -138,13 +138,13 @@ def iter_contexts(
 ) -> Iterator[tuple[Any, TokenizedBatch]]:
     """Each batch of the corpus with its contexts, in the order of the corpus.
 
-    With `workers` 0 a batch is tokenised when it is asked for. Otherwise that many threads
-    tokenise up to twice as many batches ahead: the tokenizer runs outside Python's lock, and
+    With `workers` 0 a batch is tokenized when it is asked for. Otherwise that many threads
+    tokenize up to twice as many batches ahead: the tokenizer runs outside Python's lock, and
     spreads each batch over all cores itself, so that one thread is enough to overlap with a
     consumer on a device.
 
     Raises:
-        CorpusError: see `Corpus.batches`, `tokenize_batch`, `tokenize_chats`, `cut_tokens`.
+        CorpusError: see `CorpusReader.batches`, `tokenize_batch`, `tokenize_chats`, `cut_tokens`.
         ValueError: the options leave no room for a window.
     """
     options = {
@@ -267,7 +267,7 @@ def _encoded(
     """A text's tokens as a document; for a chat, `roles` has a role for each token.
 
     Only the ends of windows are asked for: turning all offsets into Python objects would cost a
-    tenth of the tokenisation. A window begins where the token before it ended, which gives white
+    tenth of the tokenization. A window begins where the token before it ended, which gives white
     space that the tokenizer trims from its offsets to the window that holds it, and a character
     whose bytes are split to both.
     """

@@ -37,7 +37,7 @@ def vocabulary(tokenizer: Any, size: int | None = None) -> pa.Table:
     """One row per token id, from 0 to `size` - 1, or to the highest id if `size` is None.
 
     `bytes` are what the token contributes to a text, so that those of a text's tokens joined
-    are the text in UTF-8 (byte-level vocabularies, after the tokenizer's normaliser; the others
+    are the text in UTF-8 (byte-level vocabularies, after the tokenizer's normalizer; the others
     put a space before the first word). `text` is `bytes` as UTF-8, a byte that is not part of a
     whole character as ``<0xE6>``.
     `special` is as the tokenizer says. An id that stands for nothing has no bytes, and the text

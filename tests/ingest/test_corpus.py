@@ -20,7 +20,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest.corpus import Corpus, open_corpus
+from ingest.corpus import CorpusReader, open_corpus
 from ingest.corpus.part import BATCH_BYTES
 
 ROWS: list[dict[str, Any]] = [
@@ -55,11 +55,11 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def documents(corpus: Corpus, batch_rows: int = 1024) -> list[dict[str, Any]]:
+def documents(corpus: CorpusReader, batch_rows: int = 1024) -> list[dict[str, Any]]:
     return [row for batch in corpus.batches(batch_rows) for row in batch.to_pylist()]
 
 
-def texts(corpus: Corpus) -> list[str]:
+def texts(corpus: CorpusReader) -> list[str]:
     return [row["text"] for row in documents(corpus)]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from featuredb.errors import CorpusError
-from ingest.corpus import Corpus, open_corpus
+from ingest.corpus import CorpusReader, open_corpus
 
 _LEAVE = """
 import os, signal, sys
@@ -55,7 +55,7 @@ def test_only_what_can_be_read_once_gets_a_folder(temporary: Path, tmp_path: Pat
     assert not list(temporary.iterdir()), folder
 
 
-def rows_of(corpus: Corpus) -> int:
+def rows_of(corpus: CorpusReader) -> int:
     return sum(batch.num_rows for batch in corpus.batches())
 
 

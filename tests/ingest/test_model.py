@@ -340,7 +340,7 @@ def test_unembedding_gives_the_model_s_logits(tmp_path: Path, name: str) -> None
     assert lens is not None
     assert lens.W_U.shape == (VOCAB, WIDTH)
     assert lens.gain is not None
-    assert lens.centre is (name not in ("llama", "gemma2"))
+    assert lens.center is (name not in ("llama", "gemma2"))
     seen: list[torch.Tensor] = []
     head = loaded.model.get_output_embeddings()
     handle = head.register_forward_hook(lambda module, args, output: seen.append(args[0]))
@@ -350,8 +350,8 @@ def test_unembedding_gives_the_model_s_logits(tmp_path: Path, name: str) -> None
     handle.remove()
     # two streams that differ by a direction: the norm's bias cancels in the difference
     last_layer = _last_stream(loaded, ids)
-    x = last_layer - last_layer.mean(-1, keepdim=True) if lens.centre else last_layer
-    epsilon = 1e-5 if lens.centre else 1e-6
+    x = last_layer - last_layer.mean(-1, keepdim=True) if lens.center else last_layer
+    epsilon = 1e-5 if lens.center else 1e-6
     normed = x / (x.pow(2).mean(-1, keepdim=True) + epsilon).sqrt() * lens.gain
     difference = (normed[0, 1] - normed[0, 0]) @ lens.W_U.T
     expected = (seen[0][0, 1] - seen[0][0, 0]) @ head.weight.T

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ingest.sae import Sae, load_sae
+from ingest.sae import LoadedSae, load_sae
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "saes"
 NAMES = sorted(path.name for path in FIXTURES.iterdir())
@@ -115,7 +115,7 @@ def test_facts(folder: Path) -> None:
 
 def test_weight_file_instead_of_folder(folder: Path) -> None:
     by_folder = load_sae(folder)
-    by_file: Sae = load_sae(str(by_folder.files[0]))
+    by_file: LoadedSae = load_sae(str(by_folder.files[0]))
     x = load_file(folder / "golden.safetensors")["x"]
     assert torch.equal(by_file.encode(x), by_folder.encode(x))
     assert (by_file.name, by_file.hash) == (by_folder.name, by_folder.hash)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from featuredb.errors import SaeError
-from ingest.sae import Sae, load_sae
+from ingest.sae import LoadedSae, load_sae
 
 Array = NDArray[np.float64]
 D, F, N, K = 12, 40, 9, 5
@@ -61,7 +61,7 @@ def topk(z: Array, k: int = K) -> Array:
     return out
 
 
-def check(sae: Sae, x: Array, acts: Array, recon: Array) -> None:
+def check(sae: LoadedSae, x: Array, acts: Array, recon: Array) -> None:
     given = torch.from_numpy(x).float()
     got = sae.encode(given)
     assert np.array_equal(got.numpy() != 0, acts != 0)
@@ -76,7 +76,7 @@ def check(sae: Sae, x: Array, acts: Array, recon: Array) -> None:
     assert bool((order.diff() > 0).all())
 
 
-def saelens(folder: Path, weights: dict[str, Array], **cfg: Any) -> Sae:
+def saelens(folder: Path, weights: dict[str, Array], **cfg: Any) -> LoadedSae:
     folder.mkdir(exist_ok=True)
     save_file(tensors(weights), folder / "sae_weights.safetensors")
     whole = {"d_in": D, "d_sae": F, "metadata": {"hook_name": "blocks.1.hook_resid_post"}, **cfg}
@@ -300,7 +300,7 @@ def test_gemma_scope_2(tmp_path: Path, affine: bool) -> None:
 # --- sparsify --------------------------------------------------------------------------------
 
 
-def sparsify(folder: Path, w: dict[str, Array], **cfg: Any) -> Sae:
+def sparsify(folder: Path, w: dict[str, Array], **cfg: Any) -> LoadedSae:
     folder.mkdir(parents=True)
     save_file(tensors(w), folder / "sae.safetensors")
     (folder / "cfg.json").write_text(json.dumps({"d_in": D, "k": K, **cfg}))
@@ -348,7 +348,7 @@ def test_sparsify_seeds(tmp_path: Path) -> None:
 # --- dictionary_learning ---------------------------------------------------------------------
 
 
-def dictionary(folder: Path, content: Any, **trainer: Any) -> Sae:
+def dictionary(folder: Path, content: Any, **trainer: Any) -> LoadedSae:
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(content, folder / "ae.pt")
     sizes = {"activation_dim": D, "dict_size": F, "layer": 2, "lm_name": "m"}
@@ -448,7 +448,7 @@ OPENAI = {
 }
 
 
-def openai(tmp_path: Path, where: str, **extra: Any) -> tuple[Sae, dict[str, Array]]:
+def openai(tmp_path: Path, where: str, **extra: Any) -> tuple[LoadedSae, dict[str, Array]]:
     w = arrays(**OPENAI)
     folder = tmp_path / where / "autoencoders"
     folder.mkdir(parents=True)

@@ -268,5 +268,5 @@ def test_wrong_inputs() -> None:
         sae.encode(torch.zeros(3, 47))
     with pytest.raises(SaeError, match=r"decodes \[\.\.\., 256\]"):
         sae.decode(torch.zeros(3, 48))
-    with pytest.raises(SaeError, match="normalised input"):
+    with pytest.raises(SaeError, match="normalized input"):
         sae.decode(torch.zeros(3, 256))

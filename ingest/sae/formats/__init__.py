@@ -1,1 +1,1 @@
-"""One module per published format; each turns the files of a release into `Parts`."""
+"""One module per published format; each turns the files of a release into `SaeParts`."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, Gated, JumpReLU, ReLU, TopK
-from ingest.sae.parts import Parts, Place
+from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.sae import Decoder, Encoder
 from ingest.sae.tensors import Tensors, read_json
 
@@ -54,13 +54,13 @@ _SITES = {
 }
 
 
-def recognises(content: Mapping[Any, Any]) -> bool:
+def recognizes(content: Mapping[Any, Any]) -> bool:
     """Whether a torch file holds one of these dictionaries, or a backup of one."""
     state = content.get("ae", content)
     return isinstance(state, Mapping) and ("encoder.weight" in state or "W_enc" in state)
 
 
-def parts(place: Place, content: Mapping[Any, Any]) -> Parts:
+def parts(place: SaeFiles, content: Mapping[Any, Any]) -> SaeParts:
     """The dictionary of an open file. Raises SaeError where its files do not agree."""
     nested = isinstance(content.get("ae"), Mapping)
     state = _rescaled(content) if nested else content
@@ -76,7 +76,7 @@ def parts(place: Place, content: Mapping[Any, Any]) -> Parts:
     b_dec = tensors.take(_decoder_bias(kind), "d_in")
     subtracts = kind not in ("AutoEncoderNew", "JumpReluAutoEncoder")
     k = trainer.get("k") or tensors.number("k")
-    return Parts(
+    return SaeParts(
         encoder=Encoder(
             W_enc=W_enc,
             activation=_activation(file, kind, k, tensors),
@@ -112,7 +112,7 @@ def _rescaled(content: Mapping[Any, Any]) -> dict[str, Any]:
     return state
 
 
-def _config(place: Place, content: Mapping[Any, Any]) -> tuple[Path, dict[str, Any]]:
+def _config(place: SaeFiles, content: Mapping[Any, Any]) -> tuple[Path, dict[str, Any]]:
     """config.json beside the weights or, for a checkpoint, above them; else a backup's own."""
     for folder in (place.folder, place.folder.parent):
         file = folder / CONFIG
@@ -126,7 +126,7 @@ def _config(place: Place, content: Mapping[Any, Any]) -> tuple[Path, dict[str, A
     return place.weights, {}
 
 
-def _kind(place: Place, trainer: Mapping[str, Any], tensors: Tensors) -> str:
+def _kind(place: SaeFiles, trainer: Mapping[str, Any], tensors: Tensors) -> str:
     kind = trainer.get("dict_class")
     if kind in _CLASSES:
         return str(kind)

@@ -11,7 +11,7 @@ import re
 from pathlib import PurePath
 
 from ingest.sae.activations import JumpReLU
-from ingest.sae.parts import Parts, Place
+from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.sae import Decoder, Encoder
 from ingest.sae.tensors import read_tensors
 
@@ -28,7 +28,7 @@ _HOOKS = {
 }
 
 
-def read(place: Place) -> Parts:
+def read(place: SaeFiles) -> SaeParts:
     """One Gemma Scope SAE or transcoder. Raises SaeError where the archive is not one."""
     tensors = read_tensors(place.weights)
     upper = {name.lower(): name for name in tensors.names()}
@@ -46,7 +46,7 @@ def read(place: Place) -> Parts:
         root = tensors["d_in"] ** 0.5
         W_enc, W_dec = W_enc / root, W_dec * root
     layer, l0 = _numbers(place.label)
-    return Parts(
+    return SaeParts(
         encoder=Encoder(
             W_enc=W_enc,
             activation=JumpReLU(tensors.take_threshold("threshold")),

@@ -12,7 +12,7 @@ from typing import Any
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import JumpReLU
-from ingest.sae.parts import Parts, Place
+from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.sae import Decoder, Encoder
 from ingest.sae.tensors import read_json, read_tensors
 
@@ -23,7 +23,7 @@ NEEDS = f"Gemma Scope 2: {CONFIG} and {WEIGHTS}"
 CONTEXT_SIZE = 1024
 
 
-def read(place: Place) -> Parts:
+def read(place: SaeFiles) -> SaeParts:
     """One Gemma Scope 2 SAE or transcoder. Raises SaeError where its files do not agree."""
     file = place.folder / CONFIG
     # A few folders of the release lack it; the weights still say everything encode() needs.
@@ -38,7 +38,7 @@ def read(place: Place) -> Parts:
     if "affine_skip_connection" in tensors:
         W_skip = tensors.take("affine_skip_connection", "d_in", out).T
     W_enc = tensors.take("w_enc", "d_in", "d_sae")
-    return Parts(
+    return SaeParts(
         encoder=Encoder(
             W_enc=W_enc,
             activation=JumpReLU(tensors.take_threshold("threshold")),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from ingest.sae.activations import ReLU
-from ingest.sae.parts import Parts, Place
+from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.sae import Decoder, Encoder
 from ingest.sae.tensors import Tensors
 
@@ -17,11 +17,11 @@ NEEDS = "Goodfire: a .pt or .pth with encoder_linear and decoder_linear"
 _NAME = re.compile(r"(?P<model>Llama-[\w.-]+?)-SAE-l(?P<layer>\d+)")
 
 
-def parts(place: Place, tensors: Tensors) -> Parts:
+def parts(place: SaeFiles, tensors: Tensors) -> SaeParts:
     """The SAE of an open file. Raises SaeError where its tensors do not agree."""
     name = _NAME.search(place.label.name)
     W_enc = tensors.take("encoder_linear.weight", "d_sae", "d_in").T
-    return Parts(
+    return SaeParts(
         encoder=Encoder(
             W_enc=W_enc, activation=ReLU(), b_enc=tensors.take("encoder_linear.bias", "d_sae")
         ),

@@ -17,7 +17,7 @@ import torch
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, JumpReLU, ReLU, TopK
-from ingest.sae.parts import Parts, Place, fold_decoder_norms
+from ingest.sae.parts import SaeFiles, SaeParts, fold_decoder_norms
 from ingest.sae.sae import Decoder, Encoder
 from ingest.sae.tensors import read_json, read_tensors, require
 
@@ -28,7 +28,7 @@ NEEDS = f"Llama Scope: {CONFIG} and {WEIGHTS}"
 MODEL = "meta-llama/Llama-3.1-8B"
 
 
-def read(place: Place) -> Parts:
+def read(place: SaeFiles) -> SaeParts:
     """One Llama Scope SAE or transcoder. Raises SaeError where its files do not agree."""
     file = _config_file(place)
     raw = read_json(file)
@@ -51,7 +51,7 @@ def read(place: Place) -> Parts:
     hook, hook_out = raw["hook_point_in"], raw.get("hook_point_out")
     rule = raw.get("act_fn", "jumprelu")
     l0 = raw.get("top_k") if rule == "topk" else None
-    return Parts(
+    return SaeParts(
         encoder=Encoder(
             W_enc=W_enc,
             activation=_activation(file, raw, rule),
@@ -71,7 +71,7 @@ def read(place: Place) -> Parts:
     )
 
 
-def _config_file(place: Place) -> Path:
+def _config_file(place: SaeFiles) -> Path:
     """hyperparams.json is beside `checkpoints/`; a lone weight file may have it alongside."""
     beside = place.folder / CONFIG
     return beside if beside.exists() else place.folder.parent / CONFIG

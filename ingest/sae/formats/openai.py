@@ -11,8 +11,8 @@ import re
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, ReLU, TopK
-from ingest.sae.normalise import Normalisation
-from ingest.sae.parts import Parts, Place
+from ingest.sae.normalize import Normalization
+from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.sae import Decoder, Encoder
 from ingest.sae.tensors import Tensors
 
@@ -28,7 +28,7 @@ _HOOKS = {
 }
 
 
-def parts(place: Place, tensors: Tensors) -> Parts:
+def parts(place: SaeFiles, tensors: Tensors) -> SaeParts:
     """The SAE of an open file. Raises SaeError where its tensors do not agree."""
     W_enc = tensors.take("encoder.weight", "d_sae", "d_in").T
     pre_bias = tensors.take("pre_bias", "d_in")
@@ -39,14 +39,14 @@ def parts(place: Place, tensors: Tensors) -> Parts:
         else W_enc.T
     )
     activation, architecture = _activation(place, tensors)
-    norm: Normalisation = "layer_norm" if isinstance(activation, TopK) else "none"
-    return Parts(
+    norm: Normalization = "layer_norm" if isinstance(activation, TopK) else "none"
+    return SaeParts(
         encoder=Encoder(
             W_enc=W_enc,
             activation=activation,
             b_enc=tensors.take("latent_bias", "d_sae"),
             b_pre=pre_bias,
-            normalisation=norm,
+            normalization=norm,
         ),
         decoder=Decoder(W_dec=W_dec, b_dec=pre_bias, undoes=norm),
         format="openai",
@@ -58,7 +58,7 @@ def parts(place: Place, tensors: Tensors) -> Parts:
     )
 
 
-def _activation(place: Place, tensors: Tensors) -> tuple[Activation, str]:
+def _activation(place: SaeFiles, tensors: Tensors) -> tuple[Activation, str]:
     name = tensors.plain("activation", "ReLU")
     if name == "ReLU":
         return ReLU(), "ReLU"
@@ -71,7 +71,7 @@ def _activation(place: Place, tensors: Tensors) -> tuple[Activation, str]:
     raise SaeError(f"{place.weights}: activation {name!r} is not supported: ReLU and TopK are")
 
 
-def _hook(place: Place) -> str | None:
+def _hook(place: SaeFiles) -> str | None:
     """The hook of …/resid_post_mlp_v5_32k/autoencoders/8.pt, if the path is laid out so."""
     if not place.label.stem.isdigit():
         return None

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, Gated, JumpReLU, ReLU, TopK
-from ingest.sae.normalise import Normalisation
-from ingest.sae.parts import Parts, Place, fold_decoder_norms
+from ingest.sae.normalize import Normalization
+from ingest.sae.parts import SaeFiles, SaeParts, fold_decoder_norms
 from ingest.sae.sae import Decoder, Encoder
 from ingest.sae.tensors import Tensors, read_json, read_tensors
 
@@ -49,7 +49,7 @@ class _Config:
         return self.architecture.endswith("transcoder")
 
 
-def read(place: Place) -> Parts:
+def read(place: SaeFiles) -> SaeParts:
     """The SAE of one SAELens folder. Raises SaeError where its files do not agree or are odd."""
     file = place.folder / CONFIG
     raw = {**read_json(file), **place.hints.get("overrides", {})}
@@ -76,17 +76,17 @@ def read(place: Place) -> Parts:
         scale = _dataset_scale(place, raw, config)
         W_enc, W_dec, b_dec = W_enc * scale, W_dec / scale, b_dec / scale
 
-    per_token: Normalisation = "none"
+    per_token: Normalization = "none"
     if config.normalize in ("layer_norm", "constant_norm_rescale"):
         per_token = config.normalize  # type: ignore[assignment]
     about = config.about
-    return Parts(
+    return SaeParts(
         encoder=Encoder(
             W_enc=W_enc,
             activation=activation,
             b_enc=b_enc,
             b_pre=b_dec if config.apply_b_dec_to_input else None,
-            normalisation=per_token,
+            normalization=per_token,
         ),
         decoder=Decoder(
             W_dec=W_dec,
@@ -185,8 +185,8 @@ def _finetuned(file: Path, raw: Mapping[str, Any], tensors: Tensors) -> Tensor:
     return factor.unsqueeze(1)
 
 
-def _dataset_scale(place: Place, raw: Mapping[str, Any], config: _Config) -> float:
-    """s of `expected_average_only_in`: the files of a checkpoint, or a catalogue, must give it.
+def _dataset_scale(place: SaeFiles, raw: Mapping[str, Any], config: _Config) -> float:
+    """s of `expected_average_only_in`: the files of a checkpoint, or a catalog, must give it.
 
     SAELens itself goes on without it, and the activations are then wrong by that factor.
     """

@@ -12,7 +12,7 @@ from typing import Any
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, GroupMax, TopK
-from ingest.sae.parts import Parts, Place
+from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.sae import Decoder, Encoder
 from ingest.sae.tensors import read_json, read_tensors, require
 
@@ -24,7 +24,7 @@ _DEFAULT_EXPANSION = 32
 _MODULE = re.compile(r"(\w+\.)*(layers|h|layer|blocks)\.\d+(\.\w+)*|(\w+\.)*embed\w*")
 
 
-def read(place: Place) -> Parts:
+def read(place: SaeFiles) -> SaeParts:
     """The sparse coder of one hookpoint. Raises SaeError where its files do not agree."""
     file = place.folder / CONFIG
     raw = read_json(file)
@@ -42,7 +42,7 @@ def read(place: Place) -> Parts:
     b_dec = tensors.take("b_dec", "d_in")
     hookpoint = _hookpoint(place)
     run = _run_config(place)
-    return Parts(
+    return SaeParts(
         encoder=Encoder(
             W_enc=W_enc,
             activation=_activation(file.as_posix(), raw, tensors["d_sae"]),
@@ -78,13 +78,13 @@ def _activation(file: str, raw: dict[str, Any], d_sae: int) -> Activation:
     raise SaeError(f"{file}: activation {rule!r} is not supported: topk and groupmax are")
 
 
-def _hookpoint(place: Place) -> str | None:
+def _hookpoint(place: SaeFiles) -> str | None:
     """The module path the folder is named for; with several seeds there is a folder for each."""
     names = [part for part in place.label.parts[-3:-1] if not re.fullmatch(r"seed_?\d+", part)]
     return names[-1] if names and _MODULE.fullmatch(names[-1]) else None
 
 
-def _run_config(place: Place) -> dict[str, Any]:
+def _run_config(place: SaeFiles) -> dict[str, Any]:
     """config.json of the whole training run, which lies above the hookpoints."""
     for folder in (place.folder.parent, place.folder.parent.parent):
         file = folder / "config.json"

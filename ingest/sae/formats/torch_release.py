@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from featuredb.errors import SaeError
 from ingest.sae.formats import dictionary_learning, goodfire, openai
-from ingest.sae.parts import Parts, Place
+from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.tensors import Tensors, read_torch
 
 DICTIONARY = dictionary_learning.WEIGHTS
 NEEDS = f"{dictionary_learning.NEEDS}; {openai.NEEDS}; {goodfire.NEEDS}"
 
 
-def read(place: Place) -> Parts:
+def read(place: SaeFiles) -> SaeParts:
     """The SAE of one .pt or .pth file. Raises SaeError where it is none of the known kinds."""
     content = read_torch(place.weights)
     if not isinstance(content, dict):
@@ -25,7 +25,7 @@ def read(place: Place) -> Parts:
         return openai.parts(place, Tensors(place.weights, content))
     if "encoder_linear.weight" in content:
         return goodfire.parts(place, Tensors(place.weights, content))
-    if dictionary_learning.recognises(content):
+    if dictionary_learning.recognizes(content):
         return dictionary_learning.parts(place, content)
     raise SaeError(
         f"{place.weights} is not an SAE of a known format: it holds "

@@ -1,4 +1,4 @@
-"""Normalisation of each token's activation vector, before the encoder and after the decoder.
+"""Normalization of each token's activation vector, before the encoder and after the decoder.
 
 A dataset-wide scale (`expected_average_only_in`) is not here: it is folded into the weights when
 an SAE is loaded, once. What is left depends on the token itself, so undoing it needs the token.
@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Normalisation = Literal["none", "constant_norm_rescale", "layer_norm"]
+Normalization = Literal["none", "constant_norm_rescale", "layer_norm"]
 
 LAYER_NORM_EPSILON = 1e-5
 
 
-def normalise(kind: Normalisation, x: Tensor) -> Tensor:
+def normalize(kind: Normalization, x: Tensor) -> Tensor:
     """x̂ [N, d_in] from x [N, d_in].
 
     `constant_norm_rescale`: x·√d/‖x‖ (a zero vector stays zero). `layer_norm`: (x-μ)/(s+1e-5),
@@ -30,8 +30,8 @@ def normalise(kind: Normalisation, x: Tensor) -> Tensor:
     return x
 
 
-def undo(kind: Normalisation, y: Tensor, x: Tensor) -> Tensor:
-    """y [N, d_in], a reconstruction of normalise(kind, x), in the units of x [N, d_in].
+def undo(kind: Normalization, y: Tensor, x: Tensor) -> Tensor:
+    """y [N, d_in], a reconstruction of normalize(kind, x), in the units of x [N, d_in].
 
     Layer norm is undone as its authors do it: y·s + μ, without the epsilon.
     """

@@ -38,7 +38,7 @@ from benchmarks.synthetic import World
 from featuredb.database import Database
 from featuredb.store.files.memory import Budget
 from featuredb.store.snapshot import Snapshot
-from queries.feature_contexts import feature_activations
+from queries.activations import feature_activations
 
 SLOWER = 1.5
 """At most this many times the time of a tenth of the activations."""

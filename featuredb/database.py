@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     import duckdb
     import numpy.typing as npt
 
-    from queries.answers import (
-        Activations,
-        FeatureCard,
-        Firing,
-        Info,
-        Neighbors,
-        SearchHits,
-        TopContexts,
-    )
+    from queries.activations import Activations
+    from queries.answers import Info
+    from queries.connection import Reader
+    from queries.feature import FeatureCard
+    from queries.fires import Firing
+    from queries.near import Neighbors
+    from queries.search import SearchHits
+    from queries.specificity import Active
+    from queries.top_contexts import TopContexts
 
 Feature = int | str
 """A number where the database has one SAE, else ``"sae_name/1234"``."""
@@ -42,8 +42,16 @@ class Database:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._registered = False
-        self._lock = threading.Lock()
+
+    @cached_property
+    def _reader(self) -> Reader:
+        """What questions are asked of; its DuckDB answers ``fires_on`` for new text too."""
+        from queries.connection import Reader
+
+        # Not `self`: DuckDB would keep the handle, and with it the connection that keeps the
+        # function, alive for ever.
+        store = self._store
+        return Reader(store, partial(_answer_new_text, store))
 
     @property
     def path(self) -> Path:
@@ -87,7 +95,7 @@ class Database:
         """
         from queries.top_contexts import top_contexts
 
-        return top_contexts(self._store, feature, k, window, where, min_activation, max_activation)
+        return top_contexts(self._reader, feature, k, window, where, min_activation, max_activation)
 
     def activations(self, feature: Feature) -> Activations:
         """Every stored activation of a feature: context_id, token_index and activation.
@@ -97,9 +105,9 @@ class Database:
         dense feature's is had by `sql`, from the macro ``feature_activations``. Raises
         `UnknownFeatureError`.
         """
-        from queries.feature_contexts import activations
+        from queries.activations import activations
 
-        return activations(self._store, feature)
+        return activations(self._reader, feature)
 
     def near(
         self, feature: Feature, k: int = 20, by: str = "decoder", *, exact: bool = False
@@ -114,7 +122,7 @@ class Database:
         """
         from queries.near import near
 
-        return near(self._store, feature, k, by, exact=exact)
+        return near(self._reader, feature, k, by, exact=exact)
 
     def near_vector(
         self,
@@ -135,32 +143,23 @@ class Database:
         """
         from queries.near import near_vector
 
-        return near_vector(self._store, vector, k, by, sae, exact=exact)
+        return near_vector(self._reader, vector, k, by, sae, exact=exact)
 
     def fires_on(self, text: str, k: int = 20) -> Firing:
         """The k most specific features on a text.
 
         A text that is a stored document's is answered from the store; any other goes through the
         model and the SAEs, which needs the extra ``featuredb[ingest]``. token_index counts the
-        text's tokens, BOS not among them. By specificity (`queries.firing`) descending, ties by
-        SAE and feature id.
+        text's tokens, BOS not among them. By specificity (`queries.specificity`) descending,
+        ties by SAE and feature id.
 
         Raises `MissingExtraError` without the extra, `ModelError` and `SaeError` where the model
         or an SAE is gone or has changed since the ingest.
         """
-        from queries.arguments import check_k, check_text
-        from queries.fires import fires_in_document, stored_document
-        from queries.firing import Active, rank_firing
 
-        k = check_k(k)
-        check_text(text, "what fires_on is given")
-        document = stored_document(self._store, text)
-        if document is not None:
-            return fires_in_document(self._store, document, k)
-        live = needs("ingest.extract.new_text", "reading new text")
-        found = live.encode_text(self.snapshot, text, self._store.texts.token_texts)
-        active = [Active(self.snapshot.sae(e.sae), *e[1:]) for e in found.encoded]
-        return rank_firing(self._store, active, found.tokens, k)
+        from queries.fires import fires_on
+
+        return fires_on(self._store, text, k, partial(_encode, self._store))
 
     def fires_in(self, context_id: int, k: int = 20) -> Firing:
         """The k most specific features in a stored context.
@@ -170,7 +169,7 @@ class Database:
         """
         from queries.fires import fires_in
 
-        return fires_in(self._store, context_id, k)
+        return fires_in(self._reader, context_id, k)
 
     def feature(self, feature: Feature) -> FeatureCard:
         """A feature's statistics, its first 5 top contexts and 10 nearest neighbours by decoder.
@@ -179,17 +178,17 @@ class Database:
         """
         from queries.feature import feature_card
 
-        return feature_card(self._store, feature)
+        return feature_card(self._reader, feature)
 
     def search(self, query: str, k: int = 20) -> SearchHits:
         """The k features that fire on, or promote, tokens equal to a word of the query.
 
-        Case and the spaces around a token do not matter. By score (`queries.catalog.searching`)
+        Case and the spaces around a token do not matter. By score (`queries.search`)
         descending, ties by SAE and feature id.
         """
         from queries.search import search
 
-        return search(self._store, query, k)
+        return search(self._reader, query, k)
 
     def sql(
         self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
@@ -207,39 +206,17 @@ class Database:
         """
         from queries.sql import sql
 
-        return sql(self._connected(), query, params)
+        return sql(self._reader, query, params)
 
     def info(self) -> Info:
         """What the database holds, where it comes from, and how large it is."""
         from queries.info import info
 
-        return info(self._store)
+        return info(self._reader)
 
     def close(self) -> None:
         """Close files and connections; relations from `sql` stop working."""
-        with self._lock:
-            self._store.close()
-            self._registered = False
-
-    def _connected(self) -> Store:
-        """The store, its DuckDB told how to answer ``fires_on`` for new text."""
-        from queries.live import register_fires_on
-
-        root, number, memory = self._store.root, self.snapshot.number, self._store.memory
-        again: list[Database] = []
-
-        def answer(text: str, k: int) -> Firing:
-            # A handle of its own: DuckDB would keep this one, and with it the connection that
-            # keeps the function, alive for ever.
-            if not again:
-                again.append(Database(Store.open(root, number, memory=memory)))
-            return again[0].fires_on(text, k)
-
-        with self._lock:
-            if not self._registered:
-                register_fires_on(self._store, answer)
-                self._registered = True
-        return self._store
+        self._reader.close()
 
     def __enter__(self) -> Self:
         return self
@@ -253,3 +230,19 @@ class Database:
     def __repr__(self) -> str:
         saes = ", ".join(sae.name for sae in self.saes)
         return f"<featuredb {self.location}: {saes}; snapshot {self.snapshot.number}>"
+
+
+def _encode(store: Store, text: str) -> tuple[list[Active], list[str]]:
+    """What is active on a new text, from the model and the SAEs."""
+    from queries.specificity import Active
+
+    new_text = needs("ingest.extract.new_text", "reading new text")
+    encoded = new_text.encode_text(store.snapshot, text, store.texts.token_texts)
+    return [Active(store.snapshot.sae(e.sae), *e[1:]) for e in encoded.encoded], encoded.tokens
+
+
+def _answer_new_text(store: Store, connection: duckdb.DuckDBPyConnection) -> None:
+    """Let SQL ask `Database.fires_on`."""
+    from queries.fires import fires_on, register_fires_on
+
+    register_fires_on(connection, lambda text, k: fires_on(store, text, k, partial(_encode, store)))

@@ -1,19 +1,9 @@
 """What a question is answered with: a small frozen object over one Arrow table.
 
-::
-
-    Answer          a table, read as Arrow, pandas, polars, rows or text
-    ├── TopContexts     where a feature is most active, one row per context
-    ├── Activations     everything stored of a feature, one row per activation
-    ├── Neighbors       the features near a feature, one row per neighbour
-    ├── Firing          the features active on a text, one row per feature
-    ├── FeatureCard     everything about one feature: one row, its contexts, its neighbours
-    ├── SearchHits      the features a text query finds, one row per feature
-    └── Rows            the answer of any SQL
-    Info            what a database holds: nested names and values instead of a table
-
-The kinds differ in columns and in the few attributes that are not per row; how they look is
-`featuredb.render`'s business. This module imports neither DuckDB, pandas, polars nor torch.
+`Answer` is a table, read as Arrow, pandas, polars, rows, text or HTML; each question has a kind of
+its own, in its own file. `Rows` is the answer of any SQL. `Info` holds nested names and values
+instead of a table. The kinds differ in columns, in the few attributes that are not per row, and
+in what they show (`view`). This module imports neither DuckDB, pandas, polars nor torch.
 """
 
 from __future__ import annotations
@@ -25,25 +15,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, overload
 
 from featuredb.errors import MissingExtraError
+from featuredb.render.view import Facts, Records, View
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
     import pyarrow as pa
     from rich.console import Console
-
-__all__ = [
-    "Activations",
-    "Answer",
-    "FeatureCard",
-    "Firing",
-    "Info",
-    "Neighbors",
-    "Row",
-    "Rows",
-    "SearchHits",
-    "TopContexts",
-]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -104,6 +82,15 @@ class Answer:
         """A polars DataFrame. Raises `MissingExtraError` where polars is not installed."""
         return _polars(self.table)
 
+    @property
+    def document(self) -> None:
+        """An answer of rows is no document."""
+        return None
+
+    def view(self) -> View:
+        """What the answer shows: any table, unless its kind says otherwise."""
+        return View([[Records(self.table)]])
+
     def attributes(self) -> dict[str, Any]:
         """What the answer says besides its rows, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "table"}
@@ -134,12 +121,12 @@ class Answer:
 
     def print(self, console: Console | None = None) -> None:
         """Write the answer where `console` writes, else to standard output, in its colours."""
-        from featuredb.render.terminal import write
+        from featuredb.render.text import write
 
         write(self, console.file if console else sys.stdout)
 
     def __str__(self) -> str:
-        from featuredb.render.terminal import to_text
+        from featuredb.render.text import to_text
 
         return to_text(self)
 
@@ -152,104 +139,6 @@ class Answer:
         from featuredb.render.html import to_html
 
         return to_html(self)
-
-
-@dataclass(frozen=True, repr=False)
-class TopContexts(Answer):
-    """Contexts of a feature, by maximum activation descending, ties by context id.
-
-    Columns: rank i32, context_id i64, document_id i64, activation f32 (the context's maximum),
-    token_index i32 (the first token reaching it), token string, window_start i32 (context index
-    of `tokens[0]`), tokens list<string>, activations list<f32> (0 where not active), then the
-    document's source and metadata. `max_activation` is the feature's over the whole store: the
-    scale tokens are shaded on, so that shades mean the same in every answer.
-    """
-
-    kind: ClassVar[str] = "top_contexts"
-
-    feature: str
-    max_activation: float
-
-
-@dataclass(frozen=True, repr=False)
-class Activations(Answer):
-    """Every stored activation of a feature, by context id, then token index.
-
-    Columns: context_id i64, token_index i32 (index in the context, BOS counted), activation f32.
-    """
-
-    kind: ClassVar[str] = "activations"
-
-    feature: str
-
-
-@dataclass(frozen=True, repr=False)
-class Neighbors(Answer):
-    """Features near `feature`, by score descending, ties by feature id.
-
-    Columns: rank i32, sae string, feature_id i64, score f32 (cosine for `by` decoder or encoder,
-    Jaccard for coactivation), density f64, max_activation f32, top_tokens list<string>,
-    promoted_tokens list<string>. `method` says how they were found: ``graph`` or ``exact``, which
-    miss nothing, or ``ivf``, an index that finds the share `recall` of the 10 nearest, measured
-    when it was built.
-    """
-
-    kind: ClassVar[str] = "neighbors"
-
-    feature: str
-    by: str
-    method: str = "exact"
-    recall: float = 1.0
-
-
-@dataclass(frozen=True, repr=False)
-class Firing(Answer):
-    """Features active on a text of `tokens`, the most specific first.
-
-    Columns: rank i32, sae string, feature_id i64, specificity f32, activation f32 (maximum over
-    the text), token_index i32, token string, n_tokens i32 (tokens it is active on), activations
-    list<f32> (one per token of the text), density f64, max_activation f32, top_tokens
-    list<string>, promoted_tokens list<string>.
-    """
-
-    kind: ClassVar[str] = "firing"
-
-    tokens: list[str]
-
-
-@dataclass(frozen=True, repr=False)
-class SearchHits(Answer):
-    """Features found by `query`, by score descending.
-
-    Columns: rank i32, sae string, feature_id i64, score f32, density f64, max_activation f32,
-    matched string (what the query met), top_tokens list<string>, promoted_tokens list<string>.
-    """
-
-    kind: ClassVar[str] = "search_hits"
-
-    query: str
-
-
-@dataclass(frozen=True, repr=False)
-class FeatureCard(Answer):
-    """Everything about one feature: one row, a few top contexts, a few neighbours.
-
-    Columns: sae string, feature_id i64, count i64 (activations), density f64, n_contexts i64,
-    n_documents i64, min_activation, max_activation, mean_activation, std_activation,
-    quantiles list<struct<q, value>>, histogram list<i64> (40 equal bins from min(0, minimum) to
-    the maximum), decoder_norm f32, top_tokens list<struct<token, count, mean_activation>>,
-    promoted_tokens and suppressed_tokens list<struct<token, logit>>.
-    """
-
-    kind: ClassVar[str] = "feature_card"
-
-    contexts: TopContexts
-    neighbors: Neighbors
-
-    @property
-    def statistics(self) -> Row:
-        """The one row."""
-        return self[0]
 
 
 @dataclass(frozen=True, repr=False)
@@ -289,6 +178,19 @@ class Info:
         """The names at the top."""
         return tuple(self.data)
 
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The names and values, nested."""
+        return self.data
+
+    def attributes(self) -> dict[str, Any]:
+        """Nothing besides its names and values."""
+        return {}
+
+    def view(self) -> View:
+        """Every name and value."""
+        return View([[Facts(self.data)]])
+
     def arrow(self) -> pa.Table:
         """Columns `name` (as in `saes.0.d_sae`) and `value`, both strings; null where unknown."""
         import pyarrow as pa
@@ -310,7 +212,7 @@ class Info:
         return _polars(self.arrow())
 
     def __str__(self) -> str:
-        from featuredb.render.terminal import to_text
+        from featuredb.render.text import to_text
 
         return to_text(self)
 

@@ -1,24 +1,77 @@
-"""A DuckDB connection that sees one snapshot."""
+"""What questions are asked of: a store, and a DuckDB connection that sees its snapshot."""
 
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
-
-import duckdb
+from typing import TYPE_CHECKING
 
 from featuredb.errors import CorruptDatabaseError
 from featuredb.store.files.remote import Remote
 from featuredb.store.files.spills import spill_folder
 from featuredb.store.snapshot import Snapshot
-from queries.macros import statements
+from featuredb.store.store import Store
+
+if TYPE_CHECKING:
+    import duckdb
 
 _BYTES_PER_THREAD = 125 * 10**6
 """What a thread needs to sort or group without failing, as DuckDB's manual has it."""
 
 
+class Reader:
+    """A store and, once a question needs it, an in-memory DuckDB with its views and macros.
+
+    prepare: called with the connection when it is made, to add to it.
+    """
+
+    def __init__(
+        self, store: Store, prepare: Callable[[duckdb.DuckDBPyConnection], None] | None = None
+    ) -> None:
+        self.store = store
+        self._prepare = prepare
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What the store is pinned to."""
+        return self.store.snapshot
+
+    @property
+    def root(self) -> Path | Remote:
+        """Where the database is."""
+        return self.store.root
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """One more connection to the same DuckDB.
+
+        A connection refuses a statement while another thread, or a reader of rows that is not at
+        its end, uses it: so every question has its own.
+        """
+        with self._lock:
+            if self._connection is None:
+                connection = connect(self.snapshot, self.root, self.store.memory)
+                if self._prepare is not None:
+                    self._prepare(connection)
+                self._connection = connection
+            return self._connection.cursor()
+
+    def close(self) -> None:
+        """Close every file and connection. A closed reader opens them again when asked."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+        self.store.close()
+
+
 def bare(root: Path | Remote) -> duckdb.DuckDBPyConnection:
     """An empty in-memory DuckDB that can read the files below `root`."""
+    import duckdb
+
     connection = duckdb.connect(":memory:")
     if isinstance(root, Remote):
         # Imported here, as fsspec takes time and a local database has no use for it.
@@ -74,6 +127,10 @@ def _first_files(snapshot: Snapshot) -> list[str]:
 
 def create(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, root: Path | Remote) -> None:
     """Run the catalog's statements. Raises `CorruptDatabaseError`."""
+    import duckdb
+
+    from queries.macros import statements
+
     try:
         for statement in statements(snapshot, root):
             connection.execute(statement)

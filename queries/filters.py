@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import QueryError
-from featuredb.store.store import Store
 from queries.arguments import check_text
+from queries.connection import Reader
 from queries.sql import duckdb_errors
 
 
-def contexts_where(store: Store, condition: str) -> npt.NDArray[np.int64]:
+def contexts_where(reader: Reader, condition: str) -> npt.NDArray[np.int64]:
     """Ids, int64 [c], of the contexts for which `condition` is true.
 
     The condition may use every column of ``documents`` and of ``contexts``; where both have one
@@ -25,7 +25,7 @@ def contexts_where(store: Store, condition: str) -> npt.NDArray[np.int64]:
         "SELECT contexts.context_id FROM contexts JOIN documents USING (document_id) "
         f"WHERE ({condition}\n)"
     )
-    with duckdb_errors(store.root):
-        answer = store.cursor().execute(statement).fetchnumpy()
+    with duckdb_errors(reader.root):
+        answer = reader.cursor().execute(statement).fetchnumpy()
     ids: npt.NDArray[np.int64] = np.asarray(answer["context_id"], np.int64)
     return ids

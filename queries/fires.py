@@ -1,28 +1,105 @@
-"""Which features fire on a text that the store holds: a context, or a whole document."""
+"""Which features fire on a text: a stored context, a stored document, or new text."""
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import UnknownContextError
-from featuredb.store.snapshot import Corpus
+from featuredb.render import numbers
+from featuredb.render.view import (
+    AnyColumn,
+    Column,
+    CourseColumn,
+    Heading,
+    Part,
+    Passage,
+    Passages,
+    PlaceColumn,
+    View,
+)
+from featuredb.store.snapshot import Snapshot, TokenFile
 from featuredb.store.store import Store
-from queries.answers import Firing
-from queries.arguments import check_k
-from queries.firing import Active, rank_firing
-from queries.sql import duckdb_errors
+from queries.answers import Answer
+from queries.arguments import check_k, check_text
+from queries.catalog import literals
+from queries.catalog.summaries import SUMMARY, summaries
+from queries.connection import Reader
+from queries.question import Macro, Question
+from queries.show import counted, feature_sizes, feature_table, number_column, score_column
+from queries.specificity import Active, most_specific
+
+if TYPE_CHECKING:
+    import duckdb
+
+Encode = Callable[[str], tuple[list[Active], list[str]]]
+"""New text through the model and the SAEs: what is active on it, and its tokens."""
+
+NOT_STORED = (
+    "no stored document has that text: for new text ask Database.fires_on, Database.sql or "
+    "`featuredb fires`, which run the model"
+)
+
+_NOTHING = (
+    "SELECT NULL::INTEGER AS sae_index, NULL::BIGINT AS feature_id, NULL::INTEGER AS token_index, "
+    "NULL::FLOAT AS activation WHERE false"
+)
+_FILE = {"first": "BIGINT", "last": "BIGINT", "path": "VARCHAR", "base": "BIGINT"}
 
 
-def fires_in(store: Store, context_id: int, k: int = 20) -> Firing:
+@dataclass(frozen=True, repr=False)
+class Firing(Answer):
+    """Features active on a text of `tokens`, the most specific first.
+
+    Columns: rank i32, sae string, feature_id i64, specificity f32, activation f32 (maximum over
+    the text), token_index i32, token string, n_tokens i32 (tokens it is active on), activations
+    list<f32> (one per token of the text), density f64, max_activation f32, top_tokens
+    list<string>, promoted_tokens list<string>.
+    """
+
+    kind: ClassVar[str] = "firing"
+
+    tokens: list[str]
+
+    def view(self) -> View:
+        """The text, then each feature with its course over the text."""
+        tokens = self.tokens
+        count = f"{numbers.plural(len(tokens), 'token')} · {counted(len(self), 'feature')}"
+        text: list[Part] = [Heading(count), Passages([Passage(tokens, [0.0] * len(tokens))])]
+        rows = list(self)
+        if not rows:
+            return View([text])
+        course = CourseColumn(
+            "along the text",
+            tokens,
+            [row.activations for row in rows],
+            [row.token_index for row in rows],
+            [row.max_activation for row in rows],
+        )
+        peak = PlaceColumn("peak", [r.token for r in rows], [r.token_index for r in rows])
+        columns: list[AnyColumn] = [
+            score_column("specific", rows, "specificity"),
+            number_column("active", rows, "activation"),
+            course,
+            peak,
+            Column("tokens", [str(row.n_tokens) for row in rows], right=True),
+            feature_sizes(rows)[0],
+        ]
+        return View([text, [feature_table(rows, columns)]])
+
+
+def fires_in(reader: Reader, context_id: int, k: int = 20) -> Firing:
     """The k most specific features of a stored context, over all SAEs.
 
-    token_index counts the context's tokens, BOS included. Ranked as `rank_firing` says; no rows
-    where nothing fires. Raises `UnknownContextError`, `QueryError` for a bad k.
+    token_index counts the context's tokens, BOS included. Order and ties as `most_specific`; no
+    rows where nothing fires. Raises `UnknownContextError`, `QueryError` for a bad k.
     """
+    store = reader.store
     k = check_k(k)
     try:
         context_id = operator.index(context_id)
@@ -30,40 +107,40 @@ def fires_in(store: Store, context_id: int, k: int = 20) -> Firing:
         raise UnknownContextError(f"{context_id!r} is not a context: give its number") from None
     tokens = store.texts.read(store.texts.token_ids(context_id))
     active = [Active(sae, *_context(store, sae, context_id)) for sae in store.snapshot.saes]
-    return rank_firing(store, active, tokens, k)
+    return Firing(most_specific(store, active, tokens, k), tokens=tokens)
+
+
+def fires_on(store: Store, text: str, k: int, encode: Encode) -> Firing:
+    """The k most specific features on a text.
+
+    A text that is a stored document's is answered from the store, any other by `encode`.
+    token_index counts the text's tokens, BOS not among them. Takes a store, not a `Reader`: SQL
+    calls it from inside a connection, which must not be held by what it holds. Raises `QueryError`
+    and what `encode` raises.
+    """
+    k = check_k(k)
+    document = stored_document(store, check_text(text, "what fires_on is given"))
+    if document is not None:
+        return fires_in_document(store, document, k)
+    active, tokens = encode(text)
+    return Firing(most_specific(store, active, tokens, k), tokens=tokens)
 
 
 def stored_document(store: Store, text: str) -> int | None:
     """The first document whose text is exactly `text`, None when there is none."""
     for corpus in store.snapshot.corpora:
         if corpus.text_hashes is not None:
-            found = store.texts.with_text(corpus, text)
-        else:
-            found = _scanned(store, corpus, text)
-        if found is not None:
-            return found
+            document = store.texts.with_text(corpus, text)
+            if document is not None:
+                return document
     return None
-
-
-def _scanned(store: Store, corpus: Corpus, text: str) -> int | None:
-    """As `stored_document`, of a corpus without hashes: reads all of its texts."""
-    from queries.catalog import literals
-    from queries.connection import bare
-
-    # A DuckDB of its own: this also runs inside a SQL function of the store's connection, which
-    # must not wait for itself.
-    statement = f"SELECT min(document_id) FROM {literals.rows('?')} WHERE text = ?"
-    with duckdb_errors(store.root), bare(store.root) as connection:
-        path = f"{literals.folder(store.root)}/{corpus.documents.path}"
-        found = connection.execute(statement, [path, text]).fetchone()
-    return None if found is None or found[0] is None else int(found[0])
 
 
 def fires_in_document(store: Store, document_id: int, k: int = 20) -> Firing:
     """The k most specific features of a stored document, over all SAEs.
 
     token_index counts the document's own tokens, BOS not among them. Where windows overlap (a
-    stride) a token counts in the first window that has it. Order and ties as `rank_firing`.
+    stride) a token counts in the first window that has it. Order and ties as `most_specific`.
     """
     k = check_k(k)
     tokens: list[str] = []
@@ -86,7 +163,7 @@ def fires_in_document(store: Store, document_id: int, k: int = 20) -> Firing:
         for sae in store.snapshot.saes
         if pieces[sae.name]
     ]
-    return rank_firing(store, active, tokens, k)
+    return Firing(most_specific(store, active, tokens, k), tokens=tokens)
 
 
 def _context(store: Store, sae: Any, context_id: int) -> tuple[npt.NDArray[Any], ...]:
@@ -96,3 +173,238 @@ def _context(store: Store, sae: Any, context_id: int) -> tuple[npt.NDArray[Any],
             token_index, rows = segment.context(context_id)
             return np.repeat(token_index, np.diff(rows.offsets)), rows.feature_id, rows.activation
     return np.empty(0, np.int64), np.empty(0, np.uint32), np.empty(0, np.float16)
+
+
+_FUNCTION = "featuredb_fires_on"
+_ROW = {
+    "rank": "INTEGER",
+    "sae": "VARCHAR",
+    "feature_id": "BIGINT",
+    "specificity": "FLOAT",
+    "activation": "FLOAT",
+    "token_index": "INTEGER",
+    "token": "VARCHAR",
+    "n_tokens": "INTEGER",
+    "activations": "FLOAT[]",
+    "density": "DOUBLE",
+    "max_activation": "FLOAT",
+    "top_tokens": "VARCHAR[]",
+    "promoted_tokens": "VARCHAR[]",
+}
+
+
+def register_fires_on(
+    connection: duckdb.DuckDBPyConnection, answer: Callable[[str, int], Firing]
+) -> None:
+    """Let DuckDB answer ``fires_on(text, k := 20)`` through `answer`.
+
+    Nothing is loaded until a statement calls the macro. The catalog's own macro of that name
+    knows stored documents only.
+    """
+    import duckdb
+    from duckdb import sqltypes
+
+    def rows(text: str, k: int) -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = answer(text, k).table.to_pylist()
+        return listed
+
+    shape = ", ".join(f'"{name}" {kind}' for name, kind in _ROW.items())
+    connection.create_function(
+        _FUNCTION,
+        rows,
+        [sqltypes.VARCHAR, sqltypes.BIGINT],
+        duckdb.sqltype(f"STRUCT({shape})[]"),
+        side_effects=False,
+    )
+    connection.execute(
+        "CREATE OR REPLACE MACRO fires_on(document_text, k := 20) AS TABLE SELECT found.* "
+        f"FROM (SELECT unnest({_FUNCTION}(document_text, k)) AS found)"
+    )
+
+
+def _files(snapshot: Snapshot) -> Iterator[tuple[int, str | None, list[TokenFile]]]:
+    """(index of the SAE, order its lists are gaps along, files), for every SAE that has any.
+
+    A database begun in format 1 has files of plain feature ids beside those along an order.
+    """
+    for index, sae in enumerate(snapshot.saes):
+        by_order: dict[str | None, list[TokenFile]] = {}
+        for segment in snapshot.segments_of(sae.name):
+            for file in segment.token_files:
+                by_order.setdefault(file.order, []).append(file)
+        for order, files in by_order.items():
+            yield index, order, files
+
+
+def _records(files: Sequence[TokenFile]) -> str:
+    return literals.records(
+        _FILE,
+        [[f.first_context, f.end_context - 1, "/" + f.file.path, f.base_context] for f in files],
+    )
+
+
+def _fires_in(snapshot: Snapshot) -> str:
+    bits = snapshot.position_bits
+    mask = (1 << bits) - 1
+    branches = []
+    for index, order, files in _files(snapshot):
+        found = (
+            f"list_filter({_records(files)}, lambda x: context BETWEEN x['first'] AND x['last'])[1]"
+        )
+        anything = literals.text("/" + files[0].file.path)
+        path = f"coalesce({found}['path'], {anything})"
+        low = f"(context - {found}['base']) << {bits}"
+        # Where no file covers the context the bounds are null and any file gives no rows.
+        source = (
+            f"{literals.below_root(path)} AS t "
+            f"WHERE position >= CAST({low} AS UINTEGER) "
+            f"AND position <= CAST(({low}) + {mask} AS UINTEGER)"
+        )
+        token_index = f"CAST(position & {mask} AS INTEGER)"
+        branches.append(_unlisted(index, order, token_index, source))
+    active = "\n    UNION ALL ".join(branches) or _NOTHING
+    return f"""
+WITH active AS ({active}),
+words AS (
+    SELECT CAST(place - 1 AS INTEGER) AS token_index, token_id
+    FROM (
+        SELECT unnest(token_ids) AS token_id, generate_subscripts(token_ids, 1) AS place
+        FROM contexts WHERE context_id = featuredb_context(context)
+    )
+),
+{_ranked(snapshot)}"""
+
+
+def _fires_on(snapshot: Snapshot) -> str:
+    bits = snapshot.position_bits
+    branches = []
+    for index, order, files in _files(snapshot):
+        # Which tokens of which file are wanted is a small table; joining on the file's own
+        # positions lets DuckDB skip every row group that has none of them.
+        source = f"""{literals.files([f.file.path for f in files])} AS t
+        JOIN (
+            SELECT CAST(f.place - 1 AS UBIGINT) AS file_index, p.token_index,
+                CAST(((p.context_id - f.file['base']) << {bits}) + p.place AS UINTEGER) AS position
+            FROM places AS p JOIN (
+                SELECT unnest({_records(files)}) AS file,
+                    generate_subscripts({_records(files)}, 1) AS place
+            ) AS f ON p.context_id BETWEEN f.file['first'] AND f.file['last']
+        ) AS w ON t.position = w.position AND t.file_index = w.file_index"""
+        branches.append(_unlisted(index, order, "w.token_index", source))
+    active = "\n    UNION ALL ".join(branches) or _NOTHING
+    corpora = " ".join(
+        f"WHEN c.document_id >= {c.first_document} "
+        f"AND c.document_id < {c.first_document + c.n_documents} "
+        f"THEN {{'bos': {int(c.bos_token_id is not None)}, 'stride': {c.stride or 0}}}"
+        for c in snapshot.corpora
+    )
+    extent = f"CASE {corpora} END" if corpora else "{'bos': 0, 'stride': 0}"
+    return f"""
+WITH found AS (SELECT min(document_id) AS document_id FROM documents WHERE text = document_text),
+document AS (
+    SELECT CASE WHEN document_id IS NULL THEN error({literals.text(NOT_STORED)})
+        ELSE document_id END AS document_id
+    FROM found
+),
+windows AS (
+    SELECT c.context_id, c.token_ids, c.n_tokens, c.context_index, {extent} AS corpus
+    FROM contexts AS c JOIN document USING (document_id)
+),
+-- A window starts where the one before ended, or a stride after it started.
+placed AS (
+    SELECT *, CASE WHEN corpus['stride'] = 0
+        THEN coalesce(sum(n_tokens - corpus['bos']) OVER (ORDER BY context_index
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)
+        ELSE context_index * corpus['stride'] END AS start
+    FROM windows
+),
+fresh AS (
+    SELECT *, greatest(coalesce(max(start + n_tokens - corpus['bos']) OVER (
+        ORDER BY context_index ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0), start)
+        AS covered
+    FROM placed
+),
+places AS (
+    SELECT context_id, place, CAST(start + place - corpus['bos'] AS INTEGER) AS token_index,
+        token_ids[place + 1] AS token_id
+    FROM (
+        SELECT *, unnest(range(corpus['bos'] + CAST(covered - start AS BIGINT),
+            CAST(n_tokens AS BIGINT))) AS place
+        FROM fresh
+    )
+),
+words AS (SELECT token_index, token_id FROM places),
+active AS ({active}),
+{_ranked(snapshot)}"""
+
+
+def _unlisted(index: int, order: str | None, token_index: str, source: str) -> str:
+    """One row per activation of the token-major rows AS t in `source`.
+
+    order: path of the order that the lists are gaps along, None for plain feature ids.
+    """
+    values = f"{token_index} AS token_index, CAST(unnest(t.activations) AS FLOAT) AS activation"
+    if order is None:
+        return (
+            f"SELECT {index} AS sae_index, CAST(unnest(t.feature_ids) AS BIGINT) AS feature_id, "
+            f"{values} FROM {source}"
+        )
+    return f"""(
+        SELECT {index} AS sae_index, CAST(o.feature_id AS BIGINT) AS feature_id, g.token_index,
+            g.activation
+        FROM (
+            SELECT token_index, activation, CAST(sum(gap) OVER (PARTITION BY token_index
+                ORDER BY place ROWS UNBOUNDED PRECEDING) AS UINTEGER) AS rank
+            FROM (
+                SELECT {values}, unnest(t.gaps) AS gap, generate_subscripts(t.gaps, 1) AS place
+                FROM {source}
+            )
+        ) AS g JOIN {literals.file(order)} AS o USING (rank)
+    )"""
+
+
+def _ranked(snapshot: Snapshot) -> str:
+    """From `active` and `words` to the answer."""
+    return f"""size AS (SELECT count(*) AS n FROM words),
+peaks AS (
+    SELECT sae_index, feature_id, max(activation) AS activation,
+        arg_min(token_index, (-activation, token_index)) AS token_index,
+        CAST(count(*) AS INTEGER) AS n_tokens, list(token_index) AS places,
+        list(activation) AS activations
+    FROM active GROUP BY sae_index, feature_id
+),
+scored AS (
+    SELECT p.*, s.sae,
+        specificity(p.activation, f.max_activation, f.count, s.recorded_tokens) AS specificity
+    FROM peaks AS p JOIN (SELECT sae_index, sae, recorded_tokens FROM saes) AS s USING (sae_index)
+    JOIN features AS f ON f.sae = s.sae AND f.feature_id = p.feature_id
+),
+best AS (
+    SELECT CAST(row_number() OVER (ORDER BY specificity DESC, sae_index, feature_id) AS INTEGER)
+        AS rank, *
+    FROM scored QUALIFY rank <= featuredb_k(k)
+)
+SELECT b.rank, b.sae, b.feature_id, b.specificity, b.activation, b.token_index, v.text AS token,
+    b.n_tokens, [coalesce(b.activations[list_position(b.places, CAST(i AS INTEGER))], 0)
+        FOR i IN range(size.n)] AS activations, {SUMMARY}
+FROM best AS b JOIN words AS w USING (token_index) JOIN vocabulary AS v USING (token_id)
+JOIN {summaries(snapshot)} AS f ON f.sae = b.sae AND f.feature_id = b.feature_id CROSS JOIN size
+ORDER BY b.rank"""
+
+
+QUESTION = Question(
+    "fires_on",
+    Firing,
+    "fires",
+    (
+        Macro(
+            "specificity(activation, max_activation, count, recorded_tokens)",
+            "CAST(CASE WHEN count = 0 THEN 1 "
+            "ELSE CAST(activation AS DOUBLE) / CAST(max_activation AS DOUBLE) END "
+            "* log2(CAST(recorded_tokens + 1 AS DOUBLE) / CAST(count + 1 AS DOUBLE)) AS FLOAT)",
+            table=False,
+        ),
+        Macro("fires_in(context, k := 20)", _fires_in),
+        Macro("fires_on(document_text, k := 20)", _fires_on),
+    ),
+)

@@ -9,10 +9,13 @@ from featuredb.store import schemas
 from featuredb.store.snapshot import Corpus, Sae, Snapshot
 from featuredb.store.store import Store
 from queries.answers import Info
+from queries.connection import Reader
+from queries.question import Question
 
 
-def info(store: Store) -> Info:
-    """From the snapshot alone: no table is read."""
+def info(reader: Reader) -> Info:
+    """What the database holds, where it comes from, how large it is. Reads the snapshot alone."""
+    store = reader.store
     snapshot = store.snapshot
     activations = sum(s.rows for s in snapshot.segments)
     return Info(
@@ -126,3 +129,6 @@ def _corpus(corpus: Corpus) -> dict[str, Any]:
         "metadata": list(corpus.metadata),
         "fingerprint": corpus.fingerprint,
     }
+
+
+QUESTION = Question("info", Info, "info")

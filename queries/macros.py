@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import queries
 from featuredb.store.files.remote import Remote
 from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
-from queries.catalog.firing import firing_macros
 from queries.catalog.naming import naming_macros
-from queries.catalog.near import near_macros
-from queries.catalog.searching import search_macros
-from queries.catalog.top_contexts import top_contexts_macros
 from queries.catalog.views import views
 
 
 def statements(snapshot: Snapshot, root: Path | Remote) -> list[str]:
-    """DDL to run in order in an empty DuckDB database.
+    """DDL to run in order in an empty DuckDB database: views, then the macros of every question.
 
     root: the database's folder now, absolute, or its URL. Files are found below it, or below what
     the reader set with ``SET VARIABLE featuredb_root = '…'`` when the folder has moved since.
@@ -27,8 +24,9 @@ def statements(snapshot: Snapshot, root: Path | Remote) -> list[str]:
         f"coalesce(CAST(getvariable('featuredb_root') AS VARCHAR), {where})",
         *naming_macros(snapshot),
         *views(snapshot),
-        *top_contexts_macros(snapshot),
-        *near_macros(snapshot),
-        *firing_macros(snapshot),
-        *search_macros(snapshot),
+        *(
+            macro.statement(snapshot)
+            for question in queries.QUESTIONS.values()
+            for macro in question.macros
+        ),
     ]

@@ -1,30 +1,76 @@
-"""Features near a feature or a vector: by decoder or encoder direction, or firing together."""
+"""Features near a feature or a vector: by decoder or encoder direction, or by firing together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from featuredb.errors import QueryError, UnknownFeatureError
+from featuredb.render.view import Heading, Table, View
 from featuredb.store import schemas
 from featuredb.store.files.parquet import chunk_to_numpy
 from featuredb.store.names import NO_SAE, feature_name, parse_feature, sae_names
-from featuredb.store.snapshot import Sae
+from featuredb.store.snapshot import File, Sae, Snapshot
 from featuredb.store.store import Store
 from featuredb.store.vectors.directions import comparable, length
-from queries.answers import Neighbors
+from queries.answers import Answer
 from queries.arguments import check_k
+from queries.catalog import literals
+from queries.catalog.summaries import SUMMARY, summaries
+from queries.connection import Reader
+from queries.question import Macro, Question
+from queries.show import counted, feature_sizes, feature_table, score_column
 
 KINDS = ("decoder", "encoder", "coactivation")
 
 _COLUMNS = ["sae", "feature_id", "neighbor_sae", "neighbor_id", "score"]
 
 
-class Found(NamedTuple):
+TOO_MANY = (
+    f"the neighbor graph keeps {schemas.NEIGHBORS_KEPT} per feature, not {{k}}: "
+    "for more, ask Database.near or `featuredb near`"
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Neighbors(Answer):
+    """Features near `feature`, by score descending, ties by feature id.
+
+    Columns: rank i32, sae string, feature_id i64, score f32 (cosine for `by` decoder or encoder,
+    Jaccard for coactivation), density f64, max_activation f32, top_tokens list<string>,
+    promoted_tokens list<string>. `method` says how they were found: ``graph`` or ``exact``, which
+    miss nothing, or ``ivf``, an index that finds the share `recall` of the 10 nearest, measured
+    when it was built.
+    """
+
+    kind: ClassVar[str] = "neighbors"
+
+    feature: str
+    by: str
+    method: str = "exact"
+    recall: float = 1.0
+
+    def view(self) -> View:
+        """The neighbors under a heading that says how they were found."""
+        after = f" by {self.by} · {counted(len(self), 'neighbor')}"
+        if self.method == "ivf":
+            after += f" · approximate, recall@10 {self.recall:.3f}"
+        heading = [Heading("near ", self.feature, after)]
+        return View([heading, [self.features()]] if len(self) else [heading])
+
+    def features(self) -> Table:
+        """The neighbors alone, for a card."""
+        rows = list(self)
+        score = "jaccard" if self.by == "coactivation" else "cosine"
+        return feature_table(rows, [score_column(score, rows, "score"), *feature_sizes(rows)])
+
+
+class Nearest(NamedTuple):
     """Features in order, their scores float32, and how they were found.
 
     recall: what share of the 10 nearest that way of searching finds.
@@ -38,7 +84,7 @@ class Found(NamedTuple):
 
 
 def near(
-    store: Store, feature: int | str, k: int = 20, by: str = "decoder", *, exact: bool = False
+    reader: Reader, feature: int | str, k: int = 20, by: str = "decoder", *, exact: bool = False
 ) -> Neighbors:
     """The k features nearest to `feature`, itself apart.
 
@@ -54,6 +100,7 @@ def near(
     Score descending, ties by SAE in the snapshot's order, then feature id; no rows where there is
     no other feature. Raises `UnknownFeatureError`, and `QueryError` for a bad k or kind.
     """
+    store = reader.store
     sae, number = parse_feature(store.snapshot, feature)
     k = check_k(k)
     if by not in KINDS:
@@ -66,7 +113,7 @@ def near(
 
 
 def near_vector(
-    store: Store,
+    reader: Reader,
     vector: Any,
     k: int = 20,
     by: str = "decoder",
@@ -84,6 +131,7 @@ def near_vector(
     Order as `near`. Raises `UnknownFeatureError` for an unknown SAE, and `QueryError` for a bad k
     or kind and for a vector of another length, with values that are not finite, or of zeros only.
     """
+    store = reader.store
     k = check_k(k)
     if by not in KINDS[:2]:
         raise QueryError(f"by must be decoder or encoder for a vector, not {by!r}")
@@ -135,10 +183,10 @@ def _place(store: Store, width: int, by: str, name: str | None) -> Sae:
     return fitting[0]
 
 
-_NOTHING = Found([], [], np.empty(0, np.float32), "graph")
+_NOTHING = Nearest([], [], np.empty(0, np.float32), "graph")
 
 
-def _kept(store: Store, sae: Sae, feature: int, k: int, by: str) -> Found:
+def _kept(store: Store, sae: Sae, feature: int, k: int, by: str) -> Nearest:
     """From the stored graph: its rows of one feature are in the order of their rank."""
     derived = store.snapshot.derived
     path = {
@@ -158,7 +206,7 @@ def _kept(store: Store, sae: Sae, feature: int, k: int, by: str) -> Found:
     own = np.array(table.column("sae").to_pylist(), dtype=object) == sae.name
     own &= chunk_to_numpy(table.column("feature_id")) == feature
     table = table.filter(pa.array(own)).slice(0, k)
-    return Found(
+    return Nearest(
         table.column("neighbor_sae").to_pylist(),
         table.column("neighbor_id").to_pylist(),
         chunk_to_numpy(table.column("score")),
@@ -166,7 +214,7 @@ def _kept(store: Store, sae: Sae, feature: int, k: int, by: str) -> Found:
     )
 
 
-def _others(store: Store, sae: Sae, feature: int, k: int, by: str, exact: bool) -> Found:
+def _others(store: Store, sae: Sae, feature: int, k: int, by: str, exact: bool) -> Nearest:
     """From the directions themselves, but for the feature's own."""
     before = 0
     for other in store.directions.group(sae, by):
@@ -189,7 +237,7 @@ def _others(store: Store, sae: Sae, feature: int, k: int, by: str, exact: bool) 
 
 def _search(
     store: Store, sae: Sae, query: npt.NDArray[np.floating], k: int, by: str, exact: bool
-) -> Found:
+) -> Nearest:
     """The nearest directions among those comparable with `sae`."""
     directions = store.directions
     group = directions.group(sae, by)
@@ -203,10 +251,10 @@ def _search(
         method, recall = "ivf", index.recall
     which = np.searchsorted(firsts, rows, side="right") - 1
     names = [group[i].name for i in which]
-    return Found(names, (rows - firsts[which]).tolist(), scores, method, recall)
+    return Nearest(names, (rows - firsts[which]).tolist(), scores, method, recall)
 
 
-def _answer(store: Store, found: Found, feature: str, by: str) -> Neighbors:
+def _answer(store: Store, found: Nearest, feature: str, by: str) -> Neighbors:
     table = _table(store, found.names, found.numbers, found.scores)
     return Neighbors(table, feature=feature, by=by, method=found.method, recall=found.recall)
 
@@ -226,3 +274,53 @@ def _table(
     for name in ("density", "max_activation", "top_tokens", "promoted_tokens"):
         columns[name] = about.column(name)
     return pa.table(columns)
+
+
+def _macros(name: str, file: Callable[[Snapshot], File], bounded: bool) -> tuple[Macro, ...]:
+    """A macro, what it calls where the name is spelled as shown, and what it calls where not."""
+    bound = "featuredb_k(k)"
+    if bounded:
+        too_many = f"error({literals.message(TOO_MANY, k='k')})"
+        bound = f"CASE WHEN k <= {schemas.NEIGHBORS_KEPT} THEN {bound} ELSE {too_many} END"
+    spelled = literals.quoted("CAST(feature AS VARCHAR)")
+    sae = literals.quoted("featuredb_sae(feature)")
+    number = "CAST(featuredb_number(feature) AS BIGINT)"
+    plain = f"concat('FROM featuredb_{name}_of(', {sae}, ', ', {number}, ', ', {bound}, ')')"
+    named = f"concat('FROM featuredb_{name}_named(', {spelled}, ', ', {bound}, ')')"
+    return (
+        Macro(f"featuredb_{name}_of(of_sae, id, k)", lambda snapshot: _near(snapshot, file)),
+        Macro(
+            f"featuredb_{name}_named(feature, k)",
+            f"FROM query(CASE WHEN featuredb_row(feature) >= 0 THEN {plain} END)",
+        ),
+        Macro(
+            f"{name}(feature, k := 20)",
+            "FROM query(CASE WHEN featuredb_plain_row(feature) IS NULL "
+            f"THEN {named} ELSE {plain} END)",
+        ),
+    )
+
+
+def _near(snapshot: Snapshot, file: Callable[[Snapshot], File]) -> str:
+    return f"""
+WITH nearest AS (
+    SELECT rank, neighbor_sae AS sae, neighbor_id AS feature_id, score
+    FROM {literals.file(file(snapshot).path)}
+    WHERE sae = of_sae AND feature_id = id AND rank <= k
+)
+SELECT n.rank, n.sae, n.feature_id, n.score, {SUMMARY}
+FROM nearest AS n JOIN {summaries(snapshot)} AS f USING (sae, feature_id)
+ORDER BY n.rank"""
+
+
+QUESTION = Question(
+    "near",
+    Neighbors,
+    "near",
+    (
+        # Beyond the graph the directions have more to give; co-activation has not.
+        *_macros("near", lambda snapshot: snapshot.derived.neighbors_decoder, bounded=True),
+        *_macros("near_encoder", lambda snapshot: snapshot.derived.neighbors_encoder, bounded=True),
+        *_macros("coactive", lambda snapshot: snapshot.derived.coactivation, bounded=False),
+    ),
+)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from featuredb.errors import CorruptDatabaseError, SQLError
 from featuredb.store.files.remote import Remote
-from featuredb.store.store import Store
 from queries.arguments import check_text
+from queries.connection import Reader
 
 if TYPE_CHECKING:
     import duckdb
@@ -65,9 +65,9 @@ def _out_of_memory(text: str) -> str:
 
 
 def sql(
-    store: Store, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
+    reader: Reader, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
 ) -> duckdb.DuckDBPyRelation:
-    """Run one statement on the store's in-memory catalog; nothing in the database can change.
+    """Run one statement on the reader's in-memory catalog; nothing in the database can change.
 
     params: values for ``?`` in order, or for ``$name`` by name. Rows come in the statement's own
     order; a statement without rows gives a relation without rows. A relation is lazy: what only
@@ -83,9 +83,9 @@ def sql(
             f"{lasting[1]} would be over before the next statement, which has another connection: "
             "put both in one text, or create without TEMP"
         )
-    with duckdb_errors(store.root):
+    with duckdb_errors(reader.root):
         values = dict(params) if isinstance(params, Mapping) else params
-        relation = store.cursor().sql(query, params=values)
+        relation = reader.cursor().sql(query, params=values)
     if relation is None:
         raise SQLError("there is no statement in this SQL")
     return relation

@@ -2,21 +2,93 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from featuredb.render import numbers
+from featuredb.render.view import Heading, Passage, Passages, View
 from featuredb.store import schemas
-from featuredb.store.names import feature_name, metadata_columns, parse_feature
-from featuredb.store.snapshot import Sae
+from featuredb.store.names import ANSWER_COLUMNS, feature_name, metadata_columns, parse_feature
+from featuredb.store.snapshot import File, Sae, Snapshot
 from featuredb.store.store import Store
-from queries.answers import TopContexts
+from queries.activations import FeatureContexts, feature_contexts
+from queries.answers import Answer, Row
 from queries.arguments import check_bounds, check_k, check_window
-from queries.feature_contexts import FeatureContexts, feature_contexts
+from queries.catalog import literals
+from queries.catalog.documents import metadata
+from queries.catalog.naming import first_rows
+from queries.connection import Reader
 from queries.filters import contexts_where
+from queries.question import Macro, Question
+
+_NAME = literals.quoted("CAST(feature AS VARCHAR)")
+_HERE = "{id}"
+"""Where the texts that a macro chooses from have the feature's number."""
+
+
+@dataclass(frozen=True, repr=False)
+class TopContexts(Answer):
+    """Contexts of a feature, by maximum activation descending, ties by context id.
+
+    Columns: rank i32, context_id i64, document_id i64, activation f32 (the context's maximum),
+    token_index i32 (the first token reaching it), token string, window_start i32 (context index
+    of `tokens[0]`), tokens list<string>, activations list<f32> (0 where not active), then the
+    document's source and metadata. `max_activation` is the feature's over the whole store: the
+    scale tokens are shaded on, so that shades mean the same in every answer.
+    """
+
+    kind: ClassVar[str] = "top_contexts"
+
+    feature: str
+    max_activation: float
+
+    def view(self) -> View:
+        """The contexts under `feature 1234 · 20 contexts · maximum 14.23 in the store`."""
+        count = numbers.plural(len(self), "context") if len(self) else "active in no such context"
+        maximum = numbers.number(self.max_activation)
+        heading = Heading("feature ", self.feature, f" · {count} · maximum {maximum} in the store")
+        return View([[heading], [self.passages()]] if len(self) else [[heading]])
+
+    def passages(self) -> Passages:
+        """The contexts alone, for a card."""
+        rows = list(self)
+        scale = abs(self.max_activation) or max((abs(r.activation) for r in rows), default=0.0)
+        return Passages([_passage(row) for row in rows], scale)
+
+
+def _passage(row: Row) -> Passage:
+    return Passage(
+        row.tokens,
+        row.activations,
+        peak=row.token_index - row.window_start,
+        rank=str(row.rank),
+        value=row.activation,
+        about=_provenance(row),
+        inside=row.window_start > 0,
+    )
+
+
+def _provenance(row: Row) -> str:
+    """`title · context 12 token 7 · topic History · source`: what matters most comes first."""
+    names = [name for name in row.keys() if name not in ANSWER_COLUMNS]  # noqa: SIM118
+    about = {name: _spelled(row[name]) for name in names if row[name] is not None}
+    title = [about.pop("title")] if "title" in about else []
+    source = [about.pop("source")] if "source" in about else []
+    rest = [f"{name} {value}" for name, value in about.items()]
+    place = f"context {row.context_id} token {row.token_index}"
+    return " · ".join([*title, place, *rest, *source])
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
 
 
 class Peak(NamedTuple):
@@ -30,7 +102,7 @@ class Peak(NamedTuple):
 
 
 def top_contexts(
-    store: Store,
+    reader: Reader,
     feature: int | str,
     k: int = 20,
     window: int = 16,
@@ -48,16 +120,17 @@ def top_contexts(
     feature never fires or nothing passes the filters. Raises `UnknownFeatureError`, `QueryError`
     for a bad k, window or bound, `SQLError` for a condition DuckDB refuses.
     """
+    store = reader.store
     sae, number = parse_feature(store.snapshot, feature)
     k, window = check_k(k), check_window(window)
     check_bounds(min_activation, max_activation)
     filtered = where is not None or min_activation is not None or max_activation is not None
     if k <= schemas.EXAMPLES_TOP and not filtered:
-        peaks = _ready(store, sae, number, k)
+        peaks = _from_examples(store, sae, number, k)
         maximum = peaks[0].activation if peaks else 0.0
     else:
         found = feature_contexts(store, sae, number)
-        peaks = _chosen(store, found, k, where, min_activation, max_activation)
+        peaks = _from_all(reader, found, k, where, min_activation, max_activation)
         maximum = float(found.peak.max()) if len(found.peak) else 0.0
     return TopContexts(
         _table(store, peaks, window),
@@ -66,7 +139,7 @@ def top_contexts(
     )
 
 
-def _ready(store: Store, sae: Sae, feature: int, k: int) -> list[Peak]:
+def _from_examples(store: Store, sae: Sae, feature: int, k: int) -> list[Peak]:
     """From the examples kept for every feature: its first rows are its top contexts, by rank."""
     path, directory = store.examples(sae)
     start, stop = int(directory[feature]), int(directory[feature + 1])
@@ -93,8 +166,8 @@ def _ready(store: Store, sae: Sae, feature: int, k: int) -> list[Peak]:
     ]
 
 
-def _chosen(
-    store: Store,
+def _from_all(
+    reader: Reader,
     found: FeatureContexts,
     k: int,
     where: str | None,
@@ -109,7 +182,7 @@ def _chosen(
         kept &= found.peak <= high
     if where is not None:
         # Asked even when no context is left, so that a bad condition always fails.
-        kept &= np.isin(found.context_id, contexts_where(store, where))
+        kept &= np.isin(found.context_id, contexts_where(reader, where))
     rows = np.flatnonzero(kept)
     if len(rows) > 4 * k:
         # Only rows at or above the k-th highest peak need sorting.
@@ -166,3 +239,116 @@ def _table(store: Store, peaks: Sequence[Peak], window: int) -> pa.Table:
     about = texts.documents(documents)
     columns |= zip(metadata_columns(about.column_names), about.columns, strict=True)
     return pa.table(columns)
+
+
+_KEPT = f"""
+    SELECT rank, context_id, activation, CAST(token_index AS INTEGER) AS token_index,
+        CAST(token_indexes AS INTEGER[]) AS token_indexes, activations
+    FROM {literals.below_root("path")} WHERE feature_id = id AND kind = 0 AND rank <= k"""
+
+_COMPUTED = """
+    SELECT * FROM (
+        SELECT CAST(row_number() OVER (ORDER BY activation DESC, context_id) AS INTEGER) AS rank,
+            context_id, activation, token_index, token_indexes, activations
+        FROM featuredb_contexts_of(feature)
+    ) WHERE rank <= k"""
+
+
+def _choice(snapshot: Snapshot, row: str, otherwise: str) -> str:
+    """The macro that chooses: answers kept ready, else contexts, else all activations.
+
+    `query` plans only the text it is given, here a call with the names already read; planning all
+    ways, each with the names spelled out, would take longer than answering. row: the feature's row
+    among all features; otherwise: the macro that is called where that is null.
+    """
+    firsts = first_rows(snapshot)
+    calls: list[list[int | str]] = []
+    derived = {t.sae: t for t in snapshot.derived.saes}
+    for sae in snapshot.saes:
+        tables = derived[sae.name]
+        kept = _reading("kept", tables.examples)
+        first = firsts[sae.name]
+        for w in tables.windows:
+            ends = [first + w.first_feature, first + w.end_feature - 1]
+            calls.append([*ends, _reading("ready", w.file), kept])
+    shape = {"first": "BIGINT", "last": "BIGINT", "ready": "VARCHAR", "kept": "VARCHAR"}
+    held = literals.holding(row, literals.records(shape, calls))
+    reading = (
+        f"list_transform({held}, lambda r: "
+        f"CASE WHEN window_size <= {schemas.WINDOW} THEN r['ready'] ELSE r['kept'] END)"
+    )
+    return (
+        f"FROM query(concat(coalesce(CASE WHEN k <= {schemas.EXAMPLES_TOP} "
+        f"THEN replace(list_first({reading}), '{_HERE}', featuredb_number(feature)) "
+        f"ELSE concat('FROM featuredb_top_computed(', {_NAME}, ', ') END, "
+        f"concat('FROM {otherwise}(', {_NAME}, ', ')), "
+        "featuredb_k(k), ', ', featuredb_window(window_size), ')'))"
+    )
+
+
+def _reading(way: str, file: File) -> str:
+    """The call that reads a file, up to k and the window."""
+    return f"FROM featuredb_top_{way}({literals.text('/' + file.path)}, {_HERE}, "
+
+
+def _ready(snapshot: Snapshot) -> str:
+    """From the windows: what an answer shows is there, of the widest window that is kept."""
+    return f"""
+SELECT w.rank, w.context_id, w.document_id, w.activation, w.token_index,
+    w.tokens[w.token_index - w.window_start + 1] AS token,
+    CAST(greatest(w.window_start, w.token_index - size) AS INTEGER) AS window_start,
+    w.tokens[1 + greatest(0, w.token_index - size - w.window_start)
+        :w.token_index + size + 1 - w.window_start] AS tokens,
+    w.activations[1 + greatest(0, w.token_index - size - w.window_start)
+        :w.token_index + size + 1 - w.window_start] AS activations{metadata(snapshot, "d")}
+FROM {literals.below_root("path")} AS w JOIN documents AS d USING (document_id)
+WHERE w.feature_id = id AND w.rank <= k
+ORDER BY w.rank"""
+
+
+def _windows(best: str, snapshot: Snapshot) -> str:
+    """The contexts of `best` with the tokens around their peaks and their documents."""
+    return f"""
+WITH best AS ({best}
+),
+placed AS (
+    SELECT b.*, c.document_id, c.token_ids, greatest(b.token_index - size, 0) AS first,
+        least(b.token_index + size + 1, c.n_tokens) AS stop
+    FROM best AS b JOIN contexts AS c USING (context_id)
+),
+spelled AS (
+    SELECT w.rank, list(v.text ORDER BY w.at) AS tokens
+    FROM (
+        SELECT rank, unnest(token_ids[first + 1:stop]) AS token_id,
+            generate_subscripts(token_ids[first + 1:stop], 1) AS at
+        FROM placed
+    ) AS w JOIN vocabulary AS v USING (token_id)
+    GROUP BY w.rank
+)
+SELECT p.rank, p.context_id, p.document_id, p.activation, p.token_index,
+    s.tokens[p.token_index - p.first + 1] AS token,
+    CAST(p.first AS INTEGER) AS window_start, s.tokens,
+    [coalesce(p.activations[list_position(p.token_indexes, CAST(i AS INTEGER))], 0)
+        FOR i IN range(p.first, p.stop)] AS activations{metadata(snapshot, "d")}
+FROM placed AS p JOIN spelled AS s USING (rank) JOIN documents AS d USING (document_id)
+ORDER BY p.rank"""
+
+
+QUESTION = Question(
+    "top_contexts",
+    TopContexts,
+    "top",
+    (
+        Macro("featuredb_top_ready(path, id, k, size)", _ready),
+        Macro("featuredb_top_kept(path, id, k, size)", lambda s: _windows(_KEPT, s)),
+        Macro("featuredb_top_computed(feature, k, size)", lambda s: _windows(_COMPUTED, s)),
+        Macro(
+            "featuredb_top_named(feature, k, window_size)",
+            lambda s: _choice(s, "featuredb_row(feature)", "featuredb_top_computed"),
+        ),
+        Macro(
+            "top_contexts(feature, k := 20, window_size := 16)",
+            lambda s: _choice(s, "featuredb_plain_row(feature)", "featuredb_top_named"),
+        ),
+    ),
+)

@@ -55,7 +55,7 @@ class Output:
 
     def _table(self, answer: Answer | Info, rows: int | None) -> bytes:
         from featuredb.render.page import Page, page_for
-        from featuredb.render.terminal import to_text
+        from featuredb.render.text import to_text
 
         page = page_for(sys.stdout) if self.path is None else Page()
         text = to_text(answer, page if rows is None else replace(page, rows=rows)) + "\n"
@@ -64,11 +64,11 @@ class Output:
         return text.encode(encoding, "backslashreplace")
 
     def _data(self, answer: Answer | Info) -> bytes:
-        from featuredb.render.characters import neutralise
+        from featuredb.render.characters import neutralize
         from featuredb.render.formats import to_bytes
 
         data = to_bytes(answer, cast("Format", self.form))
         if self.form == "csv" and self.path is None and sys.stdout.isatty():
             # CSV cannot escape control characters: a program gets them, a terminal must not.
-            return "\n".join(map(neutralise, data.decode().split("\n"))).encode()
+            return "\n".join(map(neutralize, data.decode().split("\n"))).encode()
         return data

@@ -12,7 +12,7 @@ import click
 
 from featuredb.cli.exit_codes import ExitCode
 from featuredb.errors import FeatureDBError, StorageError
-from featuredb.render.characters import neutralise
+from featuredb.render.characters import neutralize
 from featuredb.version import __version__
 
 VERBS = (
@@ -108,7 +108,7 @@ def _fail(ctx: click.Context, message: str, code: int) -> NoReturn:
     # DuckDB's ends in the statement with a caret under it, which one line cannot hold.
     message = message.partition("\n\nLINE ")[0]
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    click.echo(f"featuredb: {neutralise(line)}", err=True)
+    click.echo(f"featuredb: {neutralize(line)}", err=True)
     ctx.exit(code)
 
 

@@ -7,7 +7,7 @@ import click
 import featuredb
 from featuredb.cli import options
 from featuredb.cli.exit_codes import ExitCode
-from featuredb.render.characters import neutralise
+from featuredb.render.characters import neutralize
 
 _CONTEXTS = 64
 
@@ -38,6 +38,6 @@ def command(
         db, memory=memory, all_snapshots=all_snapshots, source=source or 0, progress=True
     )
     for line in str(report).splitlines():
-        click.echo(neutralise(line))
+        click.echo(neutralize(line))
     if not report.ok:
         ctx.exit(ExitCode.DATABASE)

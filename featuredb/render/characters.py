@@ -20,18 +20,18 @@ _BYTE = re.compile("<0x([0-9A-F]{2})>")
 _PICTURES = {"\n": "⏎", "\t": "⇥", "\x7f": "␡"}
 
 
-def neutralise(text: str) -> str:
+def neutralize(text: str) -> str:
     """The text on one line, each unsafe character as a visible one (⏎, ⇥, ␛, <U+202E>)."""
     return _UNSAFE.sub(_picture, text)
 
 
 def label(token: str) -> str:
-    """A token standing alone: neutralised, its spaces as `·`, never invisible."""
+    """A token standing alone: neutralized, its spaces as `·`, never invisible."""
     if not token:
         return "(empty)"
     if all(unicodedata.category(character) in _WIDTHLESS for character in token):
         return "".join(f"<U+{ord(character):04X}>" for character in token)
-    return neutralise(token).replace(" ", "·")
+    return neutralize(token).replace(" ", "·")
 
 
 def spelled(tokens: Iterable[str]) -> list[str]:

@@ -1,8 +1,8 @@
 r"""Answers as bytes for other programs.
 
 - `json`: one object, ``{"kind": …, attributes…, "rows": […]}``, a row a line. Answers inside an
-  answer (a feature card's contexts and neighbours) are lists of rows under their own names. `Info`
-  is its own object, indented.
+  answer (a feature card's contexts and neighbors) are lists of rows under their own names. An
+  answer that is a document, such as `Info`, is that document, indented.
 - `jsonl`: one object per row, without the attributes.
 - `csv`: a header, then the rows, ending in `\n`; null is empty, lists and structs are JSON.
 - `parquet`: the Arrow table, zstd; the attributes are JSON under the key `featuredb` of the
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from featuredb.render.characters import escape_json
 from featuredb.render.precision import shortest
-from queries.answers import Answer, Info
+from featuredb.render.view import Shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +34,7 @@ Format = Literal["json", "jsonl", "csv", "parquet"]
 FORMATS: tuple[Format, ...] = ("json", "jsonl", "csv", "parquet")
 
 
-def to_bytes(answer: Answer | Info, form: Format) -> bytes:
+def to_bytes(answer: Shown, form: Format) -> bytes:
     """The whole answer in one format; text formats are UTF-8."""
     match form:
         case "json":
@@ -47,13 +47,13 @@ def to_bytes(answer: Answer | Info, form: Format) -> bytes:
             return _parquet(answer)
 
 
-def _json(answer: Answer | Info) -> bytes:
-    if isinstance(answer, Info):
-        text = json.dumps(_plain(answer.data), ensure_ascii=False, allow_nan=False, indent=2)
+def _json(answer: Shown) -> bytes:
+    if answer.document is not None:
+        text = json.dumps(_plain(answer.document), ensure_ascii=False, allow_nan=False, indent=2)
         return (escape_json(text) + "\n").encode()
     parts = {"kind": _dumps(answer.kind)}
     for name, value in answer.attributes().items():
-        parts[name] = _row_lines(value.arrow()) if isinstance(value, Answer) else _dumps(value)
+        parts[name] = _row_lines(value.arrow()) if isinstance(value, Shown) else _dumps(value)
     parts["rows"] = _row_lines(answer.arrow())
     body = ", ".join(f'"{name}": {part}' for name, part in parts.items())
     return f"{{{body}}}\n".encode()
@@ -87,13 +87,13 @@ def _csv_cell(value: Any) -> str:
             return str(_plain(value))
 
 
-def _parquet(answer: Answer | Info) -> bytes:
+def _parquet(answer: Shown) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = answer.arrow()
-    if isinstance(answer, Answer):
-        simple = {k: v for k, v in answer.attributes().items() if not isinstance(v, Answer)}
+    if answer.document is None:
+        simple = {k: v for k, v in answer.attributes().items() if not isinstance(v, Shown)}
         about = _dumps({"kind": answer.kind, **simple})
         table = table.replace_schema_metadata(
             {**(table.schema.metadata or {}), b"featuredb": about.encode()}

@@ -17,7 +17,7 @@ GAP = 2
 
 
 @dataclass(frozen=True)
-class Column:
+class Cells:
     """A heading and its cells."""
 
     name: str
@@ -35,7 +35,7 @@ def line(*parts: str | tuple[str, str] | Text) -> Text:
     return Text.assemble(*parts)
 
 
-def grid(columns: Sequence[Column], *, heading: bool = True) -> list[Text]:
+def grid(columns: Sequence[Cells], *, heading: bool = True) -> list[Text]:
     """A dim heading and the rows, every column as wide as its widest cell."""
     lines = [line() for _ in range(heading + len(columns[0].cells))] if columns else []
     for i, column in enumerate(columns):

@@ -1,4 +1,4 @@
-"""The surface answers are drawn on: how wide it is, and whether it has colours."""
+"""The surface answers are drawn on: how wide it is, and whether it has colors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO, Literal
 from rich.console import Console
 from rich.text import Text
 
-from featuredb.render.characters import label, neutralise, spelled
+from featuredb.render.characters import label, neutralize, spelled
 from featuredb.render.layout import wrap
 from featuredb.render.shading import Ramp, background
 
@@ -24,7 +24,7 @@ _TRAILING = re.compile(r"[ ]+$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Page:
-    """A width in columns, the colours to shade with (none: plain text), the SQL rows to show."""
+    """A width in columns, the colors to shade with (none: plain text), the SQL rows to show."""
 
     width: int = PLAIN_WIDTH
     ramp: Ramp | None = None
@@ -40,7 +40,7 @@ class Page:
             file=buffer,
             width=self.width,
             force_terminal=self.ramp is not None,
-            color_system=self.ramp.colours if self.ramp else None,
+            color_system=self.ramp.colors if self.ramp else None,
             no_color=self.ramp is None,
             markup=False,
             emoji=False,
@@ -73,12 +73,12 @@ class Page:
     ) -> Text:
         """Consecutive tokens as running text, the active ones shaded, `peak` underlined.
 
-        Without colours active tokens stand in single angle quotes, the peak in «double» ones. A
+        Without colors active tokens stand in single angle quotes, the peak in «double» ones. A
         space before a word stays outside its shade, so that neighbouring tokens are seen apart.
         """
         text = Text()
         for i, (token, value) in enumerate(zip(spelled(tokens), activations, strict=True)):
-            word = neutralise(token)
+            word = neutralize(token)
             bare = word.lstrip(" ") or word
             text.append(word[: len(word) - len(bare)])
             if self.ramp is not None:
@@ -98,12 +98,12 @@ def page_for(stream: IO[str], environment: Mapping[str, str] | None = None) -> P
         width = max(40, int(environment["COLUMNS"]))
     elif stream.isatty():
         width = max(40, shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns)
-    if not _wants_colour(stream, environment):
+    if not _wants_color(stream, environment):
         return Page(width)
-    return Page(width, Ramp(background(environment), _colours(environment)))
+    return Page(width, Ramp(background(environment), _colors(environment)))
 
 
-def _wants_colour(stream: IO[str], environment: Mapping[str, str]) -> bool:
+def _wants_color(stream: IO[str], environment: Mapping[str, str]) -> bool:
     if environment.get("NO_COLOR"):
         return False
     if environment.get("FORCE_COLOR"):
@@ -111,9 +111,9 @@ def _wants_colour(stream: IO[str], environment: Mapping[str, str]) -> bool:
     return stream.isatty() and environment.get("TERM") != "dumb"
 
 
-def _colours(environment: Mapping[str, str]) -> Literal["truecolor", "256", "standard"]:
+def _colors(environment: Mapping[str, str]) -> Literal["truecolor", "256", "standard"]:
     if environment.get("COLORTERM", "").lower() in ("truecolor", "24bit"):
         return "truecolor"
     term = environment.get("TERM", "")
-    # Without a TERM somebody forced colours on a pipe: a log viewer, which knows 256 of them.
+    # Without a TERM somebody forced colors on a pipe: a log viewer, which knows 256 of them.
     return "256" if "256" in term or term in ("", "dumb", "unknown") else "standard"

@@ -1,6 +1,6 @@
-"""Activation as colour: a ramp from the background to orange, linear in perceived lightness.
+"""Activation as color: a ramp from the background to orange, linear in perceived lightness.
 
-Negative activations, which some SAEs have, run to blue instead. Colours are interpolated in OKLCh
+Negative activations, which some SAEs have, run to blue instead. Colors are interpolated in OKLCh
 (B. Ottosson, "A perceptual color space for image processing", 2020), where equal steps of L look
 equal.
 """
@@ -15,16 +15,16 @@ from typing import Literal
 
 LEVELS = 8
 _ORANGE, _BLUE = 55.0, 255.0  # hues, in degrees
-# How 16-colour terminals, whose colours the user picked, tell three strengths apart.
+# How 16-color terminals, whose colors the user picked, tell three strengths apart.
 _SIXTEEN = {1: "black on {0}", 4: "black on bright_{0}", 7: "bold black on bright_{0}"}
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """Colours for one kind of screen: its background, and how many colours it has."""
+    """Colors for one kind of screen: its background, and how many colors it has."""
 
     background: Literal["dark", "light"] = "dark"
-    colours: Literal["truecolor", "256", "standard"] = "truecolor"
+    colors: Literal["truecolor", "256", "standard"] = "truecolor"
 
     def style(self, value: float, scale: float, *, peak: bool = False) -> str:
         """A rich style for a token; empty where it is not active."""
@@ -32,15 +32,15 @@ class Ramp:
         if step == 0:
             return ""
         emphasis = "bold underline " if peak else ""
-        if self.colours == "standard":
+        if self.colors == "standard":
             strength = max(key for key in _SIXTEEN if key <= step)
             return emphasis + _SIXTEEN[strength].format("yellow" if value > 0 else "blue")
-        return emphasis + _colours(self.background, step, value > 0)
+        return emphasis + _colors(self.background, step, value > 0)
 
     @property
     def bars(self) -> str:
-        """A rich style for bars drawn in the colour of the strongest shade."""
-        if self.colours == "standard":
+        """A rich style for bars drawn in the color of the strongest shade."""
+        if self.colors == "standard":
             return "yellow"
         return "#{:02x}{:02x}{:02x}".format(*_rgb(0.68, 0.15, _ORANGE))
 
@@ -69,7 +69,7 @@ def background(environment: Mapping[str, str]) -> Literal["dark", "light"]:
 
 
 @lru_cache(maxsize=64)
-def _colours(background: str, step: int, positive: bool) -> str:
+def _colors(background: str, step: int, positive: bool) -> str:
     share = (step - 1) / (LEVELS - 1)
     hue = _ORANGE if positive else _BLUE
     if background == "light":

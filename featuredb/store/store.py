@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +23,6 @@ from featuredb.store.remote_snapshot import read_remote_snapshot
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.statistics import Features
 from featuredb.store.vectors.search import DirectionSearch
-
-if TYPE_CHECKING:
-    import duckdb
 
 
 class Store:
@@ -49,8 +45,6 @@ class Store:
         self._token_major: dict[str, list[TokenMajor]] = {}
         self._graphs: dict[str, GroupRanges] = {}
         self._examples: dict[str, tuple[str, npt.NDArray[np.uint64]]] = {}
-        self._connection: duckdb.DuckDBPyConnection | None = None
-        self._lock = threading.Lock()
 
     @classmethod
     def open(
@@ -117,32 +111,8 @@ class Store:
             found = self._graphs[path] = GroupRanges.of(self.files, path)
         return found
 
-    def connection(self) -> duckdb.DuckDBPyConnection:
-        """An in-memory DuckDB with the views and macros of this snapshot, made on first use.
-
-        Every call gives the same connection, to set it up: questions go to a `cursor`.
-        """
-        from queries.connection import connect
-
-        with self._lock:
-            if self._connection is None:
-                self._connection = connect(self.snapshot, self.root, self.memory)
-            return self._connection
-
-    def cursor(self) -> duckdb.DuckDBPyConnection:
-        """One more connection to the DuckDB of `connection`.
-
-        A connection refuses a statement while another thread, or a reader of rows that is not at
-        its end, uses it: so every question has its own.
-        """
-        return self.connection().cursor()
-
     def close(self) -> None:
-        """Close every file and connection. A closed store opens them again when asked."""
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        """Close every file. A closed store opens them again when asked."""
         self.files.close()
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
 from queries.catalog.literals import file, files, name, text
-from queries.catalog.tokens import tokens_view
 
 
 def views(snapshot: Snapshot) -> list[str]:
@@ -17,7 +16,7 @@ def views(snapshot: Snapshot) -> list[str]:
         _vocabulary(snapshot),
         _view("documents", [f"FROM {file(c.documents.path)}" for c in snapshot.corpora]),
         _view("contexts", [f"FROM {file(c.contexts.path)}" for c in snapshot.corpora]),
-        tokens_view(snapshot),
+        _tokens(snapshot),
         _activations(snapshot),
         _view("features", [f"FROM {file(snapshot.derived.features.path)}"]),
         _view("neighbors", [f"FROM {file(snapshot.derived.neighbors_decoder.path)}"]),
@@ -43,6 +42,27 @@ def _vocabulary(snapshot: Snapshot) -> str:
     # A table, not a view: every answer with tokens looks words up here, and scanning a table
     # costs a third of decoding the Parquet file again.
     return f"CREATE TABLE vocabulary AS FROM {file(snapshot.vocabulary.path)}"
+
+
+def _tokens(snapshot: Snapshot) -> str:
+    """Every token of every context: ``tokens(context_id, token_index, token_id, token, role)``.
+
+    role is NULL in corpora that are no chats. Needs the table `vocabulary`.
+    """
+    branches = []
+    for corpus in snapshot.corpora:
+        role = "unnest(roles)" if corpus.roles is not None else "NULL::VARCHAR"
+        branches.append(
+            "SELECT context_id, unnest(range(len(token_ids)))::INTEGER AS token_index, "
+            f"unnest(token_ids)::BIGINT AS token_id, {role} AS role "
+            f"FROM {file(corpus.contexts.path)}"
+        )
+    each = "\nUNION ALL\n".join(branches)
+    return (
+        "CREATE VIEW tokens AS "
+        "SELECT context_id, token_index, t.token_id, v.text AS token, role "
+        f"FROM ({each}) AS t LEFT JOIN vocabulary AS v ON v.token_id = t.token_id"
+    )
 
 
 def _activations(snapshot: Snapshot) -> str:

@@ -6,16 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from queries.answers import (
-    Answer,
-    FeatureCard,
-    Firing,
-    Info,
-    Neighbors,
-    Rows,
-    SearchHits,
-    TopContexts,
-)
+from queries.answers import Answer, Info, Rows
+from queries.feature import FeatureCard
+from queries.fires import Firing
+from queries.near import Neighbors
+from queries.search import SearchHits
+from queries.top_contexts import TopContexts
 
 F32 = pa.float32()
 STRINGS = pa.list_(pa.string())

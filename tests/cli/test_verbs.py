@@ -152,7 +152,7 @@ def _on_a_terminal(output: Output, monkeypatch: pytest.MonkeyPatch) -> str:
     return written.getvalue().decode()
 
 
-def test_csv_on_a_terminal_is_neutralised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_csv_on_a_terminal_is_neutralized(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = _on_a_terminal(Output("csv"), monkeypatch)
     assert "\x1b" not in shown
     assert "␛" in shown

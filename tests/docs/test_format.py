@@ -22,6 +22,7 @@ from featuredb.store.layout import Layout
 from featuredb.store.store import Store
 from ingest.prepare import logits_path
 from ingest.run_plan import plan_path, summary_path
+from queries.connection import Reader
 from tests.docs.pages import FORMAT, ROOT, section, table
 
 TEXT = FORMAT.read_text(encoding="utf-8")
@@ -177,7 +178,7 @@ def test_temporary_names_are_as_described() -> None:
 
 def test_sql_names(made_store: Path) -> None:
     listed = {row[0].split("(")[0]: row[1] for row in table(section(TEXT, "catalog.duckdb"))}
-    connection = Store.open(made_store).connection()
+    connection = Reader(Store.open(made_store)).cursor()
     found = dict.fromkeys(_names(connection, "duckdb_views() WHERE NOT internal", "view"), "view")
     found |= dict.fromkeys(_names(connection, "duckdb_tables()", "table"), "table")
     for kind, called in (("table_macro", "table macro"), ("macro", "scalar macro")):

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from featuredb.errors import MissingExtraError
-from queries.answers import Answer, Info, Rows, TopContexts
+from queries.answers import Answer, Info, Rows
+from queries.top_contexts import TopContexts
 from tests.cli import answers
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import featuredb
-from queries.feature_contexts import feature_activations, feature_contexts
+from queries.activations import feature_activations, feature_contexts
 from tests.make_store import MadeSae, World, make_store, stored
 
 

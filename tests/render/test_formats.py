@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featuredb.render.formats import FORMATS, to_bytes
-from queries.answers import Answer, Info, Neighbors, Rows
+from queries.answers import Answer, Info, Rows
+from queries.near import Neighbors
 from tests.cli import answers
 
 _KINDS = pytest.mark.parametrize("answer", answers.every_answer(), ids=lambda a: a.kind)

@@ -15,13 +15,12 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from featuredb.render import numbers
-from featuredb.render.card import histogram_rows
-from featuredb.render.characters import label, neutralise
+from featuredb.render.bars import histogram_rows, sparkline
+from featuredb.render.characters import label, neutralize
 from featuredb.render.layout import wrap
 from featuredb.render.page import Page, page_for
 from featuredb.render.shading import LEVELS, Ramp, background, css, level
-from featuredb.render.tables import sparkline
-from featuredb.render.terminal import to_text
+from featuredb.render.text import to_text
 from queries.answers import Answer, Info, Rows
 from tests.cli import answers
 
@@ -146,12 +145,12 @@ def test_info_formats_values_by_name() -> None:
 
 
 @given(st.text())
-def test_neutralised_text_is_one_harmless_line(text: str) -> None:
-    shown = neutralise(text)
+def test_neutralized_text_is_one_harmless_line(text: str) -> None:
+    shown = neutralize(text)
     assert not _DANGEROUS.search(shown)
     assert len(shown.splitlines()) <= 1
     shown.encode()  # no lone surrogate is left
-    assert neutralise(shown) == shown
+    assert neutralize(shown) == shown
 
 
 def test_tokens_show_their_spaces() -> None:

@@ -16,7 +16,7 @@ from featuredb.store.corpora import Texts, unite
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.history import read_snapshot
 from featuredb.store.layout import Layout
-from queries.catalog.top_contexts import metadata
+from queries.catalog.documents import metadata
 from tests.make_store import make_store
 from tests.queries.test_questions import small_world
 

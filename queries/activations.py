@@ -1,17 +1,39 @@
-"""All of one feature's activations, by context: what is computed where no table is kept ready."""
+"""Every stored activation of one feature: one by one, or grouped by context."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from featuredb.store.names import feature_name, parse_feature
-from featuredb.store.snapshot import Sae
+from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.store import Store
-from queries.answers import Activations
+from queries.answers import Answer
+from queries.catalog import literals
+from queries.catalog.documents import metadata
+from queries.catalog.naming import first_rows
+from queries.connection import Reader
+from queries.question import Macro, Question
+
+_NAME = literals.quoted("CAST(feature AS VARCHAR)")
+_HERE = "{id}"
+"""Where the texts that a macro chooses from have the feature's number."""
+
+
+@dataclass(frozen=True, repr=False)
+class Activations(Answer):
+    """Every stored activation of a feature, by context id, then token index.
+
+    Columns: context_id i64, token_index i32 (index in the context, BOS counted), activation f32.
+    """
+
+    kind: ClassVar[str] = "activations"
+
+    feature: str
 
 
 class FeatureContexts(NamedTuple):
@@ -34,8 +56,9 @@ class FeatureContexts(NamedTuple):
         return self.token_index[own], self.activation[own]
 
 
-def activations(store: Store, feature: int | str) -> Activations:
+def activations(reader: Reader, feature: int | str) -> Activations:
     """Every stored activation of a feature, in text order. Raises `UnknownFeatureError`."""
+    store = reader.store
     sae, number = parse_feature(store.snapshot, feature)
     context, token, activation = feature_activations(store, sae, number)
     table = pa.table(
@@ -91,3 +114,80 @@ def feature_contexts(store: Store, sae: Sae, feature: int) -> FeatureContexts:
         return FeatureContexts(np.empty(0, np.int64), none, end, np.empty(0, np.uint32), none)
     context, peak, starts, token, activation = map(np.concatenate, zip(*pieces, strict=True))
     return FeatureContexts(context, peak, np.concatenate((starts, end)), token, activation)
+
+
+def _calls(snapshot: Snapshot) -> str:
+    """For each file the range of its features, and the call that reads one of them."""
+    firsts = first_rows(snapshot)
+    calls = [
+        (
+            firsts[s.sae] + f.first_feature,
+            firsts[s.sae] + f.end_feature - 1,
+            f"FROM featuredb_part({literals.text('/' + f.file.path)}, {s.first_context}, "
+            f"{f.stride}, {_HERE})",
+        )
+        for sae in snapshot.saes
+        for s in snapshot.segments_of(sae.name)
+        for f in s.feature_files
+    ]
+    # Null where there are none.
+    return (
+        f"replace(list_aggregate({literals.texts('row', calls)}, 'string_agg', ' UNION ALL '), "
+        f"'{_HERE}', featuredb_number(feature))"
+    )
+
+
+def _part(snapshot: Snapshot) -> str:
+    bits = snapshot.position_bits
+    position = literals.position("stride", "id")
+    return (
+        f"SELECT base + ({position} >> {bits}) AS context_id, "
+        f"CAST({position} & {(1 << bits) - 1} AS INTEGER) AS token_index, "
+        "CAST(activation AS FLOAT) AS activation "
+        f"FROM {literals.below_root('path')} WHERE feature_id = id"
+    )
+
+
+def _by_context(snapshot: Snapshot) -> str:
+    return (
+        "SELECT c.context_id, c.document_id, f.activation, f.token_index"
+        f"{metadata(snapshot, 'd')} "
+        "FROM featuredb_contexts_of(feature) AS f JOIN contexts AS c USING (context_id) "
+        "JOIN documents AS d USING (document_id)"
+    )
+
+
+_NOTHING = (
+    "SELECT NULL::BIGINT AS context_id, NULL::INTEGER AS token_index, "
+    "NULL::FLOAT AS activation WHERE false"
+)
+
+# Each opens only the files that hold its feature, chosen while the statement is planned from the
+# ranges written into the macro.
+QUESTION = Question(
+    "activations",
+    Activations,
+    macros=(
+        Macro("featuredb_parts(row, feature)", _calls, table=False),
+        Macro("featuredb_part(path, base, stride, id)", _part),
+        Macro(
+            "featuredb_activations_named(feature)",
+            "FROM query(coalesce(featuredb_parts(featuredb_row(feature), "
+            f"CAST(featuredb_number(feature) AS BIGINT)), {literals.text(_NOTHING)}))",
+        ),
+        Macro(
+            "feature_activations(feature)",
+            "FROM query(coalesce(featuredb_parts(featuredb_plain_row(feature), feature), "
+            f"concat('FROM featuredb_activations_named(', {_NAME}, ')')))",
+        ),
+        Macro(
+            "featuredb_contexts_of(feature)",
+            "SELECT context_id, max(activation) AS activation, "
+            "arg_min(token_index, (-activation, token_index)) AS token_index, "
+            "list(token_index ORDER BY token_index) AS token_indexes, "
+            "list(activation ORDER BY token_index) AS activations "
+            "FROM feature_activations(feature) GROUP BY context_id",
+        ),
+        Macro("feature_contexts(feature)", _by_context),
+    ),
+)

@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from featuredb.store.snapshot import Sae
 from featuredb.store.store import Store
-from queries.answers import Firing
 
 
 class Active(NamedTuple):
@@ -60,7 +59,7 @@ def specificity(
     return answer
 
 
-def rank_firing(store: Store, active: Sequence[Active], tokens: list[str], k: int) -> Firing:
+def most_specific(store: Store, active: Sequence[Active], tokens: list[str], k: int) -> pa.Table:
     """The k most specific features among those active on a text of `tokens`.
 
     Order: specificity descending, ties by SAE in the snapshot's order, then feature id. No rows
@@ -104,7 +103,7 @@ def rank_firing(store: Store, active: Sequence[Active], tokens: list[str], k: in
     }
     for name in ("density", "max_activation", "top_tokens", "promoted_tokens"):
         columns[name] = about.column(name)
-    return Firing(pa.table(columns), tokens=tokens)
+    return pa.table(columns)
 
 
 def _peaks(store: Store, active: Active) -> _Peaks:

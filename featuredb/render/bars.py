@@ -1,0 +1,36 @@
+"""Bars made of block characters: histograms and sparklines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+_HISTOGRAM_ROWS = 6
+_EIGHTHS = " ▁▂▃▄▅▆▇█"
+_LINE_CELLS = 16
+
+
+def histogram_rows(counts: Sequence[int], height: int = _HISTOGRAM_ROWS) -> list[str]:
+    """Bars of eighth blocks, top line first, on a logarithmic scale: activations are skewed.
+
+    A bin that holds anything is at least one eighth high.
+    """
+    top = math.log1p(max(counts, default=0))
+    eighths = [math.ceil(8 * height * math.log1p(n) / top) if n else 0 for n in counts]
+    return [
+        "".join(_EIGHTHS[min(8, max(0, e - 8 * row))] for e in eighths)
+        for row in reversed(range(height))
+    ]
+
+
+def sparkline(activations: Sequence[float]) -> str:
+    """Activation over a text, at most 16 cells; a long text shows each stretch's maximum."""
+    n = len(activations)
+    cells = min(n, _LINE_CELLS)
+    stretches = [
+        max((abs(v) for v in activations[i * n // cells : (i + 1) * n // cells]), default=0.0)
+        for i in range(cells)
+    ]
+    top = max(stretches, default=0.0)
+    # The lowest bar means inactive. An active token, however weak, stands above it.
+    return "".join(_EIGHTHS[1 + max(1, round(7 * v / top))] if v else "▁" for v in stretches)

@@ -1,0 +1,241 @@
+"""Views as text, for a terminal or a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from featuredb.render import numbers, values
+from featuredb.render.bars import histogram_rows, sparkline
+from featuredb.render.characters import label, neutralize
+from featuredb.render.layout import GAP, Cells, beside, grid, line, under, wrap
+from featuredb.render.page import Page, page_for
+from featuredb.render.values import is_nested, spell, title
+from featuredb.render.view import (
+    AnyColumn,
+    Bars,
+    Column,
+    CourseColumn,
+    Facts,
+    Group,
+    Heading,
+    Part,
+    Passage,
+    Passages,
+    PlaceColumn,
+    Records,
+    Shown,
+    Table,
+    TokenColumn,
+)
+
+_INDENT = "  "
+_WIDEST_CELL = 48
+_NARROWEST_TOKENS = 18
+
+
+def to_text(answer: Shown, page: Page | None = None) -> str:
+    """The answer as text, without a newline at its end."""
+    page = page or Page()
+    return page.text(_sections(answer, page)).rstrip("\n")
+
+
+def write(answer: Shown, stream: IO[str]) -> None:
+    """Write the answer to a stream, in the colors and the width the stream has."""
+    stream.write(to_text(answer, page_for(stream)) + "\n")
+
+
+def _sections(answer: Shown, page: Page) -> Iterator[Text]:
+    for i, parts in enumerate(answer.view()):
+        if i:
+            yield Text()
+        for part in parts:
+            yield from _part(part, page)
+
+
+def _part(part: Part, page: Page) -> Iterator[Text]:
+    match part:
+        case Heading():
+            yield line(
+                (neutralize(part.before), "dim"),
+                (neutralize(part.subject), "bold"),
+                (neutralize(part.after), "dim"),
+            )
+        case Facts():
+            yield from _facts(part.data, page, depth=0)
+        case Table():
+            yield from _table(part, page)
+        case Records():
+            yield from _records(part, page)
+        case Passages():
+            yield from _passages(part, page)
+        case Bars():
+            yield from _bars(part, page)
+        case Group():
+            yield from _group(part, page)
+
+
+def _facts(data: Mapping[str, Any], page: Page, depth: int) -> Iterator[Text]:
+    """Values first, then each nested part under its name."""
+    indent = _INDENT * depth
+    flat = {name: value for name, value in data.items() if not is_nested(value)}
+    width = max((cell_len(title(name)) for name in flat), default=0)
+    room = max(20, page.width - len(indent) - width - GAP)
+    for name, value in flat.items():
+        heading = f"{indent}{title(name)}" + " " * (width - cell_len(title(name)))
+        yield from under([Text(heading, "dim")], wrap(Text(spell(name, value)), room))
+    for name, value in data.items():
+        if not is_nested(value):
+            continue
+        if depth == 0:
+            yield Text()
+        yield line(indent, (title(name), "bold"))
+        for i, part in enumerate([value] if isinstance(value, Mapping) else value):
+            if i:
+                yield Text()
+            yield from _facts(part, page, depth + 1)
+
+
+def _table(table: Table, page: Page) -> Iterator[Text]:
+    """Columns side by side. Token lists get a line of their own where there is no room."""
+    lists = [column for column in table.columns if isinstance(column, TokenColumn)]
+    others = [_cells(c, page) for c in table.columns if not isinstance(c, TokenColumn)]
+    if not lists:
+        yield from grid(others)
+    else:
+        left = page.width - sum(cells.width + GAP for cells in others)
+        room = (left - GAP * (len(lists) - 1)) // len(lists)
+        if room >= _NARROWEST_TOKENS:
+            shown = [Cells(c.name, [page.tokens(cell, room) for cell in c.cells]) for c in lists]
+            yield from grid([*others, *shown])
+        else:
+            yield from _stacked(others, lists, page)
+    if table.more:
+        yield line((f"… {table.more:,} more", "dim"))
+
+
+def _stacked(others: list[Cells], lists: list[TokenColumn], page: Page) -> Iterator[Text]:
+    heading, *rows = grid(others)
+    indent = " " * (others[0].width + GAP)
+    names = sum(len(column.name) + 1 for column in lists)
+    room = (page.width - len(indent) - names - GAP * (len(lists) - 1)) // len(lists)
+    yield heading
+    for i, row in enumerate(rows):
+        yield row
+        text = line(indent)
+        for j, column in enumerate(lists):
+            tokens = page.tokens(column.cells[i], room)
+            text.append(" " * GAP if j else "").append(f"{column.name} ", "dim")
+            text.append_text(tokens).append(" " * (room - tokens.cell_len))
+        yield text
+
+
+def _cells(column: AnyColumn, page: Page) -> Cells:
+    match column:
+        case Column():
+            cells = [Text(neutralize(cell), column.style) for cell in column.cells]
+            return Cells(column.name, cells, right=column.right)
+        case PlaceColumn():
+            pairs = zip(column.tokens, column.indexes, strict=True)
+            return Cells(
+                column.name,
+                [Text.assemble(label(token), (f" @{index}", "dim")) for token, index in pairs],
+            )
+        case CourseColumn():
+            style = page.ramp.bars if page.ramp else ""
+            return Cells(column.name, [Text(sparkline(row), style) for row in column.activations])
+        case TokenColumn():
+            return Cells(column.name, [page.tokens(cell) for cell in column.cells])
+
+
+def _records(records: Records, page: Page) -> Iterator[Text]:
+    """As many rows as the page shows, and how many more there are."""
+    table = records.table
+    names = [neutralize(name) for name in table.column_names]
+    shown = values.cells(table, page.rows)
+    columns = [
+        Cells(name, [Text(row[i]) for row in shown], right=values.is_number(table, i))
+        for i, name in enumerate(names)
+    ]
+    fits = sum(min(c.width, _WIDEST_CELL) + GAP for c in columns) - GAP <= page.width
+    only = [c.to_pylist()[0] for c in table.columns] if table.num_rows == 1 else []
+    if any(isinstance(value, str) and value.count("\n") > 1 for value in only):
+        yield from _paragraphs(names, only)  # the output of EXPLAIN, or one document
+    elif fits:
+        for column in columns:
+            for text in column.cells:
+                text.truncate(_WIDEST_CELL, overflow="ellipsis")
+        yield from grid(columns)
+    else:
+        width = max(cell_len(name) for name in names)
+        room = max(20, page.width - width - GAP)
+        for i, row in enumerate(shown):
+            if i:
+                yield Text()
+            for name, value in zip(names, row, strict=True):
+                heading = Text(name + " " * (width - cell_len(name)), "dim")
+                yield from under([heading], wrap(Text(value), room))
+    if not shown:
+        yield line(("no rows", "dim"))
+    elif table.num_rows > page.rows:
+        yield line((f"… {table.num_rows - page.rows:,} more rows", "dim"))
+
+
+def _paragraphs(names: list[str], row: list[Any]) -> Iterator[Text]:
+    for name, value in zip(names, row, strict=True):
+        yield line((name, "dim"))
+        lines = value.splitlines() if isinstance(value, str) else [values.cell(value)]
+        yield from (line(neutralize(text)) for text in lines)
+
+
+def _passages(passages: Passages, page: Page) -> Iterator[Text]:
+    """Rank and value, aligned over all passages; beside them what they are from, and the text."""
+    items = passages.items
+    ranked = any(item.rank for item in items)
+    shown = numbers.aligned([item.value for item in items])
+    rank_width = max((len(item.rank) for item in items), default=0)
+    width = max(map(len, shown), default=0)
+    room = page.width - (rank_width + width + 2 * GAP if ranked else 0)
+    for item, value in zip(items, shown, strict=True):
+        body = _passage(item, passages.scale, page, room)
+        if ranked:
+            rank = Text(item.rank.rjust(rank_width), "dim")
+            yield from under([rank, Text(value.rjust(width), "bold")], body)
+        else:
+            yield from body
+
+
+def _passage(passage: Passage, scale: float, page: Page, room: int) -> Iterator[Text]:
+    if passage.about:
+        about = Text(neutralize(passage.about), "dim")
+        about.truncate(room, overflow="ellipsis")
+        yield about
+    lead = "…" if passage.inside else ""
+    if lead and not passage.tokens[0].startswith(" "):
+        lead += " "
+    window = page.window(passage.tokens, passage.activations, scale, peak=passage.peak)
+    yield from wrap(Text.assemble((lead, "dim"), window), room)
+
+
+def _bars(bars: Bars, page: Page) -> Iterator[Text]:
+    style = page.ramp.bars if page.ramp else ""
+    yield line((bars.title, "dim"))
+    if any(bars.counts):
+        yield from (line((row, style)) for row in histogram_rows(bars.counts))
+    axis = bars.low + bars.high.rjust(max(1, len(bars.counts) - len(bars.low)))
+    yield line((axis, "dim"))
+
+
+def _group(group: Group, page: Page) -> Iterator[Text]:
+    blocks = [[text for part in parts for text in _part(part, page)] for parts in group.blocks]
+    level = list(beside(blocks))
+    if max(text.cell_len for text in level) <= page.width:
+        yield from level
+        return
+    for i, block in enumerate(blocks):
+        if i:
+            yield Text()
+        yield from block

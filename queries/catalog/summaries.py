@@ -1,0 +1,20 @@
+"""What answers say of a feature besides its name and score."""
+
+from __future__ import annotations
+
+from featuredb.store.snapshot import Snapshot
+from queries.catalog import literals
+
+SUMMARY = "f.density, f.max_activation, f.top_tokens, f.promoted_tokens"
+"""The columns, from `summaries(snapshot) AS f`."""
+
+
+def summaries(snapshot: Snapshot) -> str:
+    """A table of `schemas.SUMMARIES`.
+
+    Read in row groups that have the wanted features: decoding those of ``features``, whose lists
+    have numbers beside the tokens, takes three times as long.
+    """
+    file = snapshot.derived.summaries
+    assert file is not None
+    return literals.file(file.path)

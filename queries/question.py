@@ -1,0 +1,54 @@
+"""What a question consists of: its name, its answer, its Python, its SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from featuredb.render.view import Shown
+    from featuredb.store.snapshot import Snapshot
+
+Sql: TypeAlias = "str | Callable[[Snapshot], str]"
+
+
+@dataclass(frozen=True)
+class Macro:
+    """A macro of the catalog, such as ``search(query, k := 20)``.
+
+    sql: its body, or what makes the body for a snapshot. table: it gives rows, not one value.
+    """
+
+    signature: str
+    sql: Sql
+    table: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.signature.partition("(")[0]
+
+    def statement(self, snapshot: Snapshot) -> str:
+        """DDL that creates it."""
+        body = self.sql if isinstance(self.sql, str) else self.sql(snapshot)
+        return f"CREATE MACRO {self.signature} AS {'TABLE ' if self.table else ''}{body}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question that a database answers.
+
+    method: the method of `featuredb.Database`. verb: the command of the CLI, where there is one.
+    answer: the class of the answer. macros: in the order in which they are created; those whose
+    names begin with ``featuredb_`` are parts of the others.
+    """
+
+    method: str
+    answer: type[Shown]
+    verb: str | None = None
+    macros: tuple[Macro, ...] = ()
+
+    @property
+    def public_macros(self) -> tuple[Macro, ...]:
+        """Those that users call."""
+        return tuple(macro for macro in self.macros if not macro.name.startswith("featuredb_"))

@@ -1,0 +1,51 @@
+"""How several answers show features: the columns they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from featuredb.render import numbers
+from featuredb.render.view import AnyColumn, Column, Table, TokenColumn
+from queries.answers import Row
+
+
+def counted(n: int, noun: str) -> str:
+    """`2 features`, or `no features`."""
+    return numbers.plural(n, noun) if n else f"no {noun}s"
+
+
+def feature_name(row: Row) -> str:
+    """`sae/1234`, as the command line takes it."""
+    return f"{row.sae}/{row.feature_id}"
+
+
+def feature_table(rows: Sequence[Row], columns: Sequence[AnyColumn]) -> Table:
+    """Rank and feature, the question's own columns, then the tokens that tell what it is about."""
+    return Table(
+        [
+            Column("", [str(row.rank) for row in rows], right=True, style="dim"),
+            Column("feature", [feature_name(row) for row in rows]),
+            *columns,
+            TokenColumn("fires on", [row.top_tokens or [] for row in rows]),
+            TokenColumn("promotes", [row.promoted_tokens or [] for row in rows]),
+        ]
+    )
+
+
+def score_column(name: str, rows: Sequence[Row], key: str) -> Column:
+    """What the rows are ordered by."""
+    return Column(name, numbers.aligned([row[key] for row in rows]), right=True, style="bold")
+
+
+def number_column(name: str, rows: Sequence[Row], key: str) -> Column:
+    """Numbers with the decimals that suit the largest."""
+    return Column(name, numbers.aligned([row[key] for row in rows]), right=True)
+
+
+def feature_sizes(rows: Sequence[Row]) -> list[Column]:
+    """How often the features fire, and how strongly at most."""
+    density = [numbers.density(row.density) for row in rows]
+    return [
+        Column("density", density, right=True),
+        number_column("max", rows, "max_activation"),
+    ]

@@ -19,10 +19,6 @@ from queries.catalog.naming import first_rows
 from queries.connection import Reader
 from queries.question import Macro, Question
 
-_NAME = literals.quoted("CAST(feature AS VARCHAR)")
-_HERE = "{id}"
-"""Where the texts that a macro chooses from have the feature's number."""
-
 
 @dataclass(frozen=True, repr=False)
 class Activations(Answer):
@@ -52,8 +48,8 @@ class FeatureContexts(NamedTuple):
 
     def tokens(self, i: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
         """(token_index, activation) of the active tokens of context i."""
-        own = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
-        return self.token_index[own], self.activation[own]
+        rows = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
+        return self.token_index[rows], self.activation[rows]
 
 
 def activations(reader: Reader, feature: int | str) -> Activations:
@@ -124,7 +120,7 @@ def _calls(snapshot: Snapshot) -> str:
             firsts[s.sae] + f.first_feature,
             firsts[s.sae] + f.end_feature - 1,
             f"FROM featuredb_part({literals.text('/' + f.file.path)}, {s.first_context}, "
-            f"{f.stride}, {_HERE})",
+            f"{f.stride}, {literals.HERE})",
         )
         for sae in snapshot.saes
         for s in snapshot.segments_of(sae.name)
@@ -133,7 +129,7 @@ def _calls(snapshot: Snapshot) -> str:
     # Null where there are none.
     return (
         f"replace(list_aggregate({literals.texts('row', calls)}, 'string_agg', ' UNION ALL '), "
-        f"'{_HERE}', featuredb_number(feature))"
+        f"'{literals.HERE}', featuredb_number(feature))"
     )
 
 
@@ -178,7 +174,7 @@ QUESTION = Question(
         Macro(
             "feature_activations(feature)",
             "FROM query(coalesce(featuredb_parts(featuredb_plain_row(feature), feature), "
-            f"concat('FROM featuredb_activations_named(', {_NAME}, ')')))",
+            f"concat('FROM featuredb_activations_named(', {literals.FEATURE}, ')')))",
         ),
         Macro(
             "featuredb_contexts_of(feature)",

@@ -150,9 +150,8 @@ def fires_in_document(store: Store, document_id: int, k: int = 20) -> Firing:
         tokens += store.texts.read(ids)
         for sae in store.snapshot.saes:
             token, feature, activation = _context(store, sae, context_id)
-            kept = token >= skipped
-            token, feature, activation = token[kept] + shift, feature[kept], activation[kept]
-            pieces[sae.name].append(Active(sae, token, feature, activation))
+            new = token >= skipped
+            pieces[sae.name].append(Active(sae, token[new] + shift, feature[new], activation[new]))
     active = [
         Active(
             sae,

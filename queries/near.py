@@ -106,10 +106,10 @@ def near(
     if by not in KINDS:
         raise QueryError(f"by must be one of {', '.join(KINDS)}, not {by!r}")
     if by == "coactivation" or k <= schemas.NEIGHBORS_KEPT:
-        found = _kept(store, sae, number, k, by)
+        nearest = _from_graph(store, sae, number, k, by)
     else:
-        found = _others(store, sae, number, k, by, exact)
-    return _answer(store, found, feature_name(store.snapshot, sae, number), by)
+        nearest = _from_directions(store, sae, number, k, by, exact)
+    return _answer(store, nearest, feature_name(store.snapshot, sae, number), by)
 
 
 def near_vector(
@@ -136,8 +136,8 @@ def near_vector(
     if by not in KINDS[:2]:
         raise QueryError(f"by must be decoder or encoder for a vector, not {by!r}")
     query = _checked(vector)
-    found = _search(store, _place(store, len(query), by, sae), query, k, by, exact)
-    return _answer(store, found, "vector", by)
+    nearest = _search(store, _place(store, len(query), by, sae), query, k, by, exact)
+    return _answer(store, nearest, "vector", by)
 
 
 def _checked(vector: Any) -> npt.NDArray[np.float64]:
@@ -186,7 +186,7 @@ def _place(store: Store, width: int, by: str, name: str | None) -> Sae:
 _NOTHING = Nearest([], [], np.empty(0, np.float32), "graph")
 
 
-def _kept(store: Store, sae: Sae, feature: int, k: int, by: str) -> Nearest:
+def _from_graph(store: Store, sae: Sae, feature: int, k: int, by: str) -> Nearest:
     """From the stored graph: its rows of one feature are in the order of their rank."""
     derived = store.snapshot.derived
     path = {
@@ -203,9 +203,9 @@ def _kept(store: Store, sae: Sae, feature: int, k: int, by: str) -> Nearest:
         return _NOTHING
     # One SAE's rows of a feature are consecutive; another SAE's may be in the same row groups.
     table = table.slice(int(rows[0]), int(rows[-1] - rows[0]) + 1)
-    own = np.array(table.column("sae").to_pylist(), dtype=object) == sae.name
-    own &= chunk_to_numpy(table.column("feature_id")) == feature
-    table = table.filter(pa.array(own)).slice(0, k)
+    mask = np.array(table.column("sae").to_pylist(), dtype=object) == sae.name
+    mask &= chunk_to_numpy(table.column("feature_id")) == feature
+    table = table.filter(pa.array(mask)).slice(0, k)
     return Nearest(
         table.column("neighbor_sae").to_pylist(),
         table.column("neighbor_id").to_pylist(),
@@ -214,24 +214,24 @@ def _kept(store: Store, sae: Sae, feature: int, k: int, by: str) -> Nearest:
     )
 
 
-def _others(store: Store, sae: Sae, feature: int, k: int, by: str, exact: bool) -> Nearest:
-    """From the directions themselves, but for the feature's own."""
+def _from_directions(store: Store, sae: Sae, feature: int, k: int, by: str, exact: bool) -> Nearest:
+    """From the directions, leaving out the feature itself."""
     before = 0
     for other in store.directions.group(sae, by):
         if other == sae:
             break
         before += other.d_sae
-    own = store.directions.rows(sae, by).take(np.array([before + feature]))[0]
-    found = _search(store, sae, own, k + 1, by, exact)
-    kept = [
+    direction = store.directions.rows(sae, by).take(np.array([before + feature]))[0]
+    nearest = _search(store, sae, direction, k + 1, by, exact)
+    others = [
         i
-        for i, which in enumerate(zip(found.names, found.numbers, strict=True))
+        for i, which in enumerate(zip(nearest.names, nearest.numbers, strict=True))
         if which != (sae.name, feature)
     ][:k]
-    return found._replace(
-        names=[found.names[i] for i in kept],
-        numbers=[found.numbers[i] for i in kept],
-        scores=found.scores[kept],
+    return nearest._replace(
+        names=[nearest.names[i] for i in others],
+        numbers=[nearest.numbers[i] for i in others],
+        scores=nearest.scores[others],
     )
 
 
@@ -254,9 +254,9 @@ def _search(
     return Nearest(names, (rows - firsts[which]).tolist(), scores, method, recall)
 
 
-def _answer(store: Store, found: Nearest, feature: str, by: str) -> Neighbors:
-    table = _table(store, found.names, found.numbers, found.scores)
-    return Neighbors(table, feature=feature, by=by, method=found.method, recall=found.recall)
+def _answer(store: Store, nearest: Nearest, feature: str, by: str) -> Neighbors:
+    table = _table(store, nearest.names, nearest.numbers, nearest.scores)
+    return Neighbors(table, feature=feature, by=by, method=nearest.method, recall=nearest.recall)
 
 
 def _table(
@@ -282,11 +282,10 @@ def _macros(name: str, file: Callable[[Snapshot], File], bounded: bool) -> tuple
     if bounded:
         too_many = f"error({literals.message(TOO_MANY, k='k')})"
         bound = f"CASE WHEN k <= {schemas.NEIGHBORS_KEPT} THEN {bound} ELSE {too_many} END"
-    spelled = literals.quoted("CAST(feature AS VARCHAR)")
     sae = literals.quoted("featuredb_sae(feature)")
     number = "CAST(featuredb_number(feature) AS BIGINT)"
     plain = f"concat('FROM featuredb_{name}_of(', {sae}, ', ', {number}, ', ', {bound}, ')')"
-    named = f"concat('FROM featuredb_{name}_named(', {spelled}, ', ', {bound}, ')')"
+    named = f"concat('FROM featuredb_{name}_named(', {literals.FEATURE}, ', ', {bound}, ')')"
     return (
         Macro(f"featuredb_{name}_of(of_sae, id, k)", lambda snapshot: _near(snapshot, file)),
         Macro(

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from featuredb.errors import CorruptDatabaseError, SQLError
 from featuredb.store.files.remote import Remote
+from queries.answers import Rows
 from queries.arguments import check_text
 from queries.connection import Reader
+from queries.question import Question
 
 if TYPE_CHECKING:
     import duckdb
@@ -89,3 +91,6 @@ def sql(
     if relation is None:
         raise SQLError("there is no statement in this SQL")
     return relation
+
+
+QUESTION = Question("sql", Rows, "sql")

@@ -27,10 +27,6 @@ from queries.connection import Reader
 from queries.filters import contexts_where
 from queries.question import Macro, Question
 
-_NAME = literals.quoted("CAST(feature AS VARCHAR)")
-_HERE = "{id}"
-"""Where the texts that a macro chooses from have the feature's number."""
-
 
 @dataclass(frozen=True, repr=False)
 class TopContexts(Answer):
@@ -279,16 +275,16 @@ def _choice(snapshot: Snapshot, row: str, otherwise: str) -> str:
     )
     return (
         f"FROM query(concat(coalesce(CASE WHEN k <= {schemas.EXAMPLES_TOP} "
-        f"THEN replace(list_first({reading}), '{_HERE}', featuredb_number(feature)) "
-        f"ELSE concat('FROM featuredb_top_computed(', {_NAME}, ', ') END, "
-        f"concat('FROM {otherwise}(', {_NAME}, ', ')), "
+        f"THEN replace(list_first({reading}), '{literals.HERE}', featuredb_number(feature)) "
+        f"ELSE concat('FROM featuredb_top_computed(', {literals.FEATURE}, ', ') END, "
+        f"concat('FROM {otherwise}(', {literals.FEATURE}, ', ')), "
         "featuredb_k(k), ', ', featuredb_window(window_size), ')'))"
     )
 
 
 def _reading(way: str, file: File) -> str:
     """The call that reads a file, up to k and the window."""
-    return f"FROM featuredb_top_{way}({literals.text('/' + file.path)}, {_HERE}, "
+    return f"FROM featuredb_top_{way}({literals.text('/' + file.path)}, {literals.HERE}, "
 
 
 def _ready(snapshot: Snapshot) -> str:

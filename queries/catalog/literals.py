@@ -11,6 +11,9 @@ from featuredb.store.files.remote import Remote
 ROOT = "featuredb_root()"
 """The database's folder, a macro of the catalog; wildcards in its name are escaped."""
 
+HERE = "{id}"
+"""Where the texts that a macro chooses from have the feature's number."""
+
 
 def text(value: str) -> str:
     """A string literal."""
@@ -20,6 +23,10 @@ def text(value: str) -> str:
 def quoted(value: str) -> str:
     """A text expression as one that gives the literal of its text."""
     return f"concat('''', replace({value}, '''', ''''''), '''')"
+
+
+FEATURE = quoted("CAST(feature AS VARCHAR)")
+"""A table macro's parameter `feature`, as the literal that a macro it calls is given."""
 
 
 def name(value: str) -> str:

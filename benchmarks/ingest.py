@@ -35,7 +35,7 @@ from benchmarks.shapes import SHAPES, random_model, random_sae
 from featuredb.store.layout import Layout
 from ingest.demo.fetch import model_folder, wikipedia_corpus
 from ingest.demo.run import SAE_FOLDER
-from ingest.extract.batches import Batch, batches, padding_share
+from ingest.extract.batches import Batch, batches, cut
 from ingest.extract.forward import Probe, forward
 from ingest.extract.partition import Engine, collect, write
 from ingest.inputs import load_inputs
@@ -207,7 +207,9 @@ def _show(measured: dict[str, Measured], engine: Engine, tokens: int, activation
     out = Console()
     out.print(table)
     lengths = np.diff(engine.sources[0].starts)
-    waste = padding_share(lengths, engine.plan.batch_tokens)
+    batched = cut(lengths, engine.plan.batch_tokens)
+    padded = sum(len(rows) * int(lengths[rows].max()) for rows in batched)
+    waste = 1 - float(lengths.sum()) / padded
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rate = _matmul_rate(engine.model.device, engine.model.dtype)
     used = _flops_per_token(engine) * statistics.median(measured["featuredb"].rates)

@@ -27,10 +27,10 @@ from featuredb.store.layout import Layout
 from featuredb.store.snapshot import (
     Draft,
     File,
+    IngestRecord,
     LoadCheck,
     Model,
     Recording,
-    Run,
     Sae,
     Segment,
     Snapshot,
@@ -161,7 +161,7 @@ def _draft(layout: Layout, world: World) -> Draft:
         model=Model(
             "made", "made", None, "0", "0", "Made", "float32", world.dimensions, 1, VOCABULARY
         ),
-        recording=Recording(keep_bos=False, keep_sinks=False, exact=False),
+        recording=Recording(keep_bos=False, keep_sinks=False, values="float16"),
         vocabulary=_vocabulary(layout, world),
         corpora=(corpus,),
         saes=(sae,),
@@ -255,8 +255,8 @@ def publish_runs(
     logits = pa.table([pa.array(range(n), pa.int64()), empty, empty], schema=schemas.LOGITS)
     rows = sum(s.rows for s in runs)
     tokens = draft.corpora[0].n_tokens
-    run = Run(1, "made", "", "", "", "0", (SAE,), tokens, rows, 0.0, "cpu", "here")
-    return publish(layout, draft, {SAE: runs}, {SAE: logits}, [run], note, memory=memory)
+    record = IngestRecord(1, "made", "", "", "", "0", (SAE,), tokens, rows, 0.0, "cpu", "here")
+    return publish(layout, draft, {SAE: runs}, {SAE: logits}, [record], note, memory=memory)
 
 
 def _cpu() -> float:

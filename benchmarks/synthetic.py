@@ -24,12 +24,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featuredb.store import schemas
+from featuredb.store.positions import position_bits
+from featuredb.store.values import stored_values
 from ingest.extract.runs import Codes
 from ingest.tokens.contexts import TokenizedBatch
 
 CONTEXT = 256
-BITS = schemas.position_bits(CONTEXT)
+BITS = position_bits(CONTEXT)
 BURST = 3.0
 SPREAD_OF_VALUES = 0.534
 VOCABULARY = 49_152
@@ -184,7 +185,7 @@ class World:
         value *= np.float32(SPREAD_OF_VALUES)
         np.exp(value, out=value)
         value *= self.scale[features]
-        return Codes(self._positions(documents)[keys], features, schemas.stored(value))
+        return Codes(self._positions(documents)[keys], features, stored_values(value))
 
     def entropies(self) -> Entropies:
         """Of the distribution drawn from; a feature's scale is taken as known."""

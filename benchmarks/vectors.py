@@ -139,14 +139,14 @@ def publish(folder: Path, sae: Sae, vectors: Vectors, indexes: tuple[VectorIndex
         created="",
         position_bits=8,
         model=Model(SAE, SAE, None, "0", "0", SAE, "float32", sae.d_out, 1, 1),
-        recording=Recording(False, False, False),
+        recording=Recording(False, False, "float16"),
         vocabulary=_file(folder, "vocabulary.parquet"),
         corpora=(),
         saes=(sae,),
         segments=(),
         vectors=(vectors,),
         derived=Derived(_file(folder, "features.parquet"), near, together, together, (), indexes),
-        runs=(),
+        ingests=(),
     )
     write_snapshot(Layout(folder), snapshot)
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featuredb.store import schemas
-from featuredb.store.by_feature import FeatureFileWriter, FeatureRows, directory_of, stride_of
+from featuredb.store.by_feature import FeatureFileWriter, FeatureRows, directory_of
 from featuredb.store.files.atomic import (
     folder_in_place,
     fsync_path,
@@ -32,6 +32,7 @@ from featuredb.store.files.atomic import (
 from featuredb.store.files.memory import return_freed_memory
 from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
+from featuredb.store.positions import stride_of
 from featuredb.store.snapshot import Draft, FeatureFile, File, Segment, TokenFile
 from ingest.derive.look_up import LookUp, TokenLookUp
 from ingest.derive.merged_segments import MergedSegments, Piece

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from featuredb.errors import IngestError
 from featuredb.store.files.memory import Budget
-from featuredb.store.rounding import Values
+from featuredb.store.values import Values
 
 if TYPE_CHECKING:
     from featuredb.store.snapshot import Recording
@@ -120,8 +120,7 @@ class IngestOptions:
         return Recording(
             keep_bos=self.keep_bos,
             keep_sinks=self.keep_sinks,
-            exact=self.exact or self.values == "float32",
-            log8=self.values == "log8",
+            values="float32" if self.exact else self.values,
         )
 
     def memory_bytes(self) -> int:

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featuredb.store import schemas
 from featuredb.store.corpora import Texts
 from featuredb.store.files.atomic import folder_in_place, remove_tree, write_atomically
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
+from featuredb.store.positions import position_bits
 from featuredb.store.snapshot import Corpus, Draft, File, LoadCheck, NextIds, Sae, Snapshot, Vectors
 from featuredb.store.vectors.directions import Directions, fresh_table, table_of, write_vectors
 from ingest.change import next_draft
@@ -61,7 +61,7 @@ def make_plan(
     corpus = _store_corpus(layout, inputs, options, identity["corpus content"], NextIds())
     draft = Draft(
         number=1,
-        position_bits=schemas.position_bits(inputs.context_size),
+        position_bits=position_bits(inputs.context_size),
         model=inputs.model_record(),
         recording=options.recording(),
         vocabulary=_store_vocabulary(layout, inputs.model),

@@ -12,7 +12,7 @@ from featuredb.store import schemas
 from featuredb.store.files.memory import return_freed_memory
 from featuredb.store.history import write_snapshot
 from featuredb.store.layout import Layout
-from featuredb.store.snapshot import WRITER, Draft, Run, Segment, Snapshot
+from featuredb.store.snapshot import WRITER, Draft, IngestRecord, Segment, Snapshot
 from ingest.compaction import Compaction, Merge, compact_segments, merge_here, profile_segments
 from ingest.derive.profiles import Profiles
 from ingest.derive.tables import Content, write_derived
@@ -42,7 +42,7 @@ def publish(
     draft: Draft,
     segments: Mapping[str, Sequence[Segment]],
     logits: Mapping[str, pa.Table],
-    history: Sequence[Run],
+    history: Sequence[IngestRecord],
     note: Callable[[str], None],
     merge: Merge = merge_here,
     *,
@@ -109,7 +109,7 @@ def publish(
         segments=tuple(s for sae in draft.saes for s in live[sae.name]),
         vectors=draft.vectors,
         derived=derived,
-        runs=tuple(history),
+        ingests=tuple(history),
         next_ids=draft.next_ids,
     )
     note("publishing")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featuredb.store.names import feature_name, parse_feature
+from featuredb.store.positions import context_of, token_mask, token_of
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.store import Store
 from queries.answers import Answer
@@ -77,9 +78,9 @@ def feature_activations(
         if segment.count(feature) == 0:
             continue
         position, activation = segment.feature(feature)
-        contexts.append((position >> np.uint32(bits)).astype(np.int64))
+        contexts.append(context_of(position, bits).astype(np.int64))
         contexts[-1] += segment.segment.first_context
-        tokens.append((position & np.uint32((1 << bits) - 1)).astype(np.int64))
+        tokens.append(token_of(position, bits).astype(np.int64))
         values.append(activation.astype(np.float32))
     if not contexts:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
@@ -88,8 +89,7 @@ def feature_activations(
 
 def feature_contexts(store: Store, sae: Sae, feature: int) -> FeatureContexts:
     """Every context of a feature; all arrays empty (offsets [0]) when it never fires."""
-    bits = np.uint32(store.snapshot.position_bits)
-    mask = np.uint32((1 << int(bits)) - 1)
+    bits = store.snapshot.position_bits
     pieces: list[FeatureContexts] = []
     rows = 0
     # A dense feature has millions of rows: what a row costs is kept to a few narrow passes, and a
@@ -98,11 +98,12 @@ def feature_contexts(store: Store, sae: Sae, feature: int) -> FeatureContexts:
         if segment.count(feature) == 0:
             continue
         position, stored = segment.feature(feature)
-        local, activation = position >> bits, stored.astype(np.float32)
+        local, activation = context_of(position, bits), stored.astype(np.float32)
         starts = np.concatenate(([0], np.flatnonzero(local[1:] != local[:-1]) + 1))
         context = local[starts].astype(np.int64) + segment.segment.first_context
         peak = np.maximum.reduceat(activation, starts)
-        pieces.append(FeatureContexts(context, peak, starts + rows, position & mask, activation))
+        token = token_of(position, bits)
+        pieces.append(FeatureContexts(context, peak, starts + rows, token, activation))
         rows += len(position)
     end = np.array([rows], np.int64)
     if not pieces:
@@ -138,7 +139,7 @@ def _part(snapshot: Snapshot) -> str:
     position = literals.position("stride", "id")
     return (
         f"SELECT base + ({position} >> {bits}) AS context_id, "
-        f"CAST({position} & {(1 << bits) - 1} AS INTEGER) AS token_index, "
+        f"CAST({position} & {token_mask(bits)} AS INTEGER) AS token_index, "
         "CAST(activation AS FLOAT) AS activation "
         f"FROM {literals.below_root('path')} WHERE feature_id = id"
     )

@@ -23,6 +23,7 @@ from featuredb.render.view import (
     PlaceColumn,
     View,
 )
+from featuredb.store.positions import token_mask
 from featuredb.store.snapshot import Snapshot, TokenFile
 from featuredb.store.store import Store
 from queries.answers import Answer
@@ -221,18 +222,12 @@ def register_fires_on(
     )
 
 
-def _files(snapshot: Snapshot) -> Iterator[tuple[int, str | None, list[TokenFile]]]:
-    """(index of the SAE, order its lists are gaps along, files), for every SAE that has any.
-
-    A database begun in format 1 has files of plain feature ids beside those along an order.
-    """
+def _files(snapshot: Snapshot) -> Iterator[tuple[int, str, list[TokenFile]]]:
+    """(index of the SAE, order its lists are gaps along, files), for every SAE that has any."""
     for index, sae in enumerate(snapshot.saes):
-        by_order: dict[str | None, list[TokenFile]] = {}
-        for segment in snapshot.segments_of(sae.name):
-            for file in segment.token_files:
-                by_order.setdefault(file.order, []).append(file)
-        for order, files in by_order.items():
-            yield index, order, files
+        files = [f for segment in snapshot.segments_of(sae.name) for f in segment.token_files]
+        if files:
+            yield index, files[0].order, files
 
 
 def _records(files: Sequence[TokenFile]) -> str:
@@ -244,7 +239,7 @@ def _records(files: Sequence[TokenFile]) -> str:
 
 def _fires_in(snapshot: Snapshot) -> str:
     bits = snapshot.position_bits
-    mask = (1 << bits) - 1
+    mask = token_mask(bits)
     branches = []
     for index, order, files in _files(snapshot):
         found = (
@@ -337,17 +332,12 @@ active AS ({active}),
 {_ranked(snapshot)}"""
 
 
-def _unlisted(index: int, order: str | None, token_index: str, source: str) -> str:
+def _unlisted(index: int, order: str, token_index: str, source: str) -> str:
     """One row per activation of the token-major rows AS t in `source`.
 
-    order: path of the order that the lists are gaps along, None for plain feature ids.
+    order: path of the order that the lists are gaps along.
     """
     values = f"{token_index} AS token_index, CAST(unnest(t.activations) AS FLOAT) AS activation"
-    if order is None:
-        return (
-            f"SELECT {index} AS sae_index, CAST(unnest(t.feature_ids) AS BIGINT) AS feature_id, "
-            f"{values} FROM {source}"
-        )
     return f"""(
         SELECT {index} AS sae_index, CAST(o.feature_id AS BIGINT) AS feature_id, g.token_index,
             g.activation

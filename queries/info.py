@@ -8,6 +8,7 @@ from typing import Any
 from featuredb.store import schemas
 from featuredb.store.snapshot import Corpus, Sae, Snapshot
 from featuredb.store.store import Store
+from featuredb.store.values import RELATIVE_ERROR
 from queries.answers import Info
 from queries.connection import Reader
 from queries.question import Question
@@ -31,7 +32,7 @@ def info(reader: Reader) -> Info:
             "activations": activations,
             "bytes": sum(f.bytes for f in snapshot.files()),
             "values": _values(store),
-            "largest_relative_error": schemas.RELATIVE_ERROR[snapshot.recording.values],
+            "largest_relative_error": RELATIVE_ERROR[snapshot.recording.values],
             "keeps_bos": snapshot.recording.keep_bos,
             "keeps_sinks": snapshot.recording.keep_sinks,
             "model": {

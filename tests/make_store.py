@@ -19,7 +19,9 @@ from featuredb.store.files.atomic import folder_in_place
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
-from featuredb.store.snapshot import Draft, LoadCheck, Model, Recording, Run, Sae, Snapshot
+from featuredb.store.positions import position_bits
+from featuredb.store.snapshot import Draft, IngestRecord, LoadCheck, Model, Recording, Sae, Snapshot
+from featuredb.store.values import stored_values
 from featuredb.store.vectors.directions import Directions, write_vectors
 from ingest.extract.feature_orders import with_feature_orders
 from ingest.extract.runs import Codes, Extent, Sinks, write_run
@@ -104,9 +106,9 @@ def make_store(path: Path, world: World) -> Snapshot:
     )
     draft = Draft(
         number=1,
-        position_bits=schemas.position_bits(world.context_size),
+        position_bits=position_bits(world.context_size),
         model=Model("made", "made", None, "0", "0", "Made", "float32", 4, 1, vocab_size),
-        recording=Recording(False, False, False),
+        recording=Recording(False, False, "float16"),
         vocabulary=listed,
         corpora=(corpus,),
         saes=tuple(_sae(s) for s in world.saes),
@@ -115,8 +117,10 @@ def make_store(path: Path, world: World) -> Snapshot:
     draft = with_feature_orders(layout, draft, {s.name: _counts(s) for s in world.saes})
     runs = {s.name: _runs(layout, world, s, i, draft) for i, s in enumerate(world.saes)}
     logits = {s.name: _no_logits(s) for s in world.saes}
-    run = Run(1, "made", "", "", "", "0", tuple(runs), corpus.n_tokens, 0, 0.0, "cpu", "here")
-    return publish(layout, draft, runs, logits, [run], lambda _: None)
+    record = IngestRecord(
+        1, "made", "", "", "", "0", tuple(runs), corpus.n_tokens, 0, 0.0, "cpu", "here"
+    )
+    return publish(layout, draft, runs, logits, [record], lambda _: None)
 
 
 def stored(world: World, sae: MadeSae) -> list[Float32]:
@@ -125,7 +129,7 @@ def stored(world: World, sae: MadeSae) -> list[Float32]:
     for dense in sae.dense:
         kept = np.zeros_like(dense)
         active = dense != 0
-        kept[active] = schemas.stored(dense[active]).astype(np.float32)
+        kept[active] = stored_values(dense[active]).astype(np.float32)
         if world.bos is not None:
             kept[0] = 0
         answer.append(kept)
@@ -194,7 +198,7 @@ def _runs(layout: Layout, world: World, made: MadeSae, index: int, draft: Draft)
         codes = Codes(
             np.array(position, np.uint32),
             np.array(feature, np.uint16),
-            schemas.stored(np.array(value, np.float32)),
+            stored_values(np.array(value, np.float32)),
         )
         none = Sinks(np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
         extent = Extent(int(low), int(high), recorded)

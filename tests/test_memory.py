@@ -33,9 +33,9 @@ from benchmarks import made_store
 from benchmarks.synthetic import World
 from featuredb.cli import main
 from featuredb.errors import SQLError
-from featuredb.store import schemas
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Draft, Segment
+from featuredb.store.values import stored_values
 from ingest.extract.runs import Codes
 
 MB = 10**6
@@ -67,7 +67,7 @@ class Loud(World):
         new = np.ones(shape, bool)
         new[:, 1:] = ids[:, 1:] != ids[:, :-1]
         values = rng.standard_exponential(int(new.sum()), np.float32)
-        return Codes(positions[np.nonzero(new)[0]], ids[new], schemas.stored(values))
+        return Codes(positions[np.nonzero(new)[0]], ids[new], stored_values(values))
 
 
 LARGE = Loud(partitions=8, partition_tokens=250_000, features=2_048, l0=16, dimensions=64)

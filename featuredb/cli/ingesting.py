@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from featuredb.store.rounding import Values
+from featuredb.store.values import Values
 from ingest.options import IngestOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -38,7 +38,7 @@ def command(
 
     QUERY - reads the statement from standard input.
 
-    Views: documents, contexts, activations, features, neighbors, saes, runs. Macros:
+    Views: documents, contexts, activations, features, neighbors, saes, ingests. Macros:
     top_contexts(feature, k := 20), near(feature, k := 20) and one for every other question.
     """
     from queries.sql import duckdb_errors

@@ -1,7 +1,7 @@
 """The second copy: one row per token with its active features, for "what fires here".
 
-A file lists a token's features by rank in the SAE's `FeatureOrder`, as gaps; readers turn that
-back into ascending feature ids. Files of format 1 list the ids themselves.
+A file lists a token's features by rank in the SAE's `FeatureOrder`, as gaps. Readers turn that
+back into ascending feature ids.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from featuredb.errors import CorruptDatabaseError
 from featuredb.store import schemas
 from featuredb.store.feature_order import FeatureOrder, read_feature_order
 from featuredb.store.files.parquet import ParquetFiles, chunk_to_numpy
+from featuredb.store.positions import pack, token_mask
 from featuredb.store.snapshot import Segment, TokenFile
 from featuredb.store.values import value_encoding
 
@@ -138,8 +139,8 @@ class TokenMajor:
         """(token_index int64 [t], rows) of one context; empty when nothing fires in it."""
         for entry in self.segment.token_files:
             if entry.first_context <= context_id < entry.end_context:
-                low = (context_id - entry.base_context) << self._bits
-                rows = self._range(entry, low, low + (1 << self._bits))
+                low = pack(context_id - entry.base_context, 0, self._bits)
+                rows = self._range(entry, low, low + token_mask(self._bits) + 1)
                 return rows.position.astype(np.int64) - low, rows
         empty = np.empty(0, np.uint32)
         return np.empty(0, np.int64), token_rows(empty, empty, np.empty(0, self.segment.values))
@@ -178,8 +179,7 @@ class TokenMajor:
 
     def _to_rows(self, entry: TokenFile, table: pa.Table) -> TokenRows:
         table = table.combine_chunks()
-        listed = "feature_ids" if entry.order is None else "gaps"
-        ids, values = (_list_column(table, name) for name in (listed, "activations"))
+        ids, values = (_list_column(table, name) for name in ("gaps", "activations"))
         offsets = np.asarray(ids.offsets).astype(np.int64)
         rows = TokenRows(
             chunk_to_numpy(table.column("position")),
@@ -187,8 +187,6 @@ class TokenMajor:
             ids.flatten().to_numpy(zero_copy_only=False),
             values.flatten().to_numpy(zero_copy_only=False),
         )
-        if entry.order is None:
-            return rows
         try:
             return _from_gaps(rows, self._order(entry.order))
         except IndexError as error:

@@ -15,7 +15,7 @@ _LINE = re.compile(rb"(\d{6,})(?: ([0-9a-f]{64}) ([0-9a-f]{8}))?\n")
 class Pointer(NamedTuple):
     """The live snapshot's name, as ``000001``, and the SHA-256 of its file in hexadecimal.
 
-    sha256 is None in format 1, whose line is the name alone.
+    sha256 is None where the line is the name alone, as a person writes it to repair the file.
     """
 
     name: str

@@ -1,13 +1,12 @@
-"""Every table's columns, dtypes and sort order, and the meanings they stand on. One place each.
+"""Every table's columns, dtypes and sort order, defined once.
 
 *Active*: the SAE's own ``encode(x)`` is non-zero, after its own activation function, threshold
 and normalisation, in float32 (or the dtype the user chose). There is no other epsilon.
 
-*Stored activation*: that value as `stored` makes it. Every query, statistic and ranking is
-computed from stored values, so all answers agree with each other.
+*Stored activation*: that value rounded by `featuredb.store.values.stored_values`. Every query,
+statistic and ranking is computed from stored values, so all answers agree.
 
-*Position*: ``(context_id - segment.first_context) << position_bits | token_index``, uint32, local
-to a segment; `position_bits` is fixed for a database when it is made.
+*Position*: see `featuredb.store.positions`.
 """
 
 from __future__ import annotations
@@ -18,10 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb.store.rounding import Values
-
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the on-disk format, apart from the package's version."""
+
+OLDEST_FORMAT = 3
+"""Oldest format that is read. Formats 1 and 2 were never released."""
+
+FloatArray = npt.NDArray[np.floating[Any]]
+"""Activations as they are stored: float16 or float32."""
 
 FEATURE_ROW_GROUP = 32_768
 """Rows per row group of the feature-major copy: one group is what a median lookup reads."""
@@ -50,81 +53,6 @@ QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 TOP_TOKENS = 20
 """Tokens kept per feature: those it most fires on (by total activation, ties by token id), most
 promotes, most suppresses."""
-
-FLOAT16_MAX = 65504.0
-FLOAT16_TINY = 2.0**-24
-"""Smallest non-zero float16 (subnormal)."""
-
-LOG8_STEPS = 16
-"""Values per octave of the log8 grid: a feature whose activations span less than 16 octaves, a
-factor of 65,536, takes at most 256 of them: 8 bits each."""
-
-LOG8_ERROR = 0.0222
-"""Largest relative error of log8: half a step of the grid, 0.02166, and float16's rounding of the
-grid, 2**-11. Below 2**-14, where float16 is coarser, an error of at most 2**-24 comes on top."""
-
-FloatArray = npt.NDArray[np.floating[Any]]
-
-RELATIVE_ERROR: dict[Values, float] = {"float16": 2.0**-11, "float32": 0.0, "log8": LOG8_ERROR}
-"""Largest relative error of a stored activation that float16 holds with full precision."""
-
-
-def stored(values: npt.NDArray[np.float32], to: Values = "float16") -> FloatArray:
-    """The activation as the store keeps it.
-
-    values: float32 [n], all non-zero and finite. Returns float16 [n], each rounded to nearest,
-    except that a non-zero value never becomes zero (it becomes the smallest subnormal of its
-    sign). If any magnitude would overflow float16 the result is float32 [n]: that value exact,
-    the others still rounded to float16, so that what is stored for a token never depends on
-    which other tokens shared its file. For ``log8`` values are first rounded to the nearest
-    2**(k / LOG8_STEPS), k an integer; for ``float32`` they come back unrounded.
-    """
-    if to == "float32":
-        return values
-    if to == "log8":
-        values = _on_the_grid(values)
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
-    vanished = half == 0
-    if vanished.any():
-        half[vanished] = np.copysign(np.float16(FLOAT16_TINY), values[vanished])
-    overflow = ~np.isfinite(half)
-    if overflow.any():
-        wide = half.astype(np.float32)
-        wide[overflow] = values[overflow]
-        return wide
-    return half
-
-
-def _on_the_grid(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Each of `values` rounded to the nearest 2**(k / LOG8_STEPS) of its sign.
-
-    Works on the bits: the grid is the same in every octave, so the fraction alone decides. Its
-    first 8 bits tell the two grid values it may be nearest to, apart by less than that.
-    """
-    bits = values.view(np.uint32)
-    fraction = bits & _FRACTION
-    step = _STEPS_BELOW[fraction >> np.uint32(15)]
-    step += fraction >= _MIDDLES[step]
-    magnitude = (bits & _EXPONENT) + _GRID[step]
-    np.minimum(magnitude, _LARGEST, out=magnitude)
-    rounded: npt.NDArray[np.float32] = ((bits & _SIGN) | magnitude).view(np.float32)
-    return rounded
-
-
-_SIGN, _EXPONENT, _FRACTION = np.uint32(1 << 31), np.uint32(0xFF << 23), np.uint32((1 << 23) - 1)
-_LARGEST = np.float32(np.finfo(np.float32).max).view(np.uint32)
-_POINTS = 2.0 ** (np.arange(LOG8_STEPS + 1) / LOG8_STEPS) - 1
-_GRID = np.round(_POINTS * 2**23).astype(np.uint32)
-"""The grid from 1 to 2, as fractions; 2 carries into the exponent."""
-_MIDDLES = np.append(np.ceil((_POINTS[1:] + _POINTS[:-1]) * 2**22), 2**23).astype(np.uint32)
-_STEPS_BELOW = np.searchsorted(_MIDDLES[:-1], np.arange(256) << 15, side="right").astype(np.uint8)
-"""How many middles lie at or below each multiple of 2**-8."""
-
-
-def position_bits(context_size: int) -> int:
-    """Low bits of a position that hold the token index: the fewest that fit `context_size`."""
-    return max(1, (context_size - 1).bit_length())
 
 
 def feature_id_type(d_sae: int) -> pa.DataType:
@@ -162,18 +90,16 @@ FEATURE_ORDER = pa.schema(
 """Every feature of one SAE, the most frequent first; ranks from 0."""
 
 
-def token_major(values: str, d_sae: int, *, gaps: bool = True) -> pa.Schema:
+def token_major(values: str, d_sae: int) -> pa.Schema:
     """Second copy: one row per recorded token with at least one active feature.
 
     Sorted by position. Each list of gaps has the token's ranks in the SAE's FEATURE_ORDER,
-    ascending: the first, then the differences; activations are aligned with them. Without
-    `gaps`, as in format 1, the column is feature_ids, ascending.
+    ascending: the first, then the differences. Activations are aligned with them.
     """
-    name = "gaps" if gaps else "feature_ids"
     return pa.schema(
         [
             pa.field("position", pa.uint32(), nullable=False),
-            pa.field(name, pa.list_(pa.field("element", feature_id_type(d_sae)))),
+            pa.field("gaps", pa.list_(pa.field("element", feature_id_type(d_sae)))),
             pa.field("activations", pa.list_(pa.field("element", value_type(values)))),
         ]
     )

@@ -13,7 +13,7 @@ import msgspec
 from featuredb.errors import CorruptDatabaseError, FormatVersionError
 from featuredb.store import schemas
 from featuredb.store.current import Pointer
-from featuredb.store.rounding import Values
+from featuredb.store.values import Values
 from featuredb.version import __version__
 
 WRITER = __version__
@@ -32,29 +32,28 @@ class File(msgspec.Struct, frozen=True):
 class FeatureFile(msgspec.Struct, frozen=True):
     """One feature-major file: features first_feature <= id < end_feature, rows from first_row.
 
-    stride: its column has position + feature_id * stride, modulo 2**32; 0 in format 1.
+    stride: its column has position + feature_id * stride, modulo 2**32.
     """
 
     file: File
     first_feature: int
     end_feature: int
     first_row: int
-    stride: int = 0
+    stride: int
 
 
 class TokenFile(msgspec.Struct, frozen=True):
     """One token-major file: contexts first_context <= id < end_context.
 
     Its positions count from base_context, so merging segments moves these files unread. order:
-    path of the feature order that its lists are gaps along; None, as in format 1, where they are
-    plain feature ids.
+    path of the feature order that its lists are gaps along.
     """
 
     file: File
     first_context: int
     end_context: int
     base_context: int
-    order: str | None = None
+    order: str
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -106,7 +105,8 @@ class Model(msgspec.Struct, frozen=True):
 class Sae(msgspec.Struct, frozen=True):
     """Provenance and shape of one SAE.
 
-    order: its features by frequency, as its token-major files count them; None in format 1.
+    order: its features by frequency, as its token-major files count them. None only in a draft,
+    before the first run.
     """
 
     name: str
@@ -128,8 +128,7 @@ class Corpus(msgspec.Struct, frozen=True):
     """Provenance and extent of one corpus. Its ids follow those of the corpora before it.
 
     roles: for chats, a uint8 for each token of `tokens`, an index into role_names. text_hashes:
-    see `featuredb.store.corpora.text_hash`; None where no document has a text, and in older
-    databases.
+    see `featuredb.store.corpora.text_hash`; None where no document has a text.
     """
 
     id: str
@@ -154,19 +153,11 @@ class Corpus(msgspec.Struct, frozen=True):
 
 
 class Recording(msgspec.Struct, frozen=True):
-    """Which positions are recorded and how. At most one of exact and log8 is true."""
+    """Which positions are recorded, and what their activations are rounded to."""
 
     keep_bos: bool
     keep_sinks: bool
-    exact: bool
-    log8: bool = False
-
-    @property
-    def values(self) -> Values:
-        """What activations are rounded to."""
-        if self.exact:
-            return "float32"
-        return "log8" if self.log8 else "float16"
+    values: Values
 
 
 class PlainRows(msgspec.Struct, frozen=True):
@@ -184,7 +175,7 @@ class PlainRows(msgspec.Struct, frozen=True):
 class Vectors(msgspec.Struct, frozen=True):
     """The directions of one SAE: a LanceDB table, and its float16 matrices.
 
-    files: LanceDB's own files at that version; empty in format 1. plain: where its rows lie as
+    files: LanceDB's own files at that version. plain: where its rows lie as
     they are; None where LanceDB has to be asked for all.
     """
 
@@ -193,11 +184,11 @@ class Vectors(msgspec.Struct, frozen=True):
     version: int
     decoder: File
     encoder: File
-    files: tuple[File, ...] = ()
+    files: tuple[File, ...]
     plain: PlainRows | None = None
 
 
-class Run(msgspec.Struct, frozen=True):
+class IngestRecord(msgspec.Struct, frozen=True):
     """One ingest, for the record."""
 
     number: int
@@ -217,13 +208,13 @@ class Run(msgspec.Struct, frozen=True):
 class SaeTables(msgspec.Struct, frozen=True):
     """Examples of one SAE: read through a directory of row offsets, and as answers show them.
 
-    windows: by feature, covering all of them; empty in format 1.
+    windows: by feature, covering all of them.
     """
 
     sae: str
     examples: File
     examples_directory: File
-    windows: tuple[FeatureFile, ...] = ()
+    windows: tuple[FeatureFile, ...]
 
 
 class NextIds(msgspec.Struct, frozen=True):
@@ -269,7 +260,7 @@ class VectorIndex(msgspec.Struct, frozen=True):
 class Derived(msgspec.Struct, frozen=True):
     """What was computed from the segments when the snapshot was made.
 
-    summaries: what of `features` answers about others show; None in older databases.
+    summaries: what of `features` answers about others show.
     """
 
     features: File
@@ -277,8 +268,8 @@ class Derived(msgspec.Struct, frozen=True):
     neighbors_encoder: File
     coactivation: File
     saes: tuple[SaeTables, ...]
+    summaries: File
     indexes: tuple[VectorIndex, ...] = ()
-    summaries: File | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -286,7 +277,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     operation: what made it: ``ingest``, ``append``, ``add-sae``, ``drop`` or ``compact``.
     catalog: ``catalog.duckdb`` as it was published. older: the snapshots before this one that
-    were still kept when it was written. Both are empty in format 1.
+    were still kept when it was written.
     """
 
     format: int
@@ -302,7 +293,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     segments: tuple[Segment, ...]
     vectors: tuple[Vectors, ...]
     derived: Derived
-    runs: tuple[Run, ...]
+    ingests: tuple[IngestRecord, ...]
     operation: str = "ingest"
     next_ids: NextIds = NextIds()
     catalog: File | None = None
@@ -352,8 +343,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             listed += [vectors.decoder, vectors.encoder, *vectors.files]
         derived = self.derived
         listed += [derived.features, derived.neighbors_decoder, derived.neighbors_encoder]
-        listed.append(derived.coactivation)
-        listed += [derived.summaries] if derived.summaries is not None else []
+        listed += [derived.coactivation, derived.summaries]
         for tables in derived.saes:
             listed += [tables.examples, tables.examples_directory]
             listed += [part.file for part in tables.windows]
@@ -370,7 +360,7 @@ class _Stamp(msgspec.Struct):
 def decode_snapshot(raw: bytes, pointer: Pointer, path: str, root: str) -> Snapshot:
     """A snapshot from the bytes of its file. path, root: what messages name.
 
-    Raises `FormatVersionError` for a newer format, `CorruptDatabaseError`.
+    Raises `FormatVersionError` for another format, `CorruptDatabaseError`.
     """
     if pointer.sha256 not in (None, sha256(raw).hexdigest()):
         raise CorruptDatabaseError(
@@ -383,10 +373,15 @@ def decode_snapshot(raw: bytes, pointer: Pointer, path: str, root: str) -> Snaps
         raise CorruptDatabaseError(
             f"the snapshot {path} cannot be read ({error}): restore it from a copy"
         ) from error
+    if stamp.format < schemas.OLDEST_FORMAT:
+        raise FormatVersionError(
+            f"{root} has format {stamp.format}, this featuredb reads format "
+            f"{schemas.FORMAT_VERSION}: create the database again with `featuredb ingest`"
+        )
     if stamp.format > schemas.FORMAT_VERSION:
         raise FormatVersionError(
             f"{root} has format {stamp.format}, written by featuredb {stamp.featuredb}; this one "
-            f"reads up to format {schemas.FORMAT_VERSION}: upgrade featuredb to open it"
+            f"reads format {schemas.FORMAT_VERSION}: upgrade featuredb to open it"
         )
     try:
         return msgspec.json.decode(raw, type=Snapshot)

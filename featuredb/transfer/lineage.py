@@ -48,8 +48,8 @@ def file_that_differs(one: Snapshot, other: Snapshot) -> str | None:
 
 def _what_differs(older: State, newer: State) -> str | None:
     """What shows that `newer` did not come of `older`; None where nothing does."""
-    number, runs = older.snapshot.number, older.snapshot.runs
-    if newer.snapshot.runs[: len(runs)] != runs:
+    number, ingests = older.snapshot.number, older.snapshot.ingests
+    if newer.snapshot.ingests[: len(ingests)] != ingests:
         return "their ingests differ"
     own = f"snapshots/{number:06d}.json"
     known = {file.sha256 for file in newer.snapshot.older if file.path == own}

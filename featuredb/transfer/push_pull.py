@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -72,16 +72,11 @@ class Transfer:
 
 @dataclass(frozen=True)
 class _Source:
-    """The snapshot to copy, with the bytes that make it live.
-
-    unlisted: files the snapshot does not list but needs, with their sizes: LanceDB's own and the
-    catalog in format 1.
-    """
+    """The snapshot to copy, with the bytes that make it live."""
 
     snapshot: Snapshot
     pointer: Pointer
     raw: bytes
-    unlisted: Mapping[str, int]
 
     @property
     def name(self) -> str:
@@ -95,18 +90,10 @@ class _Source:
     def files(self) -> list[File]:
         return list({file.path: file for file in self.snapshot.files()}.values())
 
-    def last(self, there: Callable[[str], int | None]) -> list[File]:
-        """What no SHA-256 tells to be the same, so that it is copied every time.
-
-        there: the size that a file has on the other side, None without. LanceDB's data files have
-        names that are never used again, so there the size does tell.
-        """
-        catalog = self.snapshot.catalog
-        listed = [] if catalog is None else [catalog]
-        # LanceDB writes data first and what names it afterwards; so is it copied.
-        names = sorted(self.unlisted, key=lambda name: ("/data/" not in name, name))
-        wanted = [n for n in names if "/data/" not in n or there(n) != self.unlisted[n]]
-        return [File(name, 0, self.unlisted[name], "") for name in wanted] + listed
+    @property
+    def last(self) -> list[File]:
+        """The catalog: copied every time, after all else."""
+        return [] if self.snapshot.catalog is None else [self.snapshot.catalog]
 
 
 def push(folder: Path, remote: Remote, report: Report | None = None) -> Transfer:
@@ -129,7 +116,7 @@ def push(folder: Path, remote: Remote, report: Report | None = None) -> Transfer
         else:
             differing.append(file)
     copy = Copying(lambda file: _upload(layout, remote, file), report)
-    last = source.last(there.get)
+    last = source.last
     copy.expect([*differing, *absent, *last])
     if noted is not None and noted != source.snapshot:
         _remove_note(remote)  # it vouches for files that are about to change
@@ -161,7 +148,7 @@ def pull(remote: Remote, folder: Path, report: Report | None = None) -> Transfer
         kept = _kept(layout)
         _refuse_overwriting(source.snapshot, kept, layout)
         _forget_unpublished(layout, live)
-        last = source.last(lambda name: _size_if_there(layout.root / name))
+        last = source.last
         for parent in {(layout.root / f.path).parent for f in (*source.files, *last)}:
             sweep(parent)
         known = _listed(kept)
@@ -182,25 +169,12 @@ def pull(remote: Remote, folder: Path, report: Report | None = None) -> Transfer
 
 def _local_source(layout: Layout) -> _Source:
     pointer, raw, snapshot = read_raw(layout)
-    unlisted: dict[str, int] = {}
-    for vectors in snapshot.vectors:
-        if not vectors.files:
-            table = layout.vectors / f"{vectors.table}.lance"
-            unlisted |= {layout.relative(p): _size(p) for p in table.rglob("*") if p.is_file()}
-    if snapshot.catalog is None and layout.catalog.is_file():
-        unlisted[layout.relative(layout.catalog)] = _size(layout.catalog)
-    return _Source(snapshot, pointer, raw, unlisted)
+    return _Source(snapshot, pointer, raw)
 
 
 def _remote_source(remote: Remote) -> _Source:
     pointer, raw, snapshot = read_remote_raw(remote)
-    unlisted: dict[str, int] = {}
-    for vectors in snapshot.vectors:
-        if not vectors.files:
-            unlisted |= remote.find(f"vectors.lance/{vectors.table}.lance")
-    if snapshot.catalog is None:
-        unlisted |= remote.find("catalog.duckdb")
-    return _Source(snapshot, pointer, raw, unlisted)
+    return _Source(snapshot, pointer, raw)
 
 
 def _remote_state(remote: Remote) -> State | None:

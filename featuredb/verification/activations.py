@@ -15,6 +15,7 @@ from featuredb.store import schemas
 from featuredb.store.by_feature import FeatureMajor, FeatureRows
 from featuredb.store.by_token import TokenMajor
 from featuredb.store.corpora import Texts
+from featuredb.store.positions import context_of, pack, token_of
 from featuredb.store.snapshot import FeatureFile, Segment
 from featuredb.verification.remedies import RESTORE
 from featuredb.verification.report import Problem
@@ -159,12 +160,14 @@ class _Check:
                 if position[0] <= last or not (position[1:] > position[:-1]).all():
                     wrong["is not sorted by position"] = None
                 last = int(position[-1])
-                contexts = (position >> self.bits) + entry.base_context
+                contexts = context_of(position, self.bits) + entry.base_context
                 if contexts.min() < entry.first_context or contexts.max() >= entry.end_context:
                     wrong["has contexts beyond those that the snapshot says"] = None
                 if not _rising(rows.feature_id, rows.offsets):
                     wrong["has a token whose features are not in ascending order"] = None
-                local = position + ((entry.base_context - self.segment.first_context) << self.bits)
+                local = position + pack(
+                    entry.base_context - self.segment.first_context, 0, self.bits
+                )
                 repeated = np.repeat(local, np.diff(rows.offsets))
                 self._count(1, rows.feature_id, repeated, rows.activation)
             for what in wrong:
@@ -191,15 +194,15 @@ class _Check:
         finite = np.isfinite(rows.activation).all()
         if not finite or (rows.activation == 0).any():
             yield "has activations that are zero or not finite"
-        local = position >> self.bits
+        local = context_of(position, self.bits)
         contexts = local + self.segment.first_context
-        index = position & ((1 << self.bits) - 1)
+        index = token_of(position, self.bits)
         if contexts.max() >= self.segment.end_context or (index >= self.lengths.of(contexts)).any():
             yield "has positions that no context of the corpus has"
         new = np.ones(len(keys), bool)
         pairs = (feature << 32) | local
         new[1:] = pairs[1:] != pairs[:-1]
-        new[0] = (int(feature[0]), int(local[0])) != (last[0], last[1] >> self.bits)
+        new[0] = (int(feature[0]), int(local[0])) != (last[0], context_of(last[1], self.bits))
         self.profile.add(rows, new)
         self._count(0, rows.feature_id, position, rows.activation)
 

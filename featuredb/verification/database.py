@@ -223,9 +223,8 @@ def _contents(scope: Scope, known: dict[str, Profile | None]) -> Iterator[Proble
     check = partial(check_features, scope, profiles)
     yield from scope.guarded(derived.features.path, check, derived.features)
     summaries = derived.summaries
-    if summaries is not None:
-        check = partial(check_summaries, scope, summaries)
-        yield from scope.guarded(summaries.path, check, summaries, derived.features)
+    check = partial(check_summaries, scope, summaries)
+    yield from scope.guarded(summaries.path, check, summaries, derived.features)
     for tables in derived.saes:
         if tables.sae in profiles:
             sae = snapshot.sae(tables.sae)

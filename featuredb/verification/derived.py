@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from featuredb.store import schemas
 from featuredb.store.by_feature import FeatureMajor
 from featuredb.store.files.parquet import chunk_to_numpy
+from featuredb.store.positions import context_of, token_of
 from featuredb.store.snapshot import File, Sae, SaeTables
 from featuredb.store.statistics import summaries_of
 from featuredb.verification.activations import Profile
@@ -190,10 +191,10 @@ def _looked_up(
             piece = reader.rows(low, min(stop, low + step), with_features=False)
             position = piece.position.astype(np.int64)
             value = piece.activation.astype(np.float32)
-            context = (position >> bits) + reader.segment.first_context
+            context = context_of(position, bits) + reader.segment.first_context
             for own in np.intersect1d(context, wanted).tolist():
                 a, b = np.searchsorted(context, [own, own + 1])
-                rows = position[a:b] & ((1 << bits) - 1), value[a:b]
+                rows = token_of(position[a:b], bits), value[a:b]
                 found.setdefault(own, []).append(rows)
             last = int(context[-1])
             context = np.concatenate((best_context, context))

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import OptionError
-from featuredb.store import schemas
-from featuredb.store.rounding import Values
 from featuredb.store.snapshot import Corpus, Sae
 from featuredb.store.store import Store
+from featuredb.store.values import FLOAT16_TINY, RELATIVE_ERROR
 from featuredb.verification import Problem, Recomputed, Report
 from ingest.extract.batches import batches
 from ingest.extract.forward import Probe, Rule, run_batch
@@ -22,17 +21,6 @@ from ingest.model.load import LoadedModel
 
 MOST_CONTEXTS = 1 << 15
 _BATCH_TOKENS = 4_096
-
-_ROUNDING: dict[Values, float] = {
-    "float32": 0.0,
-    "float16": 2.0**-11,
-    "log8": schemas.LOG8_ERROR,
-}
-"""How far a stored value may be from the computed one, relatively, for its rounding alone."""
-
-_SMALLEST = 2.0**-24
-"""And how far at any size, unless it is stored in float32: float16 has nothing between 0 and this,
-below 2⁻¹⁴ no finer steps, and a value that is not zero is not stored as zero."""
 
 
 class Tolerance(NamedTuple):
@@ -106,8 +94,8 @@ def compare(path: Path, report: Report, n_contexts: int) -> Report:
         probes = [recorded_probe(model, sae, keep_sinks) for sae in snapshot.saes]
         allowed = _TOLERANCES.get(snapshot.model.dtype, _TOLERANCES["float32"])
         values = snapshot.recording.values
-        most = _ROUNDING[values] + allowed.error
-        least = 0.0 if values == "float32" else _SMALLEST
+        most = RELATIVE_ERROR[values] + allowed.error
+        least = 0.0 if values == "float32" else FLOAT16_TINY
         totals = {sae.name: _Difference(0, 0, 0, 0.0) for sae in snapshot.saes}
         contexts = tokens = 0
         for corpus, ids in _sample(snapshot.corpora, n_contexts):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from featuredb.store.by_feature import FeatureMajor, FeatureRows
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.layout import Layout
+from featuredb.store.positions import token_of
 from featuredb.store.snapshot import Segment
 
 _OPEN_FILES = 160
@@ -116,8 +117,7 @@ class MergedSegments:
             if start < own:
                 low = int(source.offsets[feature])
                 rows = source.peek(low + start, low + stop)
-                mask = np.uint32((1 << self.bits) - 1)
-                return (rows.position & mask).astype(np.int32), rows.activation
+                return token_of(rows.position, self.bits).astype(np.int32), rows.activation
             start, stop = start - own, stop - own
         raise IndexError(feature)
 

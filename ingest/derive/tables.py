@@ -169,7 +169,7 @@ def _windows(
         write_windows(part.tables, path)
         return_freed_memory()
         entry = file_entry(layout, path, folder, final, part.rows)
-        written.append(FeatureFile(entry, part.first_feature, part.end_feature, part.first_row))
+        written.append(FeatureFile(entry, part.first_feature, part.end_feature, part.first_row, 0))
     return tuple(written)
 
 

@@ -53,9 +53,3 @@ def batches(
         at = starts[rows][:, None] + columns[None, :]
         ids = np.where(real, tokens[np.where(real, at, 0)], 0).astype(np.int64)
         yield Batch(rows, own, ids)
-
-
-def padding_share(lengths: npt.NDArray[np.int64], budget: int) -> float:
-    """The share of the device's tokens that is padding."""
-    padded = sum(len(rows) * int(lengths[rows].max()) for rows in cut(lengths, budget))
-    return 1.0 - float(lengths.sum()) / padded if padded else 0.0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from featuredb.errors import ModelError, SaeError
 from featuredb.store import schemas
-from featuredb.store.rounding import Values
+from featuredb.store.values import Values, stored_values
 from ingest.extract.batches import Batch
 from ingest.model.hooks import HookPoint, forward_to_hooks
 from ingest.model.load import LoadedModel
@@ -138,7 +138,7 @@ def _record(
         row[at],
         index[at],
         feature.astype(np.uint32),
-        schemas.stored(value, values),
+        stored_values(value, values),
         len(row),
         sink_row,
         sink_index,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from featuredb.store.feature_order import FeatureOrder, read_feature_order
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.layout import Layout
+from featuredb.store.positions import pack
 from featuredb.store.snapshot import Corpus, Segment
 from ingest.extract.batches import Batch, batches
 from ingest.extract.device import DeviceMemory
@@ -88,7 +89,7 @@ class _Pieces:
     recorded: int = 0
 
     def add(self, got: Recorded, contexts: npt.NDArray[np.int64], bits: int, narrow: bool) -> None:
-        position = (contexts[got.row] << bits) | got.token_index
+        position = pack(contexts[got.row], got.token_index, bits)
         self.position.append(position.astype(np.uint32))
         self.feature_id.append(got.feature_id.astype(np.uint16) if narrow else got.feature_id)
         self.activation.append(got.activation)

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featuredb.store import schemas
-from featuredb.store.by_feature import FeatureRows, directory_of, stride_of, write_feature_file
+from featuredb.store.by_feature import FeatureRows, directory_of, write_feature_file
 from featuredb.store.by_token import token_rows, write_token_file
 from featuredb.store.feature_order import FeatureOrder
 from featuredb.store.files.atomic import folder_in_place, remove_tree
 from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
+from featuredb.store.positions import stride_of
 from featuredb.store.snapshot import FeatureFile, Segment, TokenFile
 from ingest.tokens.contexts import ranges
 

@@ -47,7 +47,7 @@ def compact(
             next_draft(snapshot, "compact"),
             {sae.name: snapshot.segments_of(sae.name) for sae in snapshot.saes},
             {},
-            snapshot.runs,
+            snapshot.ingests,
             note,
             base=snapshot,
             changed=(),

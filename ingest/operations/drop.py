@@ -47,7 +47,7 @@ def drop_sae(
         )
         segments = {s.name: base.segments_of(s.name) for s in draft.saes}
         return publish(
-            layout, draft, segments, {}, base.runs, note,
+            layout, draft, segments, {}, base.ingests, note,
             base=base, changed=(), memory=Budget.parse(memory).bytes,
         )  # fmt: skip
 
@@ -84,7 +84,7 @@ def drop_corpus(
             for number, sae in enumerate(base.saes)
         }
         return publish(
-            layout, draft, segments, {}, base.runs, note,
+            layout, draft, segments, {}, base.ingests, note,
             base=base, memory=Budget.parse(memory).bytes,
         )  # fmt: skip
 

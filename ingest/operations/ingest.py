@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from featuredb.errors import DatabaseNotFoundError, DatabaseNotReadyError, IngestError
 from featuredb.store.files.atomic import sweep
 from featuredb.store.layout import Layout
-from featuredb.store.snapshot import WRITER, Run, Segment, Snapshot
+from featuredb.store.snapshot import WRITER, IngestRecord, Segment, Snapshot
 from featuredb.store.unreferenced import clean_up
 from ingest.change import after_the_last_writer, tidy, writing
 from ingest.engines import Workers, workers_for
@@ -86,10 +86,10 @@ def done_already(snapshot: Snapshot, identity: Mapping[str, str]) -> bool:
     corpora = {corpus.id for corpus in snapshot.corpora}
     saes = {(sae.name, sae.sha256) for sae in snapshot.saes}
     return any(
-        run.identity == _digest(identity)
-        and corpora.issuperset(run.corpus.split(","))
-        and (_of_every_sae(identity) or saes.issuperset(_as_run(run.saes, identity)))
-        for run in snapshot.runs
+        record.identity == _digest(identity)
+        and corpora.issuperset(record.corpus.split(","))
+        and (_of_every_sae(identity) or saes.issuperset(_as_run(record.saes, identity)))
+        for record in snapshot.ingests
     )
 
 
@@ -161,7 +161,7 @@ def _finalise(
     logits: dict[str, pa.Table] = {
         name: pq.read_table(logits_path(layout, name)) for name in runs if name not in before
     }
-    history = Run(
+    history = IngestRecord(
         number=plan.draft.number,
         identity=_digest(plan.identity),
         started=plan.started,
@@ -180,7 +180,7 @@ def _finalise(
         plan.draft,
         segments,
         logits,
-        [*(() if base is None else base.runs), history],
+        [*(() if base is None else base.ingests), history],
         partial(say, show=options.progress),
         workers.merge,
         base=base,

@@ -134,12 +134,6 @@ class LoadedSae:
         return self.decoder.W_dec.float()
 
     @property
-    def decoder_norms(self) -> Tensor:
-        """float32 [d_sae]: ‖W_dec,i‖; activation · norm is the size of what a feature adds."""
-        norms: Tensor = self.W_dec.norm(dim=1)
-        return norms
-
-    @property
     def needs_input_to_decode(self) -> bool:
         """Whether `decode` must be given x: a skip connection, or a normalization to undo."""
         return self.decoder.needs_input

@@ -19,14 +19,8 @@ from typing import Any
 
 import pyarrow as pa
 
-VOCABULARY_SCHEMA = pa.schema(
-    [
-        pa.field("token_id", pa.uint32(), nullable=False),
-        pa.field("bytes", pa.binary(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("special", pa.bool_(), nullable=False),
-    ]
-)
+from featuredb.store import schemas
+
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -72,7 +66,7 @@ def vocabulary(tokenizer: Any, size: int | None = None) -> pa.Table:
         pa.array(texts, pa.string()),
         pa.array(special, pa.bool_()),
     ]
-    return pa.Table.from_arrays(columns, schema=VOCABULARY_SCHEMA)
+    return pa.Table.from_arrays(columns, schema=schemas.VOCABULARY)
 
 
 def _readable(spelling: bytes) -> str:

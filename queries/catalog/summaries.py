@@ -15,6 +15,4 @@ def summaries(snapshot: Snapshot) -> str:
     Read in row groups that have the wanted features: decoding those of ``features``, whose lists
     have numbers beside the tokens, takes three times as long.
     """
-    file = snapshot.derived.summaries
-    assert file is not None
-    return literals.file(file.path)
+    return literals.file(snapshot.derived.summaries.path)

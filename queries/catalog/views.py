@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from featuredb.store.positions import token_mask
 from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
 from queries.catalog.literals import file, files, name, text
@@ -28,7 +29,7 @@ def views(snapshot: Snapshot) -> list[str]:
         _examples(snapshot),
         _sinks(snapshot),
         *_saes(snapshot),
-        *_runs(snapshot),
+        *_ingests(snapshot),
         *_corpora(snapshot),
     ]
 
@@ -66,7 +67,7 @@ def _tokens(snapshot: Snapshot) -> str:
 
 
 def _activations(snapshot: Snapshot) -> str:
-    mask = (1 << snapshot.position_bits) - 1
+    mask = token_mask(snapshot.position_bits)
     branches = []
     for segment in snapshot.segments:
         by_stride: dict[int, list[str]] = {}
@@ -139,9 +140,9 @@ def _saes(snapshot: Snapshot) -> list[str]:
     return _table("saes", fields, rows)
 
 
-def _runs(snapshot: Snapshot) -> list[str]:
+def _ingests(snapshot: Snapshot) -> list[str]:
     fields = {
-        "run": "INTEGER",
+        "ingest": "INTEGER",
         "started": "VARCHAR",
         "finished": "VARCHAR",
         "featuredb": "VARCHAR",
@@ -167,9 +168,12 @@ def _runs(snapshot: Snapshot) -> list[str]:
             r.device,
             r.host,
         ]
-        for r in snapshot.runs
+        for r in snapshot.ingests
     ]
-    return _table("runs", fields, rows)
+    return [
+        *_table("ingests", fields, rows),
+        "CREATE VIEW runs AS SELECT ingest AS run, * EXCLUDE (ingest) FROM ingests",
+    ]
 
 
 def _corpora(snapshot: Snapshot) -> list[str]:

@@ -114,7 +114,7 @@ def test_a_killed_worker_loses_nothing(
     assert_same_content(path, local)
     assert not (path / "staging").exists()
     snapshot = read_snapshot(Layout(path))
-    assert snapshot.runs[0].device == "2 x cpu"
+    assert snapshot.ingests[0].device == "2 x cpu"
     assert len(snapshot.segments_of("sae")[0].feature_files) > 4
 
 

@@ -21,10 +21,10 @@ from featuredb.errors import (
     IngestError,
     PlanMismatchError,
 )
-from featuredb.store import schemas
 from featuredb.store.files.lock import write_lock
 from featuredb.store.history import read_snapshot
 from featuredb.store.layout import Layout
+from featuredb.store.values import FLOAT16_MAX
 from ingest import prepare, publish
 from ingest.extract import forward as extract
 from ingest.extract import partition
@@ -230,8 +230,8 @@ def test_values_beyond_float16_are_kept_exactly(inputs: IngestOptions, tmp_path:
     huge = tiny_sae(tmp_path / "huge", scale=3e6)
     ingest(tmp_path / "huge.fdb", replace(inputs, saes=[str(huge)]))
     got = activations(tmp_path / "huge.fdb", "sae").column("activation").to_numpy()
-    assert (got > schemas.FLOAT16_MAX).any()
-    assert (got <= schemas.FLOAT16_MAX).any()
+    assert (got > FLOAT16_MAX).any()
+    assert (got <= FLOAT16_MAX).any()
     assert np.isfinite(got).all()
-    small = got[got <= schemas.FLOAT16_MAX]
+    small = got[got <= FLOAT16_MAX]
     assert (small == small.astype(np.float16)).all()

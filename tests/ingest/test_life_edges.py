@@ -34,7 +34,6 @@ from ingest.engines import local
 from ingest.extract import partition, runs
 from ingest.extract.partition import Collected
 from ingest.run_plan import new_plan_id
-from tests.archives.packed import HERE, unpack
 from tests.content import assert_same_content
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
@@ -158,23 +157,6 @@ def test_names_of_columns_differ_in_more_than_case(
     with pytest.raises(IngestError, match=r"the column 'eXtra' is .* here and .* in corpus 1"):
         featuredb.append(mine, str(tmp_path / "eXtra.jsonl"), check=False)
     assert files_of(mine) == before
-
-
-def test_an_sae_is_added_to_a_store_of_format_1(made: Path, tmp_path: Path) -> None:
-    path = unpack(HERE / "format-1" / "chats.tar.gz", tmp_path / "old.fdb")
-    # Its model is not at hand: another of the same shape takes its place.
-    snapshot, live = path / "snapshots" / "000001.json", read_snapshot(Layout(made / "made.fdb"))
-    told = json.loads(snapshot.read_text())
-    for field in ("path", "sha256", "tokenizer_sha256"):
-        told["model"][field] = getattr(live.model, field)
-    snapshot.write_text(json.dumps(told))
-    add(path, made, "two", "two")
-    grown = read_snapshot(Layout(path))
-    assert [sae.order is not None for sae in grown.saes] == [False, False, True]
-    assert featuredb.verify(path).ok
-    with featuredb.open(path) as db:
-        assert db.sql("SELECT count(DISTINCT sae) FROM activations").fetchall() == [(3,)]
-        assert len(db.fires_in(0)) > 0
 
 
 def test_a_segment_without_a_corpus_left_goes(made: Path, mine: Path) -> None:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import featuredb
 from featuredb.errors import HookError, IngestError, LoadCheckError
-from featuredb.store import schemas
 from featuredb.store.snapshot import Snapshot
+from featuredb.store.values import LOG8_ERROR, stored_values
 from ingest.model.hooks import forward_to_hooks, resolve_hook
 from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
@@ -189,9 +189,9 @@ def test_log8_is_the_same_activations_on_a_coarse_grid(
     coarse, fine = activations(path, "sae"), activations(plain, "sae")
     assert coarse.select([0, 1, 2]).equals(fine.select([0, 1, 2]))
     have, want = (t.column("activation").to_numpy() for t in (coarse, fine))
-    assert (have == schemas.stored(have, "log8").astype(np.float32)).all()
+    assert (have == stored_values(have, "log8").astype(np.float32)).all()
     # Both were rounded from the same float32.
-    assert np.abs(have / want - 1).max() <= schemas.LOG8_ERROR + 2.0**-10
+    assert np.abs(have / want - 1).max() <= LOG8_ERROR + 2.0**-10
     assert (have != want).any()
     with featuredb.open(path) as db:
         assert db.info()["values"] == "log8"
@@ -202,7 +202,7 @@ def test_log8_is_the_same_activations_on_a_coarse_grid(
         assert live.num_rows > 0
         for answer in (stored, live):
             values = answer.column("activation").to_numpy()
-            assert (values == schemas.stored(values, "log8").astype(np.float32)).all()
+            assert (values == stored_values(values, "log8").astype(np.float32)).all()
 
 
 def test_what_values_can_be(options: IngestOptions) -> None:

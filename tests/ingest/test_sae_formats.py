@@ -96,7 +96,7 @@ def test_saelens_topk_rescaled_by_decoder_norm(tmp_path: Path) -> None:
     x, norms = inputs(), np.linalg.norm(w["W_dec"], axis=1)
     acts = topk(((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norms)
     check(sae, x, acts, (acts / norms) @ w["W_dec"] + w["b_dec"])
-    np.testing.assert_allclose(sae.decoder_norms.numpy(), 1.0, atol=1e-6)
+    np.testing.assert_allclose(sae.W_dec.norm(dim=1).numpy(), 1.0, atol=1e-6)
 
 
 def test_saelens_abstopk_keeps_signs(tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_dictionary_standard_keeps_raw_units(tmp_path: Path) -> None:
     acts = relu((x - w["bias"]) @ w["encoder.weight"].T + w["encoder.bias"])
     check(sae, x, acts, acts @ w["decoder.weight"].T + w["bias"])
     norms = np.linalg.norm(w["decoder.weight"], axis=0)
-    np.testing.assert_allclose(sae.decoder_norms.numpy(), norms, atol=1e-5)
+    np.testing.assert_allclose(sae.W_dec.norm(dim=1).numpy(), norms, atol=1e-5)
     assert sae.name == "resid_post_layer_9-trainer_0"
 
 

@@ -20,7 +20,8 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from ingest.tokens.vocabulary import VOCABULARY_SCHEMA, vocabulary
+from featuredb.store import schemas
+from ingest.tokens.vocabulary import vocabulary
 
 
 @cache
@@ -86,7 +87,7 @@ def table_of(split: bool) -> pa.Table:
 def test_byte_level_rows() -> None:
     tokenizer = byte_level()
     table = vocabulary(tokenizer)
-    assert table.schema == VOCABULARY_SCHEMA
+    assert table.schema == schemas.VOCABULARY
     assert table.column("token_id").to_pylist() == list(range(len(tokenizer)))
     assert row(table, tokenizer, "Ġthe")["text"] == " the"
     assert row(table, tokenizer, "Ã")["bytes"] == b"\xc3"

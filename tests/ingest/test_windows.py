@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -12,7 +11,6 @@ import featuredb
 from featuredb.store import schemas
 from featuredb.store.snapshot import Snapshot
 from ingest.derive import windows
-from queries.connection import connect
 from tests.make_store import MadeSae, World, make_store
 
 LONG = 80
@@ -70,20 +68,3 @@ def test_any_width_gives_what_python_gives(store: tuple[Path, Snapshot], size: i
                 query = "FROM top_contexts(?, k := ?, window_size := ?)"
                 assert db.sql(query, [feature, k, size]).to_arrow_table().to_pylist() == ours
                 assert (len(ours) == 0) == (feature == "b/6")
-
-
-def test_a_store_without_them_answers_the_same(store: tuple[Path, Snapshot]) -> None:
-    """As one of format 1, or of which one SAE's tables were taken over from such a one."""
-    path, snapshot = store
-    first, second = snapshot.derived.saes
-    without = (first, msgspec.structs.replace(second, windows=()))
-    derived = msgspec.structs.replace(snapshot.derived, saes=without)
-    older = msgspec.structs.replace(snapshot, derived=derived)
-    query = "FROM top_contexts('b/1', window_size := 5)"
-    with connect(older, path) as old, connect(snapshot, path) as new:
-        answer = new.execute(query).fetchall()
-        assert len(answer) > 3
-        assert old.execute(query).fetchall() == answer
-        # Only without them the tokens of the contexts have to be read.
-        plans = [str(c.execute(f"EXPLAIN {query}").fetchall()) for c in (old, new)]
-        assert ["token_ids" in plan for plan in plans] == [True, False]

@@ -11,17 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featuredb.store import schemas
 from featuredb.store.by_feature import (
     FeatureMajor,
     FeatureRows,
     directory_of,
-    stride_of,
     write_feature_file,
 )
 from featuredb.store.files.parquet import ParquetFiles
-from featuredb.store.rounding import Values
+from featuredb.store.positions import stride_of
 from featuredb.store.snapshot import FeatureFile, File, Segment
+from featuredb.store.values import Values, stored_values
 
 NONE = File("", 0, 0, "")
 
@@ -109,7 +108,7 @@ def test_the_stride_of_a_full_segment_is_none() -> None:
 )
 def test_encodings(tmp_path: Path, values: Values, encoding: str) -> None:
     rng = np.random.default_rng(0)
-    activation = schemas.stored(rng.normal(size=6_000).astype(np.float32), values)
+    activation = stored_values(rng.normal(size=6_000).astype(np.float32), values)
     rows = made_rows([300] * 20, 1_000, 0)._replace(activation=activation)
     path = tmp_path / "fm.parquet"
     write_feature_file(path, rows, activation.dtype.name, 1_000)

@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -18,8 +17,8 @@ from featuredb.store.by_token import TokenMajor, TokenRows, write_token_file
 from featuredb.store.feature_order import FeatureOrder, read_feature_order, write_feature_order
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.layout import Layout
-from featuredb.store.rounding import Values
 from featuredb.store.snapshot import File, Segment, TokenFile
+from featuredb.store.values import Values, stored_values
 
 BITS = 4
 NONE = File("", 0, 0, "")
@@ -38,7 +37,7 @@ def made_rows(lengths: list[int], d_sae: int, values: str, seed: int) -> TokenRo
     )
 
 
-def reader(root: Path, values: str, order: str | None) -> tuple[TokenMajor, TokenFile]:
+def reader(root: Path, values: str, order: str) -> tuple[TokenMajor, TokenFile]:
     entry = TokenFile(File("tm.parquet", 0, 0, ""), 0, 1 << 20, 0, order)
     segment = Segment("s", "sae", 0, 0, 1 << 20, 0, values, 0, (), (entry,), NONE, NONE)  # type: ignore[arg-type]
     return TokenMajor(segment, ParquetFiles(root), BITS), entry
@@ -103,20 +102,6 @@ def test_the_gaps_on_the_disk(tmp_path: Path) -> None:
     assert table["activations"].to_pylist() == [[3, 1, 2], [5, 4]]
 
 
-def test_lists_of_feature_ids_as_in_format_1_are_read(tmp_path: Path) -> None:
-    rows = made_rows([2, 5, 1], 40, "float16", 0)
-    lists = [
-        pa.ListArray.from_arrays(pa.array(rows.offsets, pa.int32()), pa.array(flat))
-        for flat in (rows.feature_id.astype(np.uint16), rows.activation)
-    ]
-    schema = schemas.token_major("float16", 40, gaps=False)
-    lists = [a.cast(f.type) for a, f in zip(lists, list(schema)[1:], strict=True)]
-    columns = [pa.array(rows.position), *lists]
-    pq.write_table(pa.table(columns, schema=schema), tmp_path / "tm.parquet")
-    tokens, entry = reader(tmp_path, "float16", None)
-    assert_same(tokens.file(entry), rows)
-
-
 def test_ranks_beyond_the_order_are_damage(tmp_path: Path) -> None:
     rows = made_rows([3, 3], 40, "float16", 0)
     everything = FeatureOrder("", np.arange(40, dtype=np.uint32))
@@ -133,7 +118,7 @@ def test_ranks_beyond_the_order_are_damage(tmp_path: Path) -> None:
 )
 def test_encodings(tmp_path: Path, values: Values, encoding: str) -> None:
     rows = made_rows([30] * 400, 60, "float32", 0)
-    rows = rows._replace(activation=schemas.stored(rows.activation, values))
+    rows = rows._replace(activation=stored_values(rows.activation, values))
     order = FeatureOrder("", np.arange(60, dtype=np.uint32))
     path = tmp_path / "tm.parquet"
     write_token_file(path, rows, rows.activation.dtype.name, 60, order)

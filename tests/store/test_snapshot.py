@@ -118,6 +118,17 @@ def test_a_publication_that_is_all_but_done(root: Path) -> None:
         refuse_nothing_to_write_to(layout)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_older_format_is_refused_with_what_to_do(root: Path, number: int) -> None:
+    path = next((root / "snapshots").iterdir())
+    path.write_text(json.dumps({"format": number, "featuredb": "0.1.0", "runs": []}))
+    (root / "CURRENT").write_text(f"{path.stem}\n")
+    message = f"has format {number}, .* reads format 3: create the database again with"
+    with pytest.raises(FormatVersionError, match=message) as raised:
+        read_snapshot(Layout(root))
+    assert "\n" not in str(raised.value)
+
+
 def test_a_newer_format_is_refused_by_its_version_alone(root: Path) -> None:
     path = next((root / "snapshots").iterdir())
     path.write_text(json.dumps({"format": 99, "featuredb": "9.0", "shape": "unheard of"}))

@@ -34,7 +34,6 @@ from featuredb.store.snapshot import File, Snapshot
 from featuredb.transfer import copying
 from featuredb.transfer import push_pull as transfer
 from queries.catalog_file import build_catalog
-from tests.archives.packed import HERE, unpack
 from tests.make_store import make_store
 from tests.object_store import ObjectStore
 from tests.queries.test_questions import small_world
@@ -92,12 +91,12 @@ def _next(folder: Path, run: str | None = None, moved: str = "features") -> Snap
     elsewhere = replace(file, path=f"derived/{number:06d}/{moved}.parquet")
     (folder / elsewhere.path).parent.mkdir()
     shutil.copyfile(folder / file.path, folder / elsewhere.path)
-    runs = [replace(last.runs[0], identity=run)] if run is not None else []
+    runs = [replace(last.ingests[0], identity=run)] if run is not None else []
     after = replace(
         last,
         number=number,
         derived=replace(last.derived, **{moved: elsewhere}),
-        runs=(*last.runs, *runs),
+        ingests=(*last.ingests, *runs),
     )
     build_catalog(layout, after)
     write_snapshot(layout, after)
@@ -117,26 +116,6 @@ def test_there_and_back_again(object_store: ObjectStore, folder: Path, tmp_path:
     assert featuredb.verify(tmp_path / "back.fdb").ok
     with featuredb.open(url) as there, featuredb.open(tmp_path / "back.fdb") as back:
         assert there.near("demo/1").arrow().equals(back.near("demo/1").arrow())
-
-
-def test_a_database_of_format_1(memory: Any, tmp_path: Path) -> None:
-    """Its snapshot lists neither LanceDB's files nor the catalog, which are copied all the same."""
-    old = unpack(HERE / "format-1" / "made.tar.gz", tmp_path / "old.fdb")
-    for run in (old / "segments").glob("r*"):  # left by how it was made
-        shutil.rmtree(run)
-    featuredb.push(old, URL)
-    assert _there(memory) == _here(old)
-    again = featuredb.push(old, URL)
-    data = [p for p in old.rglob("*") if p.parent.name == "data"]
-    small = [p for p in (old / "vectors.lance").rglob("*") if p.is_file() and p not in data]
-    assert again.files == len(small) + 1
-    featuredb.pull(URL, tmp_path / "back.fdb")
-    assert _here(tmp_path / "back.fdb") == _here(old)
-    assert featuredb.pull(URL, tmp_path / "back.fdb").files == again.files
-    with featuredb.open(URL) as there, featuredb.open(old) as here:
-        feature = f"{here.saes[0].name}/0"
-        assert there.near(feature, k=60).arrow().equals(here.near(feature, k=60).arrow())
-        assert there.fires_in(0).arrow().equals(here.fires_in(0).arrow())
 
 
 def test_only_what_is_not_there_is_copied(memory: Any, folder: Path, tmp_path: Path) -> None:

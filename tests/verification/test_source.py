@@ -14,10 +14,9 @@ import pytest
 
 import featuredb
 from featuredb.errors import MissingExtraError, ModelError, OptionError, SaeError
-from featuredb.store import schemas
 from featuredb.store.history import read_snapshot
 from featuredb.store.layout import Layout
-from featuredb.store.rounding import Values
+from featuredb.store.values import FLOAT16_TINY, RELATIVE_ERROR, Values, stored_values
 from featuredb.verification import Report, verify
 from featuredb.verification import source as recomputation
 from featuredb.verification.source import compare
@@ -111,17 +110,17 @@ def test_rounding_explains_the_differences_of_small_activations(values: Values) 
     """Below 2⁻¹⁴ float16 has steps of one size, and nothing is rounded to zero."""
     drawn = np.random.default_rng(0).lognormal(np.log(5e-6), 3, 20_000)
     wanted = np.concatenate([drawn, -drawn, [1e-12]]).astype(np.float32)
-    stored = schemas.stored(wanted, values).astype(np.float32)
+    stored = stored_values(wanted, values).astype(np.float32)
     key = np.arange(len(wanted))
-    most = recomputation._ROUNDING[values] + 1e-6
+    most = RELATIVE_ERROR[values] + 1e-6
 
     def beyond(have: np.ndarray, least: float) -> int:
         one, other = recomputation._Found(key, wanted), recomputation._Found(key, have)
         return recomputation._difference(one, other, most, least).beyond
 
-    assert beyond(stored, recomputation._SMALLEST) == 0
+    assert beyond(stored, FLOAT16_TINY) == 0
     assert beyond(stored, 0.0) > 0
-    assert beyond(stored + np.float32(2**-22), recomputation._SMALLEST) > 0
+    assert beyond(stored + np.float32(2**-22), FLOAT16_TINY) > 0
 
 
 def test_missing_tokens_are_found(plain: Path) -> None:

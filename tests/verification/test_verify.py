@@ -141,7 +141,7 @@ def test_a_damaged_pointer_does_not_hide_other_damage(root: Path) -> None:
     assert [p.where for p in verify(root).problems] == ["CURRENT", "corpus/0/index.npy"]
 
 
-def test_a_pointer_of_format_1_to_nothing(root: Path) -> None:
+def test_a_name_alone_to_nothing(root: Path) -> None:
     (root / "CURRENT").write_text("000042\n")
     (problem,) = verify(root).problems
     assert problem.where == "CURRENT"

@@ -82,15 +82,6 @@ def write_vectors(
     return Vectors(sae, table, int(written.version), entries[0], entries[1], files, plain)
 
 
-def drop_vectors(layout: Layout, vectors: Vectors) -> None:
-    """Remove the table and the matrices of one SAE.
-
-    Nothing may need them any more: whoever calls this knows that no kept snapshot names them. What
-    is gone already is no error, so an interrupted removal is repeated. Raises `StorageError`.
-    """
-    _remove(layout, vectors.table)
-
-
 def table_of(sae: str) -> str:
     """LanceDB table, and folder, of an SAE: its name, if that is plain, short and no dot file's.
 

@@ -32,12 +32,11 @@ Feature = int | str
 
 
 class Database:
-    """A database opened read-only, pinned to the snapshot it had when it was opened.
+    """An open database, read-only and pinned to the snapshot it had when it was opened.
 
-    Usable as a context manager; pickles as its path and snapshot. The columns of an answer, with
-    their types, are in the docstring of its class (`queries.answers`); an answer without rows
-    has them all. Every question raises `QueryError` for what cannot be answered as asked, a bad k
-    among it, and `CorruptDatabaseError` when a file is damaged.
+    A context manager. Pickles as its path and snapshot. The class of each answer documents its
+    columns, and an answer without rows has them all. Every question raises `QueryError` where it
+    cannot be answered as asked, and `CorruptDatabaseError` where a file is damaged.
     """
 
     def __init__(self, store: Store) -> None:
@@ -83,27 +82,42 @@ class Database:
         min_activation: float | None = None,
         max_activation: float | None = None,
     ) -> TopContexts:
-        """The k contexts in which a feature is most active, with the tokens around each peak.
+        """The contexts in which a feature is most active.
 
-        window: tokens shown either side of the first token that reaches the context's maximum.
-        where: a SQL condition on columns of documents and contexts, as in
-        ``"topic = 'History'"``. min_activation and max_activation: bounds on the context's
-        maximum, both inclusive.
+        Args:
+            feature: A number where the database has one SAE, else ``"sae_name/1234"``.
+            k: Number of contexts.
+            window: Tokens shown on each side of the first token that reaches the maximum.
+            where: A SQL condition on columns of documents and contexts, such as
+                ``"topic = 'History'"``.
+            min_activation: Lower bound on the context's maximum, inclusive.
+            max_activation: Upper bound on the context's maximum, inclusive.
 
-        One row per context, by maximum descending, ties by context id. Raises
-        `UnknownFeatureError`, and `SQLError` for a condition that DuckDB refuses.
+        Returns:
+            One row per context, by maximum activation descending, ties by context id.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+            SQLError: DuckDB refuses the condition.
         """
         from queries.top_contexts import top_contexts
 
         return top_contexts(self._reader, feature, k, window, where, min_activation, max_activation)
 
     def activations(self, feature: Feature) -> Activations:
-        """Every stored activation of a feature: context_id, token_index and activation.
+        """Every stored activation of a feature.
 
-        By context id, then token index; no rows for a feature that never fires. All of them are
-        in memory at once, 16 bytes each and as much again while they are read: a part of a
-        dense feature's is had by `sql`, from the macro ``feature_activations``. Raises
-        `UnknownFeatureError`.
+        All of them are in memory at once, 16 bytes each and as much again while they are read. For
+        a part of a dense feature's, ask `sql` for the macro ``feature_activations``.
+
+        Args:
+            feature: A number, or ``"sae_name/1234"``.
+
+        Returns:
+            context_id, token_index and activation, by context id, then token index.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
         """
         from queries.activations import activations
 
@@ -112,13 +126,25 @@ class Database:
     def near(
         self, feature: Feature, k: int = 20, by: str = "decoder", *, exact: bool = False
     ) -> Neighbors:
-        """The k features nearest to one, by ``decoder``, ``encoder`` or ``coactivation``.
+        """The features nearest to one.
 
-        The score is a cosine; of co-activation the Jaccard index of the sets of active tokens, of
-        which the 50 highest are kept. More than 50 by direction are searched for, through an
-        approximate index where the database is large enough to have one, unless `exact`: the
-        answer's `method` says how. By score descending, ties by SAE and feature id; the feature
-        itself is not among them. Raises `UnknownFeatureError`.
+        Up to 50 come from a stored graph. More are searched for, through an approximate index
+        where the database is large enough to have one: the answer's `method` says how.
+
+        Args:
+            feature: A number, or ``"sae_name/1234"``. It is not among its own neighbors.
+            k: Number of neighbors.
+            by: ``"decoder"`` or ``"encoder"`` for the cosine of the directions, among all SAEs
+                that read and write the same hooks. ``"coactivation"`` for the Jaccard index of the
+                sets of active tokens in one SAE, of which the 50 highest are stored.
+            exact: Search everything, even where there is an index.
+
+        Returns:
+            One row per neighbor, by score descending, ties by SAE in the snapshot's order, then
+            feature id.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
         """
         from queries.near import near
 
@@ -133,28 +159,46 @@ class Database:
         *,
         exact: bool = False,
     ) -> Neighbors:
-        """The k features whose ``decoder`` or ``encoder`` directions are nearest to a vector.
+        """The features whose directions are nearest to a vector.
 
-        vector: as many numbers as a direction has. sae: whose directions, and those of all SAEs
-        that read and write the same hooks; needed where the database has directions of that length
-        at several. exact, the score and the order are those of `near`. Raises
-        `UnknownFeatureError` for an unknown SAE, `QueryError` for a vector of another length, with
-        values that are not finite, or of zeros only.
+        Args:
+            vector: As many finite numbers as a direction has. Its length does not matter.
+            k: Number of features.
+            by: ``"decoder"`` or ``"encoder"``.
+            sae: An SAE whose directions the vector is compared with, and with them those of all
+                SAEs that read and write the same hooks. Needed where the database has directions
+                of that length at several.
+            exact: Search everything, even where there is an index.
+
+        Returns:
+            One row per feature, scored and ordered as by `near`.
+
+        Raises:
+            UnknownFeatureError: There is no such SAE.
+            QueryError: The vector has another length, values that are not finite, or only zeros.
         """
         from queries.near import near_vector
 
         return near_vector(self._reader, vector, k, by, sae, exact=exact)
 
     def fires_on(self, text: str, k: int = 20) -> Firing:
-        """The k most specific features on a text.
+        """The features that fire on a text, the most specific first.
 
-        A text that is a stored document's is answered from the store; any other goes through the
-        model and the SAEs, which needs the extra ``featuredb[ingest]``. token_index counts the
-        text's tokens, BOS not among them. By specificity (`queries.specificity`) descending,
-        ties by SAE and feature id.
+        A text that is a stored document's is answered from the store. Any other goes through the
+        model and the SAEs, which needs the extra ``featuredb[ingest]``.
 
-        Raises `MissingExtraError` without the extra, `ModelError` and `SaeError` where the model
-        or an SAE is gone or has changed since the ingest.
+        Args:
+            text: Any text.
+            k: Number of features.
+
+        Returns:
+            One row per feature, by specificity (`queries.specificity`) descending, ties by SAE and
+            feature id. token_index counts the text's tokens, without BOS.
+
+        Raises:
+            MissingExtraError: The extra is not installed.
+            ModelError: The model is gone, or has changed since the ingest.
+            SaeError: An SAE is gone, or has changed since the ingest.
         """
 
         from queries.fires import fires_on
@@ -162,10 +206,17 @@ class Database:
         return fires_on(self._store, text, k, partial(_encode, self._store))
 
     def fires_in(self, context_id: int, k: int = 20) -> Firing:
-        """The k most specific features in a stored context.
+        """The features that fire in a stored context, the most specific first.
 
-        As `fires_on`, but token_index counts the context's tokens, BOS included. Raises
-        `UnknownContextError`.
+        Args:
+            context_id: The context.
+            k: Number of features.
+
+        Returns:
+            As of `fires_on`, but token_index counts the context's tokens, BOS included.
+
+        Raises:
+            UnknownContextError: There is no such context.
         """
         from queries.fires import fires_in
 
@@ -181,10 +232,14 @@ class Database:
         return feature_card(self._reader, feature)
 
     def search(self, query: str, k: int = 20) -> SearchHits:
-        """The k features that fire on, or promote, tokens equal to a word of the query.
+        """The features that fire on, or promote, tokens equal to a word of the query.
 
-        Case and the spaces around a token do not matter. By score (`queries.search`)
-        descending, ties by SAE and feature id.
+        Args:
+            query: Words. Case and the spaces around a token do not matter.
+            k: Number of features.
+
+        Returns:
+            One row per feature, by score (`queries.search`) descending, ties by SAE and feature id.
         """
         from queries.search import search
 
@@ -195,14 +250,18 @@ class Database:
     ) -> duckdb.DuckDBPyRelation:
         """Any SQL over the views and macros, as a lazy DuckDB relation.
 
-        params: values for ``?``, or for ``$name``. Here the macro ``fires_on`` also takes new
-        text. A relation has a connection of its own, so that several may be read at once, by any
-        threads, but not joined to one another. What a statement creates is there for the next,
-        what belongs to a connection (temporary tables, variables, settings of a session) only for
-        those in the same text.
+        Every relation has a connection of its own: several can be read at once, by any threads,
+        but not joined to one another. What a statement creates is there for the next. What belongs
+        to a connection (temporary tables, variables, settings of a session) is there only for
+        statements in the same text. The macro ``fires_on`` takes new text here.
 
-        Raises `SQLError` with DuckDB's message; what only running the statement can find wrong is
-        DuckDB's own exception, when the rows are fetched.
+        Args:
+            query: One or more statements.
+            params: Values for ``?`` in order, or for ``$name`` by name.
+
+        Raises:
+            SQLError: DuckDB refuses the statement. An error that only running it can find is
+                DuckDB's own exception, raised when the rows are fetched.
         """
         from queries.sql import sql
 
@@ -215,7 +274,7 @@ class Database:
         return info(self._reader)
 
     def close(self) -> None:
-        """Close files and connections; relations from `sql` stop working."""
+        """Close files and connections. Relations from `sql` stop working."""
         self._reader.close()
 
     def __enter__(self) -> Self:

@@ -54,7 +54,7 @@ class FeatureContexts(NamedTuple):
 
 
 def activations(reader: Reader, feature: int | str) -> Activations:
-    """Every stored activation of a feature, in text order. Raises `UnknownFeatureError`."""
+    """See `featuredb.Database.activations`."""
     store = reader.store
     sae, number = parse_feature(store.snapshot, feature)
     context, token, activation = feature_activations(store, sae, number)

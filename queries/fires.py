@@ -95,11 +95,7 @@ class Firing(Answer):
 
 
 def fires_in(reader: Reader, context_id: int, k: int = 20) -> Firing:
-    """The k most specific features of a stored context, over all SAEs.
-
-    token_index counts the context's tokens, BOS included. Order and ties as `most_specific`; no
-    rows where nothing fires. Raises `UnknownContextError`, `QueryError` for a bad k.
-    """
+    """See `featuredb.Database.fires_in`."""
     store = reader.store
     k = check_k(k)
     try:

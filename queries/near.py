@@ -86,20 +86,7 @@ class Nearest(NamedTuple):
 def near(
     reader: Reader, feature: int | str, k: int = 20, by: str = "decoder", *, exact: bool = False
 ) -> Neighbors:
-    """The k features nearest to `feature`, itself apart.
-
-    by: ``"decoder"`` or ``"encoder"``, the cosine of the directions (scoring rule of
-    `featuredb.store.vectors.exact`) among all SAEs that read and write the same hooks with
-    directions of one length; ``"coactivation"``, the Jaccard index of the two sets of active
-    tokens in one SAE, only features that ever fire together and at most `schemas.NEIGHBORS_KEPT`
-    of them.
-
-    As many as that come from the stored graph, which is exact; more are searched for, through the
-    snapshot's index where it has one, unless `exact`.
-
-    Score descending, ties by SAE in the snapshot's order, then feature id; no rows where there is
-    no other feature. Raises `UnknownFeatureError`, and `QueryError` for a bad k or kind.
-    """
+    """See `featuredb.Database.near`. Scored by the rule of `featuredb.store.vectors.exact`."""
     store = reader.store
     sae, number = parse_feature(store.snapshot, feature)
     k = check_k(k)
@@ -121,16 +108,7 @@ def near_vector(
     *,
     exact: bool = False,
 ) -> Neighbors:
-    """The k features whose directions are nearest to `vector`.
-
-    vector: numbers, as many as a direction has; its length does not matter. by: ``"decoder"`` or
-    ``"encoder"``. sae: an SAE it is compared with, and with it all those that `near` would compare
-    with that one; needed where the database has several such groups of that length. Searched
-    through the snapshot's index where it has one, unless `exact`.
-
-    Order as `near`. Raises `UnknownFeatureError` for an unknown SAE, and `QueryError` for a bad k
-    or kind and for a vector of another length, with values that are not finite, or of zeros only.
-    """
+    """See `featuredb.Database.near_vector`."""
     store = reader.store
     k = check_k(k)
     if by not in KINDS[:2]:

@@ -50,10 +50,7 @@ class SearchHits(Answer):
 
 
 def search(reader: Reader, query: str, k: int = 20) -> SearchHits:
-    """The k features whose tokens match any word of `query`, best first.
-
-    No rows where nothing matches or the query is blank. Raises `QueryError`.
-    """
+    """See `featuredb.Database.search`. No rows for a blank query."""
     k = check_k(k)
     check_text(query, "a search")
     with duckdb_errors(reader.root):

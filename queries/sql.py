@@ -69,15 +69,7 @@ def _out_of_memory(text: str) -> str:
 def sql(
     reader: Reader, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
 ) -> duckdb.DuckDBPyRelation:
-    """Run one statement on the reader's in-memory catalog; nothing in the database can change.
-
-    params: values for ``?`` in order, or for ``$name`` by name. Rows come in the statement's own
-    order; a statement without rows gives a relation without rows. A relation is lazy: what only
-    running the statement can find wrong is DuckDB's own exception, raised when the rows are
-    fetched. Each has a connection of its own. Raises `SQLError` with DuckDB's message and for a
-    statement whose effect would end with its connection, `CorruptDatabaseError` when a file the
-    statement reads is damaged, `QueryError` when it is no text.
-    """
+    """See `featuredb.Database.sql`. Runs in memory: nothing stored can change."""
     check_text(query, "the statement")
     lasting = _OF_A_CONNECTION.fullmatch(query)
     if lasting is not None:

@@ -106,16 +106,7 @@ def top_contexts(
     min_activation: float | None = None,
     max_activation: float | None = None,
 ) -> TopContexts:
-    """The k contexts in which `feature` reaches the highest activation.
-
-    window: tokens shown either side of the first token reaching the maximum, clipped to the
-    context. where: a SQL condition on columns of ``documents`` and ``contexts``. min_activation
-    and max_activation bound the context's maximum, both inclusive.
-
-    One row per context, by maximum descending, ties by context id ascending; no rows where the
-    feature never fires or nothing passes the filters. Raises `UnknownFeatureError`, `QueryError`
-    for a bad k, window or bound, `SQLError` for a condition DuckDB refuses.
-    """
+    """See `featuredb.Database.top_contexts`."""
     store = reader.store
     sae, number = parse_feature(store.snapshot, feature)
     k, window = check_k(k), check_window(window)

@@ -313,17 +313,11 @@ def test_search_ignores_case_and_spaces(one: Database) -> None:
     assert one.sql("FROM search('bank')").to_arrow_table() == one.search("bank").table
 
 
-def test_a_text_is_looked_up_as_it_is_by_reading_all(
-    one: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stored_text_is_found_by_its_hash(one: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = one.sql("SELECT document_id, text FROM documents ORDER BY 1").fetchall()
     first = {text: number for number, text in reversed(rows)}
-    (corpus,) = one.snapshot.corpora
     asked = [*first, "no such text", "", rows[0][1] + " "]
     assert [stored_document(one._store, text) for text in asked] == [*first.values()] + [None] * 3
-    without = replace_struct(one.snapshot, corpora=(replace_struct(corpus, text_hashes=None),))
-    scanning = Store(one.location, without)
-    assert [stored_document(scanning, text) for text in asked] == [*first.values()] + [None] * 3
     # All hashes collide: only the texts tell them apart.
     monkeypatch.setattr(
         "featuredb.store.corpora._rows_of", lambda hashes, _: sorted(hashes[:, 1].tolist())

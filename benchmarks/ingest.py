@@ -33,17 +33,18 @@ from safetensors.torch import save_file
 
 from benchmarks.shapes import SHAPES, random_model, random_sae
 from featuredb.store.layout import Layout
+from ingest.attached import AttachedSae
 from ingest.demo.fetch import model_folder, wikipedia_corpus
 from ingest.demo.run import SAE_FOLDER
 from ingest.extract.batches import Batch, batches, cut
-from ingest.extract.forward import Probe, forward
-from ingest.extract.partition import Engine, collect, write
+from ingest.extract.forward import forward
+from ingest.extract.partition import Extractor, collect, write
 from ingest.inputs import load_inputs
 from ingest.options import IngestOptions
-from ingest.prepare import engine_of, make_plan
+from ingest.prepare import RunSettings, plan_ingest
 from ingest.run_plan import Partition, read_summaries
 
-Way = Callable[[Engine, int], float]
+Way = Callable[[Extractor, int], float]
 """Runs one partition, returns bytes written per activation it kept."""
 
 
@@ -55,18 +56,18 @@ class Measured:
     bytes_per_activation: float = 0.0
 
 
-def bare(engine: Engine, number: int) -> float:
+def bare(extractor: Extractor, number: int) -> float:
     """(a)"""
     with torch.inference_mode():
-        for batch in _batches(engine, number):
-            for probe, x in _inputs(engine, batch):
-                probe.sae.encode(x)
+        for batch in _batches(extractor, number):
+            for attached, x in _inputs(extractor, batch):
+                attached.sae.encode(x)
     return 0.0
 
 
-def featuredb_way(engine: Engine, number: int) -> float:
+def featuredb_way(extractor: Extractor, number: int) -> float:
     """(b), writing after the model has run: nothing overlaps, the strictest measure."""
-    summary = write(engine, collect(engine, number, lambda *_: None))
+    summary = write(extractor, collect(extractor, number, lambda *_: None))
     size = 0
     for segment in summary.segments:
         size += sum(f.file.bytes for f in segment.feature_files)
@@ -74,13 +75,13 @@ def featuredb_way(engine: Engine, number: int) -> float:
     return size / sum(s.rows for s in summary.segments)
 
 
-def in_memory(engine: Engine, number: int) -> float:
+def in_memory(extractor: Extractor, number: int) -> float:
     """(c), which keeps BOS and sinks, where almost every feature fires, among the rest."""
     locations, values, tokens = [], [], []
     with torch.inference_mode():
-        for batch in _batches(engine, number):
-            for probe, x in _inputs(engine, batch):
-                acts = probe.sae.encode(x).reshape(*batch.token_ids.shape, -1)
+        for batch in _batches(extractor, number):
+            for attached, x in _inputs(extractor, batch):
+                acts = attached.sae.encode(x).reshape(*batch.token_ids.shape, -1)
                 found = torch.nonzero(acts.abs() > 1e-5)
                 values.append(acts[tuple(found.T)].half())
                 found[:, 0] = torch.from_numpy(batch.contexts)[found[:, 0]]
@@ -101,16 +102,16 @@ def in_memory(engine: Engine, number: int) -> float:
         return path.stat().st_size / len(kept)
 
 
-def _batches(engine: Engine, number: int) -> list[Batch]:
-    partition = engine.plan.partitions[number]
-    (source,) = engine.sources
+def _batches(extractor: Extractor, number: int) -> list[Batch]:
+    partition = extractor.plan.partitions[number]
+    (source,) = extractor.sources
     starts = source.starts[partition.first_context : partition.end_context + 1]
-    return list(batches(source.tokens, starts, engine.plan.batch_tokens))
+    return list(batches(source.tokens, starts, extractor.plan.batch_tokens))
 
 
-def _inputs(engine: Engine, batch: Batch) -> list[tuple[Probe, torch.Tensor]]:
-    states = forward(engine.model, [p.hook for p in engine.probes], batch)
-    return [(p, states[p.hook.name].flatten(0, 1).float()) for p in engine.probes]
+def _inputs(extractor: Extractor, batch: Batch) -> list[tuple[AttachedSae, torch.Tensor]]:
+    states = forward(extractor.model, [p.hook for p in extractor.saes], batch)
+    return [(p, states[p.hook.name].flatten(0, 1).float()) for p in extractor.saes]
 
 
 @click.command()
@@ -140,12 +141,13 @@ def main(
     inputs = load_inputs(options)
     layout = Layout(folder / "bench.fdb")
     layout.root.mkdir()
-    plan = make_plan(layout, inputs, options, inputs.identity(options))
+    settings = RunSettings.of(options, inputs.loaded.model.device)
+    plan = plan_ingest(layout, inputs, settings, inputs.identity(options))
     plan = msgspec.structs.replace(
         plan, partitions=(Partition(0, plan.draft.corpora[0].n_contexts),)
     )
-    engine = engine_of(layout, plan, inputs)
-    tokens = int(engine.sources[0].starts[-1])
+    extractor = Extractor.of(layout, plan, inputs.loaded)
+    tokens = int(extractor.sources[0].starts[-1])
     ways: dict[str, Way] = {
         "bare loop": bare,
         "featuredb": featuredb_way,
@@ -153,23 +155,23 @@ def main(
     }
     measured = {name: Measured([]) for name in ways}
     activations = 0
-    bare(engine, 0)  # warm-up
+    bare(extractor, 0)  # warm-up
     for _ in range(rounds):
         for name, way in ways.items():
             began = time.perf_counter()
-            size = way(engine, 0)
-            if engine.model.device.type == "cuda":
-                torch.cuda.synchronize(engine.model.device)  # what was launched counts too
+            size = way(extractor, 0)
+            if extractor.model.device.type == "cuda":
+                torch.cuda.synchronize(extractor.model.device)  # what was launched counts too
             measured[name].rates.append(tokens / (time.perf_counter() - began))
             if name == "featuredb":
-                activations = _stored(engine)
+                activations = _stored(extractor)
             measured[name].bytes_per_activation = size
-    _show(measured, engine, tokens, activations)
+    _show(measured, extractor, tokens, activations)
     shutil.rmtree(folder)
 
 
-def _stored(engine: Engine) -> int:
-    return sum(s.rows for s in read_summaries(engine.layout, engine.plan)[0].segments)
+def _stored(extractor: Extractor) -> int:
+    return sum(s.rows for s in read_summaries(extractor.layout, extractor.plan)[0].segments)
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -186,18 +188,20 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2.0 * n**3 / statistics.median(times[1:])
 
 
-def _flops_per_token(engine: Engine) -> float:
+def _flops_per_token(extractor: Extractor) -> float:
     """Two per weight of the layers up to the last hook; attention's products are left out."""
-    last = max(p.hook.layer if p.hook.layer is not None else -1 for p in engine.probes)
+    last = max(p.hook.layer if p.hook.layer is not None else -1 for p in extractor.saes)
     weights = 0
-    for name, parameter in engine.model.model.named_parameters():
+    for name, parameter in extractor.model.model.named_parameters():
         layer = re.search(r"\.(\d+)\.", name)
         if layer is not None and int(layer[1]) <= last and parameter.ndim == 2:
             weights += parameter.numel()
     return 2.0 * weights
 
 
-def _show(measured: dict[str, Measured], engine: Engine, tokens: int, activations: int) -> None:
+def _show(
+    measured: dict[str, Measured], extractor: Extractor, tokens: int, activations: int
+) -> None:
     base = statistics.median(measured["bare loop"].rates)
     table = Table("", "tokens/s", "of bare", "bytes per activation")
     for name, got in measured.items():
@@ -206,21 +210,21 @@ def _show(measured: dict[str, Measured], engine: Engine, tokens: int, activation
         table.add_row(name, f"{rate:,.0f}", f"{rate / base:.3f}", size)
     out = Console()
     out.print(table)
-    lengths = np.diff(engine.sources[0].starts)
-    batched = cut(lengths, engine.plan.batch_tokens)
+    lengths = np.diff(extractor.sources[0].starts)
+    batched = cut(lengths, extractor.plan.batch_tokens)
     padded = sum(len(rows) * int(lengths[rows].max()) for rows in batched)
     waste = 1 - float(lengths.sum()) / padded
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    rate = _matmul_rate(engine.model.device, engine.model.dtype)
-    used = _flops_per_token(engine) * statistics.median(measured["featuredb"].rates)
+    rate = _matmul_rate(extractor.model.device, extractor.model.dtype)
+    used = _flops_per_token(extractor) * statistics.median(measured["featuredb"].rates)
     out.print(
         f"model FLOP/s {used / 1e9:,.0f} G, {used / rate:.1%} of the {rate / 1e9:,.0f} G that a "
         "matrix product reaches here"
     )
     out.print(
         f"{tokens:,} tokens, {activations:,} activations (L0 {activations / tokens:.1f}), "
-        f"padding {waste:.1%}, batches of {engine.plan.batch_tokens} tokens, "
-        f"{engine.model.dtype} on {engine.model.device}, peak memory {peak:,.0f} MB"
+        f"padding {waste:.1%}, batches of {extractor.plan.batch_tokens} tokens, "
+        f"{extractor.model.dtype} on {extractor.model.device}, peak memory {peak:,.0f} MB"
     )
 
 

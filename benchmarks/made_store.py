@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import re
 import resource
@@ -18,9 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.synthetic import BITS, CONTEXT, VOCABULARY, World
+from featuredb.render.progress import log
 from featuredb.store import schemas
 from featuredb.store.feature_order import read_feature_order
 from featuredb.store.files.atomic import folder_in_place
+from featuredb.store.files.memory import Budget
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
@@ -228,17 +231,26 @@ def _publish(
     root: Path, draft: Draft, runs: list[Segment], world: World, memory: int, told: Any
 ) -> None:
     layout = Layout(root)
-
-    def note(text: str) -> None:
-        # perf_counter is one clock for all processes here.
-        told.send((text, time.perf_counter(), _cpu()))
-
-    note("reading the directions")
-    snapshot = publish_runs(layout, draft, runs, world, memory, note)
-    note("cleaning up")
+    log.setLevel(logging.INFO)
+    log.addHandler(_Stages(told))
+    log.info("reading the directions")
+    snapshot = publish_runs(layout, draft, runs, world, memory)
+    log.info("cleaning up")
     clean_up(layout, snapshot)
-    note("done")
+    log.info("done")
     told.close()
+
+
+class _Stages(logging.Handler):
+    """Sends what is logged, with the times at which it was."""
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # perf_counter is one clock for all processes here.
+        self._pipe.send((record.getMessage(), time.perf_counter(), _cpu()))
 
 
 def publish_runs(
@@ -247,7 +259,6 @@ def publish_runs(
     runs: list[Segment],
     world: World,
     memory: int,
-    note: Callable[[str], None],
 ) -> Snapshot:
     """Publish the runs that `write_partition` wrote."""
     n = world.features
@@ -256,7 +267,7 @@ def publish_runs(
     rows = sum(s.rows for s in runs)
     tokens = draft.corpora[0].n_tokens
     record = IngestRecord(1, "made", "", "", "", "0", (SAE,), tokens, rows, 0.0, "cpu", "here")
-    return publish(layout, draft, {SAE: runs}, {SAE: logits}, [record], note, memory=memory)
+    return publish(layout, draft, {SAE: runs}, {SAE: logits}, [record], memory=Budget(memory))
 
 
 def _cpu() -> float:

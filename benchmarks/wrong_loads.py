@@ -8,22 +8,23 @@ Prints a table: the load, variance explained, L0, and the verdict, with its reas
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
 from featuredb.errors import LoadCheckError
+from featuredb.render.progress import log
 from featuredb.store.snapshot import LoadCheck
+from ingest.attached import AttachedSae, ModelWithSaes
 from ingest.demo.fetch import model_folder, wikipedia_corpus
 from ingest.demo.run import SAE_FOLDER
 from ingest.extract.device import DeviceMemory
 from ingest.inputs import Inputs, load_inputs
-from ingest.load_check.alternatives import Reading
 from ingest.load_check.check import judge, measure
 from ingest.load_check.sample import SampleTokens
 from ingest.options import IngestOptions
-from ingest.prepare import contexts_of
 from ingest.sae import LoadedSae
 from ingest.sae.activations import JumpReLU, ReLU, TopK
 
@@ -93,9 +94,9 @@ def _scaled(sae: LoadedSae, scale: float) -> LoadedSae:
     )
 
 
-def sample_of(inputs: Inputs, options: IngestOptions, *, bos: bool) -> SampleTokens:
+def sample_of(inputs: Inputs, *, bos: bool) -> SampleTokens:
     """The first contexts of the corpus, with or without a BOS."""
-    pieces = [tokenized for _, tokenized in contexts_of(inputs, options)]
+    pieces = [tokenized for _, tokenized in inputs.contexts()]
     tokens = torch.cat([torch.from_numpy(p.token_ids.astype("int64")) for p in pieces])
     lengths = torch.cat([torch.from_numpy(p.context_lengths) for p in pieces]).long()
     starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
@@ -105,16 +106,30 @@ def sample_of(inputs: Inputs, options: IngestOptions, *, bos: bool) -> SampleTok
 
 def verdict(inputs: Inputs, load: Load, sample: SampleTokens) -> tuple[LoadCheck, str]:
     """What the check measures, and what it says."""
-    model, notes = inputs.model, list[str]()
+    model, notes = inputs.loaded.model, _Notes()
     threshold = None if load.keep_sinks else _THRESHOLD
-    hook = model.hook(load.hook)
-    memory = DeviceMemory(4_096, notes.append)
-    ((check, _),) = measure(model, [(load.sae, hook, None)], sample, threshold, memory)
+    attached = AttachedSae("demo", load.sae, model.hook(load.hook))
+    loaded = ModelWithSaes(model, (attached,))
+    ((check, _),) = measure(loaded, sample, threshold, DeviceMemory(4_096))
+    log.addHandler(notes)
     try:
-        judge("demo", model, Reading(load.sae, hook, None, threshold), check, sample, notes.append)
+        judge(model, attached, check, sample, threshold)
     except LoadCheckError as error:
         return check, f"refused: {error}"
-    return check, f"taken, but {notes[0]}" if notes else "taken"
+    finally:
+        log.removeHandler(notes)
+    return check, f"taken, but {notes.messages[0]}" if notes.messages else "taken"
+
+
+class _Notes(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 def main(show: Callable[[str], None] = print) -> None:
@@ -128,10 +143,13 @@ def main(show: Callable[[str], None] = print) -> None:
         corpus=str(wikipedia_corpus(told.documents)), model=str(model_folder()), saes=[told.sae]
     )
     inputs = load_inputs(options)
-    sae, hook = inputs.saes[0].sae, inputs.saes[0].hook
-    samples = {bos: sample_of(inputs, options, bos=bos) for bos in (True, False)}
+    attached = inputs.loaded.saes[0]
+    sae = attached.sae
+    log.setLevel(logging.INFO)
+    samples = {bos: sample_of(inputs, bos=bos) for bos in (True, False)}
+    loaded = ModelWithSaes(inputs.loaded.model, (AttachedSae("demo", sae, attached.hook),))
     memory = DeviceMemory(4_096, show)
-    ((first, _),) = measure(inputs.model, [(sae, hook, None)], samples[True], _THRESHOLD, memory)
+    ((first, _),) = measure(loaded, samples[True], _THRESHOLD, memory)
     show(f"{'load':28}  variance explained       L0  verdict")
     for load in loads(sae, first.median_norm):
         if told.only not in load.name:

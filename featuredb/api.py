@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from featuredb.database import Database
 from featuredb.errors import QueryError
 from featuredb.extras import needs
+from featuredb.render.progress import shown
 from featuredb.store.files.memory import Budget
 from featuredb.store.files.remote import Remote
 from featuredb.store.files.urls import local_folder
@@ -138,12 +138,12 @@ def drop(
         raise QueryError("drop either an SAE or a corpus: give sae= or corpus=")
     folder = local_folder(path, "dropping")
     dropping = needs("ingest.operations.drop", "dropping")
-    note = partial(needs("ingest.progress", "dropping").say, show=progress)
-    dropped: Snapshot = (
-        dropping.drop_sae(folder, sae, memory=memory, note=note)
-        if sae is not None
-        else dropping.drop_corpus(folder, corpus, memory=memory, note=note)
-    )
+    with shown(progress):
+        dropped: Snapshot = (
+            dropping.drop_sae(folder, sae, memory=memory)
+            if sae is not None
+            else dropping.drop_corpus(folder, corpus, memory=memory)
+        )
     return dropped
 
 
@@ -156,9 +156,9 @@ def compact(
     `MissingExtraError` without the extra ``featuredb[ingest]``, and `DatabaseError`.
     """
     folder = local_folder(path, "compacting")
-    note = partial(needs("ingest.progress", "compacting").say, show=progress)
     compacting = needs("ingest.operations.compact", "compacting")
-    done: Compacted = compacting.compact(folder, memory=memory, note=note)
+    with shown(progress):
+        done: Compacted = compacting.compact(folder, memory=memory)
     return done
 
 
@@ -210,14 +210,15 @@ def verify(
     not the one of the ingest.
     """
     from featuredb.verification import verify as verify_database
+    from featuredb.verification.source import compare
 
     folder = local_folder(path, "verifying")
-    again = needs("featuredb.verification.source", "comparing with the model") if source else None
+    again = needs("ingest.extract.new_text", "comparing with the model") if source else None
     report = verify_database(
         folder, memory=Budget.parse(memory).bytes, all_snapshots=all_snapshots, progress=progress
     )
     if again is not None and report.ok:
-        report = again.compare(folder, report, source)
+        report = compare(folder, report, source, again.encode_contexts)
     return report
 
 

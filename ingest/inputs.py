@@ -2,95 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+
 from featuredb.errors import HookError, IngestError
-from featuredb.store.snapshot import LoadCheck, Model
-from featuredb.store.snapshot import Sae as SaeRecord
+from featuredb.render.progress import log
+from featuredb.store.snapshot import Model
+from ingest.attached import AttachedSae, ModelWithSaes
 from ingest.corpus import CorpusReader, open_corpus
 from ingest.load_check.check import fit
-from ingest.model.hooks import HookPoint
 from ingest.model.load import LoadedModel, bos_token_id, load_model
 from ingest.options import Hooks, IngestOptions
-from ingest.progress import say
 from ingest.sae import LoadedSae, load_sae
+from ingest.tokens.contexts import TokenizedBatch
 from ingest.tokens.store import MAX_CONTEXT_SIZE
+from ingest.tokens.tokenize import iter_contexts
 
 _DEFAULT_CONTEXT = 256
 
-
-@dataclass(frozen=True)
-class PlacedSae:
-    """An SAE and where it reads; hook_out is where a transcoder's output belongs, if known."""
-
-    name: str
-    source: str
-    sae: LoadedSae
-    hook: HookPoint
-    hook_out: HookPoint | None
-
-    def record(self, check: LoadCheck) -> SaeRecord:
-        """What the snapshot keeps."""
-        sae = self.sae
-        return SaeRecord(
-            name=self.name,
-            source=self.source,
-            format=sae.format,
-            architecture=sae.architecture,
-            sha256=sae.hash,
-            hook=self.hook.name,
-            hook_out=self.hook_out.name if self.hook_out else None,
-            d_in=sae.d_in,
-            d_out=sae.d_out,
-            d_sae=sae.d_sae,
-            encode_dtype=str(sae.dtype).removeprefix("torch."),
-            check=check,
-        )
-
-
-@dataclass(frozen=True)
-class Reader:
-    """The model and the SAEs at their hooks: what running a partition takes."""
-
-    model: LoadedModel
-    saes: tuple[PlacedSae, ...]
-
-    def identity(self) -> dict[str, str]:
-        """What of an ingest's identity is in the model's and the SAEs' files, by name."""
-        told = {
-            "model weights": self.model.weights_hash,
-            "tokenizer": self.model.tokenizer_hash,
-            "model dtype": str(self.model.dtype),
-        }
-        for placed in self.saes:
-            where = f"{placed.sae.hash} at {placed.hook.canonical}"
-            if placed.hook_out is not None:
-                where += f" to {placed.hook_out.canonical}"
-            told[f"SAE {placed.name}"] = where
-        return told
+_TOKENIZER_THREADS = 1
+"""The tokenizer spreads a batch over all cores itself."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything an ingest reads."""
+    """Everything an ingest reads, and how the corpus is cut into contexts.
 
-    model: LoadedModel
-    saes: tuple[PlacedSae, ...]
+    bos: the token every context begins with. stride, max_tokens: as in `IngestOptions`.
+    """
+
+    loaded: ModelWithSaes
     corpus: CorpusReader
     context_size: int
     bos: int | None
+    stride: int | None
+    max_tokens: int | None
 
-    @property
-    def reader(self) -> Reader:
-        """Without the corpus."""
-        return Reader(self.model, self.saes)
+    def contexts(self) -> Iterator[tuple[pa.RecordBatch, TokenizedBatch]]:
+        """Batches of documents with their contexts."""
+        model = self.loaded.model
+        return iter_contexts(
+            self.corpus,
+            model.tokenizer,
+            context_size=self.context_size,
+            bos_id=self.bos,
+            stride=self.stride,
+            vocab_size=model.vocab_size,
+            # Tokenizing ahead of an early stop would be wasted.
+            workers=_TOKENIZER_THREADS if self.max_tokens is None else 0,
+        )
 
     def model_record(self) -> Model:
-        """What the snapshot keeps."""
-        model = self.model
+        """What the snapshot keeps of the model."""
+        model = self.loaded.model
         return Model(
             id=model.id,
             path=absolute(model.path),
@@ -106,33 +73,31 @@ class Inputs:
 
     def identity(self, options: IngestOptions) -> dict[str, str]:
         """What decides the content of the database, as readable text by name."""
-        told = {
+        settings = {
             "corpus": self.corpus.source,
             "corpus content": self.corpus.fingerprint(),
             "text column": options.text_column,
             "tokens column": options.tokens_column,
             "messages column": options.messages_column,
             "max documents": options.max_documents,
-            "max tokens": options.max_tokens,
+            "max tokens": self.max_tokens,
             "context size": self.context_size,
-            "stride": options.stride,
+            "stride": self.stride,
             "BOS": self.bos,
             "sink threshold": options.sink_threshold,
             "keep sinks": options.keep_sinks,
             "keep BOS": options.keep_bos,
             "values": options.recording().values,
+            "SAEs": ", ".join(attached.name for attached in self.loaded.saes),
         }
-        told["SAEs"] = ", ".join(p.name for p in self.saes)
-        read = self.reader.identity()
-        return {name: str(value) for name, value in told.items()} | read
+        identity = {name: str(value) for name, value in settings.items()}
+        return identity | self.loaded.identity()
 
 
 def load_inputs(options: IngestOptions, revision: str | None = None) -> Inputs:
-    """Load and match everything. The cheap things that can be wrong are looked at first.
+    """Load and match everything, the cheapest first. Raises the `IngestError` of what is wrong.
 
-    revision: of the model, where it comes from the hub; the newest by default.
-
-    Raises the `IngestError` of whatever is wrong.
+    revision: of the model, if it is from the hub. Default: the newest.
     """
     corpus = open_corpus(
         options.corpus,
@@ -141,17 +106,22 @@ def load_inputs(options: IngestOptions, revision: str | None = None) -> Inputs:
         tokens_column=options.tokens_column,
         messages_column=options.messages_column,
         max_documents=options.max_documents,
-        on_warning=partial(say, show=options.progress),
+        on_warning=log.info,
     )
-    read = reader_for(options, revision)
-    model, saes = read.model, [placed.sae for placed in read.saes]
-    size, bos = _context_size(model, saes, options), bos_of(read)
-    return Inputs(model, read.saes, corpus, size, bos)
+    loaded = load_model_with_saes(options, revision)
+    return Inputs(
+        loaded,
+        corpus,
+        _context_size(loaded, options.context_size),
+        bos_of(loaded),
+        options.stride,
+        options.max_tokens,
+    )
 
 
-def reader_for(options: IngestOptions, revision: str | None = None) -> Reader:
-    """What `options` say of the model and the SAEs; see `load_reader`."""
-    return load_reader(
+def load_model_with_saes(options: IngestOptions, revision: str | None = None) -> ModelWithSaes:
+    """The model and the SAEs that `options` name. See `attach_saes`."""
+    return attach_saes(
         options.model,
         options.saes,
         options.names,
@@ -164,7 +134,7 @@ def reader_for(options: IngestOptions, revision: str | None = None) -> Reader:
     )
 
 
-def load_reader(
+def attach_saes(
     model: str,
     saes: Sequence[str],
     names: Sequence[str] | None,
@@ -175,32 +145,32 @@ def load_reader(
     dtype: str,
     revision: str | None = None,
     check: bool = True,
-) -> Reader:
-    """Load the model and the SAEs and match them; arguments as in `IngestOptions`.
+) -> ModelWithSaes:
+    """Load the model and the SAEs and match them. Arguments as in `IngestOptions`.
 
-    revision: of the model, where it comes from the hub. check: refuse a transcoder that cannot be
-    measured, since nobody says where what it writes belongs. Raises the `IngestError` of whatever
-    is wrong.
+    revision: of the model, if it is from the hub. check: refuse a transcoder that cannot be
+    measured because nothing says where its output belongs. Raises the `IngestError` of what is
+    wrong.
     """
     loaded = [load_sae(reference) for reference in saes]
-    called = _names(loaded, names)
+    names = _names(loaded, names)
     into = load_model(model, device=device, dtype=dtype, revision=revision)
-    placed = tuple(
-        _place(into, sae, name, reference, read, write, check=check)
+    attached = tuple(
+        _attach(into, sae, name, reference, read, write, check=check)
         for sae, name, reference, read, write in zip(
-            loaded, called, saes, _each(hook, len(saes)), _each(hook_out, len(saes)), strict=True
+            loaded, names, saes, _each(hook, len(saes)), _each(hook_out, len(saes)), strict=True
         )
     )
-    return Reader(into, placed)
+    return ModelWithSaes(into, attached)
 
 
 def _each(hooks: Hooks, count: int) -> Sequence[str | None]:
-    """The place of each of `count` SAEs."""
+    """The hook of each of `count` SAEs."""
     return [hooks] * count if isinstance(hooks, str | None) else hooks
 
 
 def absolute(reference: str | Path) -> str:
-    """A local path made absolute, so that the database can find it again; others unchanged."""
+    """A local path made absolute, so that the database can find it again. Others unchanged."""
     path = Path(reference).expanduser()
     return str(path.resolve()) if path.exists() else str(reference)
 
@@ -220,7 +190,7 @@ def _names(saes: Sequence[LoadedSae], given: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _place(
+def _attach(
     model: LoadedModel,
     sae: LoadedSae,
     name: str,
@@ -229,39 +199,40 @@ def _place(
     write: str | None,
     *,
     check: bool,
-) -> PlacedSae:
-    where, to = read or sae.hook, write or sae.hook_out
-    if where is None:
+) -> AttachedSae:
+    """read, write: hooks that the user names, None for those of the SAE's files."""
+    read, write = read or sae.hook, write or sae.hook_out
+    if read is None:
         raise HookError(f"the files of SAE {name} do not say where it reads: give it with --hook")
-    hook = model.hook(where)
-    out = model.hook(to) if to else None
-    if out is not None and out.canonical == hook.canonical:
-        out = None
-    fit(sae, name, hook, out, check=check)
-    return PlacedSae(name, absolute(reference), sae.to(device=model.device), hook, out)
+    hook = model.hook(read)
+    hook_out = model.hook(write) if write else None
+    if hook_out is not None and hook_out.canonical == hook.canonical:
+        hook_out = None
+    fit(sae, name, hook, hook_out, check=check)
+    return AttachedSae(name, sae.to(device=model.device), hook, hook_out, absolute(reference))
 
 
-def _context_size(model: LoadedModel, saes: Sequence[LoadedSae], options: IngestOptions) -> int:
-    size = options.context_size
+def _context_size(loaded: ModelWithSaes, size: int | None) -> int:
+    most = loaded.model.context_length
     if size is None:
-        stated = [s.context_size for s in saes if s.context_size]
-        size = min([*stated, model.context_length]) if stated else _DEFAULT_CONTEXT
-        size = min(size, model.context_length)
-    if size > min(model.context_length, MAX_CONTEXT_SIZE):
+        stated = [a.sae.context_size for a in loaded.saes if a.sae.context_size]
+        size = min([*stated, most]) if stated else min(_DEFAULT_CONTEXT, most)
+    if size > min(most, MAX_CONTEXT_SIZE):
         raise IngestError(
-            f"context size {size} is more than the model's {model.context_length}: "
-            "give a smaller --context-size"
+            f"context size {size} is more than the model's {most}: give a smaller --context-size"
         )
     return size
 
 
-def bos_of(reader: Reader) -> int | None:
-    """The BOS token that contexts begin with, None for none. Raises `IngestError` where the SAEs
-    disagree."""
-    found = {bos_token_id(reader.model, placed.sae.prepend_bos) for placed in reader.saes}
-    if len(found) > 1:
+def bos_of(loaded: ModelWithSaes) -> int | None:
+    """The BOS token that contexts begin with, None for none.
+
+    Raises `IngestError` if the SAEs disagree.
+    """
+    tokens = {bos_token_id(loaded.model, attached.sae.prepend_bos) for attached in loaded.saes}
+    if len(tokens) > 1:
         raise IngestError(
             "some of these SAEs were trained with a BOS token and some without: "
             "ingest them into separate databases"
         )
-    return found.pop()
+    return tokens.pop()

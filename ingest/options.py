@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ENGINES = ("local", "processes", "ray")
 
 Hooks = str | Sequence[str | None] | None
-"""A place of the model for every SAE, or one each; None for what an SAE's files say."""
+"""A hook point for all SAEs, or one for each. None for that of an SAE's files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class IngestOptions:
             raise IngestError(f"values must be one of {known}, not {self.values!r}")
         if self.exact and self.values == "log8":
             raise IngestError("exact activations cannot be log8: leave one of the two out")
-        self.memory_bytes()
+        self.budget()
         self._check_engine()
 
     def _check_engine(self) -> None:
@@ -114,7 +114,7 @@ class IngestOptions:
 
     def recording(self) -> Recording:
         """Which positions to record, and how."""
-        # Here: the snapshot's module takes numpy and pyarrow along, and help must be quick.
+        # Imported here because it imports numpy and pyarrow, and help must be quick.
         from featuredb.store.snapshot import Recording
 
         return Recording(
@@ -123,6 +123,6 @@ class IngestOptions:
             values="float32" if self.exact else self.values,
         )
 
-    def memory_bytes(self) -> int:
-        """`memory` in bytes. Raises `OptionError` for anything that is not a size."""
-        return Budget.parse(self.memory).bytes
+    def budget(self) -> Budget:
+        """The memory to work in. Raises `OptionError` if `memory` is not a size."""
+        return Budget.parse(self.memory)

@@ -1,15 +1,16 @@
-"""From segments to a published snapshot: merge, derive, publish, clean up."""
+"""From segments to a published snapshot: merge, derive, publish."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 
 import pyarrow as pa
 
+from featuredb.render.progress import log
 from featuredb.store import schemas
-from featuredb.store.files.memory import return_freed_memory
+from featuredb.store.files.memory import Budget, return_freed_memory
 from featuredb.store.history import write_snapshot
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import WRITER, Draft, IngestRecord, Segment, Snapshot
@@ -19,14 +20,13 @@ from ingest.derive.tables import Content, write_derived
 from queries.catalog_file import built_catalog
 
 MOST_SEGMENTS = 8
-"""Segments of one SAE a reader may have to open; each costs a lookup about a millisecond. One more
-and they are merged into one."""
+"""Segments of one SAE that a reader may have to open, about a millisecond each per lookup. With
+one more they are merged into one."""
 
-MEMORY = 1 << 32
-"""Bytes to work in where nobody says."""
+MEMORY = Budget(1 << 32)
 
-_KEPT_BACK = 5
-"""One part in so many of the memory is left to the allocators, which keep what was freed."""
+_RESERVE = 5
+"""One part in so many is left to the allocators, which keep freed memory."""
 
 POSITIONS = 1 << 32
 """Positions are 32 bits wide within a segment."""
@@ -43,57 +43,57 @@ def publish(
     segments: Mapping[str, Sequence[Segment]],
     logits: Mapping[str, pa.Table],
     history: Sequence[IngestRecord],
-    note: Callable[[str], None],
     merge: Merge = merge_here,
     *,
     base: Snapshot | None = None,
     changed: Collection[str] | None = None,
     most: int = MOST_SEGMENTS,
-    memory: int = MEMORY,
+    memory: Budget = MEMORY,
 ) -> Snapshot:
     """Make the segments the live content of the database.
 
-    segments: by SAE name, covering disjoint contexts; runs among them are merged, and everything
-    where more than `most` would be left. logits: rows of LOGITS by name of an SAE that `base` has
-    not. history: the ingests behind this snapshot. note: told what is being done. merge: who
-    merges the buckets. base: the snapshot before, whose derived tables are kept as far as they
-    hold; changed: the SAEs whose activations are not those of `base`, all of them by default. A
-    reader sees nothing of it until ``CURRENT`` is renamed; interrupted anywhere before, calling it
-    again starts over.
+    segments: by SAE name, covering disjoint contexts. Unmerged ones are merged, and all if more
+    than `most` would be left. logits: rows of LOGITS by name of an SAE that `base` does not have.
+    history: the ingests behind this snapshot. merge: who merges the buckets. base: the snapshot
+    before. Its derived tables are kept where they still hold. changed: the SAEs whose activations
+    are not those of `base`. Default: all.
+
+    Readers see nothing of it until ``CURRENT`` is renamed. Interrupted before, the next call starts
+    over.
     """
-    memory -= memory // _KEPT_BACK
+    work = memory.bytes - memory.bytes // _RESERVE
     fresh = {sae.name for sae in draft.saes} if changed is None else set(changed)
     live: dict[str, tuple[Segment, ...]] = {}
     profiles: dict[str, Profiles] = {}
     for number, sae in enumerate(draft.saes):
-        own = sorted(segments[sae.name], key=lambda s: s.first_context)
-        groups = groups_to_merge(own, draft.position_bits, most)
-        job = Compaction("", sae.name, sae.d_sae, draft.position_bits, tuple(own), memory)
-        kept: list[Segment] = []
+        sae_segments = sorted(segments[sae.name], key=lambda s: s.first_context)
+        groups = groups_to_merge(sae_segments, draft.position_bits, most)
+        job = Compaction("", sae.name, sae.d_sae, draft.position_bits, tuple(sae_segments), work)
+        merged: list[Segment] = []
         for place, group in enumerate(groups):
             if len(group) == 1 and group[0].level:
-                kept.append(group[0])
+                merged.append(group[0])
                 continue
-            note(f"merging {len(group)} run{'' if len(group) == 1 else 's'} of {sae.name}")
+            log.info(f"merging {len(group)} run{'' if len(group) == 1 else 's'} of {sae.name}")
             part = job._replace(
                 segment_id=f"c{draft.number:06d}-{number}-{place}",
                 segments=tuple(group),
                 profiled=len(groups) == 1 and sae.name in fresh,
             )
-            segment, found = compact_segments(layout, draft, part, merge)
+            segment, segment_profiles = compact_segments(layout, draft, part, merge)
             return_freed_memory()
-            kept.append(segment)
-            if found is not None:
-                profiles[sae.name] = found
-        live[sae.name] = tuple(kept)
+            merged.append(segment)
+            if segment_profiles is not None:
+                profiles[sae.name] = segment_profiles
+        live[sae.name] = tuple(merged)
         if sae.name in fresh and sae.name not in profiles:
-            note(f"statistics of {sae.name}")
+            log.info(f"statistics of {sae.name}")
             profiles[sae.name] = profile_segments(
                 layout, draft, job._replace(segments=live[sae.name])
             )
             return_freed_memory()
-    note("statistics, co-activation and neighbours")
-    derived = write_derived(layout, Content(draft, live, profiles, logits, base, memory, note))
+    log.info("statistics, co-activation and neighbours")
+    derived = write_derived(layout, Content(draft, live, profiles, logits, base, work))
     snapshot = Snapshot(
         format=schemas.FORMAT_VERSION,
         featuredb=WRITER,
@@ -112,20 +112,20 @@ def publish(
         ingests=tuple(history),
         next_ids=draft.next_ids,
     )
-    note("publishing")
+    log.info("publishing")
     with built_catalog(layout, snapshot) as catalog:
         return write_snapshot(layout, snapshot, catalog)
 
 
 def groups_to_merge(segments: Sequence[Segment], bits: int, most: int) -> list[Sequence[Segment]]:
-    """Consecutive segments to make one of; a group of one that is no run stays as it is.
+    """Groups of consecutive segments to merge. A group of one merged segment stays as it is.
 
     segments: by first context. A group has no more contexts than positions have room for.
     """
     groups: list[list[Segment]] = []
-    for is_run, group in groupby(segments, key=lambda s: s.level == 0):
-        own = list(group)
-        groups += _with_room(own, bits) if is_run else [[segment] for segment in own]
+    for unmerged, group in groupby(segments, key=lambda s: s.level == 0):
+        run = list(group)
+        groups += _with_room(run, bits) if unmerged else [[segment] for segment in run]
     if len(groups) > most:
         groups = _with_room(segments, bits)
     return list(groups)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from featuredb.errors import CorruptDatabaseError, IngestError, PlanMismatchError
 from featuredb.store.files.atomic import fsync_path, write_atomically
+from featuredb.store.files.memory import Budget
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Draft, File, Segment
 
@@ -35,7 +36,7 @@ class Partition(msgspec.Struct, frozen=True):
     end_context: int
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     """identity: what must not change between attempts, as readable text by name. corpora, saes:
     the ids and the names of those that are run, of the draft's. id: of this one plan, at random; a
     command that is given up and repeated makes another. Empty where an older featuredb made it."""
@@ -74,24 +75,24 @@ def new_plan_id() -> str:
     return uuid.uuid4().hex
 
 
-def run_id(plan: Plan, partition: int, sae: int, writer: str = "") -> str:
+def run_id(plan: RunPlan, partition: int, sae: int, writer: str = "") -> str:
     """Segment id of one SAE's run over one partition. writer: who wrote it, where several may."""
     own = f"-{writer}" if writer else ""
     return f"r{plan.draft.number:06d}-{partition:06d}-{sae}{own}"
 
 
-def write_plan(layout: Layout, plan: Plan) -> None:
+def write_plan(layout: Layout, plan: RunPlan) -> None:
     """From here on the ingest goes on instead of starting over."""
     # Folders of what it rests on may be new: their names must not be lost after it.
     fsync_path(layout.root)
     write_atomically(plan_path(layout), msgspec.json.encode(plan))
 
 
-def read_plan(layout: Layout) -> Plan | None:
+def read_plan(layout: Layout) -> RunPlan | None:
     """The plan of an unfinished ingest, None when there is none. Raises `CorruptDatabaseError`."""
     path = plan_path(layout)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Plan)
+        return msgspec.json.decode(path.read_bytes(), type=RunPlan)
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as error:
@@ -127,7 +128,7 @@ def write_summary(layout: Layout, summary: Summary) -> None:
     write_atomically(path, msgspec.json.encode(summary), make_folder=False)
 
 
-def read_summaries(layout: Layout, plan: Plan) -> dict[int, Summary]:
+def read_summaries(layout: Layout, plan: RunPlan) -> dict[int, Summary]:
     """Finished partitions by number.
 
     A summary does not count where it cannot be read, is of another plan, or a file of its runs is
@@ -178,10 +179,10 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     ]
 
 
-def partition_tokens(total: int, l0: float, memory: int) -> int:
-    """Tokens per partition: some 64 of them, each small enough to be sorted in a quarter of
-    `memory` bytes, none so small that files outnumber their use."""
-    by_memory = int(memory / 4 / (_BYTES_PER_ACTIVATION * max(1.0, l0)))
+def partition_tokens(total: int, l0: float, memory: Budget) -> int:
+    """Tokens per partition: about 64 partitions, each sorted within a quarter of the budget, and
+    none so small that there would be too many files."""
+    by_memory = int(memory.bytes / 4 / (_BYTES_PER_ACTIVATION * max(1.0, l0)))
     return max(1_024, min(by_memory, max(_SMALLEST_PARTITION, -(-total // _PARTITIONS))))
 
 

@@ -120,7 +120,7 @@ def make_store(path: Path, world: World) -> Snapshot:
     record = IngestRecord(
         1, "made", "", "", "", "0", tuple(runs), corpus.n_tokens, 0, 0.0, "cpu", "here"
     )
-    return publish(layout, draft, runs, logits, [record], lambda _: None)
+    return publish(layout, draft, runs, logits, [record])
 
 
 def stored(world: World, sae: MadeSae) -> list[Float32]:

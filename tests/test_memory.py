@@ -92,7 +92,7 @@ class Unpublished(NamedTuple):
         level = 0 if merged else 1
         runs = [msgspec.structs.replace(run, level=level) for run in self.runs]
         layout = Layout(self.folder)
-        made_store.publish_runs(layout, self.draft, runs, self.world, memory, lambda _: None)
+        made_store.publish_runs(layout, self.draft, runs, self.world, memory)
 
 
 def _written(folder: Path, world: World) -> Unpublished:

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 
+from featuredb.render.progress import Progress
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File
-from featuredb.verification.progress import Bar
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem
 
 _CHUNK = 1 << 22
 
 
-def check_file(layout: Layout, file: File, bar: Bar) -> Iterator[Problem]:
+def check_file(layout: Layout, file: File, bar: Progress) -> Iterator[Problem]:
     """Size, SHA-256, and the number of rows where a format states it. At most one problem."""
     path = layout.root / file.path
     try:

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from featuredb.errors import CorruptDatabaseError
+from featuredb.render.progress import Progress, shown
+from featuredb.render.progress import progress as progress_of
 from featuredb.store.current import read_pointer
 from featuredb.store.files.memory import return_freed_memory
 from featuredb.store.files.parquet import ParquetFiles
@@ -25,7 +27,6 @@ from featuredb.verification.derived import (
 )
 from featuredb.verification.directions import check_directions
 from featuredb.verification.indexes import check_index
-from featuredb.verification.progress import Bar, bar
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem, Report, counted
 from featuredb.verification.scope import Scope
@@ -58,11 +59,11 @@ def verify(
     `FormatVersionError` as opening the database would.
     """
     layout = Layout(Path(path).expanduser().absolute())
-    with bar(progress) as shown:
+    with shown(progress), progress_of("", "bytes", transient=True) as bar:
         live, problems = _live(layout)
         if live is None:
             return Report(1, 0, 0, tuple(problems))
-        return _report(layout, live, problems, memory, all_snapshots, shown)
+        return _report(layout, live, problems, memory, all_snapshots, bar)
 
 
 def _report(
@@ -71,7 +72,7 @@ def _report(
     problems: list[Problem],
     memory: int,
     all_snapshots: bool,
-    shown: Bar,
+    bar: Progress,
 ) -> Report:
     sound = not problems
     older = _older(layout, live)
@@ -83,17 +84,17 @@ def _report(
     listed += [file for snapshot in checked for file in snapshot.files()]
     files = {file.path: file for file in listed if _is_kept(layout, live, file)}
     size = sum(file.bytes for file in files.values())
-    shown.doing("checksums", size)
-    found = {p: list(check_file(layout, f, shown)) for p, f in files.items()}
+    bar.start("checksums", size)
+    found = {p: list(check_file(layout, f, bar)) for p, f in files.items()}
     damaged = {path for path, wrong in found.items() if wrong}
     problems += [problem for wrong in found.values() for problem in wrong]
-    shown.doing("contents", size)
+    bar.start("contents", size)
     parquet = ParquetFiles(layout.root, _OPEN_FILES, memory_map=False)
     known: dict[str, Profile | None] = {}
     seen: set[str] = set()
     try:
         for snapshot in checked:
-            scope = Scope(layout, snapshot, parquet, memory, shown, damaged)
+            scope = Scope(layout, snapshot, parquet, memory, bar, damaged)
             for problem in _contents(scope, known):
                 if str(problem) not in seen:  # snapshots share files
                     seen.add(str(problem))

@@ -9,10 +9,10 @@ import duckdb
 import pyarrow as pa
 
 from featuredb.errors import CorruptDatabaseError
+from featuredb.render.progress import Progress
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File, Snapshot
-from featuredb.verification.progress import Bar
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem
 
@@ -35,7 +35,7 @@ class Scope:
     snapshot: Snapshot
     files: ParquetFiles
     memory: int
-    bar: Bar
+    bar: Progress
     damaged: set[str] = field(default_factory=set)
 
     def guarded(

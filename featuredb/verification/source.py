@@ -1,34 +1,30 @@
-"""Some contexts through the model and the SAEs again: is what is stored what they give?"""
+"""Run some contexts through the model and the SAEs again and compare with what is stored."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import OptionError
-from featuredb.store.snapshot import Corpus, Sae
+from featuredb.store.snapshot import Corpus, Sae, Snapshot
 from featuredb.store.store import Store
 from featuredb.store.values import FLOAT16_TINY, RELATIVE_ERROR
 from featuredb.verification import Problem, Recomputed, Report
-from ingest.extract.batches import batches
-from ingest.extract.forward import Probe, Rule, run_batch
-from ingest.extract.new_text import recorded_model, recorded_probe
-from ingest.model.load import LoadedModel
 
 MOST_CONTEXTS = 1 << 15
-_BATCH_TOKENS = 4_096
 
 
 class Tolerance(NamedTuple):
-    """How far two runs of one model may differ: batches of other shapes sum in another order.
+    """How far two runs of one model may differ, since batches of other shapes sum in another order.
 
-    error: of two values, over the larger of the computed one and the median, for rounding apart.
-    beyond: the share of the activations whose error may be larger. flips: the share that may be on
-    one side only, their pre-activation being at the threshold.
+    error: of two values, relative to the larger of the computed one and the median, rounding not
+    counted. beyond: the share of activations whose error may be larger. flips: the share that may
+    be on one side only, because their pre-activation is at the threshold.
     """
 
     error: float
@@ -41,14 +37,13 @@ _TOLERANCES = {
     "float16": Tolerance(1e-2, 2e-3, 5e-3),
     "bfloat16": Tolerance(8e-2, 2e-3, 4e-2),
 }
-"""By what the model computes in. In bfloat16 a real model of 30 layers had 99.9 % of the errors
-below 0.066, the largest 0.48, and 1.2 % on one side only."""
+"""By the model's dtype."""
 
 _FEW_FLIPS = 2
-"""So many are allowed in any sample, however small."""
+"""Always allowed, however small the sample."""
 
 
-class _Found(NamedTuple):
+class _Activations(NamedTuple):
     """Activations of one SAE, all [n], sorted by key.
 
     key int64: which of the sampled contexts, token and feature, packed. value float32.
@@ -59,8 +54,11 @@ class _Found(NamedTuple):
 
 
 class _Difference(NamedTuple):
-    """both: activations on both sides, of which `beyond` differ by more than they may; flips: on
-    one side only; error: the largest."""
+    """Difference of two runs.
+
+    both: activations on both sides. beyond: those of them that differ by more than allowed. flips:
+    activations on one side only. error: the largest.
+    """
 
     both: int
     beyond: int
@@ -68,7 +66,7 @@ class _Difference(NamedTuple):
     error: float
 
     def and_(self, other: _Difference) -> _Difference:
-        """Of other contexts."""
+        """The difference over the contexts of both."""
         return _Difference(
             self.both + other.both,
             self.beyond + other.beyond,
@@ -77,21 +75,50 @@ class _Difference(NamedTuple):
         )
 
 
-def compare(path: Path, report: Report, n_contexts: int) -> Report:
-    """`report` with what running `n_contexts` contexts of the database at `path` again gives.
+class Encoded(Protocol):
+    """Activations of one SAE on some contexts, all [n]. context: which of the contexts."""
 
-    The contexts are drawn at random, always the same. Stored token ids go through the model and
-    SAEs that the snapshot names. Differences beyond what rounding and other batches explain are
-    problems. Raises `ModelError` and `SaeError` where one of them is gone or has changed.
+    @property
+    def context(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def token_index(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def feature_id(self) -> npt.NDArray[np.integer[Any]]: ...
+    @property
+    def activation(self) -> npt.NDArray[np.float32]: ...
+
+
+class Encode(Protocol):
+    """Runs contexts through a snapshot's model and SAEs: `ingest.extract.new_text`."""
+
+    def __call__(
+        self, snapshot: Snapshot, corpus: Corpus, contexts: Sequence[npt.NDArray[Any]]
+    ) -> Iterable[Encoded]: ...
+
+
+def compare(path: Path, report: Report, n_contexts: int, encode: Encode) -> Report:
+    """Run contexts of a database through its model and SAEs again.
+
+    Args:
+        path: The database folder.
+        report: What was found so far.
+        n_contexts: How many, drawn at random. The same every time.
+        encode: Runs them.
+
+    Returns:
+        The report, with a problem for every SAE that differs by more than rounding and the order
+        of sums explain.
+
+    Raises:
+        OptionError: `n_contexts` is out of range.
+        ModelError: The model is missing or has changed.
+        SaeError: An SAE is missing or has changed.
     """
     if not 0 < n_contexts <= MOST_CONTEXTS:
         raise OptionError(f"source must be 1 to {MOST_CONTEXTS:,} contexts, not {n_contexts:,}")
     store = Store.open(path)
     try:
         snapshot = store.snapshot
-        model = recorded_model(snapshot.model)
-        keep_sinks = snapshot.recording.keep_sinks
-        probes = [recorded_probe(model, sae, keep_sinks) for sae in snapshot.saes]
         allowed = _TOLERANCES.get(snapshot.model.dtype, _TOLERANCES["float32"])
         values = snapshot.recording.values
         most = RELATIVE_ERROR[values] + allowed.error
@@ -100,24 +127,27 @@ def compare(path: Path, report: Report, n_contexts: int) -> Report:
         contexts = tokens = 0
         for corpus, ids in _sample(snapshot.corpora, n_contexts):
             contexts += len(ids)
-            tokens += sum(len(store.texts.token_ids(int(i))) for i in ids)
-            computed = _computed(store, model, probes, corpus, ids)
-            for sae, fresh in zip(snapshot.saes, computed, strict=True):
-                found = _difference(fresh, _stored(store, sae, ids), most, least)
-                totals[sae.name] = totals[sae.name].and_(found)
+            token_ids = [np.asarray(store.texts.token_ids(int(i))) for i in ids]
+            tokens += sum(map(len, token_ids))
+            encoded = encode(snapshot, corpus, token_ids)
+            for sae, each in zip(snapshot.saes, encoded, strict=True):
+                key = _key(each.context, each.token_index, each.feature_id)
+                computed = _sorted([_Activations(key, each.activation)])
+                difference = _difference(computed, _stored(store, sae, ids), most, least)
+                totals[sae.name] = totals[sae.name].and_(difference)
     finally:
         store.close()
     problems = []
     for name, (both, beyond, flips, error) in totals.items():
         if beyond > allowed.beyond * both:
-            said = (
+            message = (
                 f"{beyond:,} of {both:,} activations differ from the model's by more than "
                 f"{most:.1e}, up to {error:.1e}"
             )
-            problems.append(Problem(f"SAE {name}", said, _REMEDY))
+            problems.append(Problem(f"SAE {name}", message, _REMEDY))
         if flips > max(_FEW_FLIPS, allowed.flips * both):
-            said = f"{flips:,} of {both + flips:,} activations are only stored or only computed"
-            problems.append(Problem(f"SAE {name}", said, _REMEDY))
+            message = f"{flips:,} of {both + flips:,} activations are only stored or only computed"
+            problems.append(Problem(f"SAE {name}", message, _REMEDY))
     recomputed = Recomputed(
         contexts,
         tokens,
@@ -138,37 +168,15 @@ def _sample(corpora: tuple[Corpus, ...], wanted: int) -> list[tuple[Corpus, npt.
     starts = np.cumsum([0, *sizes])
     drawn = []
     for corpus, low, high in zip(corpora, starts[:-1], starts[1:], strict=True):
-        own = np.sort(rows[(rows >= low) & (rows < high)]) - low + corpus.first_context
-        if len(own):
-            drawn.append((corpus, own))
+        ids = np.sort(rows[(rows >= low) & (rows < high)]) - low + corpus.first_context
+        if len(ids):
+            drawn.append((corpus, ids))
     return drawn
 
 
-def _computed(
-    store: Store,
-    model: LoadedModel,
-    probes: list[Probe],
-    corpus: Corpus,
-    ids: npt.NDArray[np.int64],
-) -> list[_Found]:
-    """What each probe gives on the contexts `ids` of one corpus, unrounded."""
-    pieces = [np.asarray(store.texts.token_ids(int(i))) for i in ids]
-    starts = np.cumsum([0, *(len(p) for p in pieces)])
-    skip_first = corpus.bos_token_id is not None and not store.snapshot.recording.keep_bos
-    found: list[list[_Found]] = [[] for _ in probes]
-    budget = max(_BATCH_TOKENS, corpus.context_size)
-    for batch in batches(np.concatenate(pieces), starts, budget):
-        for own, got in zip(
-            found, run_batch(model, probes, batch, Rule(skip_first, "float32")), strict=True
-        ):
-            key = _key(batch.contexts[got.row], got.token_index, got.feature_id)
-            own.append(_Found(key, got.activation.astype(np.float32)))
-    return [_sorted(own) for own in found]
-
-
-def _stored(store: Store, sae: Sae, ids: npt.NDArray[np.int64]) -> _Found:
-    """What the store has of one SAE for the contexts `ids`."""
-    found = []
+def _stored(store: Store, sae: Sae, ids: npt.NDArray[np.int64]) -> _Activations:
+    """The stored activations of one SAE in the contexts `ids`."""
+    pieces = []
     for place, context in enumerate(ids.tolist()):
         for reader in store.token_major(sae):
             segment = reader.segment
@@ -176,8 +184,8 @@ def _stored(store: Store, sae: Sae, ids: npt.NDArray[np.int64]) -> _Found:
                 index, rows = reader.context(context)
                 token = np.repeat(index, np.diff(rows.offsets))
                 key = _key(np.full(len(token), place), token, rows.feature_id)
-                found.append(_Found(key, rows.activation.astype(np.float32)))
-    return _sorted(found)
+                pieces.append(_Activations(key, rows.activation.astype(np.float32)))
+    return _sorted(pieces)
 
 
 def _key(
@@ -188,22 +196,24 @@ def _key(
     return key
 
 
-def _sorted(pieces: list[_Found]) -> _Found:
+def _sorted(pieces: list[_Activations]) -> _Activations:
     if not pieces:
-        return _Found(np.empty(0, np.int64), np.empty(0, np.float32))
+        return _Activations(np.empty(0, np.int64), np.empty(0, np.float32))
     key = np.concatenate([p.key for p in pieces])
     value = np.concatenate([p.value for p in pieces])
     order = np.argsort(key)
-    return _Found(key[order], value[order])
+    return _Activations(key[order], value[order])
 
 
-def _difference(computed: _Found, stored: _Found, most: float, least: float) -> _Difference:
-    """most: the largest error that may be. least: a distance that is none, whatever the values."""
-    both, mine, theirs = np.intersect1d(
+def _difference(
+    computed: _Activations, stored: _Activations, most: float, least: float
+) -> _Difference:
+    """most: the largest error allowed. least: an absolute difference that is always allowed."""
+    both, ours, theirs = np.intersect1d(
         computed.key, stored.key, assume_unique=True, return_indices=True
     )
-    want, have = computed.value[mine], stored.value[theirs]
-    # What a sum's order changes does not shrink with the value, so small ones are measured by the
+    want, have = computed.value[ours], stored.value[theirs]
+    # The error of a sum does not shrink with the value, so small values are compared with the
     # SAE's usual ones.
     usual = float(np.median(np.abs(want))) if len(want) else 1.0
     error = np.maximum(np.abs(want - have) - least, 0) / np.maximum(np.abs(want), usual)

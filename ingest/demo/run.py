@@ -12,11 +12,11 @@ from rich.markup import escape
 
 import featuredb
 from featuredb.errors import IngestError
+from featuredb.render.progress import log, shown
 from featuredb.store.files.atomic import remove_tree
 from ingest.demo.fetch import model_folder, wikipedia_corpus
 from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
-from ingest.progress import say
 from queries.answers import Rows
 
 SAE_FOLDER = Path(__file__).with_name("sae")
@@ -42,17 +42,17 @@ def run_demo(
     root = Path(path)
     if rebuild:
         _remove_own(root)
-    finished = (root / "CURRENT").exists()
-    if finished:
-        say(f"reusing {root} (`featuredb demo --path {root} --rebuild` makes it anew)", show=True)
-    else:
-        build(root, documents)
+    with shown():
+        if (root / "CURRENT").exists():
+            log.info(f"reusing {root} (`featuredb demo --path {root} --rebuild` makes it anew)")
+        else:
+            build(root, documents)
     show(root)
 
 
 def build(root: Path, documents: int) -> None:
     """Fetch the demo's model and texts, and ingest them."""
-    say("fetching SmolLM2-135M-Instruct (93 MB) and the Wikipedia summaries (5 MB)", show=True)
+    log.info("fetching SmolLM2-135M-Instruct (93 MB) and the Wikipedia summaries (5 MB)")
     model = model_folder()
     corpus = wikipedia_corpus(documents)
     options = IngestOptions(

@@ -7,13 +7,14 @@ nearly all of the ten nearest, measured against exact search.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from featuredb.render.progress import log
 from featuredb.store.files.parquet import load_array
 from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
@@ -58,7 +59,6 @@ def write_indexes(
     saes: Sequence[Sae],
     vectors: Sequence[Vectors],
     kind: str,
-    note: Callable[[str], None],
     *,
     beyond: int = INDEX_BEYOND,
     memory: int = MEMORY,
@@ -66,7 +66,7 @@ def write_indexes(
     """An index for each group of comparable SAEs with more than `beyond` features.
 
     Files are written into `folder`, which is about to be renamed to `final`. kind: ``decoder`` or
-    ``encoder``. note: told the recall of each. memory: bytes of working memory, which bounds the
+    ``encoder``. memory: bytes of working memory, which bounds the
     training sample.
     """
     known = {v.sae: v for v in vectors}
@@ -78,7 +78,7 @@ def write_indexes(
         own = [known[s.name] for s in group]
         index = _index(layout, own, kind, memory)
         probes, recall, sample = _measure(index, layout, own, kind)
-        note(
+        log.info(
             f"index over {sum(s.d_sae for s in group):,} {kind} directions: recall@{_NEAREST} "
             f"{recall:.3f} against exact, {probes} of {len(index.centroids):,} lists probed"
         )

@@ -5,7 +5,7 @@ Written as the folder ``derived/<number>/``; a table in which nothing changed st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class Content:
 
     segments: all live ones by SAE name. profiles: of the SAEs whose activations are not those of
     `base`. logits: rows of LOGITS in feature order, of the SAEs that `base` has not. base: the
-    snapshot before. memory: bytes to work in. note: told what is being done.
+    snapshot before. memory: bytes to work in.
     """
 
     draft: Draft
@@ -64,7 +64,6 @@ class Content:
     logits: Mapping[str, pa.Table]
     base: Snapshot | None
     memory: int
-    note: Callable[[str], None]
 
     @property
     def names(self) -> list[str]:
@@ -141,7 +140,6 @@ def write_derived(layout: Layout, content: Content) -> Derived:
                 content.draft.saes,
                 content.draft.vectors,
                 kind,
-                content.note,
                 beyond=index.INDEX_BEYOND,
                 memory=content.memory // 2,
             )

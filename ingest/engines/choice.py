@@ -5,32 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 
+from featuredb.render.progress import log
 from featuredb.store.layout import Layout
+from ingest.attached import ModelWithSaes
 from ingest.engines.local import LocalEngine
 from ingest.engines.processes import ProcessEngine
 from ingest.engines.ray.engine import ray_engine
 from ingest.engines.worker import job_of
 from ingest.engines.workers import Workers
-from ingest.inputs import Reader
+from ingest.extract.partition import Extractor
 from ingest.options import IngestOptions
-from ingest.prepare import engine_of
-from ingest.progress import say
-from ingest.run_plan import Plan
+from ingest.run_plan import RunPlan
 
 _CPUS_PER_PROCESS = 4
 
 
 def workers_for(
-    layout: Layout, plan: Plan, reader: Reader, options: IngestOptions
+    layout: Layout, plan: RunPlan, loaded: ModelWithSaes, options: IngestOptions
 ) -> AbstractContextManager[Workers]:
-    """Return the backend that `options.engine` names. Only the local one keeps `reader` alive."""
-    note = partial(say, show=options.progress)
+    """Return the backend that `options.engine` names. Only the local one keeps `loaded` alive."""
     if options.engine == "local":
-        return nullcontext(LocalEngine(engine_of(layout, plan, reader, show=options.progress)))
+        return nullcontext(LocalEngine(Extractor.of(layout, plan, loaded)))
     if options.engine == "ray":
         return ray_engine(
             address=options.ray_address,
@@ -38,12 +36,12 @@ def workers_for(
             gpus_per_worker=options.gpus_per_worker,
             device=options.device.partition(":")[0],
             job_on=lambda device: job_of(layout, plan, options, device, None),
-            note=note,
+            note=log.info,
         )
-    devices = _devices(reader.model.device)
+    devices = _devices(loaded.model.device)
     count, threads = _processes(devices, options.workers)
     jobs = [job_of(layout, plan, options, devices[i % len(devices)], threads) for i in range(count)]
-    return nullcontext(ProcessEngine(jobs, note))
+    return nullcontext(ProcessEngine(jobs, log.info))
 
 
 def _devices(chosen: torch.device) -> list[str]:

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ingest.compaction import merge_here
-from ingest.extract.partition import Engine, Report, collect, write
+from ingest.extract.partition import Extractor, Report, collect, write
 from ingest.run_plan import Summary
 
 
@@ -15,21 +15,21 @@ from ingest.run_plan import Summary
 class LocalEngine:
     """Backend of a single process. See `Workers`."""
 
-    engine: Engine
+    extractor: Extractor
     merge = staticmethod(merge_here)
 
     @property
     def device(self) -> str:
-        return str(self.engine.model.device)
+        return str(self.extractor.model.device)
 
     def run(self, partitions: Sequence[int], report: Report) -> Iterator[Summary]:
         """Run partitions in order. Two are in memory: one running, one being written."""
         with ThreadPoolExecutor(1, "write") as writer:
             writing: Future[Summary] | None = None
             for partition in partitions:
-                collected = collect(self.engine, partition, report)
+                collected = collect(self.extractor, partition, report)
                 if writing is not None:
                     yield writing.result()
-                writing = writer.submit(write, self.engine, collected)
+                writing = writer.submit(write, self.extractor, collected)
             if writing is not None:
                 yield writing.result()

@@ -16,11 +16,10 @@ from featuredb.errors import IngestError, PlanMismatchError
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import WRITER
 from ingest.extract.device import DeviceMemory
-from ingest.extract.partition import Collected, Report, collect, write
-from ingest.inputs import absolute, load_reader
+from ingest.extract.partition import Collected, Extractor, Report, collect, write
+from ingest.inputs import absolute, attach_saes
 from ingest.options import Hooks, IngestOptions
-from ingest.prepare import engine_of
-from ingest.run_plan import Plan, Summary, differences, read_plan
+from ingest.run_plan import RunPlan, Summary, differences, read_plan
 
 
 class Job(NamedTuple):
@@ -45,7 +44,7 @@ class Job(NamedTuple):
 
 
 def job_of(
-    layout: Layout, plan: Plan, options: IngestOptions, device: str, threads: int | None
+    layout: Layout, plan: RunPlan, options: IngestOptions, device: str, threads: int | None
 ) -> Job:
     """The job of a worker on `device`."""
     model = plan.draft.model
@@ -96,7 +95,7 @@ class Worker:
         device = torch.device(job.device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        reader = load_reader(
+        loaded = attach_saes(
             job.model,
             job.saes,
             job.names,
@@ -108,7 +107,7 @@ class Worker:
             # A plan exists only if the check has passed.
             check=False,
         )
-        actual = reader.identity()
+        actual = loaded.identity()
         planned = {name: plan.identity.get(name, "unset") for name in actual}
         if changed := differences(planned, actual):
             raise PlanMismatchError(
@@ -117,8 +116,8 @@ class Worker:
             )
         # A worker that was given up for dead may still be writing when another repeats its
         # partition, so each worker's runs have names of their own.
-        self._engine = replace(
-            engine_of(layout, plan, reader),
+        self._extractor = replace(
+            Extractor.of(layout, plan, loaded),
             memory=DeviceMemory(plan.batch_tokens, note),
             writer=uuid.uuid4().hex[:8],
         )
@@ -131,8 +130,8 @@ class Worker:
 
     def collect(self, partition: int, report: Report) -> None:
         """Run the model and the SAEs over a partition."""
-        self._collected[partition] = collect(self._engine, partition, report)
+        self._collected[partition] = collect(self._extractor, partition, report)
 
     def write(self, partition: int) -> Summary:
         """Write a collected partition and mark it done."""
-        return write(self._engine, self._collected.pop(partition))
+        return write(self._extractor, self._collected.pop(partition))

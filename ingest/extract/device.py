@@ -1,4 +1,4 @@
-"""How much the device takes at once: halved whenever it runs out of memory, and remembered."""
+"""How much the device takes at once: halved whenever it runs out of memory."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from typing import TypeVar
 import torch
 
 from featuredb.errors import ModelError
+from featuredb.render.progress import log
 from ingest.extract.batches import Batch
 
 Result = TypeVar("Result")
 
-_SAYS_SO = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What backends without an exception of their own for it (CPU, MPS, cuBLAS) write."""
+_MESSAGES = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Of backends without an exception type for it: CPU, MPS, cuBLAS."""
 
 
 class DeviceMemory:
     """The most padded tokens that a forward pass is given, from `batch_tokens` downwards.
 
-    note: told, in a line, whenever that changes.
+    note: called with a message whenever that changes.
     """
 
-    def __init__(self, batch_tokens: int, note: Callable[[str], None]) -> None:
+    def __init__(self, batch_tokens: int, note: Callable[[str], None] = log.info) -> None:
         self.batch_tokens = batch_tokens
         self._note = note
         self._lock = threading.Lock()
 
     def run(self, work: Callable[[Batch], Result], batch: Batch) -> Iterator[tuple[Batch, Result]]:
-        """`work(batch)`; or, where the device has too little memory for it, that of its halves.
+        """Yield `work(batch)`, or that of its halves if the device's memory is too small for it.
 
-        Gives (part of the batch, result) by row. Raises `ModelError` when a single context does
-        not fit.
+        Yields (part of the batch, result) by row. Raises `ModelError` if a single context does not
+        fit.
         """
         waiting = [batch]
         while waiting:
@@ -70,7 +71,7 @@ class DeviceMemory:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in _SAYS_SO)
+    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in _MESSAGES)
 
 
 def _halves(batch: Batch) -> list[Batch]:

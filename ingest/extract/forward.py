@@ -1,4 +1,4 @@
-"""One batch through the model and its SAEs: to the hook and no further, then the non-zeros."""
+"""Run one batch through the model, up to the last hook, and through the SAEs."""
 
 from __future__ import annotations
 
@@ -12,25 +12,17 @@ from torch import Tensor
 
 from featuredb.errors import ModelError, SaeError
 from featuredb.store import schemas
+from featuredb.store.snapshot import Corpus, Draft, Snapshot
 from featuredb.store.values import Values, stored_values
+from ingest.attached import AttachedSae
 from ingest.extract.batches import Batch
 from ingest.model.hooks import HookPoint, forward_to_hooks
 from ingest.model.load import LoadedModel
-from ingest.sae import LoadedSae
 from ingest.sae.codes import SparseCodes
 
 
-class Probe(NamedTuple):
-    """One SAE at its hook. sink_norm: positions of a larger norm are sinks; None records all."""
-
-    name: str
-    sae: LoadedSae
-    hook: HookPoint
-    sink_norm: float | None
-
-
 class Recorded(NamedTuple):
-    """What one SAE gave for a batch.
+    """The activations of one SAE on a batch.
 
     row: int64 [n], the context's row in the batch; token_index int64 [n]; feature_id [n];
     activation as stored [n]: sorted by (row, token_index, feature_id). recorded: how many
@@ -48,24 +40,32 @@ class Recorded(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Which positions are recorded, and what values are rounded to."""
+    """Which positions are recorded, and what values are rounded to.
+
+    skip_first: the first token of every context is a BOS that is not recorded.
+    """
 
     skip_first: bool
-    """The first token of every context is a BOS that is not recorded."""
     values: Values
+
+    @classmethod
+    def of(cls, snapshot: Draft | Snapshot, corpus: Corpus) -> Rule:
+        """The rule for a corpus of a database."""
+        recording = snapshot.recording
+        return cls(corpus.bos_token_id is not None and not recording.keep_bos, recording.values)
 
 
 @torch.inference_mode()
 def run_batch(
-    model: LoadedModel, probes: Sequence[Probe], batch: Batch, rule: Rule
+    model: LoadedModel, saes: Sequence[AttachedSae], batch: Batch, rule: Rule
 ) -> list[Recorded]:
-    """Activations of each probe at every recorded position of the batch, in the probes' order.
+    """Activations of each SAE at every recorded position of the batch, in the order of `saes`.
 
     Raises `ModelError` for residuals and `SaeError` for activations that are not finite.
     """
-    residuals = forward(model, [p.hook for p in probes], batch)
+    residuals = forward(model, [attached.hook for attached in saes], batch)
     wanted = positions(batch.lengths, rule.skip_first)
-    return [_record(probe, residuals[probe.hook.name], wanted, rule.values) for probe in probes]
+    return [_record(each, residuals[each.hook.name], wanted, rule.values) for each in saes]
 
 
 def forward(model: LoadedModel, hooks: Sequence[HookPoint], batch: Batch) -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ def _mask(batch: Batch) -> npt.NDArray[np.int64]:
 
 
 def _record(
-    probe: Probe,
+    attached: AttachedSae,
     residual: Tensor,
     wanted: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
     values: Values,
@@ -116,21 +116,21 @@ def _record(
     row, index = wanted
     flat = torch.from_numpy(row * residual.shape[1] + index).to(residual.device)
     x = residual.reshape(-1, residual.shape[-1]).index_select(0, flat).float()
-    norm = all_finite(x, probe.hook.name)
+    norm = all_finite(x, attached.hook.name)
     sink_row = sink_index = np.empty(0, np.int64)
     sink_norm = np.empty(0, np.float32)
-    if probe.sink_norm is not None:
-        sink = norm > probe.sink_norm
+    if attached.sink_norm is not None:
+        sink = norm > attached.sink_norm
         if bool(sink.any()):
-            away = sink.cpu().numpy()
-            sink_row, sink_index = row[away], index[away]
+            is_sink = sink.cpu().numpy()
+            sink_row, sink_index = row[is_sink], index[is_sink]
             sink_norm = norm[sink].cpu().numpy()
-            row, index = row[~away], index[~away]
+            row, index = row[~is_sink], index[~is_sink]
             x = x[~sink]
-    codes = probe.sae.encode_sparse(x)
+    codes = attached.sae.encode_sparse(x)
     if not bool(torch.isfinite(codes.values).all()):
         raise SaeError(
-            f"SAE {probe.name} gives NaN or infinite activations at {probe.hook.name}: "
+            f"SAE {attached.name} gives NaN or infinite activations at {attached.hook.name}: "
             "its weights or its hook are wrong; nothing was stored"
         )
     at, feature, value = _to_host(codes)

@@ -1,32 +1,36 @@
-"""New text through the database's own model and SAEs: what would be stored, were it ingested."""
+"""Tokens run through a database's own model and SAEs: what an ingest of them would store."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import ModelError, SaeError
 from featuredb.store import schemas
-from featuredb.store.snapshot import Model, Sae, Snapshot
+from featuredb.store.snapshot import Corpus, Model, Sae, Snapshot
+from ingest.attached import AttachedSae
 from ingest.extract.batches import batches
-from ingest.extract.forward import Probe, Rule, run_batch
+from ingest.extract.forward import Rule, run_batch
 from ingest.model.load import LoadedModel, load_model
 from ingest.sae import LoadedSae, load_sae
 from ingest.tokens.tokenize import tokenize_batch
+
+_BATCH_TOKENS = 4_096
 
 _LOADING = threading.RLock()
 """A model or an SAE is loaded once, however many threads ask for it first."""
 
 
-class Encoded(NamedTuple):
+class EncodedTokens(NamedTuple):
     """Activations of one SAE on a text, all [n], sorted by (token_index, feature_id).
 
-    token_index int64 counts the text's own tokens, BOS not among them.
+    token_index int64 counts the text's own tokens, without BOS.
     """
 
     sae: str
@@ -36,22 +40,33 @@ class Encoded(NamedTuple):
 
 
 class EncodedText(NamedTuple):
-    """What fires on a text. tokens: how each of its tokens reads."""
+    """What fires on a text. tokens: the text of each token."""
 
     tokens: list[str]
-    encoded: list[Encoded]
+    encoded: list[EncodedTokens]
+
+
+class EncodedContexts(NamedTuple):
+    """Activations of one SAE on some contexts, all [n], not rounded.
+
+    context int64: which of the given contexts. token_index int64 counts BOS.
+    """
+
+    context: npt.NDArray[np.int64]
+    token_index: npt.NDArray[np.int64]
+    feature_id: npt.NDArray[np.uint32]
+    activation: npt.NDArray[np.float32]
 
 
 def encode_text(snapshot: Snapshot, text: str, token_texts: list[str]) -> EncodedText:
     """Run `text` through the model and every SAE of the snapshot.
 
-    Tokenised, cut, rounded and freed of BOS and sinks exactly as at ingest; an empty text gives
-    no tokens and no activations. The model and SAEs are loaded once per process. Raises
-    `ModelError` or `SaeError` when they are gone or have changed since the ingest.
+    It is tokenized, cut and rounded as at ingest, without BOS and sinks. An empty text gives no
+    tokens and no activations. The model and SAEs are loaded once per process. Raises `ModelError`
+    or `SaeError` if they are missing or have changed since the ingest.
     """
     corpus = snapshot.corpora[0]
-    model = recorded_model(snapshot.model)
-    probes = [recorded_probe(model, sae, snapshot.recording.keep_sinks) for sae in snapshot.saes]
+    model, saes = _loaded(snapshot)
     with model.lock:
         tokenized = tokenize_batch(
             model.tokenizer,
@@ -62,35 +77,70 @@ def encode_text(snapshot: Snapshot, text: str, token_texts: list[str]) -> Encode
         )
     starts = np.concatenate(([0], np.cumsum(tokenized.context_lengths))).astype(np.int64)
     bos = int(corpus.bos_token_id is not None)
-    own = np.delete(tokenized.token_ids, starts[:-1]) if bos else tokenized.token_ids
-    tokens = [token_texts[i] for i in own]
+    text_ids = np.delete(tokenized.token_ids, starts[:-1]) if bos else tokenized.token_ids
+    tokens = [token_texts[i] for i in text_ids]
     rule = Rule(bool(bos), snapshot.recording.values)
-    found: list[list[Encoded]] = [[] for _ in probes]
-    budget = int(max(4_096, corpus.context_size))
-    pieces = batches(tokenized.token_ids, starts, budget) if len(starts) > 1 else iter(())
-    for batch in pieces:
-        for index, got in enumerate(run_batch(model, probes, batch, rule)):
+    pieces: list[list[EncodedTokens]] = [[] for _ in saes]
+    budget = int(max(_BATCH_TOKENS, corpus.context_size))
+    for batch in batches(tokenized.token_ids, starts, budget) if len(starts) > 1 else ():
+        for each, own, rows in zip(saes, pieces, run_batch(model, saes, batch, rule), strict=True):
             # Windows do not overlap, so a token's place in the text follows from its context.
-            context = batch.contexts[got.row]
-            place = starts[context] - context * bos + got.token_index - bos
-            name = probes[index].name
-            found[index].append(Encoded(name, place, got.feature_id, got.activation))
-    return EncodedText(tokens, [_join(p.name, f) for p, f in zip(probes, found, strict=True)])
+            context = batch.contexts[rows.row]
+            place = starts[context] - context * bos + rows.token_index - bos
+            own.append(EncodedTokens(each.name, place, rows.feature_id, rows.activation))
+    return EncodedText(tokens, [_join(a.name, p) for a, p in zip(saes, pieces, strict=True)])
 
 
-def _join(name: str, pieces: list[Encoded]) -> Encoded:
+def encode_contexts(
+    snapshot: Snapshot, corpus: Corpus, contexts: Sequence[npt.NDArray[Any]]
+) -> list[EncodedContexts]:
+    """Run stored contexts of a corpus through the model and the SAEs again.
+
+    Args:
+        snapshot: Names the model and the SAEs.
+        corpus: The corpus of the contexts.
+        contexts: The token ids of each, at least one.
+
+    Returns:
+        One record per SAE of the snapshot.
+
+    Raises:
+        ModelError: The model is missing or has changed since the ingest.
+        SaeError: So has an SAE.
+    """
+    model, saes = _loaded(snapshot)
+    starts = np.cumsum([0, *map(len, contexts)])
+    rule = Rule(Rule.of(snapshot, corpus).skip_first, "float32")
+    budget = max(_BATCH_TOKENS, corpus.context_size)
+    pieces: list[list[EncodedContexts]] = [[] for _ in saes]
+    for batch in batches(np.concatenate(contexts), starts, budget):
+        for own, rows in zip(pieces, run_batch(model, saes, batch, rule), strict=True):
+            context = batch.contexts[rows.row]
+            activation = rows.activation.astype(np.float32)
+            own.append(EncodedContexts(context, rows.token_index, rows.feature_id, activation))
+    return [EncodedContexts(*map(np.concatenate, zip(*own, strict=True))) for own in pieces]
+
+
+def _join(name: str, pieces: list[EncodedTokens]) -> EncodedTokens:
     if not pieces:
         none = np.empty(0, np.int64)
-        return Encoded(name, none, np.empty(0, np.uint32), np.empty(0, np.float16))
+        return EncodedTokens(name, none, np.empty(0, np.uint32), np.empty(0, np.float16))
     place = np.concatenate([p.token_index for p in pieces])
     feature = np.concatenate([p.feature_id for p in pieces])
     activation = np.concatenate([p.activation for p in pieces])
     order = np.lexsort((feature, place))
-    return Encoded(name, place[order], feature[order], activation[order])
+    return EncodedTokens(name, place[order], feature[order], activation[order])
+
+
+def _loaded(snapshot: Snapshot) -> tuple[LoadedModel, tuple[AttachedSae, ...]]:
+    """The model and the SAEs of a snapshot, each loaded once."""
+    model = recorded_model(snapshot.model)
+    keep_sinks = snapshot.recording.keep_sinks
+    return model, tuple(_recorded_sae(model, sae, keep_sinks) for sae in snapshot.saes)
 
 
 def recorded_model(record: Model) -> LoadedModel:
-    """The model of a snapshot, loaded once. Raises `ModelError` when it is gone or has changed."""
+    """The model of a snapshot, loaded once. Raises `ModelError` if it is missing or has changed."""
     with _LOADING:
         return _load_model(record)
 
@@ -118,12 +168,12 @@ def _load_sae(source: str, sha256: str) -> LoadedSae:
     return sae
 
 
-def recorded_probe(model: LoadedModel, record: Sae, keep_sinks: bool) -> Probe:
-    """An SAE of a snapshot at its hook. Raises `SaeError` when it is gone or has changed."""
+def _recorded_sae(model: LoadedModel, record: Sae, keep_sinks: bool) -> AttachedSae:
+    """An SAE of a snapshot at its hook. Raises `SaeError` if it is missing or has changed."""
     with _LOADING:
         sae = _load_sae(record.source, record.sha256).to(device=model.device)
     check = record.check
-    limit = None
+    sink_norm = None
     if not keep_sinks and check.sink_threshold is not None:
-        limit = check.sink_threshold * check.median_norm
-    return Probe(record.name, sae, model.hook(record.hook), limit)
+        sink_norm = check.sink_threshold * check.median_norm
+    return AttachedSae(record.name, sae, model.hook(record.hook), sink_norm=sink_norm)

@@ -1,28 +1,29 @@
-"""The load check: what an SAE does on the first tokens of the corpus, before it is trusted."""
+"""The load check: how well the SAEs explain the first tokens of the corpus."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import HookError, LoadCheckError
+from featuredb.render.progress import log
 from featuredb.store.snapshot import LoadCheck
+from ingest.attached import AttachedSae, ModelWithSaes
 from ingest.extract.device import DeviceMemory
-from ingest.load_check.alternatives import Reading, begins_with_sinks, suspects
+from ingest.load_check.alternatives import begins_with_sinks, find_alternatives
 from ingest.load_check.sample import SampleTokens, explain, read_states
 from ingest.model.hooks import HookPoint
 from ingest.model.load import LoadedModel
 from ingest.sae import LoadedSae
 
 SAMPLE_TOKENS = 8_192
-"""Enough for L0 and explained variance to two digits, a few seconds on a CPU."""
+"""Enough for two digits of L0 and of explained variance, in a few seconds on a CPU."""
 
 L0_FACTOR = 5.0
-"""An L0 this many times the stated one is taken for a wrong load: a TopK read as ReLU, a
-normalisation forgotten, a wrong layer are all louder than this."""
+"""An L0 of this many times the stated one is a wrong load. A TopK SAE read as ReLU, a lost
+normalization and a wrong layer all exceed it."""
 
 _SINK_THRESHOLD = 10.0
 _OVERRIDE = "--no-check goes on all the same"
@@ -37,7 +38,7 @@ _LOUD_CAUSES = (
 
 
 class Measured(NamedTuple):
-    """What is kept of the measurement, and int64 [d_sae], the tokens each feature was active on."""
+    """The measurement. counts: int64 [d_sae], tokens on which each feature was active."""
 
     check: LoadCheck
     counts: npt.NDArray[np.int64]
@@ -51,9 +52,9 @@ def fit(
     *,
     check: bool = True,
 ) -> None:
-    """Raises `HookError` when the SAE cannot read, or write, there, naming both widths.
+    """Raise `HookError`, naming both widths, if the SAE cannot read or write at these hooks.
 
-    check: also when it is not known where it writes, so that it could not be checked.
+    check: also raise if its output's place is unknown, so that it could not be checked.
     """
     if sae.d_in != hook.width:
         raise HookError(
@@ -72,55 +73,92 @@ def fit(
         )
 
 
+def check_load(
+    loaded: ModelWithSaes,
+    sample: SampleTokens,
+    *,
+    batch_tokens: int,
+    sink_threshold: float | None,
+    refuse: bool,
+) -> dict[str, Measured]:
+    """Measure every SAE on the first contexts, by name.
+
+    Args:
+        loaded: The model and the SAEs.
+        sample: The corpus's tokens.
+        batch_tokens: Padded tokens per forward pass.
+        sink_threshold: As in `IngestOptions`, None if sinks are recorded.
+        refuse: Raise if an SAE does not explain what it reads.
+
+    Raises:
+        LoadCheckError: With `refuse`, if an SAE seems to be loaded wrongly.
+        ModelError: If hidden states are NaN or infinite.
+    """
+    measured = measure(loaded, sample, sink_threshold, DeviceMemory(batch_tokens))
+    for attached, (check, _) in zip(loaded.saes, measured, strict=True):
+        explained = check.variance_explained
+        log.info(
+            f"{attached.name} at {attached.hook.name}: variance explained "
+            f"{'not measured' if explained is None else format(explained, '.3f')}, "
+            f"L0 {check.l0:.1f} on {check.tokens:,} tokens"
+        )
+        if refuse:
+            judge(loaded.model, attached, check, sample, sink_threshold)
+    return {attached.name: each for attached, each in zip(loaded.saes, measured, strict=True)}
+
+
 def measure(
-    model: LoadedModel,
-    saes: Sequence[tuple[LoadedSae, HookPoint, HookPoint | None]],
+    loaded: ModelWithSaes,
     sample: SampleTokens,
     sink_threshold: float | None,
     memory: DeviceMemory,
 ) -> list[Measured]:
-    """Measure each (SAE, input hook, output hook or None) on the first contexts.
+    """Measure each SAE on the first contexts.
 
-    Sinks and BOS are left out of every figure as they are left out of the store. The median norm
-    counts every recorded position. variance explained = 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖², with y the
-    hook the SAE rebuilds; None where that is not known and the widths differ. Raises `ModelError`
-    for NaN or infinite hidden states.
+    Sinks and BOS are excluded, as they are from the database, but the median norm counts all
+    recorded positions. Variance explained is 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖², with y the hook that the
+    SAE rebuilds, None if that is unknown and the widths differ. Raises `ModelError` for NaN or
+    infinite hidden states.
     """
-    hooks = {h.name: h for _, read, write in saes for h in (read, write) if h is not None}
-    states = read_states(model, list(hooks.values()), sample.first(SAMPLE_TOKENS), memory)
+    hooks = {h.name: h for a in loaded.saes for h in (a.hook, a.hook_out) if h is not None}
+    states = read_states(loaded.model, list(hooks.values()), sample.first(SAMPLE_TOKENS), memory)
     measured = []
-    for sae, read, write in saes:
-        kept, median = states[read.name].ordinary(sink_threshold)
-        x = states[read.name].x[kept]
-        known = write is not None or sae.d_out == sae.d_in
-        y = states[(write or read).name].x[kept] if known else x.new_zeros(len(x), sae.d_out)
-        got = explain(sae, x, y)
+    for attached in loaded.saes:
+        sae, at_hook = attached.sae, states[attached.hook.name]
+        ordinary, median = at_hook.ordinary(sink_threshold)
+        x = at_hook.x[ordinary]
+        known = attached.hook_out is not None or sae.d_out == sae.d_in
+        y = (
+            states[(attached.hook_out or attached.hook).name].x[ordinary]
+            if known
+            else x.new_zeros(len(x), sae.d_out)
+        )
+        explained = explain(sae, x, y)
         check = LoadCheck(
             tokens=len(x),
-            l0=got.l0,
-            variance_explained=got.variance_explained if known else None,
-            dead_share=got.dead_share,
+            l0=explained.l0,
+            variance_explained=explained.variance_explained if known else None,
+            dead_share=explained.dead_share,
             median_norm=median,
             sink_threshold=sink_threshold,
         )
-        measured.append(Measured(check, got.counts))
+        measured.append(Measured(check, explained.counts))
     return measured
 
 
 def judge(
-    name: str,
     model: LoadedModel,
-    reading: Reading,
+    attached: AttachedSae,
     check: LoadCheck,
     sample: SampleTokens,
-    note: Callable[[str], None],
+    sink_threshold: float | None,
 ) -> None:
-    """Raises `LoadCheckError` when the SAE does not explain what it reads, or explains another
-    reading clearly better; says what is likely wrong where that can be told.
+    """Raise `LoadCheckError` if the SAE explains nothing, or another reading of it clearly more.
 
-    note: told, in a line, what is doubtful but no ground for refusal.
+    The error names the likely cause if it can be told. What is doubtful but no ground for refusal
+    is logged.
     """
-    sae, place = reading.sae, reading.hook.name
+    sae, name, place = attached.sae, attached.name, attached.hook.name
     assert check.variance_explained is not None, "fit has refused what cannot be measured"
     figures = f"{check.variance_explained:.2f} on {check.tokens} tokens, L0 {check.l0:.1f}"
     wrong, causes = None, _CAUSES
@@ -129,31 +167,31 @@ def judge(
     elif sae.stated_l0 and check.l0 > L0_FACTOR * sae.stated_l0:
         wrong = f"has L0 {check.l0:.1f} at {place} where its files state {sae.stated_l0:g}"
         causes = _LOUD_CAUSES
-    found = suspects(model, reading, sample, refused=wrong is not None)
+    better = find_alternatives(model, attached, sample, sink_threshold, refused=wrong is not None)
     if wrong is not None:
         raise LoadCheckError(
-            f"SAE {name} {wrong}: {found[0].sentence() if found else causes}; {_OVERRIDE}"
+            f"SAE {name} {wrong}: {better[0].sentence() if better else causes}; {_OVERRIDE}"
         )
-    if found:
-        best = suspects(model, reading, sample, refused=False, everywhere=True)[:1] or found
+    if better:
+        everywhere = find_alternatives(
+            model, attached, sample, sink_threshold, refused=False, everywhere=True
+        )
+        best = (everywhere or better)[0]
         raise LoadCheckError(
             f"SAE {name} explains {check.variance_explained:.2f} of the variance at {place}, but "
-            f"{best[0].sentence()}; {_OVERRIDE}"
+            f"{best.sentence()}; {_OVERRIDE}"
         )
     if sample.bos is None and sae.prepend_bos is None:
-        states = read_states(
-            model,
-            [reading.hook],
-            sample.first(SAMPLE_TOKENS // 8),
-            DeviceMemory(SAMPLE_TOKENS // 8, lambda _: None),
-        )[place]
+        tokens = SAMPLE_TOKENS // 8
+        memory = DeviceMemory(tokens, lambda _: None)
+        states = read_states(model, [attached.hook], sample.first(tokens), memory)[place]
         if begins_with_sinks(states, _SINK_THRESHOLD):
             fix = (
                 'set "prepend_bos": true in its cfg.json'
                 if sae.format == "saelens"
                 else "give the model a tokenizer that puts one first"
             )
-            note(
+            log.info(
                 f"contexts have no BOS and begin with tokens of enormous norm at {place}: "
                 f"if SAE {name} was trained with a BOS, {fix}, and ingest to another path"
             )

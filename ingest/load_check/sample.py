@@ -21,8 +21,11 @@ _ROWS = 1_024
 
 
 class SampleTokens(NamedTuple):
-    """Contexts to look at: token ids, where each context begins int64 [n + 1], whether each
-    begins with a BOS, and whether that BOS is left out of what is recorded."""
+    """Contexts to look at.
+
+    tokens: token ids. starts: int64 [n + 1], where each context begins. bos: the BOS that each
+    begins with, None for none. skip_first: that BOS is not recorded.
+    """
 
     tokens: npt.NDArray[np.unsignedinteger]
     starts: npt.NDArray[np.int64]
@@ -43,20 +46,22 @@ class SampleTokens(NamedTuple):
 
     def with_bos(self, bos: int) -> SampleTokens:
         """The same contexts with a BOS in front of each."""
-        told = np.asarray(self.tokens[: int(self.starts[-1])]).astype(np.int64)
-        tokens = np.insert(told, self.starts[:-1], bos).astype(np.uint32)
+        ids = np.asarray(self.tokens[: int(self.starts[-1])]).astype(np.int64)
+        tokens = np.insert(ids, self.starts[:-1], bos).astype(np.uint32)
         return SampleTokens(tokens, self.starts + np.arange(len(self.starts)), bos, True)
 
 
 class States(NamedTuple):
-    """What passes one hook at the recorded positions: x float32 [n, width]; first bool [n], the
-    positions that begin a context."""
+    """Hidden states at one hook, at the recorded positions.
+
+    x: float32 [n, width]. first: bool [n], positions that begin a context.
+    """
 
     x: Tensor
     first: Tensor
 
     def ordinary(self, sink_threshold: float | None) -> tuple[Tensor, float]:
-        """Which positions [n] are not sinks, and the median norm that decides it."""
+        """The positions [n] that are not sinks, and the median norm that decides it."""
         norms = self.x.norm(dim=1)
         median = float(norms.median()) if len(norms) else 0.0
         if sink_threshold is None:
@@ -65,9 +70,10 @@ class States(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """How an SAE did: 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖², mean active features, features never active.
+    """How well an SAE explains.
 
-    counts: int64 [d_sae], the tokens each feature was active on.
+    variance_explained: 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖². l0: mean active features. dead_share: features
+    never active. counts: int64 [d_sae], tokens on which each feature was active.
     """
 
     variance_explained: float
@@ -80,7 +86,7 @@ class Explained(NamedTuple):
 def read_states(
     model: LoadedModel, hooks: Sequence[HookPoint], sample: SampleTokens, memory: DeviceMemory
 ) -> dict[str, States]:
-    """States by hook name. Raises `ModelError` where they are NaN or infinite."""
+    """States by hook name. Raises `ModelError` if they are NaN or infinite."""
     gathered: dict[str, list[Tensor]] = {hook.name: [] for hook in hooks}
     firsts: list[Tensor] = []
     for batch in batches(sample.tokens, sample.starts, memory.batch_tokens):
@@ -89,9 +95,11 @@ def read_states(
             flat = torch.from_numpy(row * piece.token_ids.shape[1] + index)
             firsts.append(torch.from_numpy(index == int(sample.skip_first)))
             for name, residual in residuals.items():
-                kept = residual.reshape(-1, residual.shape[-1])[flat.to(residual.device)].float()
-                all_finite(kept, name)
-                gathered[name].append(kept)
+                recorded = residual.reshape(-1, residual.shape[-1])[
+                    flat.to(residual.device)
+                ].float()
+                all_finite(recorded, name)
+                gathered[name].append(recorded)
     first = torch.cat(firsts)
     return {
         name: States(torch.cat(pieces), first.to(pieces[0].device))
@@ -101,9 +109,9 @@ def read_states(
 
 @torch.inference_mode()
 def explain(sae: LoadedSae, x: Tensor, y: Tensor, *, top: int | None = None) -> Explained:
-    """How well decode(encode(x)) is y; x [n, d_in], y [n, d_out].
+    """Compare decode(encode(x)) with y. x [n, d_in], y [n, d_out].
 
-    With `top`, only that many of each token's activations, the largest, are kept.
+    top: only so many of each token's activations, the largest.
     """
     counts = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
     squared = 0.0
@@ -111,8 +119,8 @@ def explain(sae: LoadedSae, x: Tensor, y: Tensor, *, top: int | None = None) -> 
         part = x[start : start + _ROWS]
         acts = sae.encode(part)
         if top is not None:
-            kept = acts.topk(min(top, sae.d_sae), dim=1)
-            acts = torch.zeros_like(acts).scatter_(1, kept.indices, kept.values)
+            largest = acts.topk(min(top, sae.d_sae), dim=1)
+            acts = torch.zeros_like(acts).scatter_(1, largest.indices, largest.values)
         fires = acts != 0
         counts += fires.sum(dim=0)
         rebuilt = sae.decode(acts, part)

@@ -1,4 +1,4 @@
-"""More for a database that there is: another corpus, or more SAEs over the corpora it has."""
+"""Add a corpus or SAEs to an existing database."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featuredb.errors import IngestError, ModelError, SaeError
+from featuredb.render.progress import shown
 from featuredb.store.corpora import unite
 from featuredb.store.files.atomic import storage_errors
 from featuredb.store.files.lock import write_lock
@@ -15,85 +16,84 @@ from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.history import refuse_nothing_to_write_to
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Snapshot
+from ingest.attached import ModelWithSaes
 from ingest.change import after_the_last_writer, take_back, tidy
 from ingest.engines import workers_for
-from ingest.inputs import Inputs, Reader, bos_of, load_inputs, reader_for
-from ingest.operations.ingest import Outcome, carry_out, done_already
+from ingest.inputs import Inputs, bos_of, load_inputs, load_model_with_saes
+from ingest.operations.ingest import Outcome, carry_out, done_already, unfinished_plan
 from ingest.options import IngestOptions
-from ingest.prepare import plan_append, plan_saes
-from ingest.run_plan import check_identity, read_plan
+from ingest.prepare import RunSettings, plan_append, plan_saes
 
 
-def append(path: str | Path, corpus: Any, **told: Any) -> Outcome:
-    """Add a corpus to the database at `path`: every SAE it has, over all of it.
+def append(path: str | Path, corpus: Any, **options: Any) -> Outcome:
+    """Add a corpus to the database at `path`, for all of its SAEs. Resumable.
 
-    told: the arguments of `IngestOptions` that are about a corpus or about how to compute; model
-    and SAEs are those of the database, found where they were at the first ingest unless model
-    and saes say where they are now. Interrupted at any moment, the same call continues; a corpus
-    that is there already is left as it is. Raises `FeatureDBError`.
+    options: the arguments of `IngestOptions` about a corpus or about how to compute. The model and
+    the SAEs are the database's, found where they were at the first ingest unless model and saes say
+    where they are now. A corpus that is already there is left as it is. Raises `FeatureDBError`.
     """
     layout = Layout(Path(path).expanduser().resolve())
     base = _at_rest(layout, "append")
-    options = _options(base, {"corpus": corpus} | told)
-    inputs = load_inputs(options, base.model.revision)
-    with _adding(layout, "append") as base:
-        _same_reader(base, inputs.reader)
-        _fits(base, inputs)
-        _same_kinds(layout, base, inputs)
-        identity = {"operation": "append"} | inputs.identity(options)
-        if done_already(base, identity):
-            tidy(layout, base)
-            return Outcome(base, fresh=False)
-        plan = read_plan(layout)
-        if plan is None:
-            _not_there_yet(base, inputs)
-            plan = plan_append(layout, base, inputs, options, identity)
-        else:
-            check_identity(layout, plan.identity, identity)
-        workers = workers_for(layout, plan, inputs.reader, options)
-        del inputs
-        return Outcome(carry_out(layout, plan, workers, options, base), fresh=True)
+    settings = _complete(base, {"corpus": corpus} | options)
+    with shown(settings.progress):
+        inputs = load_inputs(settings, base.model.revision)
+        with _adding(layout, "append") as base:
+            _same_saes(base, inputs.loaded)
+            _fits(base, inputs)
+            _same_types(layout, base, inputs)
+            identity = {"operation": "append"} | inputs.identity(settings)
+            if done_already(base, identity):
+                tidy(layout, base)
+                return Outcome(base, fresh=False)
+            plan = unfinished_plan(layout, identity)
+            if plan is None:
+                _not_there_yet(base, inputs)
+                run = RunSettings.of(settings, inputs.loaded.model.device)
+                plan = plan_append(layout, base, inputs, run, identity)
+            backend = workers_for(layout, plan, inputs.loaded, settings)
+            del inputs
+            return Outcome(carry_out(layout, plan, backend, settings.budget(), base), fresh=True)
 
 
 def add_saes(
-    path: str | Path, saes: Sequence[str], names: Sequence[str] | None = None, **told: Any
+    path: str | Path, saes: Sequence[str], names: Sequence[str] | None = None, **options: Any
 ) -> Outcome:
-    """Run more SAEs over the corpora that the database at `path` has; their texts are not needed.
+    """Run more SAEs over the corpora of the database at `path`. Resumable.
 
-    names: one per SAE, else taken from the files. told: other arguments of `IngestOptions`:
-    hook, hook_out, check, how to compute; model says where the model is now. Interrupted at any
-    moment, the same call continues. Raises `FeatureDBError`.
+    The corpora's files are not needed. names: one per SAE. Default: taken from the files. options:
+    the arguments of `IngestOptions` about hooks or about how to compute, and model, where the model
+    is now. Raises `FeatureDBError`.
     """
     layout = Layout(Path(path).expanduser().resolve())
     base = _at_rest(layout, "add-sae")
-    options = _options(base, {"saes": saes, "names": names, "corpus": None} | _OWN_HOOKS | told)
-    reader = reader_for(options, base.model.revision)
-    with _adding(layout, "add-sae") as base:
-        _same_model(base, reader)
-        names_now = [placed.name for placed in reader.saes]
-        identity = {
-            "operation": "add-sae",
-            "SAEs": ", ".join(names_now),
-            "corpora": ", ".join(corpus.id for corpus in base.corpora),
-        } | reader.identity()
-        if done_already(base, identity):
-            tidy(layout, base)
-            return Outcome(base, fresh=False)
-        _free_names(base, names_now)
-        _same_bos(base, reader)
-        plan = read_plan(layout)
-        if plan is None:
-            plan = plan_saes(layout, base, reader, options, identity)
-        else:
-            check_identity(layout, plan.identity, identity)
-        workers = workers_for(layout, plan, reader, options)
-        del reader
-        return Outcome(carry_out(layout, plan, workers, options, base), fresh=True)
+    given = {"saes": saes, "names": names, "corpus": None} | _OWN_HOOKS | options
+    settings = _complete(base, given)
+    with shown(settings.progress):
+        loaded = load_model_with_saes(settings, base.model.revision)
+        with _adding(layout, "add-sae") as base:
+            _same_model(base, loaded)
+            added = [attached.name for attached in loaded.saes]
+            identity = {
+                "operation": "add-sae",
+                "SAEs": ", ".join(added),
+                "corpora": ", ".join(corpus.id for corpus in base.corpora),
+            } | loaded.identity()
+            if done_already(base, identity):
+                tidy(layout, base)
+                return Outcome(base, fresh=False)
+            _free_names(base, added)
+            _same_bos(base, loaded)
+            plan = unfinished_plan(layout, identity)
+            if plan is None:
+                run = RunSettings.of(settings, loaded.model.device)
+                plan = plan_saes(layout, base, loaded, run, identity)
+            backend = workers_for(layout, plan, loaded, settings)
+            del loaded
+            return Outcome(carry_out(layout, plan, backend, settings.budget(), base), fresh=True)
 
 
 def _at_rest(layout: Layout, purpose: str) -> Snapshot:
-    """The live snapshot while nobody else writes: who would be refused is, before a model is
-    loaded."""
+    """The live snapshot if nobody else writes. Called before a model is loaded, to fail early."""
     refuse_nothing_to_write_to(layout)
     with write_lock(layout, purpose), storage_errors(layout.root):
         return after_the_last_writer(layout)
@@ -101,7 +101,7 @@ def _at_rest(layout: Layout, purpose: str) -> Snapshot:
 
 @contextmanager
 def _adding(layout: Layout, purpose: str) -> Iterator[Snapshot]:
-    """The live snapshot, while nobody else writes; what fails before its plan leaves nothing."""
+    """Lock the database and give its live snapshot. A failure before the plan leaves nothing."""
     with write_lock(layout, purpose), storage_errors(layout.root):
         base = after_the_last_writer(layout)
         try:
@@ -111,11 +111,11 @@ def _adding(layout: Layout, purpose: str) -> Iterator[Snapshot]:
             raise
 
 
-def _options(base: Snapshot, told: Mapping[str, Any]) -> IngestOptions:
-    """What the database decides, and what the user says."""
+def _complete(base: Snapshot, options: Mapping[str, Any]) -> IngestOptions:
+    """The given options, and the rest as the database has it."""
     first, recording = base.corpora[0], base.recording
     check = base.saes[0].check
-    kept: dict[str, Any] = {
+    stored: dict[str, Any] = {
         "model": _where(base.model.path, base.model.id),
         "saes": [sae.source for sae in base.saes],
         "names": [sae.name for sae in base.saes],
@@ -128,43 +128,43 @@ def _options(base: Snapshot, told: Mapping[str, Any]) -> IngestOptions:
         "keep_bos": recording.keep_bos,
         "values": recording.values,
     }
-    given = {name: value for name, value in told.items() if value is not None or name in _OPEN}
-    if told["corpus"] is not None and len(given.get("saes", kept["saes"])) != len(base.saes):
+    given = {name: value for name, value in options.items() if value is not None or name in _OPEN}
+    if options["corpus"] is not None and len(given.get("saes", base.saes)) != len(base.saes):
         raise IngestError(
             f"this database has {len(base.saes)} SAEs: say of each where it is now, in the order "
-            f"{', '.join(kept['names'])}"
+            f"{', '.join(stored['names'])}"
         )
-    return IngestOptions(**(kept | given))
+    return IngestOptions(**(stored | given))
 
 
 _OWN_HOOKS: dict[str, Any] = {"hook": None, "hook_out": None}
 _OPEN = {*_OWN_HOOKS, "names", "corpus"}
-"""Settings for which None says something."""
+"""Options for which None has a meaning."""
 
 
 def _where(path: str, name: str) -> str:
     return path if Path(path).exists() else name
 
 
-def _same_model(base: Snapshot, reader: Reader) -> None:
-    wanted, found = base.model, reader.model
-    if found.weights_hash != wanted.sha256 or found.tokenizer_hash != wanted.tokenizer_sha256:
+def _same_model(base: Snapshot, loaded: ModelWithSaes) -> None:
+    wanted, model = base.model, loaded.model
+    if model.weights_hash != wanted.sha256 or model.tokenizer_hash != wanted.tokenizer_sha256:
         raise ModelError(
-            f"the model at {found.path} is not the one this database was ingested with "
+            f"the model at {model.path} is not the one this database was ingested with "
             f"({wanted.id}): give the one whose weights have SHA-256 {wanted.sha256[:12]}…"
         )
 
 
-def _same_reader(base: Snapshot, reader: Reader) -> None:
-    _same_model(base, reader)
-    if [record.name for record in base.saes] != [placed.name for placed in reader.saes]:
+def _same_saes(base: Snapshot, loaded: ModelWithSaes) -> None:
+    _same_model(base, loaded)
+    if [record.name for record in base.saes] != [attached.name for attached in loaded.saes]:
         raise IngestError(
             "the SAEs of this database have changed since the command began: run it again"
         )
-    for record, placed in zip(base.saes, reader.saes, strict=True):
-        if placed.sae.hash != record.sha256:
+    for record, attached in zip(base.saes, loaded.saes, strict=True):
+        if attached.sae.hash != record.sha256:
             raise SaeError(
-                f"the SAE at {placed.source} is not the {record.name} of this database: "
+                f"the SAE at {attached.source} is not the {record.name} of this database: "
                 f"give the one whose weights have SHA-256 {record.sha256[:12]}…"
             )
 
@@ -178,10 +178,12 @@ def _fits(base: Snapshot, inputs: Inputs) -> None:
         )
 
 
-def _same_kinds(layout: Layout, base: Snapshot, inputs: Inputs) -> None:
-    """What Python and SQL would not make the same one column of is refused: SQL could not read the
-    documents at all, or would spell their values otherwise. Names that differ in case alone are one
-    in SQL."""
+def _same_types(layout: Layout, base: Snapshot, inputs: Inputs) -> None:
+    """Refuse columns that Python and SQL would not unite in the same way.
+
+    SQL could not read the documents, or would spell their values otherwise. Names that differ only
+    in case are one column in SQL.
+    """
     files = ParquetFiles(layout.root)
     for corpus in base.corpora:
         stored = files.metadata(corpus.documents.path).schema.to_arrow_schema()
@@ -215,13 +217,13 @@ def _free_names(base: Snapshot, names: Sequence[str]) -> None:
         )
 
 
-def _same_bos(base: Snapshot, reader: Reader) -> None:
-    """The corpora are tokenised, with BOS or without, as their first SAEs wanted it."""
-    wanted = bos_of(reader)
+def _same_bos(base: Snapshot, loaded: ModelWithSaes) -> None:
+    """Refuse SAEs that want BOS if the stored corpora have none, or the other way round."""
+    wanted = bos_of(loaded)
     for corpus in base.corpora:
         if corpus.bos_token_id != wanted:
             raise IngestError(
-                f"{reader.saes[0].name} was trained {_bos(wanted)} and corpus {corpus.id} is "
+                f"{loaded.saes[0].name} was trained {_bos(wanted)} and corpus {corpus.id} is "
                 f"stored {_bos(corpus.bos_token_id)}: ingest it into a database of its own"
             )
 

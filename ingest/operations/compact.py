@@ -1,8 +1,7 @@
-"""Compacting a published database: its runs merged into a new snapshot."""
+"""Compact a database: merge its segments into a new snapshot."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,15 +20,12 @@ class Compacted:
     after: int
 
 
-def compact(
-    path: str | Path, *, memory: str = "4GB", note: Callable[[str], None] = lambda _: None
-) -> Compacted:
+def compact(path: str | Path, *, memory: str = "4GB") -> Compacted:
     """Merge the segments of every SAE into one and publish the result as a new snapshot.
 
-    Answers do not change. A database that has nothing to merge is left as it is: one segment per
-    SAE, or as few as 32-bit positions allow. The files of the snapshot before stay until a
-    vacuum. memory: to work in. note: told what is being done. Raises `DatabaseError`,
-    `StorageError`.
+    Answers do not change. A database with one segment per SAE, or as few as 32-bit positions allow,
+    is left as it is. Files of the snapshot before stay until a vacuum. memory: to work in. Raises
+    `DatabaseError`, `StorageError`.
     """
     with changing(path, "compact") as (layout, snapshot):
         before = len(snapshot.segments)
@@ -48,10 +44,9 @@ def compact(
             {sae.name: snapshot.segments_of(sae.name) for sae in snapshot.saes},
             {},
             snapshot.ingests,
-            note,
             base=snapshot,
             changed=(),
             most=1,
-            memory=Budget.parse(memory).bytes,
+            memory=Budget.parse(memory),
         )
         return Compacted(merged, before, len(merged.segments))

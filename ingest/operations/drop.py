@@ -1,8 +1,7 @@
-"""Dropping an SAE or a corpus: a new snapshot without it. A vacuum frees the space."""
+"""Drop an SAE or a corpus: publish a snapshot without it. A vacuum frees the space."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -11,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featuredb.errors import DatabaseError, UnknownFeatureError
+from featuredb.render.progress import log
 from featuredb.store.by_feature import FeatureFileWriter, FeatureMajor, FeatureRows, directory_of
 from featuredb.store.corpora import Texts
 from featuredb.store.files.atomic import folder_in_place, remove_tree
@@ -26,13 +26,11 @@ from ingest.publish import publish
 _ROWS_AT_ONCE = 1 << 20
 
 
-def drop_sae(
-    path: str | Path, sae: str, *, memory: str = "4GB", note: Callable[[str], None] = lambda _: None
-) -> Snapshot:
+def drop_sae(path: str | Path, sae: str, *, memory: str = "4GB") -> Snapshot:
     """Publish the database without an SAE.
 
-    Its files stay for readers of older snapshots until a vacuum. Raises `UnknownFeatureError` for
-    no such SAE, `DatabaseError` for the last one, `StorageError`.
+    Its files stay until a vacuum. Raises `UnknownFeatureError` if there is no such SAE,
+    `DatabaseError` if it is the only one, `StorageError`.
     """
     with changing(path, "drop") as (layout, base):
         if sae not in {s.name for s in base.saes}:
@@ -47,45 +45,40 @@ def drop_sae(
         )
         segments = {s.name: base.segments_of(s.name) for s in draft.saes}
         return publish(
-            layout, draft, segments, {}, base.ingests, note,
-            base=base, changed=(), memory=Budget.parse(memory).bytes,
+            layout, draft, segments, {}, base.ingests,
+            base=base, changed=(), memory=Budget.parse(memory),
         )  # fmt: skip
 
 
-def drop_corpus(
-    path: str | Path,
-    corpus: str,
-    *,
-    memory: str = "4GB",
-    note: Callable[[str], None] = lambda _: None,
-) -> Snapshot:
-    """Publish the database without a corpus, given by its id, and without what fired on it.
+def drop_corpus(path: str | Path, corpus: str, *, memory: str = "4GB") -> Snapshot:
+    """Publish the database without a corpus, given by its id, and its activations.
 
-    Ids of other documents and contexts stay as they are, and those of the corpus are not given
-    again. Statistics, examples and co-activation are of what is left. Raises `DatabaseError` for
-    no such corpus, or the last one, `StorageError`.
+    Ids of other documents and contexts do not change, and those of the corpus are not reused.
+    Statistics, examples and co-activation are of what is left. Raises `DatabaseError` if there is
+    no such corpus or it is the only one, `StorageError`.
     """
     with changing(path, "drop") as (layout, base):
-        gone = next((c for c in base.corpora if c.id == corpus), None)
-        if gone is None:
+        dropped = next((c for c in base.corpora if c.id == corpus), None)
+        if dropped is None:
             ids = _listed([c.id for c in base.corpora])
             raise DatabaseError(f"there is no corpus {corpus!r}: this database has {ids}")
         _not_the_last(layout, len(base.corpora), f"corpus {corpus}")
         draft = msgspec.structs.replace(
             next_draft(base, "drop"), corpora=tuple(c for c in base.corpora if c.id != corpus)
         )
-        note(f"taking corpus {corpus} out of the segments")
+        log.info(f"taking corpus {corpus} out of the segments")
         segments = {
             sae.name: [
-                kept
+                rest
                 for place, segment in enumerate(base.segments_of(sae.name))
-                if (kept := _without(layout, base, segment, gone, f"{number}-{place}")) is not None
+                if (rest := _without(layout, base, segment, dropped, f"{number}-{place}"))
+                is not None
             ]
             for number, sae in enumerate(base.saes)
         }
         return publish(
-            layout, draft, segments, {}, base.ingests, note,
-            base=base, memory=Budget.parse(memory).bytes,
+            layout, draft, segments, {}, base.ingests,
+            base=base, memory=Budget.parse(memory),
         )  # fmt: skip
 
 
@@ -103,7 +96,7 @@ def _listed(names: list[str]) -> str:
 def _without(
     layout: Layout, base: Snapshot, segment: Segment, corpus: Corpus, place: str
 ) -> Segment | None:
-    """A segment without a corpus's contexts: itself, a new one, or None where nothing is left."""
+    """A segment without a corpus's contexts: itself, a new one, or None if nothing is left."""
     first, end = corpus.first_context, corpus.first_context + corpus.n_contexts
     if end <= segment.first_context or segment.end_context <= first:
         return segment
@@ -136,11 +129,11 @@ def _without(
                         rows.position.astype(np.int64) >> base.position_bits
                     )
                     left = (context < first) | (context >= end)
-                    kept = FeatureRows(
+                    left_rows = FeatureRows(
                         rows.feature_id[left], rows.position[left], rows.activation[left]
                     )
-                    counts += np.bincount(kept.feature_id, minlength=d_sae)
-                    writer.write(kept)
+                    counts += np.bincount(left_rows.feature_id, minlength=d_sae)
+                    writer.write(left_rows)
             feature_files.append(
                 FeatureFile(
                     file_entry(layout, path, folder, final, writer.rows),
@@ -153,12 +146,13 @@ def _without(
         files.close()
         np.save(folder / "directory.npy", directory_of(counts))
         sinks = pq.read_table(layout.root / segment.sinks.path)
-        own = pc.and_(
+        dropped = pc.and_(
             pc.greater_equal(sinks.column("context_id"), first),
             pc.less(sinks.column("context_id"), end),
         )
-        pq.write_table(sinks.filter(pc.invert(own)), folder / "sinks.parquet", compression="zstd")
-        n_gone = pc.sum(own).as_py() or 0
+        rest = sinks.filter(pc.invert(dropped))
+        pq.write_table(rest, folder / "sinks.parquet", compression="zstd")
+        n_dropped = pc.sum(dropped).as_py() or 0
         # Token-major files are of one corpus each.
         left_files = [
             f for f in segment.token_files if f.end_context <= first or end <= f.first_context
@@ -168,16 +162,16 @@ def _without(
             id=name,
             rows=int(counts.sum()),
             recorded_tokens=segment.recorded_tokens
-            - _recorded(layout, base, segment, corpus, n_gone),
+            - _recorded(layout, base, segment, corpus, n_dropped),
             feature_files=tuple(feature_files),
             token_files=tuple(link_token_files(layout, left_files, folder, final)),
             directory=file_entry(layout, folder / "directory.npy", folder, final, d_sae + 1),
-            sinks=file_entry(layout, folder / "sinks.parquet", folder, final, len(sinks) - n_gone),
+            sinks=file_entry(layout, folder / "sinks.parquet", folder, final, len(rest)),
         )
 
 
 def _recorded(layout: Layout, base: Snapshot, segment: Segment, corpus: Corpus, sinks: int) -> int:
-    """Positions of the corpus that were recorded in the segment: all but BOS and sinks."""
+    """Recorded positions of the corpus in the segment: all but BOS and sinks."""
     starts = Texts(layout.root, base, ParquetFiles(layout.root)).index(corpus)[:, 1]
     low = max(segment.first_context, corpus.first_context) - corpus.first_context
     high = min(segment.end_context - corpus.first_context, corpus.n_contexts)

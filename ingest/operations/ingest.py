@@ -1,13 +1,13 @@
-"""The whole ingest: corpus, check, plan, partitions, finalise. Run it again and it goes on."""
+"""Run an ingest end to end. Resumable."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featuredb.errors import DatabaseNotFoundError, DatabaseNotReadyError, IngestError
+from featuredb.render.progress import log, progress, shown
 from featuredb.store.files.atomic import sweep
+from featuredb.store.files.memory import Budget
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import WRITER, IngestRecord, Segment, Snapshot
 from featuredb.store.unreferenced import clean_up
@@ -23,10 +25,9 @@ from ingest.change import after_the_last_writer, tidy, writing
 from ingest.engines import Workers, workers_for
 from ingest.inputs import load_inputs
 from ingest.options import IngestOptions
-from ingest.prepare import logits_path, make_plan
-from ingest.progress import meter, say
+from ingest.prepare import RunSettings, logits_path, plan_ingest
 from ingest.publish import now, publish
-from ingest.run_plan import Plan, Summary, check_identity, read_plan, read_summaries
+from ingest.run_plan import RunPlan, Summary, check_identity, read_plan, read_summaries
 
 
 @dataclass(frozen=True)
@@ -38,47 +39,58 @@ class Outcome:
 
 
 def ingest(path: str | Path, options: IngestOptions) -> Outcome:
-    """Make the database at `path`, or continue making it.
+    """Create the database at `path`, or continue an interrupted ingest.
 
-    Interrupted at any moment, the same call continues and ends with the same logical content. A
-    database that this very ingest already finished is left as it is. Raises `FeatureDBError`.
+    An interrupted ingest ends with the same logical content. A database that this ingest already
+    finished is left as it is. Raises `FeatureDBError`.
     """
     layout = Layout(Path(path).expanduser().resolve())
-    inputs = load_inputs(options)
-    identity = inputs.identity(options)
-    with writing(layout, "ingest"):
-        published = _published(layout)
-        if published is not None:
-            if done_already(published, identity):
-                tidy(layout, published)
-                return Outcome(published, fresh=False)
-            raise IngestError(
-                f"{layout.root} already holds a database of other inputs: add a corpus with "
-                "`featuredb append`, an SAE with `featuredb add-sae`, or give another path"
-            )
-        plan = read_plan(layout)
-        if plan is None:
-            sweep(layout.root)
-            plan = make_plan(layout, inputs, options, identity)
-        else:
-            check_identity(layout, plan.identity, identity)
-        workers = workers_for(layout, plan, inputs.reader, options)
-        # Where others do the work, this process's copy of the model would only take up memory.
-        del inputs
-        return Outcome(carry_out(layout, plan, workers, options, None), fresh=True)
+    with shown(options.progress):
+        inputs = load_inputs(options)
+        identity = inputs.identity(options)
+        with writing(layout, "ingest"):
+            published = _published(layout)
+            if published is not None:
+                if done_already(published, identity):
+                    tidy(layout, published)
+                    return Outcome(published, fresh=False)
+                raise IngestError(
+                    f"{layout.root} already holds a database of other inputs: add a corpus with "
+                    "`featuredb append`, an SAE with `featuredb add-sae`, or give another path"
+                )
+            plan = unfinished_plan(layout, identity)
+            if plan is None:
+                sweep(layout.root)
+                settings = RunSettings.of(options, inputs.loaded.model.device)
+                plan = plan_ingest(layout, inputs, settings, identity)
+            backend = workers_for(layout, plan, inputs.loaded, options)
+            # If others do the work, this process's copy of the model would only take up memory.
+            del inputs
+            return Outcome(carry_out(layout, plan, backend, options.budget(), None), fresh=True)
+
+
+def unfinished_plan(layout: Layout, identity: Mapping[str, str]) -> RunPlan | None:
+    """The plan to continue with, None if there is none.
+
+    Raises `PlanMismatchError` if it is the plan of something else.
+    """
+    plan = read_plan(layout)
+    if plan is not None:
+        check_identity(layout, plan.identity, identity)
+    return plan
 
 
 def carry_out(
     layout: Layout,
-    plan: Plan,
+    plan: RunPlan,
     backend: AbstractContextManager[Workers],
-    options: IngestOptions,
+    memory: Budget,
     base: Snapshot | None,
 ) -> Snapshot:
-    """Run what is left of a plan and publish it, on top of `base`, the snapshot before."""
+    """Run what is left of a plan and publish it on top of `base`, the snapshot before."""
     with backend as workers:
-        summaries = _run_partitions(layout, plan, workers, options)
-        return _finalise(layout, plan, summaries, workers, options, base)
+        summaries = _run_partitions(layout, plan, workers)
+        return _finalize(layout, plan, summaries, workers, memory, base)
 
 
 def done_already(snapshot: Snapshot, identity: Mapping[str, str]) -> bool:
@@ -99,7 +111,7 @@ def _of_every_sae(identity: Mapping[str, str]) -> bool:
 
 
 def _as_run(saes: Iterable[str], identity: Mapping[str, str]) -> set[tuple[str, str]]:
-    """Names and weights: another SAE may have the name of one that was dropped."""
+    """Names and weights, since another SAE may have the name of one that was dropped."""
     return {(name, identity[f"SAE {name}"].split()[0]) for name in saes}
 
 
@@ -111,44 +123,66 @@ def _published(layout: Layout) -> Snapshot | None:
 
 
 def _digest(identity: Mapping[str, str]) -> str:
-    told = sorted(
+    items = sorted(
         (name, value)
         for name, value in identity.items()
         if not (_of_every_sae(identity) and name.startswith("SAE"))
     )
-    return hashlib.sha256(msgspec.json.encode(dict(told))).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(dict(items))).hexdigest()
 
 
-def _run_partitions(
-    layout: Layout, plan: Plan, workers: Workers, options: IngestOptions
-) -> list[Summary]:
-    """Every partition that is not done yet; all summaries, in the plan's order."""
+@dataclass
+class _Rates:
+    """Tokens and activations so far, with their rates."""
+
+    tokens: int = 0
+    activations: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, tokens: int, activations: int) -> str:
+        """Count more. Returns tokens per second, activations per second and L0 as text."""
+        self.tokens += tokens
+        self.activations += activations
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        return (
+            f"{self.tokens / seconds:,.0f} tokens/s  "
+            f"{self.activations / seconds:,.0f} activations/s  "
+            f"L0 {self.activations / max(1, self.tokens):.1f}"
+        )
+
+
+def _run_partitions(layout: Layout, plan: RunPlan, workers: Workers) -> list[Summary]:
+    """Run every partition that is not done. Returns all summaries in the plan's order."""
     done = read_summaries(layout, plan)
-    before = sum(s.tokens for s in done.values())
     if done:
-        say(f"continuing: {len(done)} of {len(plan.partitions)} partitions are done",
-            show=options.progress)  # fmt: skip
+        log.info(f"continuing: {len(done)} of {len(plan.partitions)} partitions are done")
     missing = [number for number in range(len(plan.partitions)) if number not in done]
-    with meter(_tokens(plan), before, show=options.progress) as gauge:
-        for summary in workers.run(missing, gauge.report):
+    rates = _Rates()
+    with progress("ingesting", "tokens") as bar:
+        bar.start("ingesting", _tokens(plan), sum(summary.tokens for summary in done.values()))
+
+        def report(tokens: int, activations: int) -> None:
+            bar.advance(tokens, rates.add(tokens, activations))
+
+        for summary in workers.run(missing, report):
             done[summary.partition] = summary
     return [done[number] for number in range(len(plan.partitions))]
 
 
-def _tokens(plan: Plan) -> int:
-    """Tokens to run, BOS included."""
+def _tokens(plan: RunPlan) -> int:
+    """Tokens to run, including BOS."""
     return sum(corpus.tokens.rows for corpus in plan.draft.corpora if corpus.id in plan.corpora)
 
 
-def _finalise(
+def _finalize(
     layout: Layout,
-    plan: Plan,
+    plan: RunPlan,
     summaries: list[Summary],
     workers: Workers,
-    options: IngestOptions,
+    memory: Budget,
     base: Snapshot | None,
 ) -> Snapshot:
-    runs = {
+    unmerged = {
         name: [summary.segments[index] for summary in summaries]
         for index, name in enumerate(plan.saes)
     }
@@ -156,12 +190,13 @@ def _finalise(
         {} if base is None else {sae.name: base.segments_of(sae.name) for sae in base.saes}
     )
     segments = {
-        sae.name: [*before.get(sae.name, ()), *runs.get(sae.name, ())] for sae in plan.draft.saes
+        sae.name: [*before.get(sae.name, ()), *unmerged.get(sae.name, ())]
+        for sae in plan.draft.saes
     }
     logits: dict[str, pa.Table] = {
-        name: pq.read_table(logits_path(layout, name)) for name in runs if name not in before
+        name: pq.read_table(logits_path(layout, name)) for name in unmerged if name not in before
     }
-    history = IngestRecord(
+    record = IngestRecord(
         number=plan.draft.number,
         identity=_digest(plan.identity),
         started=plan.started,
@@ -170,7 +205,7 @@ def _finalise(
         corpus=",".join(plan.corpora),
         saes=plan.saes,
         tokens=sum(s.tokens for s in summaries),
-        activations=sum(s.rows for own in runs.values() for s in own),
+        activations=sum(s.rows for parts in unmerged.values() for s in parts),
         seconds=sum(s.seconds for s in summaries),
         device=workers.device,
         host=platform.node(),
@@ -180,12 +215,11 @@ def _finalise(
         plan.draft,
         segments,
         logits,
-        [*(() if base is None else base.ingests), history],
-        partial(say, show=options.progress),
+        [*(() if base is None else base.ingests), record],
         workers.merge,
         base=base,
         changed=plan.saes,
-        memory=options.memory_bytes(),
+        memory=memory,
     )
     clean_up(layout, snapshot)
     return snapshot

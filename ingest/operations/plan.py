@@ -1,13 +1,14 @@
-"""What an ingest would make and how long it would take, from the corpus's tokens and a sample.
+"""Estimate the size and duration of an ingest.
 
-Tokens, contexts, documents and partitions are counted: the corpus is tokenised as an ingest would.
-The rest is measured on its first few thousand tokens, ingested into a temporary folder.
+Tokens, contexts, documents and partitions are counted by tokenizing the corpus. The rest is
+measured on its first few thousand tokens, ingested into a temporary folder.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,31 +18,31 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import IngestError
+from featuredb.render.progress import log, shown
 from featuredb.store import schemas
+from featuredb.store.files.memory import Budget
 from featuredb.store.layout import Layout
 from featuredb.store.new_database import refuse_other_folders
 from featuredb.store.snapshot import LoadCheck, Segment
-from ingest.extract.partition import collect, write
+from ingest.extract.partition import Extractor, collect, write
 from ingest.inputs import Inputs, load_inputs
 from ingest.load_check.check import SAMPLE_TOKENS
 from ingest.options import IngestOptions
-from ingest.prepare import contexts_of, engine_of, make_plan
-from ingest.progress import say
+from ingest.prepare import RunSettings, plan_ingest
 from ingest.run_plan import Partition, cut_partitions, partition_tokens
 from ingest.tokens.store import taken
 from queries.answers import Info
 
 _RATE_TOKENS = 4_096
-"""Tokens on which the rate is measured, after the load check has warmed everything up."""
+"""Tokens on which the rate is measured, after the load check has warmed up caches."""
 
 _DERIVED_BYTES_PER_FEATURE = 4_000
-"""Statistics, three neighbour tables, and examples of a feature (measured: 1,800 bytes without the
-examples, which grow to some 2,200)."""
+"""Statistics, three neighbor tables and examples of a feature."""
 
 
 @dataclass(frozen=True)
 class _Counted:
-    """The corpus as it would be stored. lengths: int32, tokens of each context, BOS included."""
+    """The corpus as it would be stored. lengths: int32, tokens of each context, including BOS."""
 
     documents: int
     tokens: int
@@ -55,9 +56,12 @@ class _Counted:
 
 @dataclass(frozen=True)
 class _Measured:
-    """The sample. recorded: recorded positions of each SAE for each stored token. bytes: of both
-    copies for each activation, by SAE. corpus_bytes: documents and contexts, for each stored
-    token. fixed_bytes: directions and vocabulary."""
+    """What the sample measured.
+
+    recorded: recorded positions per stored token, by SAE. bytes: of both copies per activation, by
+    SAE. corpus_bytes: of documents and contexts per stored token. fixed_bytes: of directions and
+    vocabulary.
+    """
 
     tokens: int
     tokens_per_second: float
@@ -69,38 +73,41 @@ class _Measured:
 
 
 def estimate(path: Path, options: IngestOptions) -> Info:
-    """The plan of an ingest; nothing is left at `path`, or anywhere else.
+    """Estimate what an ingest would make. Leaves nothing at `path`, or anywhere else.
 
-    Raises what an ingest would before its first partition, `LoadCheckError` included.
+    Raises what an ingest would before its first partition, including `LoadCheckError`.
     """
     layout = Layout(path.expanduser().resolve())
     refuse_other_folders(layout, IngestError)
-    inputs = load_inputs(options)
-    least = min(SAMPLE_TOKENS, options.max_tokens or SAMPLE_TOKENS)
-    with tempfile.TemporaryDirectory(prefix="featuredb-plan-") as folder:
-        sample = replace(options, max_tokens=least)
-        measured = _measure(Layout(Path(folder) / "sample.fdb"), inputs, sample)
-    say("counting the corpus's tokens", show=options.progress)
-    counted = _count(inputs, options)
-    return Info(_report(layout, inputs, options, counted, measured))
+    with shown(options.progress):
+        inputs = load_inputs(options)
+        settings = RunSettings.of(options, inputs.loaded.model.device)
+        sample = replace(inputs, max_tokens=min(SAMPLE_TOKENS, inputs.max_tokens or SAMPLE_TOKENS))
+        with tempfile.TemporaryDirectory(prefix="featuredb-plan-") as folder:
+            into = Layout(Path(folder) / "sample.fdb")
+            measured = _measure(into, sample, settings, inputs.identity(options))
+        log.info("counting the corpus's tokens")
+        return Info(_report(layout, inputs, settings.memory, _count(inputs), measured))
 
 
-def _measure(layout: Layout, inputs: Inputs, options: IngestOptions) -> _Measured:
-    plan = make_plan(layout, inputs, options, inputs.identity(options))
+def _measure(
+    layout: Layout, inputs: Inputs, settings: RunSettings, identity: Mapping[str, str]
+) -> _Measured:
+    plan = plan_ingest(layout, inputs, settings, identity)
     corpus = plan.draft.corpora[-1]
     fixed = sum(v.decoder.bytes + v.encoder.bytes for v in plan.draft.vectors)
     fixed += _folder_bytes(layout.vectors) + plan.draft.vocabulary.bytes
-    engine = engine_of(layout, plan, inputs, show=options.progress)
-    (source,) = engine.sources
+    extractor = Extractor.of(layout, plan, inputs.loaded)
+    (source,) = extractor.sources
     tokens = int(source.starts[-1])
     end = int(np.searchsorted(source.starts, _RATE_TOKENS))
     end = min(max(1, end), corpus.n_contexts)
     one = (Partition(corpus.first_context, corpus.first_context + end),)
-    engine = replace(engine, plan=msgspec.structs.replace(plan, partitions=one))
+    extractor = replace(extractor, plan=msgspec.structs.replace(plan, partitions=one))
     started = time.monotonic()
-    collected = collect(engine, 0, lambda *_: None)
+    collected = collect(extractor, 0, lambda *_: None)
     seconds = time.monotonic() - started
-    summary = write(engine, collected)
+    summary = write(extractor, collected)
     return _Measured(
         tokens=summary.tokens,
         tokens_per_second=summary.tokens / max(seconds, 1e-9),
@@ -118,15 +125,15 @@ def _bytes_per_activation(segment: Segment) -> float:
     return written / segment.rows if segment.rows else 0.0
 
 
-def _count(inputs: Inputs, options: IngestOptions) -> _Counted:
+def _count(inputs: Inputs) -> _Counted:
     started = time.monotonic()
     documents = tokens = 0
     lengths = [np.empty(0, np.int32)]
-    for _, tokenized in contexts_of(inputs, options):
-        n, kept, full = taken(tokenized, tokens, options.max_tokens)
+    for _, tokenized in inputs.contexts():
+        n, contexts, full = taken(tokenized, tokens, inputs.max_tokens)
         documents += n
         tokens += int(tokenized.n_tokens[:n].sum())
-        lengths.append(tokenized.context_lengths[:kept])
+        lengths.append(tokenized.context_lengths[:contexts])
         if full:
             break
     return _Counted(documents, tokens, np.concatenate(lengths), time.monotonic() - started)
@@ -135,22 +142,22 @@ def _count(inputs: Inputs, options: IngestOptions) -> _Counted:
 def _report(
     layout: Layout,
     inputs: Inputs,
-    options: IngestOptions,
+    memory: Budget,
     counted: _Counted,
     measured: _Measured,
 ) -> dict[str, Any]:
     stored = counted.stored
     starts = np.concatenate(([0], np.cumsum(counted.lengths, dtype=np.int64)))
-    size = partition_tokens(stored, sum(c.l0 for c in measured.checks), options.memory_bytes())
+    size = partition_tokens(stored, sum(c.l0 for c in measured.checks), memory)
     saes: list[dict[str, Any]] = []
-    for placed, check, recorded, each in zip(
-        inputs.saes, measured.checks, measured.recorded, measured.bytes, strict=True
+    for attached, check, recorded, each in zip(
+        inputs.loaded.saes, measured.checks, measured.recorded, measured.bytes, strict=True
     ):
         activations = round(check.l0 * recorded * stored)
         saes.append(
             {
-                "name": placed.name,
-                "hook": placed.hook.name,
+                "name": attached.name,
+                "hook": attached.hook.name,
                 "l0": check.l0,
                 "variance_explained": check.variance_explained,
                 "activations": activations,
@@ -158,12 +165,12 @@ def _report(
                 "bytes_per_activation": each,
             }
         )
-    width = np.dtype(schemas.token_id_dtype(inputs.model.vocab_size)).itemsize
+    width = np.dtype(schemas.token_id_dtype(inputs.loaded.model.vocab_size)).itemsize
     parts = {
         "activations_bytes": sum(sae["bytes"] for sae in saes),
         "corpus_bytes": round(stored * (measured.corpus_bytes + width)) + 16 * len(starts),
         "directions_and_vocabulary_bytes": measured.fixed_bytes,
-        "derived_bytes": _DERIVED_BYTES_PER_FEATURE * sum(p.sae.d_sae for p in inputs.saes),
+        "derived_bytes": _DERIVED_BYTES_PER_FEATURE * sum(p.sae.d_sae for p in inputs.loaded.saes),
     }
     seconds = stored / measured.tokens_per_second
     return {
@@ -181,7 +188,7 @@ def _report(
         "saes": saes,
         "disk": parts,
         "measured": {
-            "device": str(inputs.model.device),
+            "device": str(inputs.loaded.model.device),
             "sample_tokens": measured.tokens,
             "tokens_per_second": measured.tokens_per_second,
             "tokenising_seconds": counted.seconds,

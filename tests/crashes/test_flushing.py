@@ -16,7 +16,7 @@ from featuredb.store.history import finish_publication, read_snapshot
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File, Snapshot
 from ingest import prepare
-from ingest.run_plan import Plan
+from ingest.run_plan import RunPlan
 from tests.crashes.steps import STEPS, Scene
 from tests.make_store import make_store
 from tests.queries.test_questions import small_world
@@ -54,7 +54,7 @@ class Disk:
             yield from (newest, layout.catalog)
             yield from (self.root / file.path for file in snapshot.files())
         elif target == layout.staging / "plan.json":
-            draft = msgspec.json.decode(source.read_bytes(), type=Plan).draft
+            draft = msgspec.json.decode(source.read_bytes(), type=RunPlan).draft
             yield self.root / draft.vocabulary.path
             owners = (*draft.corpora, *draft.saes, *draft.vectors)
             listed = [value for owner in owners for value in msgspec.structs.astuple(owner)]

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ingest.load_check.alternatives import Reading, suspects
+from ingest.attached import AttachedSae
+from ingest.load_check.alternatives import find_alternatives
 from ingest.load_check.sample import SampleTokens, explain
-from ingest.model.hooks import resolve_hook
 from ingest.sae import load_sae
 from ingest.sae.activations import JumpReLU, ReLU
 from tests.ingest.loads import HOOK, explaining_sae, offset_model, open_model, states_at
@@ -44,12 +44,14 @@ def test_a_threshold_that_costs_next_to_nothing_when_it_is_lost(
     ]
     starts = np.cumsum([0, *map(len, ids)]).astype(np.int64)
     sample = SampleTokens(np.concatenate(ids).astype(np.uint32), starts, 0, True)
-    point = resolve_hook(model.model, HOOK)
+    hook = model.hook(HOOK)
 
     def found(activation: ReLU | JumpReLU) -> list[str]:
         sae = replace(lost, encoder=replace(lost.encoder, activation=activation))
-        reading = Reading(sae, point, None, None)
-        return [s.sentence() for s in suspects(model, reading, sample, refused=False)]
+        better = find_alternatives(
+            model, AttachedSae("sae", sae, hook), sample, None, refused=False
+        )
+        return [other.sentence() for other in better]
 
     assert right.stated_l0 is None
     assert isinstance(right.encoder.activation, JumpReLU)

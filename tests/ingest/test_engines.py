@@ -272,7 +272,8 @@ def job(inputs: IngestOptions, tmp_path: Path) -> Job:
     options = replace(inputs, saes=[str(sae)])
     loaded = load_inputs(options)
     layout = Layout(tmp_path / "planned.fdb")
-    plan = prepare.make_plan(layout, loaded, options, loaded.identity(options))
+    settings = prepare.RunSettings.of(options, loaded.loaded.model.device)
+    plan = prepare.plan_ingest(layout, loaded, settings, loaded.identity(options))
     return job_of(layout, plan, options, "cpu", None)
 
 

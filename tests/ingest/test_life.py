@@ -117,7 +117,7 @@ def derived_anew(path: Path, into: Path) -> Path:
         for sae in base.saes
     }
     segments = {sae.name: base.segments_of(sae.name) for sae in base.saes}
-    publish(layout, next_draft(base, "again"), segments, logits, base.ingests, lambda _: None)
+    publish(layout, next_draft(base, "again"), segments, logits, base.ingests)
     return into
 
 

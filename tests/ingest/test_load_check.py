@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from featuredb.errors import HookError, LoadCheckError, ModelError
 from featuredb.store.snapshot import LoadCheck
-from ingest import prepare
 from ingest.inputs import load_inputs
+from ingest.load_check.check import check_load
 from ingest.load_check.sample import SampleTokens
 from ingest.model.load import LoadedModel
 from ingest.options import IngestOptions
@@ -58,12 +58,19 @@ def check(
     inputs = load_inputs(options)
     if bos is False:
         inputs = replace(inputs, bos=None)
-    pieces = [t for _, t in prepare.contexts_of(inputs, options)]
+    pieces = [t for _, t in inputs.contexts()]
     tokens = torch.cat([torch.from_numpy(t.token_ids.astype("int64")) for t in pieces]).numpy()
     lengths = torch.cat([torch.from_numpy(t.context_lengths) for t in pieces])
     starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.long().cumsum(0)]).numpy()
     sample = SampleTokens(tokens, starts, inputs.bos, inputs.bos is not None)
-    return prepare.check_load(inputs.reader, options, sample, 512)[0].check
+    measured = check_load(
+        inputs.loaded,
+        sample,
+        batch_tokens=512,
+        sink_threshold=None if options.keep_sinks else options.sink_threshold,
+        refuse=options.check,
+    )
+    return measured["sae"].check
 
 
 def explained(found: LoadCheck) -> float:

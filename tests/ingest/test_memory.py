@@ -11,9 +11,10 @@ import pytest
 from featuredb.store.layout import Layout
 from ingest import prepare
 from ingest.engines.local import LocalEngine
+from ingest.extract.partition import Extractor
 from ingest.inputs import load_inputs
 from ingest.options import IngestOptions
-from ingest.prepare import engine_of, make_plan
+from ingest.prepare import RunSettings, plan_ingest
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 
@@ -24,8 +25,9 @@ def peak(folder: Path, options: IngestOptions) -> tuple[int, int]:
     layout = Layout(folder)
     tracemalloc.start()
     try:
-        plan = make_plan(layout, inputs, options, identity)
-        engine = LocalEngine(engine_of(layout, plan, inputs))
+        settings = RunSettings.of(options, inputs.loaded.model.device)
+        plan = plan_ingest(layout, inputs, settings, identity)
+        engine = LocalEngine(Extractor.of(layout, plan, inputs.loaded))
         done = list(engine.run(range(len(plan.partitions)), lambda *_: None))
         return len(done), tracemalloc.get_traced_memory()[1]
     finally:

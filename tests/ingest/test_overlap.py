@@ -101,7 +101,7 @@ def test_overlapped_batches_make_the_same_database(
         check=False,
     )
     ingest(tmp_path / "one.fdb", options)
-    monkeypatch.setattr("ingest.prepare.batches_ahead", lambda _: 3)
+    monkeypatch.setattr("ingest.extract.partition.batches_ahead", lambda _: 3)
     monkeypatch.setattr(
         "ingest.extract.partition.order_on",
         lambda device: lambda keys: sorted_by_torch(keys, device),

@@ -15,11 +15,12 @@ import featuredb
 from featuredb.store.history import read_snapshot
 from featuredb.store.layout import Layout
 from featuredb.verification.source import compare
+from ingest.attached import AttachedSae
 from ingest.extract import new_text
 from ingest.extract.batches import batches
 from ingest.extract.device import DeviceMemory
-from ingest.extract.forward import Probe, Rule, run_batch
-from ingest.load_check.alternatives import Reading, suspects
+from ingest.extract.forward import Rule, run_batch
+from ingest.load_check.alternatives import find_alternatives
 from ingest.load_check.sample import SampleTokens, read_states
 from ingest.model.hooks import Capture
 from ingest.model.load import LoadedModel, load_model
@@ -147,16 +148,16 @@ def test_verify_against_the_model_beside_new_text(path: Path) -> None:
             return db.fires_on(TEXTS[0]).table.to_pylist()
 
         sound = featuredb.verify(path)
-        together(alone([ask, lambda: compare(path, sound, 6)]))
+        together(alone([ask, lambda: compare(path, sound, 6, new_text.encode_contexts)]))
 
 
 def test_batches_of_an_ingest(model: LoadedModel, folder: Path) -> None:
     def run(name: str, hook: str, seed: int) -> Callable[[], Any]:
-        probe = Probe(name, load_sae(folder / name), model.hook(hook), None)
+        attached = AttachedSae(name, load_sae(folder / name), model.hook(hook))
         tokens = np.random.default_rng(seed).integers(1, 600, 60).astype(np.uint16)
         (batch,) = batches(tokens, np.array([0, 20, 40, 60]), 1_000)
         rule = Rule(True, "float32")
-        return lambda: [part.tolist() for part in run_batch(model, [probe], batch, rule)[0][:4]]
+        return lambda: [part.tolist() for part in run_batch(model, [attached], batch, rule)[0][:4]]
 
     together(alone([run("sae", HOOK, 0), run("later", LATER, 1), run("sae", HOOK, 2)]))
 
@@ -180,9 +181,12 @@ def test_the_load_check(model: LoadedModel) -> None:
 
 def test_other_readings(model: LoadedModel, folder: Path) -> None:
     def look(name: str, hook: str, seed: int) -> Callable[[], Any]:
-        reading = Reading(load_sae(folder / name), model.hook(hook), None, None)
+        attached = AttachedSae(name, load_sae(folder / name), model.hook(hook))
         given = sample(seed)
-        return lambda: [s.sentence() for s in suspects(model, reading, given, refused=True)]
+        return lambda: [
+            other.sentence()
+            for other in find_alternatives(model, attached, given, None, refused=True)
+        ]
 
     together(alone([look("sae", HOOK, 0), look("later", LATER, 1)]), times=2)
 

@@ -17,6 +17,7 @@ from featuredb.store.snapshot import Snapshot
 from featuredb.store.vectors.directions import Directions
 from ingest.derive.index import RECALL, write_indexes
 from tests.directions import a_world, clustered, cosines_of_all, made_directions
+from tests.logs import logged
 from tests.make_store import make_store
 
 SAES = {"one": made_directions(2_000, 16), "two": made_directions(1_500, 16, seed=1)}
@@ -106,32 +107,26 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Snapshot, l
     """A store whose comparable SAEs are large enough for an index, at a bound made for that."""
     path = tmp_path_factory.mktemp("indexed") / "s.fdb"
     snapshot = make_store(path, a_world({**SAES, "wide": WIDE}))
-    layout, said = Layout(path), list[str]()
+    layout = Layout(path)
     folder = layout.derived_of(snapshot.number)
-    indexes = write_indexes(
-        layout,
-        folder,
-        folder,
-        snapshot.saes,
-        snapshot.vectors,
-        "decoder",
-        said.append,
-        beyond=3_000,
-    )
+    with logged() as messages:
+        indexes = write_indexes(
+            layout, folder, folder, snapshot.saes, snapshot.vectors, "decoder", beyond=3_000
+        )
     derived = msgspec.structs.replace(snapshot.derived, indexes=indexes)
     number = snapshot.number + 1
     write_snapshot(layout, msgspec.structs.replace(snapshot, derived=derived, number=number))
-    return path, read_snapshot(layout), said
+    return path, read_snapshot(layout), messages
 
 
 def test_an_index_is_made_beyond_a_size_and_says_its_recall(
     indexed: tuple[Path, Snapshot, list[str]],
 ) -> None:
-    path, snapshot, said = indexed
+    path, snapshot, messages = indexed
     [index] = snapshot.derived.indexes
     assert (index.kind, index.saes, index.sample) == ("decoder", ("one", "two"), 256)
     assert RECALL <= index.recall <= 1
-    [line] = said
+    [line] = messages
     assert f"recall@10 {index.recall:.3f} against exact" in line
     listed = {f.path: f for f in snapshot.files()}
     for file in (index.centroids, index.lists):

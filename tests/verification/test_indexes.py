@@ -30,7 +30,7 @@ def published(path: Path, change: Callable[[Lists, int], Lists] | None = None) -
     layout = Layout(path)
     folder = layout.derived_of(snapshot.number)
     [index] = write_indexes(
-        layout, folder, folder, snapshot.saes, snapshot.vectors, "decoder", print, beyond=800
+        layout, folder, folder, snapshot.saes, snapshot.vectors, "decoder", beyond=800
     )
     if change is not None:
         lists = path / index.lists.path

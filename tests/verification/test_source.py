@@ -86,7 +86,7 @@ def changed(plain: Path, change: Callable[[pa.Table], pa.Table]) -> Report:
     try:
         for name in files:
             pq.write_table(change(pq.read_table(plain / name)), plain / name)
-        return compare(plain, Report(0, 0, 0, ()), 50)
+        return compare(plain, Report(0, 0, 0, ()), 50, live.encode_contexts)
     finally:
         for name, whole in before.items():
             (plain / name).write_bytes(whole)
@@ -115,7 +115,7 @@ def test_rounding_explains_the_differences_of_small_activations(values: Values) 
     most = RELATIVE_ERROR[values] + 1e-6
 
     def beyond(have: np.ndarray, least: float) -> int:
-        one, other = recomputation._Found(key, wanted), recomputation._Found(key, have)
+        one, other = recomputation._Activations(key, wanted), recomputation._Activations(key, have)
         return recomputation._difference(one, other, most, least).beyond
 
     assert beyond(stored, FLOAT16_TINY) == 0

@@ -1,0 +1,66 @@
+"""A model and the SAEs attached to its hooks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from featuredb.store.snapshot import LoadCheck, Sae
+from ingest.model.hooks import HookPoint
+from ingest.model.load import LoadedModel
+from ingest.sae import LoadedSae
+
+
+@dataclass(frozen=True)
+class AttachedSae:
+    """An SAE at the hook it reads.
+
+    hook_out: where its output belongs, None if unknown or the same place. source: the reference it
+    was loaded from. sink_norm: positions of a larger norm are sinks, None to record all.
+    """
+
+    name: str
+    sae: LoadedSae
+    hook: HookPoint
+    hook_out: HookPoint | None = None
+    source: str = ""
+    sink_norm: float | None = None
+
+    def record(self, check: LoadCheck) -> Sae:
+        """What the snapshot keeps."""
+        sae = self.sae
+        return Sae(
+            name=self.name,
+            source=self.source,
+            format=sae.format,
+            architecture=sae.architecture,
+            sha256=sae.hash,
+            hook=self.hook.name,
+            hook_out=self.hook_out.name if self.hook_out else None,
+            d_in=sae.d_in,
+            d_out=sae.d_out,
+            d_sae=sae.d_sae,
+            encode_dtype=str(sae.dtype).removeprefix("torch."),
+            check=check,
+        )
+
+
+@dataclass(frozen=True)
+class ModelWithSaes:
+    """A model and its SAEs: what running a partition takes."""
+
+    model: LoadedModel
+    saes: tuple[AttachedSae, ...]
+
+    def identity(self) -> dict[str, str]:
+        """The part of an ingest's identity that is in the model's and the SAEs' files, by name."""
+        identity = {
+            "model weights": self.model.weights_hash,
+            "tokenizer": self.model.tokenizer_hash,
+            "model dtype": str(self.model.dtype),
+        }
+        for attached in self.saes:
+            place = f"{attached.sae.hash} at {attached.hook.canonical}"
+            if attached.hook_out is not None:
+                place += f" to {attached.hook_out.canonical}"
+            identity[f"SAE {attached.name}"] = place
+        return identity

@@ -27,7 +27,6 @@ from rich.table import Table
 import featuredb
 from featuredb.store import schemas
 from featuredb.store.files.atomic import write_atomically
-from featuredb.store.files.parquet import load_array
 from featuredb.store.history import write_snapshot
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import (
@@ -46,6 +45,7 @@ from featuredb.store.vectors.directions import (
     DirectionRows,
     Directions,
     Float32Matrix,
+    scanned_rows,
     write_vectors,
 )
 from ingest.derive.index import write_indexes
@@ -238,7 +238,7 @@ def measured(
             "near from a feature, ms", f"{asked_ms(lambda f: db.near(f, k=20), features):.2f}"
         )
     vector = made_up(1, dims, seed=1)[0]
-    matrix = load_array(folder, vectors.decoder.path)
+    matrix = scanned_rows(folder, vectors, "decoder")
     one, two = read_ms(matrix, 1), read_ms(matrix, 2)
     exact = median_ms(lambda: db.near_vector(vector, k=20, exact=True), 15)
     table.add_row("one read of the matrix, one thread, ms", f"{one:.2f}")

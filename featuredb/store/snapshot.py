@@ -160,32 +160,45 @@ class Recording(msgspec.Struct, frozen=True):
     values: Values
 
 
-class PlainRows(msgspec.Struct, frozen=True):
-    """Where one file of a LanceDB table holds directions as float32 rows, one after the other.
+class DirectionColumn(msgspec.Struct, frozen=True):
+    """The directions of one kind: a column of a LanceDB table.
 
-    path: of the file. decoder, encoder: bytes before the first row; None where the rows do not lie
-    so, as LanceDB packs those of fewer than 64 numbers.
+    values: ``float16`` where that holds every number exactly. offset: bytes before the first row in
+    `Vectors.data`, where the rows lie one after the other; None where they do not, as LanceDB packs
+    rows of fewer than 256 bytes. unit: the rows normalized to length 1, in float16, to scan; None
+    where there are few enough to compute them when asked.
     """
 
-    path: str
-    decoder: int | None
-    encoder: int | None
+    rows: int
+    width: int
+    values: Literal["float16", "float32"]
+    offset: int | None = None
+    unit: File | None = None
 
 
 class Vectors(msgspec.Struct, frozen=True):
-    """The directions of one SAE: a LanceDB table, and its float16 matrices.
+    """The directions of one SAE.
 
-    files: LanceDB's own files at that version. plain: where its rows lie as
-    they are; None where LanceDB has to be asked for all.
+    table, version: of LanceDB. files: LanceDB's own files at that version. data: the one of them
+    that has the rows as they are.
     """
 
     sae: str
     table: str
     version: int
-    decoder: File
-    encoder: File
+    decoder: DirectionColumn
+    encoder: DirectionColumn
     files: tuple[File, ...]
-    plain: PlainRows | None = None
+    data: str | None = None
+
+    def column(self, kind: str) -> DirectionColumn:
+        """The column of a kind, ``decoder`` or ``encoder``."""
+        return self.decoder if kind == "decoder" else self.encoder
+
+    @property
+    def unit_files(self) -> list[File]:
+        """Files of unit rows."""
+        return [c.unit for c in (self.decoder, self.encoder) if c.unit is not None]
 
 
 class IngestRecord(msgspec.Struct, frozen=True):
@@ -340,7 +353,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             listed += [segment.directory, segment.sinks]
         listed += [sae.order for sae in self.saes if sae.order is not None]
         for vectors in self.vectors:
-            listed += [vectors.decoder, vectors.encoder, *vectors.files]
+            listed += [*vectors.unit_files, *vectors.files]
         derived = self.derived
         listed += [derived.features, derived.neighbors_decoder, derived.neighbors_encoder]
         listed += [derived.coactivation, derived.summaries]

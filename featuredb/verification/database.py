@@ -52,7 +52,7 @@ def verify(
     snapshot names, by size and SHA-256. Then, as far as the files are sound, what they say: sort
     order, directory and agreement of both copies of the activations; ids, tokens and lengths of
     the corpora; statistics, neighbours, and a sample of examples against the activations; LanceDB's
-    directions against the matrices; the catalog's views. memory: bytes to work in, beyond what the
+    directions against the unit rows; the catalog's views. memory: bytes to work in, beyond what the
     interpreter and its libraries take. progress: a bar on standard error where that is a terminal.
 
     Whatever is wrong is in the report. Raises `DatabaseNotFoundError`, `DatabaseNotReadyError` and
@@ -236,12 +236,16 @@ def _contents(scope: Scope, known: dict[str, Profile | None]) -> Iterator[Proble
         yield from scope.guarded(file.path, partial(check_neighbors, scope, file), file)
     known_rows = {v.sae: v for v in snapshot.vectors}
     for index in derived.indexes:
-        own = [getattr(known_rows[name], index.kind) for name in index.saes]
+        own = [
+            f
+            for name in index.saes
+            for f in (*known_rows[name].unit_files, *known_rows[name].files)
+        ]
         look = partial(check_index, scope, index)
         yield from scope.guarded(index.lists.path, look, index.centroids, index.lists, *own)
     for vectors in snapshot.vectors:
         compare = partial(check_directions, scope, snapshot.sae(vectors.sae), vectors)
-        own = [vectors.decoder, vectors.encoder, *vectors.files]
+        own = [*vectors.unit_files, *vectors.files]
         yield from scope.guarded(f"vectors.lance/{vectors.table}.lance", compare, *own)
 
 

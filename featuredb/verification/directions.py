@@ -1,4 +1,4 @@
-"""LanceDB's directions against the matrices made from them, a few rows at a time."""
+"""LanceDB's directions against the unit rows computed from them, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featuredb.store.snapshot import PlainRows, Sae, Vectors
+from featuredb.store.snapshot import Sae, Vectors
 from featuredb.store.vectors.directions import Directions, Float32Matrix, matrix_of, unit_rows
 from featuredb.verification.remedies import RESTORE
 from featuredb.verification.report import Problem
@@ -21,12 +21,8 @@ reads beyond them. With 100 MB to work in, 120 MB were measured."""
 
 
 def check_directions(scope: Scope, sae: Sae, vectors: Vectors) -> Iterator[Problem]:
-    """Every row of one SAE's table, rounded, is the matrices' row, and lies where it is said to."""
+    """Each row lies where the snapshot says, and rounds to the unit row stored for it, if any."""
     where = f"vectors.lance/{vectors.table}.lance"
-    kept = {
-        name: np.load(scope.layout.root / getattr(vectors, name).path, mmap_mode="r")
-        for name in Directions._fields
-    }
     block = max(256, scope.memory // (_COPIES * max(sae.d_in, sae.d_out)))
     try:
         table = _open(scope, vectors)
@@ -36,18 +32,34 @@ def check_directions(scope: Scope, sae: Sae, vectors: Vectors) -> Iterator[Probl
             return
         for start in range(0, sae.d_sae, block):
             stop = min(sae.d_sae, start + block)
-            for name, matrix in kept.items():
+            for name in Directions._fields:
                 rows = matrix_of(_rows(table, name, start, stop), name)
-                if not np.array_equal(unit_rows(rows).astype(np.float16), matrix[start:stop]):
-                    said = f"its {name} directions are not those of {getattr(vectors, name).path}"
-                    yield Problem(where, said, RESTORE)
-                    return
-                if not _lie(scope, vectors.plain, name, start, rows):
-                    said = f"its {name} directions are not where the snapshot says"
-                    yield Problem(where, said, RESTORE)
+                wrong = _wrong_rows(scope, vectors, name, start, rows)
+                if wrong is not None:
+                    yield Problem(where, f"its {name} directions are not {wrong}", RESTORE)
                     return
     except Exception as error:  # LanceDB raises whatever its Rust half says
         yield Problem(where, f"cannot be read ({first_line(error)})", RESTORE)
+
+
+def _wrong_rows(
+    scope: Scope, vectors: Vectors, name: str, start: int, rows: Float32Matrix
+) -> str | None:
+    """What the rows of LanceDB from `start` on should be and are not; None where they are."""
+    column = vectors.column(name)
+    if column.unit is not None:
+        unit = np.load(scope.layout.root / column.unit.path, mmap_mode="r")
+        if not np.array_equal(unit_rows(rows).astype(np.float16), unit[start : start + len(rows)]):
+            return f"those of {column.unit.path}"
+    if vectors.data is not None and column.offset is not None:
+        # Read, not mapped: mapped pages count as memory.
+        kind = np.dtype(column.values)
+        first = column.offset + start * column.width * kind.itemsize
+        path = scope.layout.root / vectors.data
+        plain = np.fromfile(path, kind, rows.size, offset=first).astype(np.float32)
+        if plain.tobytes() != rows.tobytes():
+            return "where the snapshot says"
+    return None
 
 
 def _open(scope: Scope, vectors: Vectors) -> Any:
@@ -64,14 +76,3 @@ def _rows(table: Any, name: str, start: int, stop: int) -> pa.Table:
     query = table.search().where(f"feature_id >= {start} AND feature_id < {stop}")
     found: pa.Table = query.select(["feature_id", name]).limit(stop - start).to_arrow()
     return found.sort_by("feature_id").combine_chunks()
-
-
-def _lie(scope: Scope, plain: PlainRows | None, name: str, start: int, rows: Float32Matrix) -> bool:
-    """Whether `rows` are what lies in the file from row `start` on, if any are said to."""
-    offset = getattr(plain, name, None)
-    if plain is None or offset is None:
-        return True
-    # Read, not mapped: what is mapped would count as memory.
-    first = offset + start * rows[0].nbytes
-    found = np.fromfile(scope.layout.root / plain.path, np.float32, rows.size, offset=first)
-    return found.tobytes() == rows.tobytes()

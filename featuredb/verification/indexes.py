@@ -8,6 +8,7 @@ import numpy as np
 
 from featuredb.store.files.parquet import load_array
 from featuredb.store.snapshot import VectorIndex
+from featuredb.store.vectors.directions import scanned_rows
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem
 from featuredb.verification.scope import Scope
@@ -24,7 +25,7 @@ def check_index(scope: Scope, index: VectorIndex) -> Iterator[Problem]:
     root, path = scope.layout.root, index.lists.path
     centroids, lists = (load_array(root, f.path) for f in (index.centroids, index.lists))
     known = {v.sae: v for v in scope.snapshot.vectors}
-    halves = [load_array(root, getattr(known[name], index.kind).path) for name in index.saes]
+    halves = [scanned_rows(root, known[name], index.kind) for name in index.saes]
     firsts = np.cumsum([0] + [len(half) for half in halves])
     begins, rows = lists[: len(centroids) + 1], lists[len(centroids) + 1 :]
     lengths = np.diff(begins)

@@ -11,7 +11,7 @@ _BY_FOLDER = {
         f"{RESTORE}; it is computed from the activations, which stay what they are: what SQL says "
         "of them from the view `activations` is right"
     ),
-    "matrices": f"{RESTORE}; the same directions, in float32, are in vectors.lance",
+    "matrices": f"{RESTORE}; the directions it is computed from are in vectors.lance",
     "catalog.duckdb": (
         f"{_COPY}, or append to, compact or drop from the database, which writes it anew; only "
         "other DuckDB clients read it, Python and the command line do not"

@@ -15,11 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.render.progress import log
-from featuredb.store.files.parquet import load_array
 from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File, Sae, VectorIndex, Vectors
-from featuredb.store.vectors.directions import DirectionRows, Float32Matrix, HalfMatrix, comparable
+from featuredb.store.vectors.directions import (
+    DirectionRows,
+    Float32Matrix,
+    HalfMatrix,
+    comparable,
+    scanned_rows,
+)
 from featuredb.store.vectors.exact import ExactSearch
 from featuredb.store.vectors.ivf import InvertedLists, gathered
 
@@ -113,7 +118,7 @@ class _Index(NamedTuple):
 
 
 def _index(layout: Layout, vectors: Sequence[Vectors], kind: str, memory: int) -> _Index:
-    halves = [load_array(layout.root, getattr(v, kind).path) for v in vectors]
+    halves = [scanned_rows(layout.root, v, kind) for v in vectors]
     n = sum(map(len, halves))
     centroids = _centroids(halves, n, memory)
     owner = _nearest_centroids(halves, n, centroids)

@@ -95,7 +95,7 @@ def _measure(
 ) -> _Measured:
     plan = plan_ingest(layout, inputs, settings, identity)
     corpus = plan.draft.corpora[-1]
-    fixed = sum(v.decoder.bytes + v.encoder.bytes for v in plan.draft.vectors)
+    fixed = sum(f.bytes for v in plan.draft.vectors for f in v.unit_files)
     fixed += _folder_bytes(layout.vectors) + plan.draft.vocabulary.bytes
     extractor = Extractor.of(layout, plan, inputs.loaded)
     (source,) = extractor.sources

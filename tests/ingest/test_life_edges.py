@@ -109,12 +109,12 @@ def test_a_name_that_nothing_here_remembers_is_not_used_for_other_directions(
     before = read_snapshot(Layout(mine)).vectors[-1]
     featuredb.drop(mine, sae="x")
     featuredb.vacuum(mine, grace=timedelta(0))
-    assert not (mine / before.decoder.path).exists()
+    assert not any((mine / file.path).exists() for file in before.files)
     add(mine, made, "one", "x")
     after = read_snapshot(Layout(mine)).vectors[-1]
     assert (after.sae, before.sae) == ("x", "x")
     assert after.table != before.table
-    assert after.decoder.path != before.decoder.path
+    assert {f.path for f in after.files}.isdisjoint(f.path for f in before.files)
 
 
 def test_lists_and_texts_of_one_name_are_refused(made: Path, mine: Path, tmp_path: Path) -> None:

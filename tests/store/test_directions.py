@@ -15,17 +15,19 @@ from hypothesis import strategies as st
 
 from featuredb.errors import CorruptDatabaseError
 from featuredb.store.layout import Layout
+from featuredb.store.vectors import directions as vector_files
 from featuredb.store.vectors.directions import (
     DirectionRows,
     Directions,
     comparable,
+    find_rows,
     fresh_table,
     read_directions,
+    scanned_rows,
     table_of,
     unit_rows,
     write_vectors,
 )
-from featuredb.store.vectors.plain_rows import find_rows
 from tests.directions import a_world, made_directions, sae_of
 from tests.make_store import make_store
 
@@ -52,12 +54,16 @@ def test_names_that_differ_late_or_only_where_they_are_made_plain() -> None:
     assert len({table_of(name) for name in names}) == len(names)
 
 
-def test_what_is_written_is_listed_and_read_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beyond", [0, 300])
+def test_what_is_written_is_listed_and_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beyond: int
+) -> None:
+    monkeypatch.setattr(vector_files, "UNIT_ROWS_BEYOND", beyond)
     layout = Layout(tmp_path)
     written = made_directions(50, 6)
     vectors = write_vectors(layout, "a sae", written)
     assert vectors.table == table_of("a sae")
-    listed = {f.path for f in (vectors.decoder, vectors.encoder, *vectors.files)}
+    listed = {f.path for f in (*vectors.unit_files, *vectors.files)}
     assert listed == {
         p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()
     }
@@ -67,23 +73,49 @@ def test_what_is_written_is_listed_and_read_back(tmp_path: Path) -> None:
         assert (file.bytes, file.sha256) == (len(data), sha256(data).hexdigest())
     for kind, matrix in zip(written._fields, written, strict=True):
         assert np.array_equal(getattr(read_directions(layout, vectors), kind), matrix)
-        half = np.load(tmp_path / getattr(vectors, kind).path)
+        half = scanned_rows(tmp_path, vectors, kind)
         assert np.array_equal(half, unit_rows(matrix).astype(np.float16))
+        assert isinstance(half, np.memmap) == (beyond == 0)
 
 
 def test_rows_are_found_where_lancedb_put_them(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     written = Directions(made_directions(5_000, 96).decoder, made_directions(5_000, 8).encoder)
     vectors = write_vectors(layout, "a", written)
-    assert vectors.plain is not None
-    assert vectors.plain.decoder is not None
-    assert vectors.plain.encoder is None
+    assert vectors.data is not None
+    assert vectors.decoder.offset is not None
+    assert vectors.encoder.offset is None
     for kind, matrix in zip(written._fields, written, strict=True):
         asked = np.array([4_999, 0, 17, 17, 2_500])
         told = DirectionRows(layout, [vectors], kind).take(asked)
-        lance = DirectionRows(layout, [msgspec.structs.replace(vectors, plain=None)], kind)
+        lance = DirectionRows(layout, [msgspec.structs.replace(vectors, data=None)], kind)
         assert np.array_equal(told, matrix[asked])
         assert np.array_equal(lance.take(asked), matrix[asked])
+
+
+@pytest.mark.parametrize("width", [8, 128])
+def test_numbers_that_float16_holds_are_stored_in_it(tmp_path: Path, width: int) -> None:
+    layout = Layout(tmp_path)
+    exact = made_directions(300, width)
+    half = Directions(exact.decoder.astype(np.float16).astype(np.float32), exact.encoder)
+    vectors = write_vectors(layout, "a", half)
+    assert (vectors.decoder.values, vectors.encoder.values) == ("float16", "float32")
+    assert (vectors.decoder.offset is not None) == (width == 128)
+    for kind, matrix in zip(half._fields, half, strict=True):
+        rows = DirectionRows(layout, [vectors], kind)
+        asked = np.array([299, 0, 17, 17])
+        assert rows[5:250].dtype == rows.take(asked).dtype == np.float32
+        assert np.array_equal(rows.take(asked), matrix[asked])
+        assert np.array_equal(rows[5:250], matrix[5:250])
+        assert np.array_equal(getattr(read_directions(layout, vectors), kind), matrix)
+
+
+def test_numbers_beyond_float16_stay_float32(tmp_path: Path) -> None:
+    far = made_directions(20, 4)
+    far.decoder[:] = 70_000
+    far.encoder[:] = 2.0**-30
+    vectors = write_vectors(Layout(tmp_path), "a", far)
+    assert (vectors.decoder.values, vectors.encoder.values) == ("float32", "float32")
 
 
 def test_rows_that_are_not_there_are_not_found(tmp_path: Path) -> None:
@@ -116,7 +148,7 @@ def test_a_table_left_by_an_interrupted_ingest_is_replaced(tmp_path: Path) -> No
     layout = Layout(tmp_path)
     write_vectors(layout, "one", made_directions(20, 4, seed=1))
     again = write_vectors(layout, "one", made_directions(10, 4, seed=2))
-    listed = {f.path for f in (again.decoder, again.encoder, *again.files)}
+    listed = {f.path for f in (*again.unit_files, *again.files)}
     assert listed == {
         p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()
     }
@@ -165,8 +197,8 @@ def test_a_missing_table_and_one_of_other_rows_are_named(tmp_path: Path) -> None
 def test_a_file_that_is_gone_or_cut_is_named(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     vectors = write_vectors(layout, "one", made_directions(200, 64))
-    assert vectors.plain is not None
-    path = tmp_path / vectors.plain.path
+    assert vectors.data is not None
+    path = tmp_path / vectors.data
     for damage in (lambda: path.write_bytes(path.read_bytes()[:9_000]), path.unlink):
         damage()
         with pytest.raises(CorruptDatabaseError, match=r"one\.lance is missing or damaged"):

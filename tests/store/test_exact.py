@@ -7,8 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from featuredb.store.vectors.directions import half_rows
-from featuredb.store.vectors.exact import ExactSearch, cosines
-from featuredb.store.vectors.half_scan import HalfScan
+from featuredb.store.vectors.exact import ExactSearch, HalfScan, cosines
 from tests.directions import clustered, cosines_of_all, with_ties
 
 

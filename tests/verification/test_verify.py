@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import numpy as np
@@ -28,6 +29,7 @@ from featuredb.store.current import Pointer
 from featuredb.store.history import read_snapshot, write_snapshot
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Snapshot
+from featuredb.store.vectors import directions
 from featuredb.verification import database, verify
 from queries.catalog_file import build_catalog
 from tests.make_store import MadeSae, World, make_store
@@ -54,7 +56,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [MadeSae("s", dense, rows, rows)],
     )
     path = tmp_path_factory.mktemp("verify") / "made.fdb"
-    snapshot = make_store(path, world)
+    with mock.patch.object(directions, "UNIT_ROWS_BEYOND", 0):
+        snapshot = make_store(path, world)
     named = {s.id for s in snapshot.segments}
     for folder in (path / "segments").iterdir():
         if folder.name not in named:

@@ -19,7 +19,9 @@ from featuredb.store.vectors.directions import (
     Float32Matrix,
     HalfMatrix,
     comparable,
+    half_rows,
     read_directions,
+    scanned_rows,
 )
 from featuredb.store.vectors.exact import ExactSearch
 from featuredb.store.vectors.ivf import InvertedLists
@@ -35,6 +37,10 @@ class HeldRows:
 
     def take(self, rows: npt.NDArray[np.int64]) -> Float32Matrix:
         """Rows float32 [n, d], in the order asked for."""
+        return self._rows[rows]
+
+    def __getitem__(self, rows: slice) -> Float32Matrix:
+        """Consecutive rows float32 [n, d]."""
         return self._rows[rows]
 
 
@@ -103,7 +109,18 @@ class DirectionSearch:
         return HeldRows(matrices)
 
     def _halves(self, sae: Sae, kind: str) -> list[HalfMatrix]:
-        return [self._array(getattr(v, kind)) for v in self._vectors(sae, kind)]
+        group = self._vectors(sae, kind)
+        if not isinstance(self._root, Remote):
+            return [scanned_rows(self._root, v, kind) for v in group]
+        halves, first = [], 0
+        for vectors in group:
+            column = vectors.column(kind)
+            if column.unit is not None:
+                halves.append(self._array(column.unit))
+            else:
+                halves.append(half_rows(self.rows(sae, kind)[first : first + column.rows]))
+            first += column.rows
+        return halves
 
     def _vectors(self, sae: Sae, kind: str) -> list[Vectors]:
         known = {v.sae: v for v in self._snapshot.vectors}

@@ -132,19 +132,20 @@ def _from_examples(store: Store, sae: Sae, feature: int, k: int) -> list[Peak]:
     start, stop = int(directory[feature]), int(directory[feature + 1])
     if start == stop:
         return []
-    table = store.files.rows(path, start, min(stop, start + k), schemas.EXAMPLES.names[1:])
-    table = table.combine_chunks()
+    columns = schemas.examples("float32").names[1:]
+    table = store.files.rows(path, start, min(stop, start + k), columns).combine_chunks()
     kind, _, context, token, activation, indexes, values = (
         column.chunk(0) for column in table.columns
     )
     count = int(np.count_nonzero(kind.to_numpy() == 0))
     offsets = indexes.offsets.to_numpy() - indexes.offsets[0].as_py()
-    flat_indexes, flat_values = indexes.flatten().to_numpy(), values.flatten().to_numpy()
+    flat_indexes = indexes.flatten().to_numpy()
+    flat_values = values.flatten().to_numpy().astype(np.float32, copy=False)
     return [
         Peak(c, a, t, flat_indexes[i:j], flat_values[i:j])
         for c, a, t, i, j in zip(
             context.to_pylist()[:count],
-            activation.to_pylist(),
+            activation.to_numpy().tolist(),
             token.to_pylist(),
             offsets[:-1],
             offsets[1:],
@@ -280,14 +281,15 @@ def _reading(way: str, file: File) -> str:
 
 def _ready(snapshot: Snapshot) -> str:
     """From the windows: what an answer shows is there, of the widest window that is kept."""
+    low = f"greatest(0, least({schemas.WINDOW}, w.token_index) - size)"
+    high = f"least({schemas.WINDOW}, w.token_index) + size + 1"
     return f"""
-SELECT w.rank, w.context_id, w.document_id, w.activation, w.token_index,
-    w.tokens[w.token_index - w.window_start + 1] AS token,
-    CAST(greatest(w.window_start, w.token_index - size) AS INTEGER) AS window_start,
-    w.tokens[1 + greatest(0, w.token_index - size - w.window_start)
-        :w.token_index + size + 1 - w.window_start] AS tokens,
-    w.activations[1 + greatest(0, w.token_index - size - w.window_start)
-        :w.token_index + size + 1 - w.window_start] AS activations{metadata(snapshot, "d")}
+SELECT w.rank, w.context_id, w.document_id,
+    CAST(w.activations[1 + least({schemas.WINDOW}, w.token_index)] AS FLOAT) AS activation,
+    w.token_index, w.tokens[1 + least({schemas.WINDOW}, w.token_index)] AS token,
+    CAST(greatest(0, w.token_index - size) AS INTEGER) AS window_start,
+    w.tokens[1 + {low}:{high}] AS tokens,
+    CAST(w.activations[1 + {low}:{high}] AS FLOAT[]) AS activations{metadata(snapshot, "d")}
 FROM {literals.below_root("path")} AS w JOIN documents AS d USING (document_id)
 WHERE w.feature_id = id AND w.rank <= k
 ORDER BY w.rank"""

@@ -212,43 +212,50 @@ SUMMARIES = pa.schema(
 """What answers say of other features: rows of `FEATURES` in the same order, of its lists the tokens
 alone."""
 
-EXAMPLES = pa.schema(
-    [
-        pa.field("feature_id", pa.uint32(), nullable=False),
-        pa.field("kind", pa.uint8(), nullable=False),
-        pa.field("rank", pa.int32(), nullable=False),
-        pa.field("context_id", pa.int64(), nullable=False),
-        pa.field("token_index", pa.uint16(), nullable=False),
-        pa.field("activation", pa.float32(), nullable=False),
-        pa.field("token_indexes", pa.list_(pa.uint16()), nullable=False),
-        pa.field("activations", pa.list_(pa.float32()), nullable=False),
-    ]
-)
-"""Contexts kept ready, one file per SAE, sorted by (feature_id, kind, rank).
 
-kind 0: the top contexts, rank from 1 by (activation descending, context_id ascending). kind
-1 to 5: contexts sampled from that fifth of the feature's contexts, weakest fifth first. The two
-lists hold every active token of the feature in that context.
-"""
+def examples(values: str) -> pa.Schema:
+    """Contexts stored per feature, one file per SAE, sorted by (feature_id, kind, rank).
 
-WINDOWS = pa.schema(
-    [
-        pa.field("feature_id", pa.uint32(), nullable=False),
-        pa.field("rank", pa.int32(), nullable=False),
-        pa.field("context_id", pa.int64(), nullable=False),
-        pa.field("document_id", pa.int64(), nullable=False),
-        pa.field("activation", pa.float32(), nullable=False),
-        pa.field("token_index", pa.int32(), nullable=False),
-        pa.field("window_start", pa.int32(), nullable=False),
-        pa.field("tokens", pa.list_(pa.field("element", pa.string())), nullable=False),
-        pa.field("activations", pa.list_(pa.field("element", pa.float32())), nullable=False),
-    ]
-)
-"""The top contexts of `EXAMPLES` (kind 0) as an answer shows them, sorted by (feature_id, rank).
+    kind 0: the top contexts, rank from 1 by (activation descending, context_id ascending). kind
+    1 to 5: contexts sampled from that fifth of the feature's contexts, weakest fifth first. The two
+    lists hold every active token of the feature in that context. values: ``"float16"`` where all
+    segments of the SAE are.
+    """
+    return pa.schema(
+        [
+            pa.field("feature_id", pa.uint32(), nullable=False),
+            pa.field("kind", pa.uint8(), nullable=False),
+            pa.field("rank", pa.int32(), nullable=False),
+            pa.field("context_id", pa.int64(), nullable=False),
+            pa.field("token_index", pa.uint16(), nullable=False),
+            pa.field("activation", value_type(values), nullable=False),
+            pa.field("token_indexes", pa.list_(pa.uint16()), nullable=False),
+            pa.field("activations", pa.list_(value_type(values)), nullable=False),
+        ]
+    )
 
-The tokens from window_start on are those up to `WINDOW` either side of the peak that the context
-has, as text; their activations are 0 where the feature is not active.
-"""
+
+def windows(values: str) -> pa.Schema:
+    """The top contexts of `examples` (kind 0) as an answer shows them, by (feature_id, rank).
+
+    The tokens are those up to `WINDOW` either side of token_index that the context has, as text:
+    the first has index max(0, token_index - WINDOW). Their activations are 0 where the feature is
+    not active; that of token_index is the context's maximum.
+    """
+    return pa.schema(
+        [
+            pa.field("feature_id", pa.uint32(), nullable=False),
+            pa.field("rank", pa.int32(), nullable=False),
+            pa.field("context_id", pa.int64(), nullable=False),
+            pa.field("document_id", pa.int64(), nullable=False),
+            pa.field("token_index", pa.int32(), nullable=False),
+            pa.field("tokens", pa.list_(pa.field("element", pa.string())), nullable=False),
+            pa.field(
+                "activations", pa.list_(pa.field("element", value_type(values))), nullable=False
+            ),
+        ]
+    )
+
 
 NEIGHBORS = pa.schema(
     [

@@ -128,9 +128,10 @@ def check_examples(
     ]
     for feature in _sampled(profile):
         start, stop = int(directory[feature]), int(directory[feature + 1])
-        table = (
-            scope.files.rows(path, start, stop) if start < stop else schemas.EXAMPLES.empty_table()
-        )
+        schema = schemas.examples("float32")
+        table = schema.empty_table()
+        if start < stop:
+            table = scope.files.rows(path, start, stop).cast(schema)
         wrong = _wrong_examples(table, feature, readers, scope)
         if wrong:
             yield Problem(path, f"the examples of feature {feature} {wrong}", remedy(path))

@@ -1,6 +1,6 @@
 """Contexts kept ready per feature, as a table: the strongest, and samples from each fifth.
 
-Order and kinds stand in `featuredb.store.schemas.EXAMPLES`; `ingest.derive.tally` chooses them.
+Order and kinds are those of `featuredb.store.schemas.examples`; `ingest.derive.tally` chooses them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Fetch = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], Active]
 
 
 def examples_table(first_feature: int, found: Found, fetch: Fetch) -> pa.Table:
-    """Rows of EXAMPLES for the features found, sorted by (feature_id, kind, rank)."""
+    """Rows of `schemas.examples`, in float32, of the features found, in order."""
     used = np.arange(found.examples.shape[1]) < found.n_examples[:, None]
     row = np.nonzero(used)[0]
     kind, rank, context, index, start, length = found.examples[used].T
@@ -46,5 +46,5 @@ def examples_table(first_feature: int, found: Found, fetch: Fetch) -> pa.Table:
             lists(active.lengths, pa.array(active.token_index.astype(np.uint16))),
             lists(active.lengths, pa.array(active.activation.astype(np.float32))),
         ],
-        schema=schemas.EXAMPLES,
+        schema=schemas.examples("float32"),
     )

@@ -5,7 +5,7 @@ Written as the folder ``derived/<number>/``; a table in which nothing changed st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,15 @@ FEATURES_ROW_GROUP = 512
 NEIGHBORS_ROW_GROUP = 5_000
 """A hundred features' neighbours: what a lookup decodes."""
 
+_ENCODINGS = {
+    "rank": "DELTA_BINARY_PACKED",
+    "context_id": "DELTA_BINARY_PACKED",
+    "neighbor_id": "DELTA_BINARY_PACKED",
+    "score": "BYTE_STREAM_SPLIT",
+    "token_indexes.list.element": "BYTE_STREAM_SPLIT",
+}
+"""Of columns whose numbers are small, close to each other or alike in their first bytes."""
+
 _ROWS = 4_096
 
 
@@ -80,6 +89,11 @@ class Content:
         """Whether `base` has the same SAEs, in the same order."""
         return self.base is not None and self.names == [sae.name for sae in self.base.saes]
 
+    def values(self, sae: str) -> str:
+        """What an SAE's examples and windows are stored in: float16 where all segments are."""
+        half = all(segment.values == "float16" for segment in self.segments[sae])
+        return "float16" if half else "float32"
+
     def directions(self, layout: Layout, sae: str, kind: str) -> DirectionRows:
         """An SAE's directions, to be read a few at a time."""
         vectors = next(v for v in self.draft.vectors if v.sae == sae)
@@ -109,7 +123,8 @@ def write_derived(layout: Layout, content: Content) -> Derived:
                 continue
             examples = content.profiles[sae.name].examples
             stem = f"examples.{table_of(sae.name)}"
-            file = write(examples, f"{stem}.parquet", EXAMPLES_ROW_GROUP)
+            stored = examples.cast(schemas.examples(content.values(sae.name)))
+            file = write(stored, f"{stem}.parquet", EXAMPLES_ROW_GROUP)
             rows = np.bincount(examples.column("feature_id").to_numpy(), minlength=sae.d_sae)
             directory = folder / f"{stem}.npy"
             np.save(directory, np.concatenate(([0], np.cumsum(rows))).astype(np.uint64))
@@ -164,7 +179,7 @@ def _windows(
     parts = windows(texts, draft.corpora, content.profiles[sae.name].examples, sae.d_sae)
     for number, part in enumerate(parts):
         path = folder / f"windows.{table_of(sae.name)}.{number:04d}.parquet"
-        write_windows(part.tables, path)
+        write_windows(part.tables, path, content.values(sae.name))
         return_freed_memory()
         entry = file_entry(layout, path, folder, final, part.rows)
         written.append(FeatureFile(entry, part.first_feature, part.end_feature, part.first_row, 0))
@@ -172,10 +187,35 @@ def _windows(
 
 
 def write_parquet(table: pa.Table, path: Path, row_group: int) -> None:
-    """One derived table; zstd, and page format 2 so that DuckDB and pyarrow agree."""
+    """Write one derived table.
+
+    Numbers that seldom repeat have no dictionary, which would take more than they do. Data pages of
+    version 1: those of version 2 leave the lengths of lists uncompressed.
+    """
+    leaves = [leaf for field in table.schema for leaf in _leaves(field.name, field.type)]
+    encodings = {path: _ENCODINGS[path] for path, _ in leaves if path in _ENCODINGS}
+    repeating = [p for p, kind in leaves if p not in encodings and not pa.types.is_floating(kind)]
     pq.write_table(
-        table, path, row_group_size=row_group, compression="zstd", data_page_version="2.0"
+        table,
+        path,
+        row_group_size=row_group,
+        compression="zstd",
+        compression_level=9,
+        use_dictionary=repeating or False,
+        column_encoding=encodings or None,
+        data_page_version="1.0",
     )
+
+
+def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    """Parquet's columns of an Arrow column, by path, with their types."""
+    if pa.types.is_list(kind):
+        yield from _leaves(f"{path}.list.element", kind.value_type)
+    elif pa.types.is_struct(kind):
+        for field in kind:
+            yield from _leaves(f"{path}.{field.name}", field.type)
+    else:
+        yield path, kind
 
 
 def _features(layout: Layout, content: Content) -> pa.Table:

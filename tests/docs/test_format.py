@@ -44,8 +44,8 @@ TABLES: dict[str, list[pa.Schema]] = {
     "features": [schemas.FEATURES],
     "summaries": [schemas.SUMMARIES],
     "logits": [schemas.LOGITS],
-    "examples": [schemas.EXAMPLES],
-    "windows": [schemas.WINDOWS],
+    "examples": [schemas.examples("float32"), schemas.examples("float16")],
+    "windows": [schemas.windows("float32"), schemas.windows("float16")],
     "neighbors": [schemas.NEIGHBORS],
 }
 STRUCTS = [

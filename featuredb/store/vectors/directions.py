@@ -258,7 +258,8 @@ def scanned_rows(root: Path, vectors: Vectors, kind: str) -> HalfMatrix:
     """Unit rows of one SAE in a local folder: memory-mapped where they are stored."""
     unit = vectors.column(kind).unit
     if unit is None:
-        return half_rows(DirectionRows(Layout(root), [vectors], kind))
+        rows = DirectionRows(Layout(root), [vectors], kind)
+        return half_rows(rows.take(np.arange(len(rows))))
     return load_array(root, unit.path)
 
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from featuredb.store import schemas
 from ingest.derive.statistics import lists
-from ingest.derive.tally import Found
+from ingest.derive.tally import Tallies
 
 
-class Active(NamedTuple):
+class ContextTokens(NamedTuple):
     """The tokens of contexts, one context after the other: lengths [contexts], the others [n]."""
 
     lengths: npt.NDArray[np.int64]
@@ -25,11 +25,11 @@ class Active(NamedTuple):
     activation: npt.NDArray[np.floating]
 
 
-Fetch = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], Active]
+Fetch = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], ContextTokens]
 """(first row, rows) of each context chosen, both [contexts], to its tokens."""
 
 
-def examples_table(first_feature: int, found: Found, fetch: Fetch) -> pa.Table:
+def examples_table(first_feature: int, found: Tallies, fetch: Fetch) -> pa.Table:
     """Rows of `schemas.examples`, in float32, of the features found, in order."""
     used = np.arange(found.examples.shape[1]) < found.n_examples[:, None]
     row = np.nonzero(used)[0]

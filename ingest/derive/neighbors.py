@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from featuredb.store import schemas
 from featuredb.store.snapshot import Sae
-from featuredb.store.vectors.directions import Float32Matrix, Rows
+from featuredb.store.vectors.directions import Float32Matrix, RowSlices
 from featuredb.store.vectors.exact import Float64, Int64, cosines, row_norms
 
 MEMORY = 1 << 30
@@ -67,14 +67,16 @@ class _Sizes(NamedTuple):
         return cls(max(_ALIGNED, queries), max(_FEWEST_ROWS, half // (4 * width)), scaled)
 
 
-def neighbors(saes: Sequence[Sae], rows: Mapping[str, Rows], *, memory: int = MEMORY) -> pa.Table:
+def neighbors(
+    saes: Sequence[Sae], rows: Mapping[str, RowSlices], *, memory: int = MEMORY
+) -> pa.Table:
     """Rows of NEIGHBORS for all features: `iter_neighbors` in one table."""
     tables = list(iter_neighbors(saes, rows, memory=memory))
     return pa.concat_tables(tables) if tables else schemas.NEIGHBORS.empty_table()
 
 
 def iter_neighbors(
-    saes: Sequence[Sae], rows: Mapping[str, Rows], *, memory: int = MEMORY
+    saes: Sequence[Sae], rows: Mapping[str, RowSlices], *, memory: int = MEMORY
 ) -> Iterator[pa.Table]:
     """Rows of NEIGHBORS for all features, in order, some thousand features at a time.
 
@@ -104,7 +106,7 @@ class _Candidates(NamedTuple):
 class _Group:
     """The rows of comparable SAEs, one SAE after another."""
 
-    def __init__(self, names: list[str], rows: Sequence[Rows], memory: int) -> None:
+    def __init__(self, names: list[str], rows: Sequence[RowSlices], memory: int) -> None:
         self.names = names
         self._rows = rows
         self._firsts = np.cumsum([0] + [r.shape[0] for r in rows])

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ingest.derive.examples import Active, Fetch, examples_table
+from ingest.derive.examples import ContextTokens, Fetch, examples_table
 from ingest.derive.look_up import LookUp
 from ingest.derive.merged_segments import MergedSegments, Piece
 from ingest.derive.statistics import statistics_table
-from ingest.derive.tally import Found, Rows, close, room_for, scan, tally, work_for
+from ingest.derive.tally import FeatureEntries, Tallies, close, room_for, scan, tally, work_for
 from ingest.tokens.contexts import ranges
 
 _FEATURES_AT_ONCE = 4_096
@@ -73,10 +73,10 @@ class Profiler:
         """The profiles of all features seen."""
         return Profiles.joined(self._parts)
 
-    def _rows(self, piece: Piece) -> Rows:
+    def _rows(self, piece: Piece) -> FeatureEntries:
         narrow = not self._source.wide
         token, document = self._look_up.of(piece.context_id, piece.token_index)
-        return Rows(
+        return FeatureEntries(
             piece.context_id,
             piece.token_index,
             token,
@@ -85,33 +85,33 @@ class Profiler:
             piece.activation.view(np.uint16) if narrow else np.empty(0, np.uint16),
         )
 
-    def _add_whole(self, piece: Piece, rows: Rows, low: int, high: int) -> None:
+    def _add_whole(self, piece: Piece, rows: FeatureEntries, low: int, high: int) -> None:
         offsets = np.concatenate(([0], np.cumsum(piece.counts)))
         found = room_for(high - low)
         own = offsets[low : high + 1]
         first = piece.first_feature + low
         tally(first, own, rows, self._source.wide, self._work, found)
 
-        def fetch(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> Active:
+        def fetch(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> ContextTokens:
             at = ranges(start, length)
-            return Active(length, piece.token_index[at], piece.activation[at])
+            return ContextTokens(length, piece.token_index[at], piece.activation[at])
 
         self._keep(first, found, fetch)
 
     def _fetch_again(self, feature: int) -> Fetch:
         """Of a feature whose rows are gone: the few chosen are read once more."""
 
-        def fetch(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> Active:
+        def fetch(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> ContextTokens:
             read = [
                 self._source.rows_of(feature, int(a), int(a + n))
                 for a, n in zip(start, length, strict=True)
             ]
             indexes, values = zip(*read, strict=True)
-            return Active(length, np.concatenate(indexes), np.concatenate(values))
+            return ContextTokens(length, np.concatenate(indexes), np.concatenate(values))
 
         return fetch
 
-    def _keep(self, first: int, found: Found, fetch: Fetch) -> None:
+    def _keep(self, first: int, found: Tallies, fetch: Fetch) -> None:
         self._parts.append(
             Profiles(
                 statistics_table(first, found, self._recorded, self._look_up.texts),

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featuredb.store import schemas
-from ingest.derive.tally import Found
+from ingest.derive.tally import Tallies
 
 
 def statistics_table(
-    first_feature: int, found: Found, recorded_tokens: int, texts: Sequence[str]
+    first_feature: int, found: Tallies, recorded_tokens: int, texts: Sequence[str]
 ) -> pa.Table:
     """One row per feature found, with the columns of FEATURES that activations give.
 
@@ -58,7 +58,7 @@ def lists(lengths: npt.NDArray[Any], values: pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def _quantiles(found: Found, fired: npt.NDArray[np.bool_]) -> pa.ListArray:
+def _quantiles(found: Tallies, fired: npt.NDArray[np.bool_]) -> pa.ListArray:
     levels = np.array(schemas.QUANTILES)
     structs = pa.StructArray.from_arrays(
         [
@@ -70,7 +70,7 @@ def _quantiles(found: Found, fired: npt.NDArray[np.bool_]) -> pa.ListArray:
     return lists(fired * len(levels), structs)
 
 
-def _top_tokens(found: Found, texts: Sequence[str]) -> pa.ListArray:
+def _top_tokens(found: Tallies, texts: Sequence[str]) -> pa.ListArray:
     used = np.arange(found.tokens.shape[1]) < found.n_tokens[:, None]
     chosen = found.tokens[used]
     structs = pa.StructArray.from_arrays(

@@ -36,7 +36,7 @@ _QUANTILES = np.array(schemas.QUANTILES)
 Array = npt.NDArray[Any]
 
 
-class Rows(NamedTuple):
+class FeatureEntries(NamedTuple):
     """Rows of features, sorted by (feature, context, token), all [n].
 
     context, document int64; token_index int32; token uint32, the vocabulary's id; value float32;
@@ -74,7 +74,7 @@ class Work(NamedTuple):
     group_length: Array
 
 
-class Found(NamedTuple):
+class Tallies(NamedTuple):
     """The answers, a row per feature. numbers int64 [F, 3]: rows, contexts, documents. moments
     float64 [F, 4]: minimum, maximum, mean, standard deviation. quantiles float32 [F, Q]. histogram
     int64 [F, bins]. tokens: id and count int64 [F, k, 2], token_means float32 [F, k], n_tokens
@@ -115,9 +115,9 @@ def work_for(vocabulary: int, most_contexts: int, most_rows: int, *, wide: bool)
     )
 
 
-def room_for(features: int) -> Found:
+def room_for(features: int) -> Tallies:
     """Answers for so many features."""
-    return Found(
+    return Tallies(
         numbers=np.zeros((features, 3), np.int64),
         moments=np.zeros((features, 4), np.float64),
         quantiles=np.zeros((features, len(_QUANTILES)), np.float32),
@@ -135,7 +135,7 @@ _jit = nb.njit(cache=True, nogil=True)
 
 
 @_jit
-def scan(rows: Rows, low: int, high: int, first_row: int, wide: bool, work: Work) -> None:
+def scan(rows: FeatureEntries, low: int, high: int, first_row: int, wide: bool, work: Work) -> None:
     """Take rows low <= i < high, all of one feature, into `work`.
 
     first_row: what row `low` is counted as. A context may go on in the next call.
@@ -179,7 +179,7 @@ def scan(rows: Rows, low: int, high: int, first_row: int, wide: bool, work: Work
 
 
 @_jit
-def close(feature: int, row: int, wide: bool, work: Work, found: Found) -> None:
+def close(feature: int, row: int, wide: bool, work: Work, found: Tallies) -> None:
     """Turn `work` into row `row` of `found`, and empty it for the next feature."""
     state = work.state
     n, groups = state[_ROWS], state[_GROUPS]
@@ -196,7 +196,7 @@ def close(feature: int, row: int, wide: bool, work: Work, found: Found) -> None:
 
 @_jit
 def tally(
-    first_feature: int, offsets: Array, rows: Rows, wide: bool, work: Work, found: Found
+    first_feature: int, offsets: Array, rows: FeatureEntries, wide: bool, work: Work, found: Tallies
 ) -> None:
     """Features one after the other: feature i owns rows offsets[i] to offsets[i + 1]."""
     for i in range(len(offsets) - 1):
@@ -269,7 +269,7 @@ def _sorted(keys: Array) -> Array:
 
 
 @_jit
-def _describe(row: int, n: int, levels: Array, counts: Array, found: Found) -> None:
+def _describe(row: int, n: int, levels: Array, counts: Array, found: Tallies) -> None:
     """Moments, quantiles and histogram of the distinct values."""
     total = 0.0
     for i in range(len(levels)):
@@ -298,7 +298,7 @@ def _describe(row: int, n: int, levels: Array, counts: Array, found: Found) -> N
 
 
 @_jit
-def _rank_tokens(row: int, work: Work, found: Found) -> None:
+def _rank_tokens(row: int, work: Work, found: Tallies) -> None:
     """The tokens of largest total activation, ties by token id; sums emptied."""
     best = found.tokens[row]
     sums = np.empty(_TOKENS, np.float64)
@@ -374,7 +374,7 @@ def _key_of(value: float) -> int:
 
 
 @_jit
-def _choose_examples(feature: int, row: int, wide: bool, work: Work, found: Found) -> None:
+def _choose_examples(feature: int, row: int, wide: bool, work: Work, found: Tallies) -> None:
     """The strongest contexts, and from each fifth those of smallest hash of (feature, context)."""
     groups = work.state[_GROUPS]
     ranks = _ranks(groups, wide, work)
@@ -417,7 +417,7 @@ def _choose_examples(feature: int, row: int, wide: bool, work: Work, found: Foun
 
 @_jit
 def _keep_example(
-    row: int, at: int, kind: int, rank: int, group: int, work: Work, found: Found
+    row: int, at: int, kind: int, rank: int, group: int, work: Work, found: Tallies
 ) -> None:
     example = found.examples[row, at]
     example[0] = kind

@@ -53,7 +53,7 @@ class Directions(NamedTuple):
     encoder: Float32Matrix
 
 
-class Rows(Protocol):
+class RowSlices(Protocol):
     """Directions float32 [n, d] that are read a slice at a time: an array, or `DirectionRows`."""
 
     @property

@@ -55,10 +55,10 @@ def _remove_everything(layout: Layout) -> None:
 
 @contextmanager
 def changing(path: str | Path, purpose: str) -> Iterator[tuple[Layout, Snapshot]]:
-    """The database's layout and live snapshot, while nobody else writes.
+    """Lock a database and give its layout and live snapshot.
 
-    Raises `DatabaseError` where there is none, `UnfinishedError` while an ingest into it waits to
-    be finished, `DatabaseLockedError`, `StorageError`.
+    A block that fails leaves no files. Raises `DatabaseError` if there is no database,
+    `UnfinishedError` if it has an unfinished ingest, `DatabaseLockedError`, `StorageError`.
     """
     layout = Layout(Path(path).expanduser().resolve())
     refuse_nothing_to_write_to(layout)
@@ -73,9 +73,9 @@ def changing(path: str | Path, purpose: str) -> Iterator[tuple[Layout, Snapshot]
 
 
 def after_the_last_writer(layout: Layout) -> Snapshot:
-    """The live snapshot, once what a killed writer had all but done is done.
+    """The live snapshot, after finishing what a killed writer had left to do.
 
-    To be called under the write lock.
+    The caller holds the write lock.
     """
     finish_publication(layout)
     live = read_snapshot(layout)
@@ -86,22 +86,24 @@ def after_the_last_writer(layout: Layout) -> Snapshot:
 
 
 def tidy(layout: Layout, live: Snapshot) -> None:
-    """Remove what nothing needs, unless an ingest waits to be finished: its files have no name."""
+    """Remove orphaned files, unless an unfinished ingest still needs them."""
     if not plan_path(layout).exists():
         clean_up(layout, live)
 
 
 def take_back(layout: Layout) -> None:
-    """Remove what a change that failed has made: on a full disk its files may be all that is in
-    the way. Nothing where only ``CURRENT`` was left to write, which the next writer does."""
-    # The error on its way out matters more than what could not be tidied up after it.
+    """Remove the files of a change that failed. On a full disk they may be what fills it.
+
+    If only ``CURRENT`` was left to write, the files stay and the next writer writes it.
+    """
+    # The original error matters more than one of cleaning up.
     with suppress(OSError, FeatureDBError):
         if unfinished_publication(layout) is None:
             tidy(layout, read_snapshot(layout))
 
 
 def refuse_unfinished(layout: Layout) -> None:
-    """Raises `UnfinishedError` where an ingest waits to be finished."""
+    """Raise `UnfinishedError` if there is an unfinished ingest."""
     if plan_path(layout).exists():
         raise UnfinishedError(
             f"{layout.root} holds an unfinished ingest: repeat its command to finish it, or "
@@ -110,7 +112,7 @@ def refuse_unfinished(layout: Layout) -> None:
 
 
 def next_draft(snapshot: Snapshot, operation: str) -> Draft:
-    """The snapshot after this one, so far the same."""
+    """A draft of the next snapshot, with the same contents."""
     return Draft(
         number=snapshot.number + 1,
         operation=operation,

@@ -1,8 +1,8 @@
-"""Compaction: many segments of one SAE become one, its features in bucket files.
+"""Merge segments of one SAE into one, its features in bucket files.
 
-A bucket is written by one function, `write_bucket`, whoever runs it and in whatever order; the
-segment appears when all of them are there. Memory is bounded by `Compaction.memory`, whatever the
-number of activations: a bucket is merged in pieces, a dense feature in several.
+Buckets may be written in any order and by several processes, with `write_bucket`. The segment
+appears when all of them are there. `Compaction.memory` bounds memory, whatever the number of
+activations: a bucket is merged in pieces, a dense feature in several.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ from ingest.derive.merged_segments import MergedSegments, Piece
 from ingest.derive.profiles import Profiler, Profiles
 
 ROWS_PER_BUCKET = 1 << 20
-"""Aim for this many rows a bucket file: about 32 row groups, a footer parsed in well under 1 ms."""
+"""Target rows per bucket file: about 32 row groups, whose footer is parsed in well under 1 ms."""
 
 FAN_IN = 128
-"""Segments merged at once: each keeps a file open and a decoded row group. More than that are
-merged in rounds."""
+"""Segments merged at once. Each keeps a file open and a decoded row group. More are merged in
+rounds."""
 
 _BYTES_PER_SEGMENT = 2 << 20
-"""Memory of an open segment, for each thread that reads it: a decoded row group, what decoding it
-takes, and the footer (1.6 MB measured). Half of the memory is for these, half for the piece."""
+"""Memory of an open segment per thread that reads it. Half of the memory is for these, half for
+the piece."""
 
 _ROWS_PER_PIECE = 1 << 20
 _BYTES_PER_ROW = 240
-"""Peak memory per row of a piece: its columns, what is counted of them, and their encoding."""
+"""Peak memory per row of a piece: its columns, counts and encoding."""
 
 _THREADS = 4
 
 
 class Compaction(NamedTuple):
-    """The parts of one SAE and the segment they become.
+    """Segments of one SAE and the segment they become.
 
-    memory: bytes to work in. profiled: make the features' profiles on the way.
+    memory: bytes to work in. profiled: also compute the features' profiles.
     """
 
     segment_id: str
@@ -84,7 +84,7 @@ class Compaction(NamedTuple):
 
     @property
     def values(self) -> str:
-        """``float32`` if any part has a value beyond float16."""
+        """``float32`` if any segment has a value beyond float16."""
         wide = any(s.values == "float32" for s in self.segments)
         return "float32" if wide else "float16"
 
@@ -99,23 +99,23 @@ class Place(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """A bucket on the disk, and the profiles of its features where they were wanted."""
+    """A written bucket, and the profiles of its features if asked for."""
 
     file: FeatureFile
     profiles: Profiles | None
 
 
 Merge = Callable[[Layout, Draft, Compaction, Path, Sequence[Place]], Iterable[Merged]]
-"""Writes buckets below a folder and gives what they became, in order."""
+"""Writes buckets below a folder and yields them in order."""
 
 
 def compact_segments(
     layout: Layout, draft: Draft, job: Compaction, merge: Merge
 ) -> tuple[Segment, Profiles | None]:
-    """Merge segments that cover disjoint contexts into one, in place in one step.
+    """Merge segments that cover disjoint contexts into one, atomically.
 
-    The profiles come along, so that they need no second pass. The token-major files are already
-    in order and are linked, not rewritten.
+    Profiles are computed in the same pass. Token-major files are already in order and are linked,
+    not rewritten.
     """
     final = layout.segment(job.segment_id)
     remove_tree(final)
@@ -156,16 +156,16 @@ def compact_segments(
 
 
 def _in_rounds(layout: Layout, draft: Draft, job: Compaction, merge: Merge) -> Compaction:
-    """The same compaction of as many segments as can be open, by merging neighbours first."""
+    """The same compaction of as many segments as can be open, after merging adjacent ones."""
     segments = sorted(job.segments, key=lambda s: s.first_context)
     number = 0
     most = max(2, min(FAN_IN, job.memory // 2 // _BYTES_PER_SEGMENT))
     while len(segments) > most:
         merged = []
         for at in range(0, len(segments), most):
-            own = tuple(segments[at : at + most])
+            adjacent = tuple(segments[at : at + most])
             part = job._replace(
-                segment_id=f"{job.segment_id}-m{number}", segments=own, profiled=False
+                segment_id=f"{job.segment_id}-m{number}", segments=adjacent, profiled=False
             )
             number += 1
             merged.append(compact_segments(layout, draft, part, merge)[0])
@@ -181,7 +181,7 @@ def merge_here(
     places: Sequence[Place],
     threads: int | None = None,
 ) -> Iterator[Merged]:
-    """A `Merge` in this process, in a few threads, each with a range of adjacent buckets."""
+    """A `Merge` in this process, in a few threads. Each has a range of adjacent buckets."""
     threads = min(threads or _threads(job), max(1, len(places)))
     look_up = TokenLookUp(layout, draft)
     size = -(-len(places) // threads)
@@ -194,7 +194,7 @@ def merge_here(
         try:
             for place in share:
                 merged.append(write_bucket(layout, alone, source, look_up, folder, place))
-                # Reading many runs by turns leaves holes, which would add up to as much again.
+                # Reading many segments in turn fragments the heap.
                 return_freed_memory()
         finally:
             source.close()
@@ -208,7 +208,7 @@ def merge_here(
 def profile_segments(
     layout: Layout, draft: Draft, job: Compaction, threads: int | None = None
 ) -> Profiles:
-    """The profiles of an SAE's features over all of its segments, which stay as they are."""
+    """The profiles of an SAE's features over all of its segments."""
     look_up = TokenLookUp(layout, draft)
     source = MergedSegments(layout, job.segments, job.d_sae, job.bits)
     source.close()
@@ -219,14 +219,14 @@ def profile_segments(
     most_rows = _piece_rows(job.memory // threads)
 
     def work(features: tuple[int, int]) -> Profiles:
-        own = MergedSegments(layout, job.segments, job.d_sae, job.bits)
+        merged = MergedSegments(layout, job.segments, job.d_sae, job.bits)
         try:
-            profiler = Profiler(own, look_up, job.recorded_tokens, *features)
-            for piece in own.pieces(*features, most_rows):
+            profiler = Profiler(merged, look_up, job.recorded_tokens, *features)
+            for piece in merged.pieces(*features, most_rows):
                 profiler.add(piece)
             return profiler.finish()
         finally:
-            own.close()
+            merged.close()
 
     with ThreadPoolExecutor(threads) as pool:
         return Profiles.joined(list(pool.map(work, pairwise(edges))))
@@ -240,10 +240,10 @@ def write_bucket(
     folder: Path,
     place: Place,
 ) -> Merged:
-    """Write one bucket below `folder`, which will become the segment's, and derive from it."""
+    """Write one bucket below `folder`, which will become the segment's, and profile it."""
     first, end = place.first_feature, place.end_feature
     path = folder / "fm" / f"b{place.number:03d}.parquet"
-    # On a cluster a worker given up for dead may still write the bucket that another repeats.
+    # On a cluster a worker given up for dead may still write a bucket that another repeats.
     temporary = temporary_name(path)
     profiler = Profiler(source, look_up, job.recorded_tokens, first, end) if job.profiled else None
     stride = stride_of(job.end_context - job.first_context, job.bits)
@@ -262,13 +262,13 @@ def write_bucket(
 
 
 def _threads(job: Compaction) -> int:
-    """As many as have room to open every segment for themselves."""
+    """As many threads as have memory to open every segment."""
     room = job.memory // 2 // (_BYTES_PER_SEGMENT * len(job.segments))
     return max(1, min(_THREADS, os.cpu_count() or 1, room))
 
 
 def _piece_rows(memory: int) -> int:
-    """Rows of a piece: more would only leave the processor's cache."""
+    """Rows of a piece. More would not fit the processor's cache."""
     return max(schemas.FEATURE_ROW_GROUP, min(_ROWS_PER_PIECE, memory // 2 // _BYTES_PER_ROW))
 
 
@@ -288,7 +288,7 @@ def _join_sinks(layout: Layout, segments: Iterable[Segment], path: Path) -> int:
 def link_token_files(
     layout: Layout, entries: Iterable[TokenFile], folder: Path, final: Path
 ) -> Iterator[TokenFile]:
-    """Give token-major files a name in the folder that is about to become `final`."""
+    """Link token-major files into the folder that will become `final`."""
     for number, entry in enumerate(entries):
         name = f"t{number:04d}.parquet"
         source = layout.root / entry.file.path

@@ -1,8 +1,7 @@
-"""The plan: everything an ingest was asked for, written down before the model runs.
+"""The plan of an ingest, written before the model runs, and the summaries of its partitions.
 
-`staging/plan.json` names the numbered partitions; a partition is done when there is a summary of it
-that counts. The same command finds the plan, checks that nothing it rests on has changed, and goes
-on.
+A partition is done when it has a valid summary. The same command finds ``staging/plan.json``,
+checks that its inputs have not changed, and continues.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Draft, File, Segment
 
 _BYTES_PER_ACTIVATION = 48
-"""Peak host memory per activation of a partition while it is sorted and written (measured)."""
+"""Peak host memory per activation of a partition while it is sorted and written."""
 
 _SMALLEST_PARTITION = 65_536
 _PARTITIONS = 64
@@ -37,9 +36,12 @@ class Partition(msgspec.Struct, frozen=True):
 
 
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """identity: what must not change between attempts, as readable text by name. corpora, saes:
-    the ids and the names of those that are run, of the draft's. id: of this one plan, at random; a
-    command that is given up and repeated makes another. Empty where an older featuredb made it."""
+    """What an ingest will do.
+
+    id: random, so that a repeated command's plan is told from one that was given up. identity: what
+    must not change between attempts, as readable text by name. corpora, saes: ids and names of
+    those of the draft that are run.
+    """
 
     id: str = ""
     identity: dict[str, str]
@@ -53,7 +55,7 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """A finished partition: its runs, one per SAE, in the plan's order. plan: the plan's id."""
+    """A finished partition: its segments, one per SAE, in the plan's order. plan: the plan's id."""
 
     partition: int
     tokens: int
@@ -71,25 +73,25 @@ def summary_path(layout: Layout, partition: int) -> Path:
 
 
 def new_plan_id() -> str:
-    """An id that no plan has."""
+    """A new random id."""
     return uuid.uuid4().hex
 
 
 def run_id(plan: RunPlan, partition: int, sae: int, writer: str = "") -> str:
-    """Segment id of one SAE's run over one partition. writer: who wrote it, where several may."""
-    own = f"-{writer}" if writer else ""
-    return f"r{plan.draft.number:06d}-{partition:06d}-{sae}{own}"
+    """Segment id of one SAE and one partition. writer: the worker, if several may write it."""
+    suffix = f"-{writer}" if writer else ""
+    return f"r{plan.draft.number:06d}-{partition:06d}-{sae}{suffix}"
 
 
 def write_plan(layout: Layout, plan: RunPlan) -> None:
-    """From here on the ingest goes on instead of starting over."""
-    # Folders of what it rests on may be new: their names must not be lost after it.
+    """Write the plan. From then on the ingest continues instead of starting over."""
+    # Folders it depends on may be new, and their names must not be lost after it.
     fsync_path(layout.root)
     write_atomically(plan_path(layout), msgspec.json.encode(plan))
 
 
 def read_plan(layout: Layout) -> RunPlan | None:
-    """The plan of an unfinished ingest, None when there is none. Raises `CorruptDatabaseError`."""
+    """The plan of an unfinished ingest, None if there is none. Raises `CorruptDatabaseError`."""
     path = plan_path(layout)
     try:
         return msgspec.json.decode(path.read_bytes(), type=RunPlan)
@@ -105,9 +107,9 @@ def read_plan(layout: Layout) -> RunPlan | None:
 
 
 def refuse_without_plan(layout: Layout, plan_id: str) -> None:
-    """For those who write what a plan asked for: a worker may outlive the driver, and the ingest.
+    """Raise `IngestError` if the plan has been given up, or finished by others.
 
-    Raises `IngestError` where the plan has been given up, or done by others.
+    A worker may outlive the driver and the ingest.
     """
     plan = read_plan(layout)
     if plan is None or plan.id != plan_id:
@@ -118,10 +120,9 @@ def refuse_without_plan(layout: Layout, plan_id: str) -> None:
 
 
 def write_summary(layout: Layout, summary: Summary) -> None:
-    """Mark a partition as done; its runs are already in place.
+    """Mark a partition as done. Its segments are already in place.
 
-    Makes no folder: without ``staging/`` there is no plan either. Raises
-    as `refuse_without_plan`.
+    Creates no folder: without ``staging/`` there is no plan. Raises as `refuse_without_plan`.
     """
     refuse_without_plan(layout, summary.plan)
     path = summary_path(layout, summary.partition)
@@ -131,10 +132,10 @@ def write_summary(layout: Layout, summary: Summary) -> None:
 def read_summaries(layout: Layout, plan: RunPlan) -> dict[int, Summary]:
     """Finished partitions by number.
 
-    A summary does not count where it cannot be read, is of another plan, or a file of its runs is
-    gone or has not the size that it had.
+    A summary that cannot be read, is of another plan, or has a file that is missing or of another
+    size, does not count.
     """
-    found = {}
+    summaries = {}
     for number in range(len(plan.partitions)):
         try:
             raw = summary_path(layout, number).read_bytes()
@@ -142,8 +143,8 @@ def read_summaries(layout: Layout, plan: RunPlan) -> dict[int, Summary]:
         except (FileNotFoundError, msgspec.MsgspecError):
             continue
         if summary.plan == plan.id and all(_is_whole(layout, s) for s in summary.segments):
-            found[number] = summary
-    return found
+            summaries[number] = summary
+    return summaries
 
 
 def _is_whole(layout: Layout, segment: Segment) -> bool:
@@ -161,7 +162,7 @@ def _files(segment: Segment) -> Iterator[File]:
 
 
 def check_identity(layout: Layout, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raises `PlanMismatchError` naming what differs from the command that began this ingest."""
+    """Raise `PlanMismatchError`, naming what differs from the command that began this ingest."""
     changed = differences(before, now)
     if changed:
         raise PlanMismatchError(
@@ -171,7 +172,7 @@ def check_identity(layout: Layout, before: Mapping[str, str], now: Mapping[str, 
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What differs between two identities, in words, by name."""
+    """The differences of two identities, in words."""
     return [
         f"{name} was {before.get(name, 'unset')}, is now {now.get(name, 'unset')}"
         for name in sorted({*before, *now})

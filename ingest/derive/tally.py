@@ -37,10 +37,10 @@ Array = npt.NDArray[Any]
 
 
 class FeatureEntries(NamedTuple):
-    """Rows of features, sorted by (feature, context, token), all [n].
+    """Entries of features, sorted by (feature, context, token), all [n].
 
-    context, document int64; token_index int32; token uint32, the vocabulary's id; value float32;
-    key uint16: the bits of the float16 value; empty where values are float32.
+    context, document: int64. token_index: int32. token: uint32, the vocabulary's id. value:
+    float32. key: uint16, the bits of the float16 value, empty if values are float32.
     """
 
     context: Array
@@ -75,11 +75,13 @@ class Work(NamedTuple):
 
 
 class Tallies(NamedTuple):
-    """The answers, a row per feature. numbers int64 [F, 3]: rows, contexts, documents. moments
-    float64 [F, 4]: minimum, maximum, mean, standard deviation. quantiles float32 [F, Q]. histogram
-    int64 [F, bins]. tokens: id and count int64 [F, k, 2], token_means float32 [F, k], n_tokens
-    int64 [F]. examples int64 [F, MOST_EXAMPLES, 6]: kind, rank, context, token index of the
-    maximum, first row, rows; example_peaks float32; n_examples int64 [F].
+    """The results, a row per feature.
+
+    numbers: int64 [F, 3], rows, contexts, documents. moments: float64 [F, 4], minimum, maximum,
+    mean, standard deviation. quantiles: float32 [F, Q]. histogram: int64 [F, bins]. tokens: int64
+    [F, k, 2], id and count. token_means: float32 [F, k]. n_tokens: int64 [F]. examples: int64
+    [F, MOST_EXAMPLES, 6], kind, rank, context, token index of the maximum, first row, rows.
+    example_peaks: float32. n_examples: int64 [F].
     """
 
     numbers: Array

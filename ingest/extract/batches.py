@@ -1,4 +1,4 @@
-"""Contexts cut into batches by a token budget, lengths bucketed so that little is padding."""
+"""Cut contexts into batches by a token budget, sorted by length so that there is little padding."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import numpy.typing as npt
 
 
 class Batch(NamedTuple):
-    """Contexts run together. contexts: their row in the partition, int64 [b]; lengths int64 [b];
-    token_ids int64 [b, max(lengths)], padded on the right with 0."""
+    """Contexts run together.
+
+    contexts: their rows in the partition, int64 [b]. lengths: int64 [b]. token_ids: int64
+    [b, max(lengths)], padded on the right with 0.
+    """
 
     contexts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
@@ -19,10 +22,10 @@ class Batch(NamedTuple):
 
 
 def cut(lengths: npt.NDArray[np.int64], budget: int) -> list[npt.NDArray[np.int64]]:
-    """Rows of each batch: contexts by length, longest first (ties by row), at most `budget`
-    padded tokens a batch, except that a context longer than the budget is a batch of its own.
+    """The rows of each batch: contexts by length, longest first, ties by row.
 
-    Longest first, so that a batch too big for the device's memory shows at once.
+    A batch has at most `budget` padded tokens, except that a longer context is a batch of its own.
+    Longest first, so that a batch too big for the device's memory fails at once.
     """
     order = np.argsort(-lengths, kind="stable")
     batches = []
@@ -47,9 +50,9 @@ def batches(
     """
     lengths = np.diff(starts)
     for rows in cut(lengths, budget):
-        own = lengths[rows]
-        columns = np.arange(own.max())
-        real = columns[None, :] < own[:, None]
+        batch_lengths = lengths[rows]
+        columns = np.arange(batch_lengths.max())
+        real = columns[None, :] < batch_lengths[:, None]
         at = starts[rows][:, None] + columns[None, :]
         ids = np.where(real, tokens[np.where(real, at, 0)], 0).astype(np.int64)
-        yield Batch(rows, own, ids)
+        yield Batch(rows, batch_lengths, ids)

@@ -1,4 +1,4 @@
-"""The order of each SAE's features, fixed before its first run is written."""
+"""The order of each SAE's features, fixed before its first segment is written."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from featuredb.store.vectors.directions import table_of
 def with_feature_orders(
     layout: Layout, draft: Draft, counts: Mapping[str, npt.NDArray[np.integer[Any]]]
 ) -> Draft:
-    """The draft with a stored order for every SAE that is to be run and has none.
+    """Store an order for every SAE in `counts` that has none. Returns the draft with them.
 
-    counts: by name of an SAE that is to be run, [d_sae], how often each feature fired in a sample.
-    Others may have none, as those of format 1 that no run was written of since. Raises
-    `StorageError`.
+    counts: by SAE, [d_sae], how often each feature fired in a sample. Raises `StorageError`.
     """
     saes = []
     for sae in draft.saes:

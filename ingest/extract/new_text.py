@@ -83,11 +83,13 @@ def encode_text(snapshot: Snapshot, text: str, token_texts: list[str]) -> Encode
     pieces: list[list[EncodedTokens]] = [[] for _ in saes]
     budget = int(max(_BATCH_TOKENS, corpus.context_size))
     for batch in batches(tokenized.token_ids, starts, budget) if len(starts) > 1 else ():
-        for each, own, rows in zip(saes, pieces, run_batch(model, saes, batch, rule), strict=True):
+        for each, parts, rows in zip(
+            saes, pieces, run_batch(model, saes, batch, rule), strict=True
+        ):
             # Windows do not overlap, so a token's place in the text follows from its context.
             context = batch.contexts[rows.row]
             place = starts[context] - context * bos + rows.token_index - bos
-            own.append(EncodedTokens(each.name, place, rows.feature_id, rows.activation))
+            parts.append(EncodedTokens(each.name, place, rows.feature_id, rows.activation))
     return EncodedText(tokens, [_join(a.name, p) for a, p in zip(saes, pieces, strict=True)])
 
 
@@ -114,11 +116,11 @@ def encode_contexts(
     budget = max(_BATCH_TOKENS, corpus.context_size)
     pieces: list[list[EncodedContexts]] = [[] for _ in saes]
     for batch in batches(np.concatenate(contexts), starts, budget):
-        for own, rows in zip(pieces, run_batch(model, saes, batch, rule), strict=True):
+        for parts, rows in zip(pieces, run_batch(model, saes, batch, rule), strict=True):
             context = batch.contexts[rows.row]
             activation = rows.activation.astype(np.float32)
-            own.append(EncodedContexts(context, rows.token_index, rows.feature_id, activation))
-    return [EncodedContexts(*map(np.concatenate, zip(*own, strict=True))) for own in pieces]
+            parts.append(EncodedContexts(context, rows.token_index, rows.feature_id, activation))
+    return [EncodedContexts(*map(np.concatenate, zip(*parts, strict=True))) for parts in pieces]
 
 
 def _join(name: str, pieces: list[EncodedTokens]) -> EncodedTokens:

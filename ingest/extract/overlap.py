@@ -1,4 +1,4 @@
-"""Keeping an accelerator busy: the next forward pass is launched while a batch is taken apart."""
+"""Keep an accelerator busy: launch the next forward pass while a batch is processed."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ _AHEAD_ON_A_GPU = 2
 
 
 def batches_ahead(device: torch.device) -> int:
-    """How many batches to have under way at once; 0 runs them one after the other.
+    """How many batches to have in flight at once. 0 runs them one after the other.
 
-    A CPU does the forward pass and everything after it on the same cores, so there is nothing to
-    overlap there.
+    On a CPU there is nothing to overlap: the same cores do the forward pass and what follows.
     """
     return 0 if device.type == "cpu" else _AHEAD_ON_A_GPU
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """`work` of each item, in the order of the items, `ahead` of them under way at once.
+    """Yield `work` of each item in the order of the items, `ahead` of them in flight at once.
 
-    What `work` raises is raised here, after the items under way have ended.
+    An exception of `work` is raised here, after the items in flight have ended.
     """
     if ahead == 0:
         yield from map(work, items)
@@ -52,7 +51,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], ahead: int) 
 
 
 def order_on(device: torch.device) -> Order:
-    """What sorts feature ids: the device where it is an accelerator, else the processor."""
+    """The function that sorts feature ids: on an accelerator if there is one, else on the CPU."""
     if device.type == "cpu":
         return stable_order
 
@@ -65,7 +64,7 @@ def order_on(device: torch.device) -> Order:
 def sorted_by_torch(
     keys: npt.NDArray[np.unsignedinteger], device: torch.device
 ) -> npt.NDArray[np.intp]:
-    """As `stable_order`, on `device`. Only the keys go there and only the order comes back."""
+    """Like `stable_order`, on `device`. Only keys and indices are copied."""
     on_device = torch.from_numpy(keys.astype(np.int32)).to(device)
     order: npt.NDArray[np.intp] = torch.sort(on_device, stable=True).indices.cpu().numpy()
     return order

@@ -1,4 +1,4 @@
-"""A run: one SAE's activations over consecutive contexts, sorted both ways and written once."""
+"""Write an unmerged segment: one SAE's activations over consecutive contexts, sorted both ways."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Codes(NamedTuple):
 
 
 class Sinks(NamedTuple):
-    """Positions left out for their norm, all [n], sorted by (context_id, token_index)."""
+    """Positions not recorded for their norm, all [n], sorted by (context_id, token_index)."""
 
     context_id: npt.NDArray[np.int64]
     token_index: npt.NDArray[np.int32]
@@ -40,7 +40,7 @@ class Sinks(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """Which contexts (first <= id < end) a run covers, and how many positions were recorded."""
+    """The contexts (first <= id < end) of a segment, and how many positions were recorded."""
 
     first_context: int
     end_context: int
@@ -48,14 +48,14 @@ class Extent(NamedTuple):
 
 
 Order = Callable[[npt.NDArray[Any]], npt.NDArray[np.intp]]
-"""Indices that sort unsigned keys [n], equal keys in their old order."""
+"""Gives the indices that stably sort unsigned keys [n]."""
 
 
 def stable_order(keys: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-    """Indices that sort unsigned `keys` [n], equal keys in their old order.
+    """The indices that stably sort unsigned `keys` [n].
 
-    numpy sorts 16-bit keys by radix, several times faster than wider ones (19.6 M/s a core
-    measured), so wider keys are sorted by their low half, then stably by their high half.
+    numpy sorts 16-bit keys by radix, several times faster than wider ones. So wider keys are sorted
+    by their low half, then stably by their high half.
     """
     if keys.dtype.itemsize <= 2:
         return np.argsort(keys, kind="stable")
@@ -68,10 +68,10 @@ def stable_order(keys: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
 
 
 def by_position(codes: Codes) -> Codes:
-    """Sorted by (position, feature_id), given that every token's entries are adjacent.
+    """Sort by (position, feature_id), given that the entries of each token are adjacent.
 
-    Batches come with contexts sorted by length, so it is tokens that are out of order, not the
-    features inside one: sorting the tokens and gathering is cheaper than sorting activations.
+    Contexts in a batch are ordered by length, so tokens are out of order but the features of a
+    token are not. Sorting tokens and gathering is cheaper than sorting activations.
     """
     position = codes.position
     if len(position) == 0:
@@ -94,11 +94,10 @@ def write_run(
     order: FeatureOrder,
     order_of: Order = stable_order,
 ) -> Segment:
-    """Write both copies of a run as segment `segment_id`, in place in one step.
+    """Write both copies of an unmerged segment atomically.
 
-    `codes` has each token's entries adjacent, feature ids ascending within a token. An unfinished
-    run of the same id, left by a crash, is replaced. order: what the token-major copy counts
-    along. order_of: what sorts the feature ids.
+    Replaces an unfinished segment of the same id. codes: the entries of each token adjacent, by
+    feature id. order: the feature order of the token-major copy. order_of: sorts the feature ids.
     Raises `StorageError`.
     """
     final = layout.segment(segment_id)
@@ -113,7 +112,7 @@ def write_run(
     )
     counts = np.bincount(codes.feature_id, minlength=d_sae)
     with folder_in_place(final) as folder:
-        # Positions are sorted; any number above the last keeps features apart.
+        # Any number above the last position keeps features apart.
         stride = stride_of(int(codes.position[-1]) + 1 if len(codes.position) else 0, bits=0)
         write_feature_file(folder / "fm.parquet", sorted_rows, values, stride)
         write_token_file(folder / "tm.parquet", token_rows(*codes), values, d_sae, order)

@@ -1,4 +1,4 @@
-"""Vacuuming: older snapshots go, and with them every file that only they named."""
+"""Vacuum a database: remove older snapshots and the files that only they use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GRACE = timedelta(hours=1)
 """Readers are pinned to the snapshot they opened: one stays this long after a newer came."""
 
 _FAR = datetime(9999, 12, 31, tzinfo=UTC)
-"""Later than anybody waits, and a date in every time zone."""
+"""The latest date that exists in every time zone."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,11 @@ class Vacuumed:
 
 
 def vacuum(path: str | Path, *, grace: timedelta = GRACE, unfinished: bool = False) -> Vacuumed:
-    """Remove the snapshots that a newer one replaced longer than `grace` ago, and what only they
-    named.
+    """Remove snapshots that were replaced longer than `grace` ago, and the files only they use.
 
-    A reader that has one of them open loses it. unfinished: also give up an ingest that was begun
-    and not finished. Killed at any moment it may be called again. Raises `DatabaseError`,
-    `UnfinishedError` where an ingest waits and is not given up, `StorageError`.
+    A reader that has one of them open loses it. unfinished: also discard an unfinished ingest.
+    After an interruption, call it again. Raises `DatabaseError`, `UnfinishedError` if there is an
+    unfinished ingest and it is not to be discarded, `StorageError`.
     """
     if grace < timedelta(0):
         raise OptionError(f"a grace period cannot be negative: {grace}")
@@ -50,7 +49,7 @@ def vacuum(path: str | Path, *, grace: timedelta = GRACE, unfinished: bool = Fal
     refuse_nothing_to_write_to(layout)
     with write_lock(layout, "vacuum"), storage_errors(layout.root):
         files, freed = 0, 0
-        # First of all: nothing can be made of a plan that cannot be read but to give it up.
+        # First, because an unreadable plan can only be discarded.
         if unfinished or not plan_path(layout).exists():
             files, freed = _remove_staging(layout)
         live = after_the_last_writer(layout)
@@ -58,43 +57,43 @@ def vacuum(path: str | Path, *, grace: timedelta = GRACE, unfinished: bool = Fal
         older = kept_snapshots(layout, live)
         replaced = _replaced(layout, [*older, live])
         now = datetime.now(UTC)
-        # A clock that is ahead must not keep what may go at once.
+        # If a clock was ahead, an age would be negative.
         ages = {number: max(now - when, timedelta(0)) for number, when in replaced.items()}
-        doomed = [s.number for s in older if ages[s.number] >= grace]
-        # Their names first: nobody opens one whose files are going.
-        for number in doomed:
+        expired = [s.number for s in older if ages[s.number] >= grace]
+        # Snapshots before their files, so that nobody opens one whose files are being removed.
+        for number in expired:
             layout.snapshot(number).unlink()
-        if doomed:
+        if expired:
             fsync_path(layout.snapshots)
-        unnamed, more = remove_unnamed(layout, live)
-        kept = {n: _later(when, grace) for n, when in replaced.items() if n not in doomed}
-        return Vacuumed(tuple(doomed), files + unnamed, freed + more, kept)
+        unused, unused_bytes = remove_unnamed(layout, live)
+        kept = {n: _later(when, grace) for n, when in replaced.items() if n not in expired}
+        return Vacuumed(tuple(expired), files + unused, freed + unused_bytes, kept)
 
 
 def _remove_staging(layout: Layout) -> tuple[int, int]:
-    """Give up what was begun, if anything was; (files, bytes) removed."""
+    """Discard an unfinished ingest, if there is one. Returns (files, bytes) removed."""
     sizes = [path.stat().st_size for path in layout.staging.rglob("*") if path.is_file()]
     if layout.staging.exists():
         remove_tree(layout.staging)
-        # A plan must not be found again after a power cut that has taken what it stands on.
+        # After a power failure a plan must not reappear without the files it needs.
         fsync_path(layout.root)
     return len(sizes), sum(sizes)
 
 
 def _replaced(layout: Layout, snapshots: Sequence[Snapshot]) -> dict[int, datetime]:
-    """When each snapshot but the last was replaced, as late as can be: by number.
+    """The latest time at which each snapshot but the last may have been replaced, by number.
 
-    A snapshot may be made long before it takes over: by a writer that was killed before it renamed
-    ``CURRENT``, or elsewhere, before it was pulled. So the times of the files count too.
+    A snapshot may be created long before it takes over: by a writer that was killed before it
+    renamed ``CURRENT``, or elsewhere, before it was pulled. So file times count too.
     """
-    found = {}
+    replaced = {}
     for one, after in pairwise(snapshots):
         files = [layout.snapshot(after.number)]
         if after is snapshots[-1]:
             files.append(layout.current)
         written = [datetime.fromtimestamp(file.stat().st_mtime, UTC) for file in files]
-        found[one.number] = max(datetime.fromisoformat(after.created), *written)
-    return found
+        replaced[one.number] = max(datetime.fromisoformat(after.created), *written)
+    return replaced
 
 
 def _later(moment: datetime, wait: timedelta) -> datetime:

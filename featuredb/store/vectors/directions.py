@@ -246,7 +246,7 @@ def unit_rows(matrix: Float32Matrix) -> npt.NDArray[np.float64]:
     return np.asarray(wide / np.where(norms == 0, 1.0, norms))
 
 
-def half_rows(rows: Rows) -> HalfMatrix:
+def half_rows(rows: RowSlices) -> HalfMatrix:
     """Unit rows rounded to float16, which are scanned."""
     half = np.empty(rows.shape, np.float16)
     for start in range(0, len(half), _BLOCK):

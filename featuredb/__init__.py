@@ -4,12 +4,12 @@
 >>> db = featuredb.open("demo.fdb")  # doctest: +SKIP
 >>> db.top_contexts(1234)  # doctest: +SKIP
 
-Reading never needs torch; `ingest`, `plan` and `load_sae` need the extra ``featuredb[ingest]``.
+Queries never need torch. `ingest`, `plan`, `append`, `add_saes` and `load_sae` need the extra
+``featuredb[ingest]``.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from featuredb.errors import FeatureDBError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         add_saes,
         append,
         compact,
+        demo,
         drop,
         ingest,
         load_sae,
@@ -31,15 +32,48 @@ if TYPE_CHECKING:
         vacuum,
         verify,
     )
-    from featuredb.database import Database
+    from featuredb.types import (
+        Activations,
+        Compacted,
+        Database,
+        FeatureCard,
+        Firing,
+        Info,
+        Neighbors,
+        Outcome,
+        Problem,
+        Report,
+        Rows,
+        SearchHits,
+        Snapshot,
+        TopContexts,
+        Transfer,
+        Vacuumed,
+    )
 
 __all__ = [
+    "Activations",
+    "Compacted",
     "Database",
+    "FeatureCard",
     "FeatureDBError",
+    "Firing",
+    "Info",
+    "Neighbors",
+    "Outcome",
+    "Problem",
+    "Report",
+    "Rows",
+    "SearchHits",
+    "Snapshot",
+    "TopContexts",
+    "Transfer",
+    "Vacuumed",
     "__version__",
     "add_saes",
     "append",
     "compact",
+    "demo",
     "drop",
     "ingest",
     "load_sae",
@@ -54,10 +88,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load the public names on first use: `import featuredb` itself stays instant."""
-    if name in __all__:
-        return getattr(importlib.import_module("featuredb.api"), name)
-    raise AttributeError(f"module 'featuredb' has no attribute {name!r}")
+    """Import public names on first use, so that `import featuredb` is instant."""
+    if name not in __all__:
+        raise AttributeError(f"module 'featuredb' has no attribute {name!r}")
+    if name[0].isupper():
+        from featuredb import types
+
+        return getattr(types, name)
+    from featuredb import api
+
+    return getattr(api, name)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,6 @@
-"""What users call: `open` a database, `ingest` one, and what changes, checks or copies it.
+"""The functions of `featuredb`: open, create, change, check and copy databases.
 
-The names that belong to the package are listed once, in `featuredb.__all__`.
+Importing this module is cheap: the command line reads its options' defaults from the signatures.
 """
 
 from __future__ import annotations
@@ -8,24 +8,26 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featuredb.database import Database
 from featuredb.errors import QueryError
-from featuredb.extras import needs
+from featuredb.extras import ingest_extra
 from featuredb.render.progress import shown
 from featuredb.store.files.memory import Budget
-from featuredb.store.files.remote import Remote
 from featuredb.store.files.urls import local_folder
-from featuredb.store.snapshot import Snapshot
-from featuredb.store.store import Store
+from featuredb.store.units import duration_of
 
 if TYPE_CHECKING:
+    import torch
+
+    from featuredb.database import Database
+    from featuredb.store.outcomes import Compacted, Outcome, Vacuumed
+    from featuredb.store.snapshot import Snapshot
+    from featuredb.store.values import Values
     from featuredb.transfer.push_pull import Transfer
     from featuredb.verification import Report
-    from ingest.operations.compact import Compacted
-    from ingest.operations.ingest import Outcome
-    from ingest.operations.vacuum import Vacuumed
+    from ingest.options import EngineName, Hooks
     from ingest.sae import LoadedSae
     from queries.answers import Info, Rows
 
@@ -37,85 +39,295 @@ def open(
     storage_options: Mapping[str, Any] | None = None,
     memory: str | None = None,
 ) -> Database:
-    """Open the database at `path`, read-only and pinned to its newest snapshot.
+    """Open a database read-only, pinned to one snapshot.
 
-    snapshot: an older one by its number, see `snapshots`; there until a `vacuum`.
+    Args:
+        path: A folder, or a URL that fsspec reads, such as ``s3://bucket/my.fdb``. URLs are read
+            in place, by byte ranges.
+        snapshot: The number of an older snapshot, see `snapshots`. Default: the newest.
+        storage_options: Passed to fsspec.
+        memory: Memory limit for SQL, such as ``2GB``, not counting the answer. What does not fit
+            spills to a temporary folder. Default: 80 % of the machine's.
 
-    path: a folder, or a URL that fsspec reads, as ``s3://bucket/my.fdb``; it is read in place, by
-    ranges. storage_options: for fsspec, beyond what its configuration and the environment say.
-
-    memory: a size such as ``2GB`` for SQL to work in, what it answers not counted; what does not
-    fit goes to a temporary folder. By default DuckDB takes up to 80 % of the machine's.
-
-    Raises `OptionError` for a memory that is no size or less than 100MB,
-    `DatabaseNotFoundError`, `DatabaseNotReadyError` while its first ingest is unfinished,
-    `FormatVersionError` for a newer format, `CorruptDatabaseError`; for a URL also
-    `MissingExtraError` without the package for its scheme, and `RemoteError` when its server
-    cannot be reached or refuses.
+    Raises:
+        OptionError: `memory` is not a size, or is less than 100MB.
+        DatabaseNotFoundError: There is no database at `path`.
+        DatabaseNotReadyError: Its first ingest is unfinished.
+        FormatVersionError: It was written by a newer featuredb.
+        CorruptDatabaseError: A file is missing or damaged.
+        MissingExtraError: The package for the URL's scheme is not installed.
+        RemoteError: The URL's server cannot be reached or refuses.
     """
+    from featuredb.database import Database
+    from featuredb.store.store import Store
+
     bound = None if memory is None else Budget.parse(memory).bytes
     return Database(Store.open(path, snapshot, storage_options, bound))
 
 
-def ingest(path: str | os.PathLike[str], **options: Any) -> Outcome:
-    """Make the database at `path`, or continue making it where it was interrupted.
+def demo(
+    path: str | os.PathLike[str] = "demo.fdb", *, documents: int = 3_000, rebuild: bool = False
+) -> Database:
+    """Open the demo database. Creates it first if it does not exist.
 
-    corpus: a path, glob, ``hf:`` data set or Arrow table; model: a folder or hub name; saes: a
-    list of folders or references. The other options, with their defaults, are those of
-    `ingest.options.IngestOptions` and of ``featuredb ingest --help``.
+    Downloads SmolLM2-135M-Instruct and Wikipedia summaries (98 MB, cached) and ingests them with
+    the sparse autoencoder that featuredb brings. Takes a few minutes on two CPU cores. Progress is
+    shown on standard error.
 
-    Returns the published snapshot, and whether there was anything left to do. Raises
-    `MissingExtraError` without the extra ``featuredb[ingest]``, and `IngestError`.
+    Args:
+        path: Where to create it.
+        documents: Number of summaries to ingest.
+        rebuild: Delete an existing demo database first.
+
+    Raises:
+        MissingExtraError: The extra ``featuredb[ingest]`` is not installed.
+        FetchError: A download failed.
+        IngestError: `documents` is less than 1, or `rebuild` would delete another folder.
     """
-    settings = needs("ingest.options", "ingesting")
-    pipeline = needs("ingest.operations.ingest", "ingesting")
-    folder = local_folder(path, "ingesting")
-    outcome: Outcome = pipeline.ingest(folder, settings.IngestOptions(**options))
-    return outcome
+    folder = local_folder(path, "the demo")
+    with ingest_extra("the demo"):
+        from ingest.demo.run import make_demo
+
+    make_demo(folder, documents=documents, rebuild=rebuild)
+    return open(folder)
 
 
-def plan(path: str | os.PathLike[str], **options: Any) -> Info:
-    """What `ingest` with the same arguments would make, and how long it would take.
+def ingest(
+    path: str | os.PathLike[str],
+    *,
+    corpus: Any,
+    model: str,
+    saes: Sequence[str],
+    names: Sequence[str] | None = None,
+    hook: Hooks = None,
+    hook_out: Hooks = None,
+    text_column: str = "text",
+    tokens_column: str | None = None,
+    messages_column: str | None = None,
+    id_column: str | None = None,
+    max_documents: int | None = None,
+    context_size: int | None = None,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    batch_tokens: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    memory: str = "4GB",
+    sink_threshold: float = 10.0,
+    keep_sinks: bool = False,
+    keep_bos: bool = False,
+    values: Values = "float16",
+    exact: bool = False,
+    check: bool = True,
+    progress: bool = False,
+    engine: EngineName = "local",
+    workers: int | None = None,
+    gpus_per_worker: float = 1.0,
+    ray_address: str | None = None,
+) -> Outcome:
+    """Run a corpus through a model and SAEs and store all activations.
 
-    The corpus is tokenised, and the model runs over a sample of it; nothing is left at `path`.
-    Raises `MissingExtraError` without the extra ``featuredb[ingest]``, and `IngestError`.
+    Resumable: after an interruption, the same call continues. If the database is already complete,
+    nothing is done.
+
+    Args:
+        path: The database folder.
+        corpus: A file, folder or glob, ``hf:DATASET``, ``-`` for standard input, or an Arrow table.
+        model: A folder or a hub name.
+        saes: Folders, files or hub references, see `load_sae`.
+        names: One per SAE. Default: taken from the files.
+        hook: Hook point to read the SAEs at, instead of their own. A list gives one per SAE.
+        hook_out: Hook point a transcoder's output should match. A list gives one per SAE.
+        text_column: Column with the document's text.
+        tokens_column: Column with token ids, to read instead of text.
+        messages_column: Column with chat messages, to read instead of text.
+        id_column: Column with the document's id.
+        max_documents: Stop after this many documents.
+        context_size: Tokens per context, including BOS. Default: the SAE's own, at most the
+            model's, else 256.
+        stride: Tokens between the starts of two contexts of a document. Default: no overlap.
+        max_tokens: Stop after the document that reaches this many tokens.
+        batch_tokens: Tokens per forward pass, including padding. Default: by device.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        dtype: What the model computes in: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        memory: Host memory to aim for.
+        sink_threshold: A position whose norm at the hook exceeds this many times the median is a
+            sink. Activations at sinks are not stored.
+        keep_sinks: Store activations at sinks too.
+        keep_bos: Store activations at BOS too.
+        values: Round activations to ``float16``, ``float32`` or ``log8`` (16 values per octave, 8
+            bits in most files, error at most 2.2 %).
+        exact: Same as ``values="float32"``.
+        check: Refuse SAEs that do not explain the model's activations.
+        progress: Show progress on standard error.
+        engine: Where partitions run: ``local`` (this process), ``processes`` (several on this
+            machine, one per GPU) or ``ray`` (a Ray cluster).
+        workers: Number of workers. Default: one per GPU, or per four cores without a GPU.
+        gpus_per_worker: GPUs each Ray worker requests. A fraction shares one.
+        ray_address: The Ray cluster. Default: ``RAY_ADDRESS``, else one on this machine.
+
+    Raises:
+        MissingExtraError: The extra ``featuredb[ingest]`` is not installed.
+        IngestError: An option, the corpus, the model or an SAE is invalid.
+        OptionError: `memory` is not a size.
+        DatabaseLockedError: Another process is writing.
+        StorageError: The disk is full or read-only.
     """
-    settings = needs("ingest.options", "planning an ingest")
-    estimate = needs("ingest.operations.plan", "planning an ingest")
-    folder = local_folder(path, "planning an ingest")
-    planned: Info = estimate.estimate(folder, settings.IngestOptions(**options))
-    return planned
+    options = locals().copy()
+    folder = local_folder(options.pop("path"), "ingesting")
+    with ingest_extra("ingesting"):
+        from ingest.operations.ingest import ingest as run_ingest
+        from ingest.options import IngestOptions
+
+    return run_ingest(folder, IngestOptions(**options))
 
 
-def append(path: str | os.PathLike[str], corpus: Any, **options: Any) -> Outcome:
-    """Add a corpus to the database at `path`, or continue adding it: all its SAEs over all of it.
+def plan(
+    path: str | os.PathLike[str],
+    *,
+    corpus: Any,
+    model: str,
+    saes: Sequence[str],
+    names: Sequence[str] | None = None,
+    hook: Hooks = None,
+    hook_out: Hooks = None,
+    text_column: str = "text",
+    tokens_column: str | None = None,
+    messages_column: str | None = None,
+    id_column: str | None = None,
+    max_documents: int | None = None,
+    context_size: int | None = None,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    batch_tokens: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    memory: str = "4GB",
+    sink_threshold: float = 10.0,
+    keep_sinks: bool = False,
+    keep_bos: bool = False,
+    values: Values = "float16",
+    exact: bool = False,
+    check: bool = True,
+    progress: bool = False,
+    engine: EngineName = "local",
+    workers: int | None = None,
+    gpus_per_worker: float = 1.0,
+    ray_address: str | None = None,
+) -> Info:
+    """Estimate the size and duration of an ingest, without writing anything at `path`.
 
-    The model and the SAEs are the database's own, where they were at the ingest unless model and
-    saes say where they are now. The other options are those of `ingest` that are about the corpus
-    (text_column, max_tokens, …) or about how to compute (device, batch_tokens, engine, …).
-    Raises as `ingest`.
+    Tokenizes the corpus and runs the model over a sample of it. Takes the arguments of `ingest`.
+
+    Raises:
+        MissingExtraError: The extra ``featuredb[ingest]`` is not installed.
+        IngestError: An option, the corpus, the model or an SAE is invalid.
+        OptionError: `memory` is not a size.
     """
-    added = needs("ingest.operations.append", "ingesting")
-    outcome: Outcome = added.append(local_folder(path, "appending"), corpus, **options)
-    return outcome
+    options = locals().copy()
+    folder = local_folder(options.pop("path"), "planning an ingest")
+    with ingest_extra("planning an ingest"):
+        from ingest.operations.plan import estimate
+        from ingest.options import IngestOptions
+
+    return estimate(folder, IngestOptions(**options))
+
+
+def append(
+    path: str | os.PathLike[str],
+    corpus: Any,
+    *,
+    model: str | None = None,
+    saes: Sequence[str] | None = None,
+    text_column: str = "text",
+    tokens_column: str | None = None,
+    messages_column: str | None = None,
+    id_column: str | None = None,
+    max_documents: int | None = None,
+    context_size: int | None = None,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    batch_tokens: int | None = None,
+    device: str = "auto",
+    memory: str = "4GB",
+    check: bool = True,
+    progress: bool = False,
+    engine: EngineName = "local",
+    workers: int | None = None,
+    gpus_per_worker: float = 1.0,
+    ray_address: str | None = None,
+) -> Outcome:
+    """Add a corpus to an existing database, for all of its SAEs. Resumable.
+
+    Args:
+        path: The database folder.
+        corpus: As of `ingest`.
+        model: Where the database's model is now. Default: where it was at the first ingest.
+        saes: Where the database's SAEs are now, all of them, in order. Default: as `model`.
+        context_size: Tokens per context, including BOS. Default: that of the first corpus.
+
+    The other arguments are those of `ingest`.
+
+    Raises:
+        MissingExtraError: The extra ``featuredb[ingest]`` is not installed.
+        DatabaseError: There is no database, or another process is writing.
+        ModelError: The model is missing or has changed.
+        SaeError: An SAE is missing or has changed.
+        IngestError: An option or the corpus is invalid, or the corpus is already there.
+        StorageError: The disk is full or read-only.
+    """
+    options = locals().copy()
+    folder = local_folder(options.pop("path"), "appending")
+    with ingest_extra("ingesting"):
+        from ingest.operations.append import append as append_corpus
+
+    return append_corpus(folder, **options)
 
 
 def add_saes(
     path: str | os.PathLike[str],
     saes: Sequence[str],
     names: Sequence[str] | None = None,
-    **options: Any,
+    *,
+    model: str | None = None,
+    hook: Hooks = None,
+    hook_out: Hooks = None,
+    batch_tokens: int | None = None,
+    device: str = "auto",
+    memory: str = "4GB",
+    check: bool = True,
+    progress: bool = False,
+    engine: EngineName = "local",
+    workers: int | None = None,
+    gpus_per_worker: float = 1.0,
+    ray_address: str | None = None,
 ) -> Outcome:
-    """Run more SAEs over the corpora that the database at `path` has, or continue doing so.
+    """Add SAEs to an existing database, over all of its corpora. Resumable.
 
-    The corpora's files are not needed: their tokens are stored. names: one per SAE, else taken
-    from the files. The other options are those of `ingest` that are about SAEs (hook, hook_out,
-    check) or about how to compute; model says where the model is now. Raises as `ingest`.
+    The corpora's files are not needed: their tokens are stored.
+
+    Args:
+        path: The database folder.
+        saes: Folders, files or hub references, see `load_sae`.
+        names: One per SAE. Default: taken from the files.
+        model: Where the database's model is now. Default: where it was at the first ingest.
+
+    The other arguments are those of `ingest`.
+
+    Raises:
+        MissingExtraError: The extra ``featuredb[ingest]`` is not installed.
+        DatabaseError: There is no database, or another process is writing.
+        ModelError: The model is missing or has changed.
+        SaeError: An SAE cannot be loaded.
+        IngestError: An option is invalid, or a name is taken.
+        StorageError: The disk is full or read-only.
     """
-    added = needs("ingest.operations.append", "ingesting")
-    folder = local_folder(path, "adding an SAE")
-    outcome: Outcome = added.add_saes(folder, saes, names, **options)
-    return outcome
+    options = locals().copy()
+    folder = local_folder(options.pop("path"), "adding an SAE")
+    with ingest_extra("ingesting"):
+        from ingest.operations.append import add_saes as add
+
+    return add(folder, **options)
 
 
 def drop(
@@ -126,63 +338,92 @@ def drop(
     memory: str = "4GB",
     progress: bool = False,
 ) -> Snapshot:
-    """Publish the database without an SAE, given by name, or without a corpus, given by id.
+    """Drop an SAE or a corpus from a database, as a new snapshot.
 
-    Space is freed by `vacuum`. Ids of what is left stay as they are. progress: say on standard
-    error what is being done. Returns the new snapshot.
-    Raises `MissingExtraError` without the extra ``featuredb[ingest]``, `UnknownFeatureError` for
-    no such SAE, `DatabaseError` for no such corpus, or for the last of either, `QueryError` unless
-    just one of the two is given.
+    Ids of what is left do not change. `vacuum` frees the space.
+
+    Args:
+        path: The database folder.
+        sae: The name of the SAE to drop.
+        corpus: The id of the corpus to drop.
+        memory: Memory limit.
+        progress: Show progress on standard error.
+
+    Returns:
+        The new snapshot.
+
+    Raises:
+        QueryError: Neither or both of `sae` and `corpus` are given.
+        UnknownFeatureError: There is no such SAE.
+        DatabaseError: There is no such corpus, or it is the last corpus or SAE.
+        MissingExtraError: The extra ``featuredb[ingest]`` is not installed.
     """
     if (sae is None) == (corpus is None):
         raise QueryError("drop either an SAE or a corpus: give sae= or corpus=")
     folder = local_folder(path, "dropping")
-    dropping = needs("ingest.operations.drop", "dropping")
+    with ingest_extra("dropping"):
+        from ingest.operations.drop import drop_corpus, drop_sae
+
     with shown(progress):
-        dropped: Snapshot = (
-            dropping.drop_sae(folder, sae, memory=memory)
-            if sae is not None
-            else dropping.drop_corpus(folder, corpus, memory=memory)
-        )
-    return dropped
+        if sae is not None:
+            return drop_sae(folder, sae, memory=memory)
+        assert corpus is not None
+        return drop_corpus(folder, corpus, memory=memory)
 
 
 def compact(
     path: str | os.PathLike[str], *, memory: str = "4GB", progress: bool = False
 ) -> Compacted:
-    """Merge a database's segments, so that queries open fewer files; answers do not change.
+    """Merge a database's segments, so that queries open fewer files. Answers do not change.
 
-    memory: to work in. progress: say on standard error what is being done. Raises
-    `MissingExtraError` without the extra ``featuredb[ingest]``, and `DatabaseError`.
+    Args:
+        path: The database folder.
+        memory: Memory limit.
+        progress: Show progress on standard error.
+
+    Raises:
+        DatabaseError: There is no database, or another process is writing.
+        MissingExtraError: The extra ``featuredb[ingest]`` is not installed.
     """
     folder = local_folder(path, "compacting")
-    compacting = needs("ingest.operations.compact", "compacting")
+    with ingest_extra("compacting"):
+        from ingest.operations.compact import compact as merge
+
     with shown(progress):
-        done: Compacted = compacting.compact(folder, memory=memory)
-    return done
+        return merge(folder, memory=memory)
 
 
 def vacuum(
-    path: str | os.PathLike[str], *, grace: timedelta | None = None, unfinished: bool = False
+    path: str | os.PathLike[str], *, grace: timedelta | str = "1h", unfinished: bool = False
 ) -> Vacuumed:
-    """Remove older snapshots, and the files that only they name.
+    """Remove older snapshots and the files that only they use. Needs no extra.
 
-    grace: a snapshot goes this long after a newer one took its place, an hour by default, so that
-    readers who have it open can finish. unfinished: also give up an ingest that was begun and not
-    finished. Raises `MissingExtraError` without the extra ``featuredb[ingest]``, `DatabaseError`.
+    Args:
+        path: The database folder.
+        grace: Keep a snapshot this long after it was replaced, so that open readers can finish: a
+            timedelta, or a text such as ``0s``, ``30m``, ``1h`` or ``2d``.
+        unfinished: Also discard an unfinished ingest.
+
+    Raises:
+        OptionError: `grace` is not a duration, or is negative.
+        UnfinishedError: There is an unfinished ingest and `unfinished` is false.
+        DatabaseError: There is no database, or another process is writing.
     """
-    vacuuming = needs("ingest.operations.vacuum", "vacuuming")
-    folder = local_folder(path, "vacuuming")
-    wait = vacuuming.GRACE if grace is None else grace
-    removed: Vacuumed = vacuuming.vacuum(folder, grace=wait, unfinished=unfinished)
-    return removed
+    from ingest.operations.vacuum import vacuum as remove_older
+
+    wait = grace if isinstance(grace, timedelta) else duration_of(grace)
+    return remove_older(local_folder(path, "vacuuming"), grace=wait, unfinished=unfinished)
 
 
 def snapshots(path: str | os.PathLike[str]) -> Rows:
-    """The snapshots that the database at `path` keeps, oldest first, a row each.
+    """List the snapshots in a database, oldest first.
 
-    Columns snapshot, created, operation, live, corpora, saes, activations, and bytes, of all files
-    it names, of which it may share many with others. Raises `DatabaseError`.
+    Returns:
+        One row per snapshot: snapshot, created, operation, live, corpora, saes, activations, and
+        bytes. bytes counts all files of the snapshot, also those it shares with others.
+
+    Raises:
+        DatabaseError: There is no database at `path`.
     """
     from queries.snapshots import list_snapshots
 
@@ -197,29 +438,37 @@ def verify(
     source: int = 0,
     progress: bool = False,
 ) -> Report:
-    """Read every file of a database again: is it all there, unchanged, and does it agree?
+    """Check every file of a database: sizes, SHA-256, and whether the contents agree.
 
-    memory: host memory to work in. all_snapshots: check the older snapshots that are kept too.
-    source: so many contexts, taken at random, are run through the model and the SAEs again, and
-    what comes out is compared with what is stored; this needs the extra ``featuredb[ingest]``.
-    progress: show a bar on standard error where that is a terminal.
+    Args:
+        path: The database folder.
+        memory: Memory limit.
+        all_snapshots: Also check older snapshots.
+        source: Run this many random contexts through the model and the SAEs again, and compare
+            with what is stored. Needs the extra ``featuredb[ingest]``.
+        progress: Show a progress bar if standard error is a terminal.
 
-    Damage is in the report, not an exception. Raises `DatabaseError` where there is no database,
-    or a newer one; `OptionError` for a memory that is no size; with `source` also
-    `MissingExtraError`, and `ModelError` and `SaeError` where the model or an SAE is gone or is
-    not the one of the ingest.
+    Returns:
+        What was checked, and the problems found. Damage does not raise.
+
+    Raises:
+        DatabaseError: There is no database at `path`, or it was written by a newer featuredb.
+        OptionError: `memory` is not a size.
+        MissingExtraError: With `source`, the extra is not installed.
+        ModelError: With `source`, the model is missing or has changed.
+        SaeError: With `source`, an SAE is missing or has changed.
     """
     from featuredb.verification import verify as verify_database
     from featuredb.verification.source import compare
 
     folder = local_folder(path, "verifying")
-    again = needs("ingest.extract.new_text", "comparing with the model") if source else None
+    if source:  # a missing extra is reported before hours of reading
+        with ingest_extra("comparing with the model"):
+            from ingest.extract.new_text import encode_contexts
     report = verify_database(
         folder, memory=Budget.parse(memory).bytes, all_snapshots=all_snapshots, progress=progress
     )
-    if again is not None and report.ok:
-        report = compare(folder, report, source, again.encode_contexts)
-    return report
+    return compare(folder, report, source, encode_contexts) if source and report.ok else report
 
 
 def push(
@@ -229,15 +478,23 @@ def push(
     storage_options: Mapping[str, Any] | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> Transfer:
-    """Copy the live snapshot of the database at `path` to a URL, but for what is there already.
+    """Upload the live snapshot of a database, skipping files already there. Resumable.
 
-    Readers of the URL see the old snapshot or the new one, never a mixture; interrupted and run
-    again, it goes on. storage_options: as of `open`. report: called with (bytes done, bytes to
-    copy) as files arrive.
+    Readers of the URL see the old snapshot or the new one, never a mixture.
 
-    Raises `DatabaseError` where there is nothing to copy, or the URL holds another database or a
-    newer snapshot; `MissingExtraError`, `RemoteError`.
+    Args:
+        path: The database folder.
+        url: Where to, such as ``s3://bucket/my.fdb``.
+        storage_options: Passed to fsspec.
+        report: Called with (bytes done, total bytes) as files arrive.
+
+    Raises:
+        DatabaseError: There is nothing to upload, or the URL holds another database or a newer
+            snapshot.
+        MissingExtraError: The package for the URL's scheme is not installed.
+        RemoteError: The server cannot be reached or refuses.
     """
+    from featuredb.store.files.remote import Remote
     from featuredb.transfer.push_pull import push as push_database
 
     folder = local_folder(path, "pushing from it")
@@ -251,21 +508,53 @@ def pull(
     storage_options: Mapping[str, Any] | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> Transfer:
-    """Copy the live snapshot of the database at a URL to `path`, but for what is there already.
+    """Download the live snapshot of a database, skipping existing files. Resumable.
 
-    The other way of `push`, with its arguments. Every file is checked against its SHA-256.
-    Raises what `push` raises, `StorageError` when the disk refuses, and `DatabaseLockedError`.
+    Every file is checked against its SHA-256.
+
+    Args:
+        url: Where from, such as ``s3://bucket/my.fdb``.
+        path: The database folder.
+        storage_options: Passed to fsspec.
+        report: Called with (bytes done, total bytes) as files arrive.
+
+    Raises:
+        DatabaseError: There is nothing to download, or the folder holds another database or a
+            newer snapshot.
+        DatabaseLockedError: Another process is writing.
+        MissingExtraError: The package for the URL's scheme is not installed.
+        RemoteError: The server cannot be reached or refuses.
+        StorageError: The disk is full or read-only.
     """
+    from featuredb.store.files.remote import Remote
     from featuredb.transfer.push_pull import pull as pull_database
 
     folder = local_folder(path, "pulling into it")
     return pull_database(Remote(url, storage_options), folder, report)
 
 
-def load_sae(reference: str | os.PathLike[str], **options: Any) -> LoadedSae:
-    """Load an SAE from a folder, file or reference; see `ingest.sae.load_sae`.
+def load_sae(
+    reference: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> LoadedSae:
+    """Load an SAE.
 
-    Raises `MissingExtraError` without the extra ``featuredb[ingest]``, and `SaeError`.
+    Args:
+        reference: A folder or weight file in a supported format, ``hf:owner/repo/path[@revision]``,
+            or ``sae-lens:release/id``.
+        device: Where to put its weights.
+        dtype: What it computes in. Default: float32.
+        revision: For hub references that do not name one.
+
+    Raises:
+        MissingExtraError: The extra ``featuredb[ingest]`` is not installed.
+        SaeError: There is no SAE, there are several, or its files are damaged.
     """
-    sae: LoadedSae = needs("ingest.sae", "loading an SAE").load_sae(reference, **options)
-    return sae
+    with ingest_extra("loading an SAE"):
+        from ingest.sae import load_sae as load
+
+    ref = reference if isinstance(reference, str) else Path(reference)
+    return load(ref, device=device, dtype=dtype, revision=revision)

@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from featuredb.extras import needs
+from featuredb.extras import ingest_extra
 from featuredb.store.files.remote import Remote
 from featuredb.store.files.urls import local_folder
 from featuredb.store.snapshot import Sae, Snapshot
@@ -222,14 +222,19 @@ class Database:
 
         return fires_in(self._reader, context_id, k)
 
-    def feature(self, feature: Feature) -> FeatureCard:
-        """A feature's statistics, its first 5 top contexts and 10 nearest neighbours by decoder.
+    def feature(self, feature: Feature, k: int | None = None) -> FeatureCard:
+        """A feature's statistics, top contexts and nearest neighbors by decoder.
 
-        Raises `UnknownFeatureError`.
+        Args:
+            feature: A number, or ``"sae_name/1234"``.
+            k: Number of contexts and of neighbors. Default: 5 and 10.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
         """
         from queries.feature import feature_card
 
-        return feature_card(self._reader, feature)
+        return feature_card(self._reader, feature, k)
 
     def search(self, query: str, k: int = 20) -> SearchHits:
         """The features that fire on, or promote, tokens equal to a word of the query.
@@ -295,8 +300,10 @@ def _encode(store: Store, text: str) -> tuple[list[Active], list[str]]:
     """What is active on a new text, from the model and the SAEs."""
     from queries.specificity import Active
 
-    new_text = needs("ingest.extract.new_text", "reading new text")
-    encoded = new_text.encode_text(store.snapshot, text, store.texts.token_texts)
+    with ingest_extra("reading new text"):
+        from ingest.extract.new_text import encode_text
+
+    encoded = encode_text(store.snapshot, text, store.texts.token_texts)
     return [Active(store.snapshot.sae(e.sae), *e[1:]) for e in encoded.encoded], encoded.tokens
 
 

@@ -1,20 +1,22 @@
-"""Modules of the extra ``featuredb[ingest]``, imported where something needs them."""
+"""Optional dependencies."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from featuredb.errors import MissingExtraError
 
 
-def needs(module: str, purpose: str) -> Any:
-    """The module of that name; `purpose`, what it is needed for, begins the error.
+@contextmanager
+def ingest_extra(purpose: str) -> Iterator[None]:
+    """Imports in this block need the extra ``featuredb[ingest]``; `purpose` begins the error.
 
-    Raises `MissingExtraError` where a package that it imports is not installed.
+    Raises:
+        MissingExtraError: A package they need is not installed.
     """
     try:
-        return importlib.import_module(module)
+        yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in ("featuredb", "ingest", "queries", ""):

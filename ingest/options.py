@@ -1,10 +1,10 @@
-"""What an ingest can be told, with the defaults of the command line and of the API."""
+"""The options of an ingest."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from featuredb.errors import IngestError
 from featuredb.store.files.memory import Budget
@@ -13,7 +13,8 @@ from featuredb.store.values import Values
 if TYPE_CHECKING:
     from featuredb.store.snapshot import Recording
 
-ENGINES = ("local", "processes", "ray")
+EngineName = Literal["local", "processes", "ray"]
+ENGINES = get_args(EngineName)
 
 Hooks = str | Sequence[str | None] | None
 """A hook point for all SAEs, or one for each. None for that of an SAE's files."""
@@ -21,26 +22,7 @@ Hooks = str | Sequence[str | None] | None
 
 @dataclass(frozen=True, kw_only=True)
 class IngestOptions:
-    """One ingest.
-
-    corpus: path, glob, ``-``, ``hf:...`` or an Arrow table. model: folder or hub name. saes: one
-    or more references, see `featuredb.load_sae`. names: one per SAE, else taken from the files.
-    hook: read every SAE here instead of where its own files say, or a list, one per SAE; hook_out:
-    what they write belongs here, for transcoders. context_size: tokens per context, BOS included;
-    default the SAE's own, at most the model's, else 256. stride: tokens between the starts of two
-    windows of a document; default no overlap. max_tokens: stop after the document that reaches
-    it. batch_tokens: padded tokens per forward pass; default by device.
-    memory: host memory to aim for, e.g. ``"4GB"``. sink_threshold: a position whose norm at the
-    hook exceeds this many times the median is a sink. values: what activations are rounded to,
-    ``float16``, ``float32``, or ``log8``, 16 values per octave, which are 8 bits in most files and
-    off by 2.2 % at most. exact: the same as values ``float32``.
-    check: refuse SAEs that do not explain the model's activations. progress: show progress.
-
-    engine: who runs the partitions. ``local`` is this process; ``processes``, several on this
-    machine, one a GPU; ``ray``, workers on a Ray cluster. workers: how many; default one for each
-    GPU, or for every four cores without one. gpus_per_worker: the share of a GPU that a Ray
-    worker asks for. ray_address: the cluster; default ``RAY_ADDRESS``, else one on this machine.
-    """
+    """One ingest: the arguments of `featuredb.ingest`, which documents them."""
 
     corpus: Any
     model: str
@@ -67,7 +49,7 @@ class IngestOptions:
     exact: bool = False
     check: bool = True
     progress: bool = field(default=False)
-    engine: str = "local"
+    engine: EngineName = "local"
     workers: int | None = None
     gpus_per_worker: float = 1.0
     ray_address: str | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import featuredb
 from featuredb import errors
 from featuredb.errors import DatabaseNotFoundError
 
+_ROOT = Path(featuredb.__file__).parent
 _HEAVY = {"torch", "transformers", "lancedb", "faiss", "safetensors", "datasets"}
 
 
@@ -68,3 +71,41 @@ def test_contracts_of_the_import_linter() -> None:
     linter = Path(sys.executable).with_name("lint-imports")
     ran = subprocess.run([linter], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout
+
+
+def _imports(node: ast.AST) -> Iterator[tuple[str, bool]]:
+    """The modules imported under a node, and whether they are imported by a string."""
+    for each in ast.walk(node):
+        if isinstance(each, ast.Import):
+            yield from ((alias.name, False) for alias in each.names)
+        elif isinstance(each, ast.ImportFrom) and each.module:
+            yield each.module, False
+        elif isinstance(each, ast.Call) and ast.unparse(each.func).endswith("import_module"):
+            yield ast.unparse(each.args[0]), True
+
+
+def _typing_only(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def test_only_the_front_door_imports_ingest() -> None:
+    """`api` and `database`, inside functions."""
+    importers: dict[str, set[bool]] = {}
+    for path in _ROOT.rglob("*.py"):
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+            modules = [] if _typing_only(statement) else [name for name, _ in _imports(statement)]
+            if any(name.split(".")[0] == "ingest" for name in modules):
+                inside = isinstance(statement, ast.FunctionDef | ast.ClassDef)
+                importers.setdefault(path.relative_to(_ROOT).as_posix(), set()).add(inside)
+    assert importers == {"api.py": {True}, "database.py": {True}}
+
+
+def test_no_import_by_a_string_but_of_a_verb() -> None:
+    """They would hide an arrow from the import linter."""
+    by_string = {
+        path.relative_to(_ROOT).as_posix(): name
+        for path in _ROOT.rglob("*.py")
+        for name, string in _imports(ast.parse(path.read_text(encoding="utf-8")))
+        if string
+    }
+    assert by_string.keys() == {"cli/root.py"}

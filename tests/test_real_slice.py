@@ -13,12 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import featuredb
+from featuredb.cli.demo import SENTENCE
 from featuredb.store.history import read_snapshot
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.vectors.directions import read_directions
 from ingest.demo.fetch import model_folder, wikipedia_corpus
-from ingest.demo.run import SAE_FOLDER, SENTENCE
+from ingest.demo.run import SAE_FOLDER
 from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
 from ingest.sae import load_sae

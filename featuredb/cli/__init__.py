@@ -1,4 +1,4 @@
-"""The command line: a thin layer over `featuredb.open`, `featuredb.ingest` and the renderers."""
+"""The command line: a thin layer over `featuredb.api` and the renderers."""
 
 from featuredb.cli.root import main
 

@@ -8,18 +8,16 @@ import click
 
 import featuredb
 from featuredb.cli import options
-from featuredb.cli.ingest import report
-from featuredb.cli.ingesting import HOW_TO_COMPUTE, what_to_add
+from featuredb.cli.ingest import arguments_of, report
 
 
 @click.command("add-sae")
 @options.database
-@options.engine
-@what_to_add("saes", "names", "hook", "hook_out", "model", *HOW_TO_COMPUTE, required="saes")
-def command(db: str, told: dict[str, Any], **engine: Any) -> None:
-    """Run more SAEs over the corpora that a database has.
+@arguments_of("add_saes")
+def command(db: str, **arguments: Any) -> None:
+    """Add SAEs to an existing database.
 
-    The corpora's own files are not needed. Running the same command again continues one that was
-    interrupted.
+    The corpora's files are not needed. Resumable: after an interruption, run the same command
+    again.
     """
-    report(db, lambda: featuredb.add_saes(db, progress=True, **told, **engine))
+    report(db, lambda: featuredb.add_saes(db, progress=True, **arguments))

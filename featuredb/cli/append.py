@@ -8,30 +8,16 @@ import click
 
 import featuredb
 from featuredb.cli import options
-from featuredb.cli.ingest import report
-from featuredb.cli.ingesting import HOW_TO_COMPUTE, what_to_add
-
-_CORPUS = (
-    "corpus",
-    "text_column",
-    "tokens_column",
-    "messages_column",
-    "id_column",
-    "max_documents",
-    "context_size",
-    "stride",
-    "max_tokens",
-)
+from featuredb.cli.ingest import arguments_of, report
 
 
 @click.command("append")
 @options.database
-@options.engine
-@what_to_add(*_CORPUS, "model", "saes", *HOW_TO_COMPUTE, required="corpus")
-def command(db: str, told: dict[str, Any], **engine: Any) -> None:
-    """Add a corpus to a database: every SAE it has, over all of it.
+@arguments_of("append")
+def command(db: str, **arguments: Any) -> None:
+    """Add a corpus to an existing database.
 
-    Model and SAEs are the database's own; --model and --sae, once for each, say where they are
-    now if they have moved. Running the same command again continues one that was interrupted.
+    Uses the database's model and SAEs. If they have moved, --model and --sae (once per SAE) say
+    where they are now. Resumable: after an interruption, run the same command again.
     """
-    report(db, lambda: featuredb.append(db, progress=True, **told, **engine))
+    report(db, lambda: featuredb.append(db, progress=True, **arguments))

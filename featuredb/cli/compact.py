@@ -10,9 +10,9 @@ from featuredb.cli import options
 
 @click.command("compact")
 @options.database
-@options.memory
+@options.memory("compact")
 def command(db: str, memory: str) -> None:
-    """Merge a database's runs, so that queries open fewer files."""
+    """Merge a database's segments, so that queries open fewer files."""
     done = featuredb.compact(db, memory=memory, progress=True)
     if done.before == done.after:
         click.echo(f"{db}: nothing to merge, there are as few segments as can be", err=True)

@@ -2,22 +2,90 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+import featuredb
+from featuredb.cli import options
+
+if TYPE_CHECKING:
+    from featuredb.database import Database
+
+FEATURE = 1927
+"""California: see the SAE's model card."""
+
+SENTENCE = "The Golden Gate Bridge opened in 1937."
+
 
 @click.command("demo")
-@click.option("--path", metavar="DB", help="Where to make it; default demo.fdb in this folder.")
-@click.option("--rebuild", is_flag=True, help="Make it anew where there is one already.")
+@click.option("--path", metavar="DB", help="Where to create it.", **options.default("demo", "path"))
+@click.option("--rebuild", is_flag=True, help="Delete an existing demo database first.")
 @click.option(
     "--documents",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Ingest N documents; default what takes a few minutes.",
+    help="Number of documents to ingest. The default takes a few minutes.",
+    **options.default("demo", "documents"),
 )
-def command(**told: Any) -> None:
-    """Make a small database of a real model and ask it questions."""
-    from ingest.demo.run import run_demo
+def command(path: str, rebuild: bool, documents: int) -> None:
+    """Create a small database of a real model and query it."""
+    with featuredb.demo(path, documents=documents, rebuild=rebuild) as database:
+        _show(database, Path(path))
 
-    run_demo(**{name: value for name, value in told.items() if value is not None})
+
+def _show(db: Database, root: Path) -> None:
+    """Print one feature, its neighbors, what fires on a sentence, and the SQL for it."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    out = Console(highlight=False)
+    program = _program()
+    out.rule(f"{program} top {root} {FEATURE}")
+    db.top_contexts(FEATURE, k=5, window=10).print(out)
+    out.rule(f"{program} near {root} {FEATURE}")
+    db.near(FEATURE, k=5).print(out)
+    out.rule(f'{program} fires {root} "{SENTENCE}"')
+    db.fires_on(SENTENCE, k=8).print(out)
+    query = (
+        "SELECT rank, feature_id, round(specificity, 2) AS specificity, token, "
+        f"top_tokens[1:3] AS top_tokens FROM fires_on('{SENTENCE}', k := 8)"
+    )
+    out.rule("the same in SQL")
+    out.print(f'{program} sql {root} "{query}"', soft_wrap=True)
+    featuredb.Rows(db.sql(query).to_arrow_table()).print(out)
+    out.rule("go on with")
+    for line, meaning in _next_steps(program, root):
+        out.print(f"[dim]{meaning}[/dim]\n  {escape(line)}", soft_wrap=True)
+
+
+def _next_steps(program: str, root: Path) -> list[tuple[str, str]]:
+    return [
+        (f"{program} feature {root} {FEATURE}", "everything known about one feature"),
+        (f"{program} search {root} guitar", "features by the words they fire on"),
+        (f"{program} top {root} {FEATURE} --where \"topic = 'People'\"", "top contexts, filtered"),
+        (f'{program} fires {root} "a sentence of your own"', "what fires on new text"),
+        (
+            f'{program} sql {root} "SELECT feature_id, density, top_tokens[1] FROM features '
+            'ORDER BY density DESC LIMIT 10"',
+            "anything else, in SQL (docs/cookbook.md)",
+        ),
+        (
+            f"{Path(program).with_name('python')}",
+            f"then: import featuredb; db = featuredb.open('{root}'); db.top_contexts({FEATURE})",
+        ),
+    ]
+
+
+def _program() -> str:
+    """How this command was called, so that the printed commands can be pasted."""
+    called = Path(sys.argv[0])
+    if called.name != "featuredb":
+        return "featuredb"
+    if shutil.which("featuredb") == str(called):
+        return "featuredb"
+    return os.path.relpath(called) if called.is_relative_to(Path.cwd()) else str(called)

@@ -11,10 +11,10 @@ from featuredb.cli import options
 @click.command("drop")
 @options.database
 @click.option("--sae", metavar="NAME", help="The SAE to drop.")
-@click.option("--corpus", metavar="ID", help="The corpus to drop, with all that fired on it.")
-@options.memory
+@click.option("--corpus", metavar="ID", help="The corpus to drop, with its activations.")
+@options.memory("drop")
 def command(db: str, sae: str | None, corpus: str | None, memory: str) -> None:
-    """Take an SAE or a corpus out of a database.
+    """Drop an SAE or a corpus from a database.
 
     `featuredb vacuum` frees the space once no reader needs it.
     """

@@ -1,4 +1,4 @@
-"""What the command line ends with. The errors' classes carry the codes; this names them."""
+"""Exit codes of the command line. Error classes carry the numbers (`featuredb.errors`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit statuses; `meaning` is the line in ``featuredb --help``."""
+    """Exit codes."""
 
     OK = 0
     ERROR = 1
@@ -21,19 +21,19 @@ class ExitCode(IntEnum):
 
     @property
     def meaning(self) -> str:
-        """One line."""
+        """Its line in ``featuredb --help``."""
         return _MEANINGS[self]
 
 
 _MEANINGS = {
-    ExitCode.OK: "it worked",
-    ExitCode.ERROR: "something else went wrong",
-    ExitCode.USAGE: "the command line makes no sense",
-    ExitCode.DATABASE: "the database is missing, unfinished, locked, too new or damaged",
-    ExitCode.QUERY: "the question has no answer: no such feature, context, or a SQL error",
-    ExitCode.INGEST: "the corpus, the model or the SAE does not do",
-    ExitCode.STORAGE: "the disk or a server refuses: full, read-only, no permission, no answer",
-    ExitCode.MISSING_EXTRA: "an optional dependency is not installed",
+    ExitCode.OK: "success",
+    ExitCode.ERROR: "other error",
+    ExitCode.USAGE: "usage error",
+    ExitCode.DATABASE: "database missing, unfinished, locked, too new or damaged",
+    ExitCode.QUERY: "invalid query: unknown feature or context, SQL error",
+    ExitCode.INGEST: "invalid corpus, model or SAE",
+    ExitCode.STORAGE: "disk or server error: full, read-only, no permission, unreachable",
+    ExitCode.MISSING_EXTRA: "missing optional dependency",
     ExitCode.INTERRUPTED: "interrupted",
-    ExitCode.BROKEN_PIPE: "the reader of the output went away",
+    ExitCode.BROKEN_PIPE: "output closed",
 }

@@ -16,16 +16,16 @@ from featuredb.cli.output import Output
     "--context",
     metavar="ID",
     type=int,
-    help="Ask of a stored context instead of a text; needs no model.",
+    help="Use a stored context instead of a text. Needs no model.",
 )
 @options.limit(20, "features")
 @options.output
 def command(
     db: str, snapshot: int | None, text: str | None, context: int | None, k: int, output: Output
 ) -> None:
-    """The features that fire on a text, the most specific first.
+    """List the features that fire on a text, most specific first.
 
-    TEXT goes through the model and the SAEs, which needs featuredb[ingest]; - reads standard
+    TEXT goes through the model and the SAEs, which needs featuredb[ingest]. TEXT - reads standard
     input.
     """
     if (text is None) == (context is None):

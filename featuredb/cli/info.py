@@ -13,6 +13,6 @@ from featuredb.cli.output import Output
 @options.pinned_database
 @options.output
 def command(db: str, snapshot: int | None, output: Output) -> None:
-    """What a database holds, where it comes from, how large it is."""
+    """Show what a database holds, its provenance and its size."""
     with featuredb.open(db, snapshot=snapshot) as database:
         output.write(database.info())

@@ -21,16 +21,16 @@ from featuredb.errors import QueryError
     type=click.Choice(("decoder", "encoder", "coactivation")),
     default="decoder",
     show_default=True,
-    help="Near in decoder direction, in encoder direction, or active on the same tokens.",
+    help="Compare decoder directions, encoder directions, or the tokens features are active on.",
 )
 @click.option(
     "--vector",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Near to the vector in this .npy file, in place of a FEATURE.",
+    help="Use the vector in this .npy file instead of a FEATURE.",
 )
-@click.option("--sae", metavar="NAME", help="With --vector: the SAE to compare it with.")
-@click.option("--exact", is_flag=True, help="Search everything, even where there is an index.")
+@click.option("--sae", metavar="NAME", help="With --vector: the SAE to search.")
+@click.option("--exact", is_flag=True, help="Do not use the approximate index.")
 @options.limit(20, "neighbors")
 @options.output
 def command(
@@ -44,7 +44,7 @@ def command(
     k: int,
     output: Output,
 ) -> None:
-    """The features nearest to a feature, or to a vector."""
+    """List the features nearest to a feature or a vector."""
     if (feature is None) == (vector is None):
         raise click.UsageError("give a FEATURE, or --vector FILE")
     with featuredb.open(db, snapshot=snapshot) as database:

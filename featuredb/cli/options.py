@@ -1,90 +1,64 @@
-"""Arguments and options that several verbs share."""
+"""Arguments and options shared by several commands."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from functools import wraps
+from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 import click
 
+from featuredb import api
 from featuredb.cli.output import CHOICES, Output
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+def arguments(function: str) -> list[str]:
+    """The arguments of `featuredb.<function>`."""
+    return list(signature(getattr(api, function)).parameters)
+
+
+def default(function: str, argument: str) -> dict[str, Any]:
+    """Settings of `click.option`: the default that `featuredb.<function>` has, or required."""
+    value = signature(getattr(api, function)).parameters[argument].default
+    if value is Parameter.empty:
+        return {"required": True}
+    return {"default": value, "show_default": value is not None}
+
+
 def database(command: Command) -> Command:
-    """DB, always the first argument. Whether it is one is for `featuredb.open` to say."""
+    """DB, always the first argument; not validated here."""
     return click.argument("db", metavar="DB")(command)
 
 
 def pinned_database(command: Command) -> Command:
-    """DB, and `--snapshot`: which one of it."""
+    """DB and `--snapshot`."""
     number = click.option(
         "--snapshot",
         metavar="N",
         type=click.IntRange(min=1),
-        help="Ask an older snapshot, see `featuredb snapshots`. Default: the newest.",
+        help="Use an older snapshot, see `featuredb snapshots`. Default: the newest.",
     )
     return database(number(command))
 
 
-def engine(command: Command) -> Command:
-    """Who runs the model."""
-    for option in reversed(_ENGINE):
-        command = option(command)
-    return command
-
-
-_ENGINE = (
-    click.option(
-        "--engine",
-        type=click.Choice(["local", "processes", "ray"]),
-        default="local",
-        show_default=True,
-        help="Who runs the model: this process, one process per GPU, or a Ray cluster.",
-    ),
-    click.option(
-        "--workers",
-        metavar="N",
-        type=click.IntRange(min=1),
-        help="Workers of processes or ray. Default: one per GPU, or per four cores.",
-    ),
-    click.option(
-        "--gpus-per-worker",
-        metavar="X",
-        type=float,
-        default=1.0,
-        show_default=True,
-        help="GPUs that each Ray worker asks for; a fraction shares one.",
-    ),
-    click.option(
-        "--ray-address",
-        metavar="A",
-        help="The Ray cluster. Default: RAY_ADDRESS, else one on this machine.",
-    ),
-)
-
-
-def memory(command: Command) -> Command:
-    """`--memory`: how much to work in."""
+def memory(function: str) -> Callable[[Command], Command]:
+    """`--memory`, with the default of `featuredb.<function>`."""
     return click.option(
-        "--memory",
-        metavar="SIZE",
-        default="4GB",
-        show_default=True,
-        help="Host memory to work in.",
-    )(command)
+        "--memory", metavar="SIZE", help="Memory limit.", **default(function, "memory")
+    )
 
 
 def feature(command: Command) -> Command:
-    """FEATURE, as in `1234` or `sae/1234`. Whether there is one is for the database to say."""
+    """FEATURE, such as `1234` or `sae/1234`; not validated here."""
     return click.argument("feature", metavar="FEATURE")(command)
 
 
 def limit(default: int | None, what: str) -> Callable[[Command], Command]:
-    """`-k`: how many rows."""
+    """`-k`, the number of rows."""
     return click.option(
         "-k",
         "k",
@@ -92,12 +66,12 @@ def limit(default: int | None, what: str) -> Callable[[Command], Command]:
         type=click.IntRange(min=1),
         default=default,
         show_default=default is not None,
-        help=f"How many {what}.",
+        help=f"Number of {what}.",
     )
 
 
 def output(command: Command) -> Command:
-    """`--format` and `-o`; the command gets one `output`, an `Output`."""
+    """`--format` and `-o`, passed to the command as one `Output`."""
 
     @wraps(command)
     def with_output(*args: Any, form: str | None, path: str | None, **kwargs: Any) -> Any:
@@ -108,23 +82,21 @@ def output(command: Command) -> Command:
         "--output",
         "path",
         metavar="FILE",
-        help="Write to FILE; its ending picks the format where --format does not.",
+        help="Write to FILE. Its extension sets the format unless --format is given.",
     )
     form_option = click.option(
         "--format",
         "form",
         type=click.Choice(CHOICES),
-        help="How to write the answer; default table.",
+        help="Output format. Default: table.",
     )
     return form_option(path_option(with_output))  # type: ignore[return-value]
 
 
 def text_or_stdin(argument: str) -> str:
-    """The argument, or all of standard input where it is `-`, without the line feed it ends in:
-    that is the shell's and no part of the text.
+    """The argument, or standard input if it is `-`, without the final line feed.
 
-    Bytes that are no UTF-8 become lone surrogates, as Python has them in arguments, for the
-    question to refuse.
+    Invalid UTF-8 becomes lone surrogates, as in Python's own arguments. Queries refuse them.
     """
     if argument != "-":
         return argument

@@ -1,4 +1,4 @@
-"""Where an answer goes, and in which format."""
+"""Writing answers: format and destination."""
 
 from __future__ import annotations
 

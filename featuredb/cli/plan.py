@@ -8,24 +8,25 @@ import click
 
 import featuredb
 from featuredb.cli import options
-from featuredb.cli.ingesting import what_to_ingest
+from featuredb.cli.ingest import arguments_of
 from featuredb.cli.output import Output
 
 
 @click.command("plan")
 @options.database
-@what_to_ingest
+@arguments_of("plan")
 @click.option(
     "--format",
     "form",
     type=click.Choice(("table", "json")),
     default="table",
     show_default=True,
-    help="How to write the answer.",
+    help="Output format.",
 )
-def command(db: str, told: dict[str, Any], form: Literal["table", "json"]) -> None:
-    """What an ingest would make, and how long it would take.
+def command(db: str, form: Literal["table", "json"], **arguments: Any) -> None:
+    """Estimate the size and duration of an ingest.
 
-    Tokenises the corpus and runs the model over a sample of it. Leaves nothing behind.
+    Takes the options of `featuredb ingest`. Tokenizes the corpus and runs the model over a sample
+    of it. Writes nothing.
     """
-    Output(form).write(featuredb.plan(db, progress=True, **told))
+    Output(form).write(featuredb.plan(db, progress=True, **arguments))

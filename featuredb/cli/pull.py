@@ -6,17 +6,17 @@ import click
 
 import featuredb
 from featuredb.cli import options
-from featuredb.cli.copying import progress
+from featuredb.cli.push import progress
 
 
 @click.command("pull")
 @click.argument("url", metavar="URL")
 @options.database
 def command(url: str, db: str) -> None:
-    """Copy a database from a URL: only what is not there.
+    """Download a database, skipping existing files.
 
-    Every file is checked against its SHA-256. Running the same command again continues one that
-    was interrupted.
+    Checks every file against its SHA-256. Resumable: after an interruption, run the same command
+    again.
     """
     with progress("pulling") as report:
         done = featuredb.pull(url, db, report=report)

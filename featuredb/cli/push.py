@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import click
 
 import featuredb
 from featuredb.cli import options
-from featuredb.cli.copying import progress
+from featuredb.render.progress import progress as progress_of
+from featuredb.render.progress import shown
 
 
 @click.command("push")
 @options.database
 @click.argument("url", metavar="URL")
 def command(db: str, url: str) -> None:
-    """Copy a database to a URL: only what is not there.
+    """Upload a database, skipping files already there.
 
-    Readers of the URL, as s3://bucket/my.fdb, see the old snapshot or the new one. Running the
-    same command again continues one that was interrupted.
+    Readers of the URL, such as s3://bucket/my.fdb, see the old snapshot or the new one. Resumable:
+    after an interruption, run the same command again.
     """
     with progress("pushing") as report:
         done = featuredb.push(db, url, report=report)
     click.echo(done)
+
+
+@contextmanager
+def progress(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar if standard error is a terminal; gives the `report` of push and pull."""
+    with shown(), progress_of(doing, "bytes") as bar:
+        yield bar.move_to

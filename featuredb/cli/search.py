@@ -15,7 +15,7 @@ from featuredb.cli.output import Output
 @options.limit(20, "features")
 @options.output
 def command(db: str, snapshot: int | None, query: str, k: int, output: Output) -> None:
-    """The features whose tokens match some words."""
+    """Find features by the words they fire on or promote."""
     if not query.strip():
         raise click.UsageError("there are no words in QUERY")
     with featuredb.open(db, snapshot=snapshot) as database:

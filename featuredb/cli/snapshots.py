@@ -13,8 +13,8 @@ from featuredb.cli.output import Output
 @options.database
 @options.output
 def command(db: str, output: Output) -> None:
-    """The snapshots that a database keeps.
+    """List the snapshots in a database.
 
-    --snapshot N of the other verbs asks one of them.
+    Option --snapshot N of the query commands selects one.
     """
     output.write(featuredb.snapshots(db))

@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 @click.command("sql")
 @options.pinned_database
 @click.argument("query", metavar="QUERY|-")
-@options.limit(None, "rows; default all of them, of which a table shows 100")
+@options.limit(None, "rows (default: all, of which a table shows 100)")
 @click.option(
     "--memory",
     metavar="SIZE",
-    help="Memory for DuckDB to work in, the answer not counted; what does not fit goes to a "
+    help="Memory limit for DuckDB, not counting the answer. What does not fit spills to a "
     "temporary folder. Default: 80 % of the machine's.",
 )
 @options.output
 def command(
     db: str, snapshot: int | None, query: str, k: int | None, memory: str | None, output: Output
 ) -> None:
-    """Any SQL over the database's views and macros.
+    """Run SQL over a database's views and macros.
 
     QUERY - reads the statement from standard input.
 

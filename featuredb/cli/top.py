@@ -19,9 +19,13 @@ from featuredb.cli.output import Output
     type=click.IntRange(min=0),
     default=16,
     show_default=True,
-    help="Tokens shown on each side of the strongest one.",
+    help="Tokens shown on each side of the peak.",
 )
-@click.option("--where", metavar="SQL", help="Only where this holds, as in \"topic = 'History'\".")
+@click.option(
+    "--where",
+    metavar="SQL",
+    help="SQL condition on documents and contexts, e.g. \"topic = 'History'\".",
+)
 @click.option(
     "--min-activation", metavar="X", type=float, help="Only contexts whose maximum is at least X."
 )
@@ -40,10 +44,10 @@ def command(
     max_activation: float | None,
     output: Output,
 ) -> None:
-    """The contexts where a feature is most active.
+    """List the contexts where a feature is most active.
 
-    On a terminal every token is shaded by its activation, on the scale of the feature's maximum.
-    Without colours active tokens stand in single angle quotes and the peak in double ones.
+    On a terminal every token is shaded by its activation, relative to the feature's maximum.
+    Without colors, active tokens are in single angle quotes and the peak in double ones.
     """
     with featuredb.open(db, snapshot=snapshot) as database:
         answer = database.top_contexts(

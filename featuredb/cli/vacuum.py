@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import click
 
 import featuredb
 from featuredb.cli import options
-from featuredb.store.units import duration_of
 
 
 @click.command("vacuum")
@@ -16,15 +13,13 @@ from featuredb.store.units import duration_of
 @click.option(
     "--grace",
     metavar="TIME",
-    default="1h",
-    show_default=True,
-    help="Keep a snapshot this long after a newer one came, for who has it open: 0s, 30m, 2d.",
+    help="Keep a snapshot this long after it was replaced, for open readers: 0s, 30m, 2d.",
+    **options.default("vacuum", "grace"),
 )
-@click.option("--unfinished", is_flag=True, help="Give up an ingest that was begun, not finished.")
+@click.option("--unfinished", is_flag=True, help="Also discard an unfinished ingest.")
 def command(db: str, grace: str, unfinished: bool) -> None:
     """Remove older snapshots and free their space."""
-    wait: timedelta = duration_of(grace)
-    done = featuredb.vacuum(db, grace=wait, unfinished=unfinished)
+    done = featuredb.vacuum(db, grace=grace, unfinished=unfinished)
     nothing = not done.snapshots and not done.files
     click.echo(
         f"{db}: nothing to remove"

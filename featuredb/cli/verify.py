@@ -14,25 +14,23 @@ _CONTEXTS = 64
 
 @click.command("verify")
 @options.database
-@click.option("--all-snapshots", is_flag=True, help="Check the older snapshots that are kept too.")
+@click.option("--all-snapshots", is_flag=True, help="Also check older snapshots.")
 @click.option(
     "--source",
     metavar="[N]",
     type=click.IntRange(1, 1 << 15),
     is_flag=False,
     flag_value=_CONTEXTS,
-    help=f"Also run N contexts, {_CONTEXTS} unless told, through the model again, and compare.",
+    help=f"Run N contexts (default: {_CONTEXTS}) through the model again and compare.",
 )
-@click.option(
-    "--memory", metavar="SIZE", default="1GB", show_default=True, help="Host memory to aim for."
-)
+@options.memory("verify")
 @click.pass_context
 def command(
     ctx: click.Context, db: str, all_snapshots: bool, source: int | None, memory: str
 ) -> None:
-    """Check every file of a database against its snapshot.
+    """Check every file of a database.
 
-    Prints what is wrong, if anything is, and ends with the exit code of a damaged database then.
+    Prints the problems found. The exit code is that of a damaged database if there are any.
     """
     report = featuredb.verify(
         db, memory=memory, all_snapshots=all_snapshots, source=source or 0, progress=True

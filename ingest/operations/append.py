@@ -15,12 +15,13 @@ from featuredb.store.files.lock import write_lock
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.history import refuse_nothing_to_write_to
 from featuredb.store.layout import Layout
+from featuredb.store.outcomes import Outcome
 from featuredb.store.snapshot import Snapshot
 from ingest.attached import ModelWithSaes
 from ingest.change import after_the_last_writer, take_back, tidy
 from ingest.engines import workers_for
 from ingest.inputs import Inputs, bos_of, load_inputs, load_model_with_saes
-from ingest.operations.ingest import Outcome, carry_out, done_already, unfinished_plan
+from ingest.operations.ingest import carry_out, done_already, unfinished_plan
 from ingest.options import IngestOptions
 from ingest.prepare import RunSettings, plan_append, plan_saes
 

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from featuredb.store.files.memory import Budget
-from featuredb.store.snapshot import Snapshot
+from featuredb.store.outcomes import Compacted
 from ingest.change import changing, next_draft
 from ingest.publish import groups_to_merge, publish
-
-
-@dataclass(frozen=True)
-class Compacted:
-    """How a compaction ended: the live snapshot, and how many segments there were and are."""
-
-    snapshot: Snapshot
-    before: int
-    after: int
 
 
 def compact(path: str | Path, *, memory: str = "4GB") -> Compacted:

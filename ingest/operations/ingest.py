@@ -19,6 +19,7 @@ from featuredb.render.progress import log, progress, shown
 from featuredb.store.files.atomic import sweep
 from featuredb.store.files.memory import Budget
 from featuredb.store.layout import Layout
+from featuredb.store.outcomes import Outcome
 from featuredb.store.snapshot import WRITER, IngestRecord, Segment, Snapshot
 from featuredb.store.unreferenced import clean_up
 from ingest.change import after_the_last_writer, tidy, writing
@@ -28,14 +29,6 @@ from ingest.options import IngestOptions
 from ingest.prepare import RunSettings, logits_path, plan_ingest
 from ingest.publish import now, publish
 from ingest.run_plan import RunPlan, Summary, check_identity, read_plan, read_summaries
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an ingest ended: the published snapshot, and whether there was anything to do."""
-
-    snapshot: Snapshot
-    fresh: bool
 
 
 def ingest(path: str | Path, options: IngestOptions) -> Outcome:

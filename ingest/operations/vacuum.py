@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -13,30 +12,17 @@ from featuredb.store.files.atomic import fsync_path, remove_tree, storage_errors
 from featuredb.store.files.lock import write_lock
 from featuredb.store.history import refuse_nothing_to_write_to
 from featuredb.store.layout import Layout
+from featuredb.store.outcomes import Vacuumed
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.unreferenced import kept_snapshots, remove_unnamed
 from ingest.change import after_the_last_writer, refuse_unfinished
 from ingest.run_plan import plan_path
 
-GRACE = timedelta(hours=1)
-"""Readers are pinned to the snapshot they opened: one stays this long after a newer came."""
-
 _FAR = datetime(9999, 12, 31, tzinfo=UTC)
 """The latest date that exists in every time zone."""
 
 
-@dataclass(frozen=True)
-class Vacuumed:
-    """What a vacuum removed, and the older snapshots it left, by number, with when each may go:
-    at the end of the year 9999 where the grace period is longer than dates are."""
-
-    snapshots: tuple[int, ...]
-    files: int
-    bytes: int
-    kept: dict[int, datetime]
-
-
-def vacuum(path: str | Path, *, grace: timedelta = GRACE, unfinished: bool = False) -> Vacuumed:
+def vacuum(path: str | Path, *, grace: timedelta, unfinished: bool = False) -> Vacuumed:
     """Remove snapshots that were replaced longer than `grace` ago, and the files only they use.
 
     A reader that has one of them open loses it. unfinished: also discard an unfinished ingest.

@@ -44,8 +44,8 @@ class FakeDatabase:
     def near_vector(self, vector: Any, **options: Any) -> Any:
         return self._ask(answers.neighbors, "near_vector", vector, options)
 
-    def feature(self, feature: Any) -> Any:
-        return self._ask(answers.feature_card, "feature", feature)
+    def feature(self, feature: Any, k: int | None) -> Any:
+        return self._ask(answers.feature_card, "feature", feature, k)
 
     def fires_on(self, text: str, k: int) -> Any:
         return self._ask(answers.firing, "fires_on", text, k)

@@ -74,7 +74,7 @@ def test_reference_has_a_row_for_every_verb() -> None:
     rows = markdown().splitlines()
     assert len(rows) == 2 + len(VERBS)
     assert rows[2 + VERBS.index("near")] == (
-        "| `near DB [FEATURE]` | The features nearest to a feature, or to a vector. "
+        "| `near DB [FEATURE]` | List the features nearest to a feature or a vector. "
         r"| `--snapshot N` `--by decoder\|encoder\|coactivation` `--vector FILE` `--sae NAME` "
         r"`--exact` `-k N` "
         r"`--format table\|json\|jsonl\|csv\|parquet` `-o FILE` |"

@@ -41,7 +41,8 @@ _EACH = pytest.mark.parametrize("call", QUERIES, ids=lambda call: call[0])
             ("near", "db", "a/7", "--by", "coactivation", "-k", "3"),
             ("near", "a/7", {"k": 3, "by": "coactivation", "exact": False}),
         ),
-        (("feature", "db", "a/7"), ("feature", "a/7")),
+        (("feature", "db", "a/7"), ("feature", "a/7", None)),
+        (("feature", "db", "7", "-k", "9"), ("feature", "7", 9)),
         (("fires", "db", "hello"), ("fires_on", "hello", 20)),
         (("fires", "db", "--context", "12", "-k", "5"), ("fires_in", 12, 5)),
         (("search", "db", "war", "-k", "2"), ("search", "war", 2)),
@@ -68,11 +69,6 @@ def test_verbs_ask_the_handle(
 ) -> None:
     assert invoke(*call).exit_code == 0
     assert database.asked == [asked]
-
-
-def test_feature_with_k_asks_for_that_many(invoke: Invoke, database: FakeDatabase) -> None:
-    assert invoke("feature", "db", "7", "-k", "9").exit_code == 0
-    assert database.asked[1:] == [("top", "7", {"k": 9}), ("near", "7", {"k": 9})]
 
 
 @pytest.mark.parametrize("verb", ["fires", "sql"])

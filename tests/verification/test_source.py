@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import featuredb
-from featuredb.errors import MissingExtraError, ModelError, OptionError, SaeError
+from featuredb.errors import ModelError, OptionError, SaeError
 from featuredb.store.history import read_snapshot
 from featuredb.store.layout import Layout
 from featuredb.store.values import FLOAT16_TINY, RELATIVE_ERROR, Values, stored_values
@@ -151,12 +151,6 @@ def test_what_is_needed_for_it(
     config.write_bytes(kept)
     assert featuredb.verify(plain, source=1).ok
 
-    def absent(module: str, purpose: str) -> Any:
-        raise MissingExtraError(f"{purpose} needs torch")
-
-    monkeypatch.setattr(featuredb.api, "needs", absent)
-    with pytest.raises(MissingExtraError, match="comparing with the model needs torch"):
-        featuredb.verify(plain, source=1)
     assert verify(plain).ok
 
 

@@ -1,0 +1,56 @@
+"""Results of writing to a database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from featuredb.store.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of `featuredb.ingest`, `append` and `add_saes`.
+
+    Attributes:
+        snapshot: the published snapshot.
+        fresh: False if the work was already done and nothing was written.
+    """
+
+    snapshot: Snapshot
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """Result of `featuredb.compact`.
+
+    Attributes:
+        snapshot: the live snapshot.
+        before: segments before.
+        after: segments now.
+    """
+
+    snapshot: Snapshot
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Vacuumed:
+    """Result of `featuredb.vacuum`.
+
+    Attributes:
+        snapshots: numbers of the removed snapshots.
+        files: files removed.
+        bytes: bytes freed.
+        kept: older snapshots still there, by number, with the earliest time each may be removed.
+            9999-12-31 if the grace period extends past it.
+    """
+
+    snapshots: tuple[int, ...]
+    files: int
+    bytes: int
+    kept: dict[int, datetime]

@@ -1,0 +1,122 @@
+"""The functions, `IngestOptions` and the command line have the same options and defaults."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Any
+
+import click
+import pytest
+
+import featuredb
+from featuredb.cli import main
+from featuredb.cli.root import VERBS
+from ingest.options import ENGINES, IngestOptions
+
+_REQUIRED = inspect.Parameter.empty
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """Arguments and defaults, without the database's path or handle."""
+    parameters = inspect.signature(function).parameters
+    return {n: p.default for n, p in parameters.items() if n not in ("self", "path")}
+
+
+_INGEST = {f.name: _REQUIRED if f.default is MISSING else f.default for f in fields(IngestOptions)}
+
+
+@pytest.mark.parametrize("function", [featuredb.ingest, featuredb.plan])
+def test_all_options_of_an_ingest(function: Callable[..., Any]) -> None:
+    assert list(_defaults(function).items()) == list(_INGEST.items())
+
+
+@pytest.mark.parametrize(
+    ("function", "own"),
+    [
+        (featuredb.append, {"corpus": _REQUIRED, "model": None, "saes": None}),
+        (featuredb.add_saes, {"saes": _REQUIRED, "names": None, "model": None}),
+    ],
+)
+def test_some_options_of_an_ingest(function: Callable[..., Any], own: dict[str, Any]) -> None:
+    defaults = _defaults(function)
+    assert {name: defaults.pop(name) for name in own} == own
+    assert defaults.items() <= _INGEST.items()
+
+
+def test_no_function_takes_arbitrary_options() -> None:
+    for name in featuredb.__all__:
+        value = getattr(featuredb, name)
+        if inspect.isfunction(value):
+            kinds = {p.kind for p in inspect.signature(value).parameters.values()}
+            assert inspect.Parameter.VAR_KEYWORD not in kinds, name
+            assert inspect.getdoc(value), name
+
+
+# What each command calls, a call of it, and its options that are no argument of that function.
+_Database = featuredb.Database
+_CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
+    "demo": (featuredb.demo, "", {"path"}),
+    "ingest": (featuredb.ingest, "db --corpus c --model m --sae s", {"db"}),
+    "plan": (featuredb.plan, "db --corpus c --model m --sae s", {"db", "form"}),
+    "append": (featuredb.append, "db --corpus c", {"db"}),
+    "add-sae": (featuredb.add_saes, "db --sae s", {"db"}),
+    "drop": (featuredb.drop, "db", {"db"}),
+    "info": (_Database.info, "db", {"db"}),
+    "top": (_Database.top_contexts, "db 1", {"db"}),
+    "feature": (_Database.feature, "db 1", {"db"}),
+    "near": (_Database.near, "db 1", {"db", "vector", "sae"}),
+    "fires": (_Database.fires_on, "db text", {"db", "context"}),
+    "search": (_Database.search, "db query", {"db"}),
+    "sql": (_Database.sql, "db query", {"db", "k", "memory"}),
+    "snapshots": (featuredb.snapshots, "db", {"db"}),
+    "compact": (featuredb.compact, "db", {"db"}),
+    "vacuum": (featuredb.vacuum, "db", {"db"}),
+    "verify": (featuredb.verify, "db", {"db"}),
+    "push": (featuredb.push, "db url", {"db"}),
+    "pull": (featuredb.pull, "url db", {"db"}),
+}
+_QUERIES = {"info", "top", "feature", "near", "fires", "search", "sql"}
+_ONLY_PYTHON = {"progress", "report", "storage_options", "params"}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_commands_have_the_arguments_of_their_function(verb: str) -> None:
+    function, call, own = _CALLS[verb]
+    if verb in _QUERIES:
+        own = own | {"snapshot", "form", "path"}
+    if verb == "snapshots":
+        own = own | {"form", "path"}
+    context = click.Context(main, info_name="featuredb")
+    command = main.get_command(context, verb)
+    assert command is not None
+    given = command.make_context(verb, call.split()).params
+    defaults = _defaults(function)
+    assert {name for name in given if name not in own} == defaults.keys() - _ONLY_PYTHON
+    for name, default in defaults.items():
+        if default is not _REQUIRED and name in given and (verb, name) != ("verify", "source"):
+            assert given[name] == default, name
+
+
+def test_the_demo_is_made_where_its_function_says() -> None:
+    command = main.get_command(click.Context(main), "demo")
+    assert command is not None
+    path = inspect.signature(featuredb.demo).parameters["path"].default
+    assert command.make_context("demo", []).params["path"] == path
+
+
+def test_choices_of_the_engine() -> None:
+    command = main.get_command(click.Context(main), "ingest")
+    assert command is not None
+    (engine,) = (p for p in command.params if p.name == "engine")
+    assert isinstance(engine.type, click.Choice)
+    assert tuple(engine.type.choices) == ENGINES
+
+
+def test_choices_of_near() -> None:
+    command = main.get_command(click.Context(main), "near")
+    assert command is not None
+    (by,) = (p for p in command.params if p.name == "by")
+    assert isinstance(by.type, click.Choice)
+    assert tuple(by.type.choices) == ("decoder", "encoder", "coactivation")

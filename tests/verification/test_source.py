@@ -129,9 +129,7 @@ def test_missing_tokens_are_found(plain: Path) -> None:
     assert "activations are only stored or only computed" in str(report)
 
 
-def test_what_is_needed_for_it(
-    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_needed_for_it(plain: Path) -> None:
     with pytest.raises(OptionError, match="source must be 1 to 32,768 contexts, not 100,000"):
         featuredb.verify(plain, source=100_000)
     snapshot = read_snapshot(Layout(plain))
@@ -150,7 +148,6 @@ def test_what_is_needed_for_it(
         featuredb.verify(plain, source=1)
     config.write_bytes(kept)
     assert featuredb.verify(plain, source=1).ok
-
     assert verify(plain).ok
 
 

@@ -145,3 +145,9 @@ class MissingExtraError(FeatureDBError):
     """An optional dependency that this needs is not installed."""
 
     exit_code = 7
+
+
+def first_line(error: BaseException | str) -> str:
+    """First line of another library's error, without its full stop: the class if it has no text."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from featuredb.errors import CorpusError, MissingExtraError
+from featuredb.errors import CorpusError, MissingExtraError, first_line
 from ingest.corpus import schema as typing_rules
 from ingest.corpus.part import BATCH_ROWS, PartRows, Scan
 from ingest.corpus.tables import typed_rows
@@ -108,7 +108,6 @@ def _hub_errors(name: str) -> Iterator[None]:
     except (CorpusError, MissingExtraError):
         raise
     except Exception as error:  # the library raises whatever its many file systems do
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CorpusError(
-            f"cannot read {name}: {reason}; check its name, config and split"
+            f"cannot read {name}: {first_line(error)}; check its name, config and split"
         ) from error

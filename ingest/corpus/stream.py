@@ -7,7 +7,6 @@ a file's content can cause becomes a `CorpusError` naming the file and the place
 from __future__ import annotations
 
 import codecs
-import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import BinaryIO, cast
 import pyarrow as pa
 
 from featuredb.errors import CorpusError
+from featuredb.store.files.atomic import sha256_of
 
 CHUNK_BYTES = 1 << 20
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -126,8 +126,7 @@ def digest(path: Path) -> bytes:
         CorpusError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        return bytes.fromhex(sha256_of(path))
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror or error}") from error
 

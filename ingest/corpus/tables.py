@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
-from featuredb.errors import CorpusError
+from featuredb.errors import CorpusError, first_line
 from ingest.corpus import schema as typing_rules
 from ingest.corpus.part import BATCH_BYTES, BATCH_ROWS, PartRows, Scan
 from ingest.corpus.stream import digest, reading
@@ -166,7 +166,7 @@ def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise CorpusError(
             f"{path} cannot be read as {kind}: {reason}; write it again or leave it out"
         ) from error

@@ -6,14 +6,7 @@ warnings would have said is an error here where it matters (weights missing from
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import json
-import platform
 import threading
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,22 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featuredb.errors import ModelError
+from featuredb.errors import ModelError, first_line
+from featuredb.store.files.atomic import sha256_of
+from ingest.model.device import choose_device, choose_dtype
+from ingest.model.files import TOKENIZER_FILES, locate, tokenizer_files, weight_files
 from ingest.model.hooks.families import base_of, family_of, join
 from ingest.model.hooks.hook_point import HookPoint
 from ingest.model.hooks.resolve import resolve_hook
+from ingest.model.quiet import quiet
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-)
 # Names of the final norm in architectures without a row in the table.
 _USUAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
-_WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,18 +100,18 @@ def load_model(
     files leave some of the model's weights out, the architecture is not one transformers has, or
     the device is not one torch has here.
     """
-    place = _device(device)
-    kind = _dtype(dtype, place)
-    folder, gguf, commit = _locate(ref, revision)
-    files = [folder / gguf] if gguf else _weight_files(folder)
+    place = choose_device(device)
+    kind = choose_dtype(dtype, place)
+    folder, gguf, commit = locate(ref, revision)
+    files = [folder / gguf] if gguf else weight_files(folder)
     extra = {"gguf_file": gguf} if gguf else {}
-    with _quiet():
+    with quiet():
         tokenizer = _load_tokenizer(folder, gguf)
         model = _load_weights(folder, kind, extra)
     try:
         model = model.to(place).eval().requires_grad_(False)
     except (RuntimeError, NotImplementedError) as error:
-        raise ModelError(f"{ref} does not fit on {place}: {_first_line(error)}") from error
+        raise ModelError(f"{ref} does not fit on {place}: {first_line(error)}") from error
     # Texts are tokenized whole and cut to contexts afterwards; this silences a warning about it.
     tokenizer.model_max_length = int(1e30)
     text = model.config.get_text_config()
@@ -133,8 +121,8 @@ def load_model(
         id=str(ref) if commit else Path(gguf).stem if gguf else folder.resolve().name,
         revision=commit,
         path=folder,
-        weights_hash=_sha256(files),
-        tokenizer_hash=_sha256(files if gguf else _tokenizer_files(folder)),
+        weights_hash=sha256_of(*files),
+        tokenizer_hash=sha256_of(*(files if gguf else tokenizer_files(folder))),
         dtype=kind,
         device=place,
         d_model=int(text.hidden_size),
@@ -155,7 +143,7 @@ def bos_token_id(loaded: LoadedModel, prepend_bos: bool | None) -> int | None:
     """
     tokenizer = loaded.tokenizer
     if prepend_bos is None:
-        with _quiet():
+        with quiet():
             plain = tokenizer("a", add_special_tokens=False).input_ids
             special = tokenizer("a", add_special_tokens=True).input_ids
         begins = len(special) > len(plain) and special[0] in tokenizer.all_special_ids
@@ -199,132 +187,19 @@ def unembedding(loaded: LoadedModel) -> Unembedding | None:
     return Unembedding(head.weight.detach(), gain, center=isinstance(norm, nn.LayerNorm))
 
 
-def _device(device: str | torch.device) -> torch.device:
-    """The device asked for, once it has held a number. Raises `ModelError`."""
-    wanted = _best_device() if str(device) == "auto" else device
-    try:
-        place = torch.device(wanted)
-        torch.zeros(1, device=place).item()
-    except (RuntimeError, AssertionError) as error:  # a torch built without CUDA asserts
-        there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        there += ["mps"] if torch.backends.mps.is_available() else []
-        raise ModelError(
-            f"torch cannot compute on {str(wanted)!r} here: "
-            f"give {', '.join(['auto', 'cpu', *there])}"
-        ) from error
-    return place
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        native = device.type != "cpu" or _cpu_has_bfloat16()
-        return torch.bfloat16 if native else torch.float32
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ModelError(f"unknown dtype {dtype!r}: auto, float32, bfloat16 or float16")
-    return found
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself; emulating it is slower than float32."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        # oneDNN's own check is true on any AVX-512, where it emulates
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _locate(ref: str | Path, revision: str | None) -> tuple[Path, str | None, str | None]:
-    """The local folder, the GGUF file in it if that is what it holds, and the hub's commit."""
-    path = Path(ref).expanduser()
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelError(f"{path} is not a model: a folder, a .gguf file or a hub id is needed")
-        return path.parent, path.name, None
-    if path.is_dir():
-        ggufs = sorted(file.name for file in path.glob("*.gguf"))
-        if (path / "config.json").exists():
-            return path, None, None
-        if len(ggufs) == 1:
-            return path, ggufs[0], None
-        if ggufs:
-            raise ModelError(f"{path} holds {len(ggufs)} models, name one: {', '.join(ggufs)}")
-        raise ModelError(f"{path} is not a model folder: it has no config.json")
-    text = str(ref)
-    if isinstance(ref, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
-        raise ModelError(f"no model at {path}: there is no such folder")
-    return _fetch(text, revision)
-
-
-def _fetch(name: str, revision: str | None) -> tuple[Path, str | None, str | None]:
-    """A hub model's snapshot in the local cache, downloaded first where that is allowed."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
-    try:
-        with _quiet():
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-            if not any(folder.glob("*.safetensors")):
-                patterns.append("pytorch_model*.bin")
-                folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except HFValidationError as error:
-        raise ModelError(f"{name!r} is neither a folder here nor a hub id") from error
-    except Exception as error:  # the hub client has its own, and its transport's
-        raise ModelError(
-            f"no folder {name!r} here, and the hub does not give a model of that name: "
-            f"{_first_line(error)}"
-        ) from error
-    return folder, None, folder.name
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, sorted by name: those of the index where there is one."""
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index} cannot be read: {_first_line(error)}") from error
-        missing = sorted(name for name in names if not (folder / name).is_file())
-        if missing:
-            raise ModelError(f"{folder} lacks weight files: {', '.join(missing)}")
-        return sorted(folder / name for name in names)
-    for pattern in _WEIGHT_PATTERNS:
-        if files := sorted(folder.glob(pattern)):
-            return files
-    raise ModelError(
-        f"{folder} has no weights: model.safetensors (or its shards), pytorch_model.bin or a "
-        ".gguf file is missing"
-    )
-
-
-def _tokenizer_files(folder: Path) -> list[Path]:
-    whole = folder / _TOKENIZER_FILES[0]
-    if whole.is_file():
-        return [whole]
-    return [folder / name for name in sorted(_TOKENIZER_FILES) if (folder / name).is_file()]
-
-
 def _load_tokenizer(folder: Path, gguf: str | None) -> Any:
     from transformers import AutoTokenizer
 
-    if gguf is None and not _tokenizer_files(folder):
+    if gguf is None and not tokenizer_files(folder):
         raise ModelError(
-            f"{folder} has no tokenizer: tokenizer.json (or {', '.join(_TOKENIZER_FILES[1:])}) "
+            f"{folder} has no tokenizer: tokenizer.json (or {', '.join(TOKENIZER_FILES[1:])}) "
             "is missing"
         )
     extra = {"gguf_file": gguf} if gguf else {}
     try:
         return AutoTokenizer.from_pretrained(folder, **extra)
     except Exception as error:  # tokenizers, sentencepiece and json each have their own
-        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from (
+        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from (
             error
         )
 
@@ -335,7 +210,7 @@ def _load_weights(folder: Path, dtype: torch.dtype, extra: dict[str, Any]) -> An
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **extra)
     except Exception as error:  # ValueError for an unknown model_type, OSError, JSON errors
-        raise ModelError(f"{folder}: {_first_line(error)}") from error
+        raise ModelError(f"{folder}: {first_line(error)}") from error
     names = config.architectures or []
     named = getattr(transformers, names[0], None) if names else None
     is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
@@ -350,7 +225,7 @@ def _load_weights(folder: Path, dtype: torch.dtype, extra: dict[str, Any]) -> An
             folder, dtype=dtype, output_loading_info=True, **extra
         )
     except Exception as error:  # safetensors, torch, zipfile and transformers each have their own
-        raise ModelError(f"the weights in {folder} cannot be loaded: {_first_line(error)}") from (
+        raise ModelError(f"the weights in {folder} cannot be loaded: {first_line(error)}") from (
             error
         )
     missing = sorted(report["missing_keys"])
@@ -362,45 +237,3 @@ def _load_weights(folder: Path, dtype: torch.dtype, extra: dict[str, Any]) -> An
             f"tensors, the first of them {(missing + mismatched)[0]}"
         )
     return model
-
-
-def _sha256(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers, the hub client and tqdm say nothing inside, and are as before afterwards."""
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    hub_silent = are_progress_bars_disabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    disable_progress_bars()
-    try:
-        # GGUF conversion draws its bar with tqdm directly, on standard error
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-        if not hub_silent:
-            enable_progress_bars()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")

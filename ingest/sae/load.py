@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
 
-from featuredb.errors import SaeError
+from featuredb.errors import SaeError, first_line
+from featuredb.store.files.atomic import sha256_of
 from ingest.sae.detect import detect
 from ingest.sae.naming import short_name
 from ingest.sae.references import resolve
 from ingest.sae.sae import LoadedSae
-from ingest.sae.tensors import first_line
 
 
 def load_sae(
@@ -58,16 +57,7 @@ def load_sae(
         stated_l0=parts.stated_l0 or place.hints.get("l0"),
         config=parts.config,
         files=files,
-        hash=_sha256(files),
+        hash=sha256_of(*files),
         source=str(ref),
     )
     return sae.to(device, dtype or torch.float32)
-
-
-def _sha256(files: tuple[Path, ...]) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from featuredb.errors import MissingExtraError, SaeError
-from ingest.sae.tensors import first_line
+from featuredb.errors import MissingExtraError, SaeError, first_line
 
 # Seconds to wait for the hub's list of files before falling back on the cache.
 _TIMEOUT = 10.0
@@ -78,8 +77,9 @@ def _download(repo: str, inside: str, revision: str | None) -> Path:
         except Exception as error:  # the hub client has its own, and its transport's
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status in (401, 403, 404):
-                said = first_line(error)
-                raise SaeError(f"hf:{repo}: the hub does not give it: {said}") from error
+                raise SaeError(
+                    f"hf:{repo}: the hub does not give it: {first_line(error)}"
+                ) from error
             offline = True  # no network: whatever is cached has to do
         else:
             names = [sibling.rfilename for sibling in listing.siblings or []]

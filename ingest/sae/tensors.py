@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featuredb.errors import SaeError
+from featuredb.errors import SaeError, first_line
 
 
 class Tensors:
@@ -130,8 +130,9 @@ def read_torch(file: Path) -> Any:
                 "other objects can run code when it is opened"
             ) from error
         reason = "it is not one" if isinstance(error, pickle.UnpicklingError) else error
-        said = first_line(reason)
-        raise SaeError(f"{file}: cannot be read as a torch checkpoint: {said}") from error
+        raise SaeError(
+            f"{file}: cannot be read as a torch checkpoint: {first_line(reason)}"
+        ) from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -181,9 +182,3 @@ def _read_npz(file: Path) -> dict[str, Tensor]:
             return {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
     except Exception as error:  # zipfile, zlib, numpy and torch each have their own
         raise SaeError(f"{file}: cannot be read as npz: {first_line(error)}") from error
-
-
-def first_line(error: BaseException | str) -> str:
-    """An error of another library as a phrase of ours."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")

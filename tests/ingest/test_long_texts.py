@@ -29,8 +29,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from ingest.tokens import long_texts as cuts
-from ingest.tokens import tokenize as tokens
+from ingest.tokens import encoding, long_texts
 from ingest.tokens.long_texts import may_cut, pieces
 from ingest.tokens.tokenize import tokenize_batch, tokenize_chats
 from tests.tiny import tiny_model
@@ -253,14 +252,14 @@ def test_a_long_document_among_short_ones(
     texts = ["short", " ".join(TEXTS), "", "also short", " ".join(TEXTS[:2]), "<|e|>"]
     whole = tokenize_batch(tokenizer, texts, context_size=8, bos_id=bos, stride=stride)
     asked: list[str] = []
-    monkeypatch.setattr(tokens, "PIECE_CHARACTERS", 10)
-    monkeypatch.setattr(tokens, "_GROUP_CHARACTERS", 35)
+    monkeypatch.setattr(encoding, "PIECE_CHARACTERS", 10)
+    monkeypatch.setattr(encoding, "_GROUP_CHARACTERS", 35)
 
     def small(text: str) -> Any:
         asked.append(text)
-        return cuts.pieces(text, 10)
+        return long_texts.pieces(text, 10)
 
-    monkeypatch.setattr(tokens, "pieces", small)
+    monkeypatch.setattr(encoding, "pieces", small)
     cut = tokenize_batch(tokenizer, texts, context_size=8, bos_id=bos, stride=stride)
     assert asked == [texts[1], texts[4]]
     for name in ("token_ids", "context_lengths", "context_document", "context_index", "char_start",
@@ -277,8 +276,8 @@ def test_a_long_chat_keeps_its_roles(monkeypatch: pytest.MonkeyPatch) -> None:
         {"role": role, "content": text} for role, text in zip(("user", "tool"), TEXTS, strict=False)
     ]
     whole = tokenize_chats(tokenizer, [chat], context_size=8, bos_id=None)
-    monkeypatch.setattr(tokens, "PIECE_CHARACTERS", 10)
-    monkeypatch.setattr(tokens, "pieces", lambda text: cuts.pieces(text, 10))
+    monkeypatch.setattr(encoding, "PIECE_CHARACTERS", 10)
+    monkeypatch.setattr(encoding, "pieces", lambda text: long_texts.pieces(text, 10))
     cut = tokenize_chats(tokenizer, [chat], context_size=8, bos_id=None)
     assert whole.roles is not None
     assert cut.roles is not None
@@ -290,7 +289,7 @@ _MEASURE = """
 import resource, sys
 from pathlib import Path
 from transformers import AutoTokenizer
-from ingest.tokens import tokenize_batch
+from ingest.tokens.tokenize import tokenize_batch
 tokenizer, text = AutoTokenizer.from_pretrained(sys.argv[1]), Path(sys.argv[2]).read_text()
 tokenize_batch(tokenizer, [text[:1000]], context_size=128, bos_id=0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -153,7 +153,7 @@ def test_a_device_that_is_not_there(llama: Path, device: str) -> None:
 def test_automatic_dtype_asks_the_cpu(
     llama: Path, monkeypatch: pytest.MonkeyPatch, native: bool, expected: torch.dtype
 ) -> None:
-    monkeypatch.setattr("ingest.model.load._cpu_has_bfloat16", lambda: native)
+    monkeypatch.setattr("ingest.model.device._cpu_has_bfloat16", lambda: native)
     assert load_model(llama, device="cpu").dtype == expected
 
 

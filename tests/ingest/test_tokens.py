@@ -167,7 +167,7 @@ def test_truncation_and_padding_of_the_tokenizer_do_not_apply() -> None:
 
 def test_groups_of_texts_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     one = tokenize_batch(byte_level(), TEXTS, context_size=5, bos_id=BOS)
-    monkeypatch.setattr("ingest.tokens.tokenize._GROUP_CHARACTERS", 5)
+    monkeypatch.setattr("ingest.tokens.encoding._GROUP_CHARACTERS", 5)
     other = tokenize_batch(byte_level(), TEXTS, context_size=5, bos_id=BOS)
     assert one.token_ids.tolist() == other.token_ids.tolist()
     assert one.char_end.tolist() == other.char_end.tolist()

@@ -142,7 +142,10 @@ def sweep(folder: Path) -> None:
                 leftover.unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def sha256_of(*paths: Path) -> str:
+    """Hex SHA-256 over the bytes of files, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as handle:
+            hashlib.file_digest(handle, lambda: digest)
+    return digest.hexdigest()

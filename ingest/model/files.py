@@ -1,0 +1,90 @@
+"""The files of a model: where a reference points, and which of them hold weights and tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from featuredb.errors import ModelError, first_line
+from ingest.model.quiet import quiet
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+)
+_WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def locate(ref: str | Path, revision: str | None) -> tuple[Path, str | None, str | None]:
+    """The local folder, the GGUF file in it if that is what it holds, and the hub's commit."""
+    path = Path(ref).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"{path} is not a model: a folder, a .gguf file or a hub id is needed")
+        return path.parent, path.name, None
+    if path.is_dir():
+        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        if (path / "config.json").exists():
+            return path, None, None
+        if len(ggufs) == 1:
+            return path, ggufs[0], None
+        if ggufs:
+            raise ModelError(f"{path} holds {len(ggufs)} models, name one: {', '.join(ggufs)}")
+        raise ModelError(f"{path} is not a model folder: it has no config.json")
+    text = str(ref)
+    if isinstance(ref, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise ModelError(f"no model at {path}: there is no such folder")
+    return _fetch(text, revision)
+
+
+def _fetch(name: str, revision: str | None) -> tuple[Path, str | None, str | None]:
+    """A hub model's snapshot in the local cache, downloaded first where that is allowed."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    try:
+        with quiet():
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+            if not any(folder.glob("*.safetensors")):
+                patterns.append("pytorch_model*.bin")
+                folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise ModelError(f"{name!r} is neither a folder here nor a hub id") from error
+    except Exception as error:  # the hub client has its own, and its transport's
+        raise ModelError(
+            f"no folder {name!r} here, and the hub does not give a model of that name: "
+            f"{first_line(error)}"
+        ) from error
+    return folder, None, folder.name
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights, sorted by name: those of the index where there is one."""
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index} cannot be read: {first_line(error)}") from error
+        missing = sorted(name for name in names if not (folder / name).is_file())
+        if missing:
+            raise ModelError(f"{folder} lacks weight files: {', '.join(missing)}")
+        return sorted(folder / name for name in names)
+    for pattern in _WEIGHT_PATTERNS:
+        if files := sorted(folder.glob(pattern)):
+            return files
+    raise ModelError(
+        f"{folder} has no weights: model.safetensors (or its shards), pytorch_model.bin or a "
+        ".gguf file is missing"
+    )
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    whole = folder / TOKENIZER_FILES[0]
+    if whole.is_file():
+        return [whole]
+    return [folder / name for name in sorted(TOKENIZER_FILES) if (folder / name).is_file()]

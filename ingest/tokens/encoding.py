@@ -1,0 +1,113 @@
+"""What a fast tokenizer makes of a text: ids, and the characters each comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ingest.tokens.contexts import Cutting, Document, Ints
+from ingest.tokens.long_texts import PIECE_CHARACTERS, may_cut, pieces
+
+_GROUP_CHARACTERS = 1 << 20
+
+
+class TextTokens(NamedTuple):
+    """The tokens of a text: ids uint32 [n]; chars(i), the characters [start, end) of token i;
+    starts(), where each begins, int64 [n]."""
+
+    ids: npt.NDArray[np.uint32]
+    chars: Callable[[int], tuple[int, int]]
+    starts: Callable[[], Ints]
+
+
+def text_tokens(tokenizer: Any, texts: Sequence[str]) -> Iterator[TextTokens]:
+    """The tokens of each text by a fast tokenizer, whole and without special tokens.
+
+    An encoding is some 500 bytes a token, and its making takes more, so that only those of
+    `_GROUP_CHARACTERS` exist at a time (or of one text that is longer and cannot be cut).
+    """
+    backend = tokenizer.backend_tokenizer
+    # A tokenizer.json may ask for either, and the library's own calls reset them just so.
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        cut = len(text) > PIECE_CHARACTERS and _may_cut(tokenizer)
+        if group and (cut or size + len(text) > _GROUP_CHARACTERS):
+            yield from map(_of_encoding, backend.encode_batch(group, add_special_tokens=False))
+            group, size = [], 0
+        if cut:
+            yield _of_pieces(backend, text)
+        else:
+            group.append(text)
+            size += len(text)
+    if group:
+        yield from map(_of_encoding, backend.encode_batch(group, add_special_tokens=False))
+
+
+def _of_encoding(encoding: Any) -> TextTokens:
+    def starts() -> Ints:
+        return np.asarray(encoding.offsets, np.int64).reshape(-1, 2)[:, 0]
+
+    return TextTokens(np.array(encoding.ids, np.uint32), encoding.token_to_chars, starts)
+
+
+def _of_pieces(backend: Any, text: str) -> TextTokens:
+    """The tokens of a text that may be cut; only a few pieces' encodings exist at a time."""
+    ids: list[npt.NDArray[np.uint32]] = []
+    spans: list[npt.NDArray[np.uint32]] = []
+    waiting = pieces(text)
+    while group := list(islice(waiting, max(1, _GROUP_CHARACTERS // PIECE_CHARACTERS))):
+        encodings = backend.encode_batch([piece for _, piece in group], add_special_tokens=False)
+        for (first, _), encoding in zip(group, encodings, strict=True):
+            ids.append(np.array(encoding.ids, np.uint32))
+            spans.append(np.array(encoding.offsets, np.uint32).reshape(-1, 2) + np.uint32(first))
+        # Else they would be held while the next are made.
+        del encodings, encoding
+    joined = np.concatenate(spans)
+
+    def chars(token: int) -> tuple[int, int]:
+        return int(joined[token, 0]), int(joined[token, 1])
+
+    return TextTokens(np.concatenate(ids), chars, lambda: joined[:, 0].astype(np.int64))
+
+
+@lru_cache(maxsize=1)
+def _may_cut(tokenizer: Any) -> bool:
+    return may_cut(tokenizer.backend_tokenizer.to_str())
+
+
+def document_of(
+    tokens: TextTokens, cutting: Cutting, roles: npt.NDArray[np.uint8] | None = None
+) -> Document:
+    """A text's tokens as a document; for a chat, `roles` has a role for each token.
+
+    Only the ends of windows are asked for: turning all offsets into Python objects would cost a
+    tenth of the tokenization. A window begins where the token before it ended, which gives white
+    space that the tokenizer trims from its offsets to the window that holds it, and a character
+    whose bytes are split to both.
+    """
+    ids, chars = tokens.ids, tokens.chars
+    # What a chat template writes first may be the BOS that every context gets anyway.
+    skipped = int(roles is not None and len(ids) > 0 and ids[0] == cutting.bos_id)
+    end, window = len(ids), cutting.window
+    starts, ends = [], []
+    for first in range(skipped, end, cutting.stride or window):
+        starts.append(min(chars(first)[0], chars(first - 1)[1]) if first else 0)
+        ends.append(chars(min(first + window, end) - 1)[1])
+        if first + window >= end:
+            break
+    return Document(
+        ids[skipped:],
+        None if roles is None else roles[skipped:],
+        np.array(starts, np.int64),
+        np.array(ends, np.int64),
+    )

@@ -1,0 +1,69 @@
+"""The wheel, built and installed: what is in it, and that it works from there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from featuredb import __version__
+
+_ROOT = Path(__file__).parents[1]
+_ASK = """
+import featuredb
+assert all(getattr(featuredb, name) is not None for name in featuredb.__all__)
+print(featuredb.__version__, featuredb.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel installed and nothing else."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    offline = ["--no-deps", "--no-index"]
+    built = [*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", str(folder)]
+    subprocess.run([*built, str(_ROOT)], check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    target = folder / "site"
+    subprocess.run(
+        [*pip, "install", *offline, "--target", str(target), str(wheel)],
+        check=True,
+        capture_output=True,
+    )
+    return target
+
+
+def test_top_level_names(installed: Path) -> None:
+    names = {path.name for path in installed.iterdir()}
+    metadata = f"featuredb-{__version__}.dist-info"
+    assert names == {"featuredb", "ingest", "queries", "bin", metadata}
+
+
+def test_it_has_what_its_code_reads(installed: Path) -> None:
+    """Every file that is in the three folders of the repository."""
+    for room in ("featuredb", "ingest", "queries"):
+        for path in (_ROOT / room).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                assert (installed / path.relative_to(_ROOT)).is_file(), path
+    assert (
+        installed / "ingest" / "demo" / "sae" / "sae_weights.safetensors"
+    ).stat().st_size > 10**7
+
+
+def test_it_imports_from_there(installed: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    ran = subprocess.run(
+        [sys.executable, "-c", _ASK],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    version, file = ran.stdout.split()
+    assert version == __version__
+    assert Path(file).is_relative_to(installed)

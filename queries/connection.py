@@ -86,8 +86,8 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB holding the catalog of `snapshot`, whose files are below `root`.
 
-    memory: bytes to work in, what is handed out not counted; None for DuckDB's own bound, most of
-    the machine's. What does not fit goes to a temporary folder.
+    memory: bytes to work in, results not counted. None for DuckDB's own bound, most of the
+    machine's. What does not fit goes to a temporary folder.
 
     Raises `CorruptDatabaseError` when a file the views stand on is missing or damaged.
     """
@@ -107,7 +107,7 @@ def connect(
 def bound(connection: duckdb.DuckDBPyConnection, memory: int) -> None:
     """Keep DuckDB within `memory` bytes, and so few threads that they have enough of it.
 
-    It is told of four fifths: decoding Parquet and what its allocator keeps it does not count.
+    It gets four fifths: it does not count Parquet decoding and what its allocator keeps.
     """
     connection.execute(f"SET memory_limit = '{memory * 4 // 5}B'")
     threads = max(1, min(os.cpu_count() or 1, memory // _BYTES_PER_THREAD))

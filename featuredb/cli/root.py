@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import pkgutil
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -15,30 +17,24 @@ from featuredb.errors import FeatureDBError, StorageError
 from featuredb.render.characters import neutralize
 from featuredb.version import __version__
 
-VERBS = (
-    "demo",
-    "ingest",
-    "plan",
-    "append",
-    "add-sae",
-    "drop",
-    "info",
-    "top",
-    "feature",
-    "near",
-    "fires",
-    "search",
-    "sql",
-    "snapshots",
-    "compact",
-    "vacuum",
-    "verify",
-    "push",
-    "pull",
-)
-"""In the order a newcomer meets them; each is a module of this package with a `command`."""
+_WRITERS = ("demo", "ingest", "plan", "append", "add-sae", "drop")
+_QUESTIONS = ("info", "top", "feature", "near", "fires", "search", "sql")
+_CARE = ("snapshots", "compact", "vacuum", "verify", "push", "pull")
+_HELPERS = {"__main__", "exit_codes", "options", "output", "reference", "root"}
 
-LOOKUPS = ("info", "top", "feature", "near", "fires", "search", "sql")
+
+def _verbs() -> tuple[str, ...]:
+    """Every module here that has a `command`. One that is not named above is a question."""
+    modules = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])}
+    verbs = {name.replace("_", "-") for name in modules - _HELPERS}
+    more = sorted(verbs.difference(_WRITERS, _QUESTIONS, _CARE))
+    return (*_WRITERS, *_QUESTIONS, *more, *_CARE)
+
+
+VERBS = _verbs()
+"""In the order a newcomer meets them."""
+
+LOOKUPS = tuple(verb for verb in VERBS if verb not in (*_WRITERS, *_CARE))
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 

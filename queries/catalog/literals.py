@@ -37,7 +37,7 @@ def name(value: str) -> str:
 def folder(root: Path | Remote) -> str:
     """What DuckDB finds a database's folder by, and no other one that its name would match."""
     if isinstance(root, Remote):
-        return root.url  # whose files it is told of by name
+        return root.url  # DuckDB gets its files by name
     return re.sub(r"[*?\[]", r"[\g<0>]", root.as_posix())
 
 

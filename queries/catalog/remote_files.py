@@ -25,7 +25,7 @@ class RemoteFiles(AbstractFileSystem):  # type: ignore[misc]
     """What DuckDB asks of a file system, for the scheme of one database's URL.
 
     Files of the snapshot come through its `Remote`: their sizes are known, they never change, and
-    nothing is read twice. Any other URL of the scheme goes to fsspec as it is.
+    nothing is read twice. Any other URL of the scheme goes to fsspec unchanged.
     """
 
     cachable = False
@@ -100,7 +100,7 @@ class _Scan:
         self._lock = threading.Lock()
 
     def fetch(self, start: int, stop: int) -> None:
-        """Have bytes start <= i < stop at hand, and more where reading goes on where it was."""
+        """Fetch bytes start <= i < stop, and more where a scan continues."""
         with self._lock:
             if self._reached < 0 or abs(start - self._reached) > _NEAR + self._ahead:
                 self._ahead = 0

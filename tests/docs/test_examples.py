@@ -26,7 +26,7 @@ from tests.docs.pages import COOKBOOK, FORMAT, ROOT, Block, blocks, on_made_stor
 from tests.docs.pages import table as table_of
 
 INGEST = ROOT / "docs" / "guide" / "ingest.md"
-NEEDS_MORE = {"model", "illustration"}
+NEEDS_MORE = {"model", "illustration", "file"}
 ASKS = {"info", "top", "feature", "near", "search", "sql", "verify"}
 
 

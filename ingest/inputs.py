@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from featuredb.errors import HookError, IngestError
-from featuredb.render.progress import log
 from featuredb.store.snapshot import Model
 from ingest.attached import AttachedSae, ModelWithSaes
 from ingest.corpus import CorpusReader, open_corpus
@@ -106,7 +105,6 @@ def load_inputs(options: IngestOptions, revision: str | None = None) -> Inputs:
         tokens_column=options.tokens_column,
         messages_column=options.messages_column,
         max_documents=options.max_documents,
-        on_warning=log.info,
     )
     loaded = load_model_with_saes(options, revision)
     return Inputs(

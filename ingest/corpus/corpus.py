@@ -6,7 +6,7 @@ import hashlib
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from featuredb.errors import CorpusError
+from featuredb.render.progress import log
 from featuredb.store.files.scratch import OwnFolder
 from ingest.corpus import schema as typing_rules
 from ingest.corpus.hub import PREFIX, hub_part
@@ -60,13 +61,11 @@ class CorpusReader:
         *,
         id_column: str | None = None,
         max_documents: int | None = None,
-        on_warning: Callable[[str], None] | None = None,
     ) -> None:
         self.source = source
         self.column = column
         self.max_documents = max_documents
         self.skipped_null = 0
-        self._on_warning = on_warning
         self._parts = list(parts)
         self._scans = self._scanned()
         self._check_documents()
@@ -113,8 +112,8 @@ class CorpusReader:
         """
         self.skipped_null = 0
         yield from _rebatched(self._documents(), batch_rows)
-        if self.skipped_null and self._on_warning is not None:
-            self._on_warning(
+        if self.skipped_null:
+            log.info(
                 f"{self.skipped_null} rows of {self.source} were left out because their "
                 f"{self.column.name!r} is null"
             )
@@ -237,7 +236,6 @@ def open_corpus(
     tokens_column: str | None = None,
     messages_column: str | None = None,
     max_documents: int | None = None,
-    on_warning: Callable[[str], None] | None = None,
 ) -> CorpusReader:
     """Open a corpus of any shape; see `CorpusReader` for what is then known of it.
 
@@ -273,7 +271,6 @@ def open_corpus(
             column,
             id_column=id_column,
             max_documents=max_documents,
-            on_warning=on_warning,
         )
     except BaseException:
         spool.remove()

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from featuredb.render.progress import log
 from featuredb.store.layout import Layout
 from ingest.attached import ModelWithSaes
 from ingest.engines.local import LocalEngine
@@ -36,12 +35,11 @@ def workers_for(
             gpus_per_worker=options.gpus_per_worker,
             device=options.device.partition(":")[0],
             job_on=lambda device: job_of(layout, plan, options, device, None),
-            note=log.info,
         )
     devices = _devices(loaded.model.device)
     count, threads = _processes(devices, options.workers)
     jobs = [job_of(layout, plan, options, devices[i % len(devices)], threads) for i in range(count)]
-    return nullcontext(ProcessEngine(jobs, log.info))
+    return nullcontext(ProcessEngine(jobs))
 
 
 def _devices(chosen: torch.device) -> list[str]:

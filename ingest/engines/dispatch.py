@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from featuredb.errors import IngestError
+from featuredb.render.progress import log
 from ingest.extract.partition import Report
 from ingest.run_plan import Summary
 
@@ -108,7 +109,6 @@ def dispatch(
     partitions: Sequence[int],
     workers: int,
     report: Report,
-    note: Callable[[str], None],
 ) -> Iterator[Summary]:
     """Run partitions on the workers of a pool.
 
@@ -119,7 +119,6 @@ def dispatch(
         partitions: Numbers of partitions in the plan.
         workers: Workers at once.
         report: Called with new tokens and activations, negative for those that were lost.
-        note: Called with messages for the user.
 
     Returns:
         Summaries in the order in which partitions finish.
@@ -175,9 +174,9 @@ def dispatch(
                         losses[partition] += 1
                     pending.extendleft(reversed(lost))
                     _check_losses(how, failed_starts, losses)
-                    note(f"{worker.name or 'a worker'} {how}{_consequence(lost)}")
+                    log.info(f"{worker.name or 'a worker'} {how}{_consequence(lost)}")
                 case WorkerNote(text):
-                    note(text)
+                    log.info(text)
 
 
 def _check_losses(how: str, failed_starts: int, losses: Counter[int]) -> None:

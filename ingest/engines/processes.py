@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 from featuredb.errors import FeatureDBError
+from featuredb.render.progress import log
 from ingest.compaction import merge_here
 from ingest.engines.dispatch import (
     Event,
@@ -51,7 +52,6 @@ class ProcessEngine:
     """Backend of several processes. See `Workers`. jobs: one per worker."""
 
     jobs: Sequence[Job]
-    note: Callable[[str], None]
     merge = staticmethod(merge_here)
 
     @property
@@ -66,10 +66,10 @@ class ProcessEngine:
         """Run partitions and yield their summaries as they finish."""
         if not partitions:
             return
-        self.note(f"starting {len(self.jobs)} processes on {self._kind}")
+        log.info(f"starting {len(self.jobs)} processes on {self._kind}")
         pool = ProcessPool(self.jobs)
         try:
-            yield from dispatch(pool, partitions, len(self.jobs), report, self.note)
+            yield from dispatch(pool, partitions, len(self.jobs), report)
         finally:
             pool.close()
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from ingest.corpus import CorpusReader, open_corpus
 from ingest.corpus.part import BATCH_BYTES
+from tests.logs import logged
 
 ROWS: list[dict[str, Any]] = [
     {"text": 'One fish,\n"two" fish', "year": 1960, "score": 0.5, "topic": "rhyme"},
@@ -176,12 +177,13 @@ def test_globs_and_lists(tmp_path: Path) -> None:
 def test_source_offsets_are_lines_and_nulls_are_left_out_and_said(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text('{"text": "a"}\n\n{"text": null}\n{"other": 1}\n{"text": ""}\n')
-    warnings: list[str] = []
-    corpus = open_corpus(path, on_warning=warnings.append)
-    assert [(row["text"], row["source_offset"]) for row in documents(corpus)] == [("a", 0), ("", 4)]
+    corpus = open_corpus(path)
+    with logged() as messages:
+        rows = documents(corpus)
+    assert [(row["text"], row["source_offset"]) for row in rows] == [("a", 0), ("", 4)]
     assert corpus.skipped_null == 2
-    assert len(warnings) == 1
-    assert warnings[0].startswith("2 rows")
+    assert len(messages) == 1
+    assert messages[0].startswith("2 rows")
 
 
 @pytest.mark.parametrize("name", ["c.parquet", "c.jsonl", "c.csv"])

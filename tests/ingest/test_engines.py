@@ -37,6 +37,7 @@ from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
 from ingest.run_plan import Summary
 from tests.content import assert_same_content
+from tests.logs import logged
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 
@@ -89,13 +90,14 @@ class FakePool:
 
 def _dispatch(pool: FakePool, partitions: int, workers: int) -> tuple[list[int], int, list[str]]:
     """Partitions in the order they finished, the final token count, and notes."""
-    tokens, notes = [0], list[str]()
+    tokens = [0]
 
     def report(more: int, activations: int) -> None:
         tokens[0] += more
 
-    summaries = dispatch(pool, range(partitions), workers, report, notes.append)
-    return [s.partition for s in summaries], tokens[0], notes
+    with logged() as notes:
+        done = [s.partition for s in dispatch(pool, range(partitions), workers, report)]
+    return done, tokens[0], notes
 
 
 def test_every_partition_is_run_once_by_as_many_workers_as_asked() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featuredb.errors import IngestError
+from featuredb.render.progress import log
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Draft
 from ingest.compaction import Compaction, Merged, Place, merge_here
@@ -35,13 +36,12 @@ class RayEngine:
     job: Job
     share: Share
     device: str
-    note: Callable[[str], None]
 
     def run(self, partitions: Sequence[int], report: Report) -> Iterator[Summary]:
         """Run partitions and yield their summaries as they finish."""
         pool = RayPool(self.ray, self.job, self.share)
         try:
-            yield from dispatch(pool, partitions, self.share.workers, report, self.note)
+            yield from dispatch(pool, partitions, self.share.workers, report)
         finally:
             pool.close()
 
@@ -79,7 +79,6 @@ def ray_engine(
     gpus_per_worker: float,
     device: str,
     job_on: Callable[[str], Job],
-    note: Callable[[str], None],
 ) -> Iterator[RayEngine]:
     """Connect to a Ray cluster for the duration of the block.
 
@@ -92,7 +91,6 @@ def ray_engine(
         gpus_per_worker: Of a worker, if the cluster has GPUs.
         device: ``auto``, ``cpu`` or ``cuda``.
         job_on: Returns the job of a worker on a device.
-        note: Called with messages for the user.
 
     Raises:
         IngestError: If no cluster answers, or it has no GPU for ``cuda``.
@@ -107,10 +105,10 @@ def ray_engine(
         largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
         share = share_of(total, workers, gpus, largest or math.inf)
         each = f"{share.gpus:g} GPUs" if share.gpus else f"{share.cpus:g} cores"
-        note(f"Ray: {share.workers} workers of {each}")
+        log.info(f"Ray: {share.workers} workers of {each}")
         if device in ("auto", "cuda"):
             device = "cuda" if share.gpus else "cpu"
-        yield RayEngine(ray, job_on(device), share, f"{share.workers} x {device}", note)
+        yield RayEngine(ray, job_on(device), share, f"{share.workers} x {device}")
 
 
 def _merge(common: tuple[Layout, Draft, Compaction, Path], places: Sequence[Place]) -> list[Merged]:

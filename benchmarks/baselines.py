@@ -1,4 +1,4 @@
-"""What the same activations cost in the layouts people use, asked the same questions.
+"""Baselines: the same activations in common layouts, asked the same questions.
 
 - *token-major Parquet*: a row per activation in the order of the text, zstd, scanned by DuckDB;
 - *DuckDB table*: a native table of the same rows, sorted by feature, so that its zone maps help;
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from benchmarks.synthetic import BITS, CONTEXT, World
 
 CACHED = 100_000_000
-"""2.8 GB of memory. More is silly: ten times as many do not fit the machine."""
+"""2.8 GB of memory. Ten times as many do not fit the machine."""
 
 _ROW_GROUP = 1 << 20
 
@@ -51,7 +51,7 @@ class Baseline(Protocol):
         """Tokens on which both fire, fetched with both activations."""
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Free its memory."""
 
 
 def write_token_major(folder: Path, world: World, processes: int) -> None:

@@ -1,4 +1,4 @@
-"""Building a store of made-up activations through the real write path, each step timed."""
+"""Build a store of synthetic activations through the real write path, timing each step."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def build(
 
 
 def store_texts(layout: Layout, world: World) -> Draft:
-    """Store all but the activations."""
+    """Store everything except the activations."""
     layout.root.mkdir(parents=True)
     # How often each feature fires in a billion tokens.
     counts = (world.density * 1e9).astype(np.int64)
@@ -197,7 +197,7 @@ def _published(
     memory: int,
     note: Callable[[str], None],
 ) -> list[Stage]:
-    """Publish in a process of its own, so that its memory is its own."""
+    """Publish in a separate process, so that its memory is measured alone."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(

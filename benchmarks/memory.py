@@ -43,12 +43,12 @@ _EVERY_S = 0.1
 
 PHASES = {
     "": "opening",
-    "tokenising": "tokenising",
+    "tokeni": "tokenizing",
     "storing the directions": "partitions",
     "merging": "merging",
     "statistics": "deriving",
 }
-"""What is done from the line on that begins so."""
+"""The phase that begins with a message of this prefix."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A store of 100 million or a billion activations: building it and asking it, against the targets.
+"""Build and query a store of 100 million or a billion activations, and compare with the targets.
 
 Activations are made up with the distribution of real ones (`benchmarks.synthetic`), written through
 the real write path and published. Then every question is asked many times, warm, of features of
@@ -73,7 +73,7 @@ class Compared(msgspec.Struct):
 
 
 class Results(msgspec.Struct):
-    """Everything measured on one store."""
+    """All measurements of one store."""
 
     activations: int
     tokens: int
@@ -83,7 +83,7 @@ class Results(msgspec.Struct):
 
 
 class Asked(msgspec.Struct):
-    """The features and contexts that are asked about."""
+    """Features and contexts to query."""
 
     top: list[int]
     head: list[int]
@@ -93,7 +93,7 @@ class Asked(msgspec.Struct):
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Pairs of dense features: neighbours in the head."""
+        """Pairs of dense features, adjacent by density."""
         return list(pairwise(self.head))[::2]
 
 
@@ -271,7 +271,7 @@ def table_maker(db: Database) -> Callable[[Path], None]:
 
 
 def check_same(db: Database, layout: Baseline, feature: int) -> None:
-    """A baseline over everything must answer as the store does."""
+    """Check that a baseline over all activations answers as the store does."""
     everything = sum(s.rows for s in db.snapshot.segments)
     ours = len(feature_activations(db._store, db.saes[0], feature)[0])
     if layout.activations == everything and layout.activations_of(feature) != ours:

@@ -1,4 +1,4 @@
-"""Made-up activations with the distribution of real ones, at any size, and a store of them.
+"""Synthetic activations with the distribution of real ones, at any size, and a store of them.
 
 Each of 16,384 features has a density drawn log-normally and cut to between 1e-6 and 0.2, scaled so
 that 39 features are active per token. Features are bursty: one is on or off in a whole document,
@@ -87,8 +87,8 @@ class World:
     def directions(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Decoder and encoder rows, float32 [features, dimensions], in clusters of about 16."""
         rng = self._rng(3)
-        centres = rng.standard_normal((self.features // 16, self.dimensions), np.float32)
-        own = centres[rng.integers(0, len(centres), self.features)]
+        centers = rng.standard_normal((self.features // 16, self.dimensions), np.float32)
+        own = centers[rng.integers(0, len(centers), self.features)]
         shape = (self.features, self.dimensions)
         decoder = own + rng.standard_normal(shape, np.float32)
         encoder = decoder + 0.3 * rng.standard_normal(shape, np.float32)

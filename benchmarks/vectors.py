@@ -1,7 +1,7 @@
 """Directions at scale: the graph of all pairs, nearest to a feature or a vector, and the index.
 
 Run ``python -m benchmarks.vectors --features 131072 --dims 768``. Directions are made up, in
-clusters, since independent ones would have no neighbours to speak of. The graph is made in a
+clusters, since independent ones would have no meaningful neighbors. The graph is made in a
 process of its own, whose peak of memory is compared with what it held before it began.
 """
 
@@ -63,14 +63,14 @@ _ENCODER_DIMS = 8
 
 
 def made_up(features: int, dims: int, seed: int = 0) -> Float32Matrix:
-    """Directions float32 [features, dims], some of each cluster, not normalised."""
+    """Directions float32 [features, dims], some of each cluster, not normalized."""
     rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((max(1, features // _PER_CLUSTER), dims), dtype=np.float32)
+    centers = rng.standard_normal((max(1, features // _PER_CLUSTER), dims), dtype=np.float32)
     rows = np.empty((features, dims), np.float32)
     for start in range(0, features, 8_192):
         block = rows[start : start + 8_192]
         own = rng.standard_normal(block.shape, dtype=np.float32)
-        block[:] = centres[rng.integers(0, len(centres), len(block))] + _SPREAD * own
+        block[:] = centers[rng.integers(0, len(centers), len(block))] + _SPREAD * own
     return rows
 
 

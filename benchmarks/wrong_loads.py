@@ -1,4 +1,4 @@
-"""What the load check says to the demo's SAE, loaded rightly and in every wrong way.
+"""Verdicts of the load check on the demo's SAE, loaded correctly and in every wrong way.
 
     python -m benchmarks.wrong_loads [--sae FOLDER] [--documents N] [--only NAME]
 
@@ -43,7 +43,7 @@ class Load:
 
 
 def loads(sae: LoadedSae, norm: float) -> Iterator[Load]:
-    """The right one first. norm: the mean norm of what the SAE reads."""
+    """The correct one first. norm: the mean norm of what the SAE reads."""
     right = sae.hook or ""
     layer = int(right.split(".")[1])
     place = right.split(".", 2)[2]
@@ -57,7 +57,7 @@ def loads(sae: LoadedSae, norm: float) -> Iterator[Load]:
     yield Load("no BOS, sinks kept", replace(sae, prepend_bos=None), right, False, True)
     for kind in ("layer_norm", "constant_norm_rescale"):
         yield Load(
-            f"normalised: {kind}",
+            f"normalized: {kind}",
             replace(
                 sae,
                 encoder=replace(sae.encoder, normalization=kind),
@@ -105,7 +105,7 @@ def sample_of(inputs: Inputs, *, bos: bool) -> SampleTokens:
 
 
 def verdict(inputs: Inputs, load: Load, sample: SampleTokens) -> tuple[LoadCheck, str]:
-    """What the check measures, and what it says."""
+    """What the check measures, and its verdict."""
     model, notes = inputs.loaded.model, _Notes()
     threshold = None if load.keep_sinks else _THRESHOLD
     attached = AttachedSae("demo", load.sae, model.hook(load.hook))

@@ -34,9 +34,9 @@ from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
 from featuredb.store.positions import stride_of
 from featuredb.store.snapshot import Draft, FeatureFile, File, Segment, TokenFile
-from ingest.derive.look_up import LookUp, TokenLookUp
 from ingest.derive.merged_segments import MergedSegments, Piece
 from ingest.derive.profiles import Profiler, Profiles
+from ingest.tokens.lookup import TokenLookup
 
 ROWS_PER_BUCKET = 1 << 20
 """Target rows per bucket file: about 32 row groups, whose footer is parsed in well under 1 ms."""
@@ -183,7 +183,7 @@ def merge_here(
 ) -> Iterator[Merged]:
     """A `Merge` in this process, in a few threads. Each has a range of adjacent buckets."""
     threads = min(threads or _threads(job), max(1, len(places)))
-    look_up = TokenLookUp(layout, draft)
+    lookup = TokenLookup(layout, draft)
     size = -(-len(places) // threads)
     shares = [places[at : at + size] for at in range(0, len(places), size)]
     alone = job._replace(memory=job.memory // len(shares))
@@ -193,7 +193,7 @@ def merge_here(
         merged = []
         try:
             for place in share:
-                merged.append(write_bucket(layout, alone, source, look_up, folder, place))
+                merged.append(write_bucket(layout, alone, source, lookup, folder, place))
                 # Reading many segments in turn fragments the heap.
                 return_freed_memory()
         finally:
@@ -209,7 +209,7 @@ def profile_segments(
     layout: Layout, draft: Draft, job: Compaction, threads: int | None = None
 ) -> Profiles:
     """The profiles of an SAE's features over all of its segments."""
-    look_up = TokenLookUp(layout, draft)
+    lookup = TokenLookup(layout, draft)
     source = MergedSegments(layout, job.segments, job.d_sae, job.bits)
     source.close()
     cuts = source.boundaries(ROWS_PER_BUCKET, schemas.MAX_BUCKETS)
@@ -221,7 +221,7 @@ def profile_segments(
     def work(features: tuple[int, int]) -> Profiles:
         merged = MergedSegments(layout, job.segments, job.d_sae, job.bits)
         try:
-            profiler = Profiler(merged, look_up, job.recorded_tokens, *features)
+            profiler = Profiler(merged, lookup, job.recorded_tokens, *features)
             for piece in merged.pieces(*features, most_rows):
                 profiler.add(piece)
             return profiler.finish()
@@ -236,7 +236,7 @@ def write_bucket(
     layout: Layout,
     job: Compaction,
     source: MergedSegments,
-    look_up: LookUp,
+    lookup: TokenLookup,
     folder: Path,
     place: Place,
 ) -> Merged:
@@ -245,7 +245,7 @@ def write_bucket(
     path = folder / "fm" / f"b{place.number:03d}.parquet"
     # On a cluster a worker given up for dead may still write a bucket that another repeats.
     temporary = temporary_name(path)
-    profiler = Profiler(source, look_up, job.recorded_tokens, first, end) if job.profiled else None
+    profiler = Profiler(source, lookup, job.recorded_tokens, first, end) if job.profiled else None
     stride = stride_of(job.end_context - job.first_context, job.bits)
     with FeatureFileWriter(temporary, job.values, stride) as writer:
         for piece in source.pieces(first, end, _piece_rows(job.memory)):

@@ -1,1 +1,1 @@
-"""What is computed from the stored activations when a snapshot is made."""
+"""Tables derived from the stored activations for a snapshot."""

@@ -1,4 +1,4 @@
-"""Which features fire on the same tokens: the Jaccard index of their sets of active tokens."""
+"""Co-activation: the Jaccard index of two features' sets of active tokens."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from featuredb.store.snapshot import Segment
 from ingest.extract.overlap import in_order
 
 _SHARES = 64
-"""Pieces that the features are cut into for the threads: many, as their work differs widely."""
+"""Parts of the features for threads. Many, since their work differs widely."""
 
 _ROW_GROUPS = 64
-"""Row groups of the token-major copy counted at once at most, some ten million activations: more
-leave the processor's cache, fewer touch the whole table too often (4, 16, 64 and 200 took 4.9, 1.9,
+"""Row groups of the token-major copy counted at once, about ten million activations. More overflow
+the processor's cache, fewer pass over the whole table too often (4, 16, 64 and 200 took 4.9, 1.9,
 1.3 and 3.1 s for 20 million activations)."""
 
 _BYTES_PER_ROW = 64
-"""Peak memory per activation of a piece while its gaps become features."""
+"""Peak memory per activation of a piece while its gaps are decoded."""
 
 _DECODING = 2
 """Pieces decoded while one is counted."""
@@ -63,7 +63,7 @@ def coactivation(
             half = len(together) == d_sae
             for rows in _token_rows(layout, segments, bits, memory - for_pairs):
                 _count(pool, rows, first, half, together)
-                # Each thread's heap would keep what its largest piece took.
+                # Otherwise each thread's heap keeps the size of its largest piece.
                 return_freed_memory()
             if half:
                 _mirror(together)
@@ -81,7 +81,7 @@ def _token_rows(
         rows_per_group = segment.rows / max(1, tokens) * schemas.TOKEN_ROW_GROUP
         return max(1, min(_ROW_GROUPS, int(most_rows / max(1.0, rows_per_group))))
 
-    # Not mapped: what is mapped of them would add up to the whole store.
+    # Not memory-mapped, since the mapped pages would add up to the whole store.
     files = ParquetFiles(layout.root, limit=_DECODING + 1, memory_map=False)
     pieces = (
         (reader, entry, groups)
@@ -215,7 +215,7 @@ def _best_rows(
             if both == 0 or other == feature:
                 continue
             jaccard = both / (counts[feature] + counts[other] - both)
-            # Ids ascend, so an equal score comes after those there are.
+            # Ids ascend, so an equal score ranks after the existing ones.
             if used == kept and jaccard <= scores[kept - 1]:
                 continue
             at = min(used, kept - 1)

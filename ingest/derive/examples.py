@@ -1,4 +1,4 @@
-"""Contexts kept ready per feature, as a table: the strongest, and samples from each fifth.
+"""Table of example contexts per feature: the strongest, and samples from each quintile.
 
 Order and kinds are those of `featuredb.store.schemas.examples`; `ingest.derive.tally` chooses them.
 """
@@ -29,11 +29,11 @@ Fetch = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], ContextTokens]
 """(first row, rows) of each context chosen, both [contexts], to its tokens."""
 
 
-def examples_table(first_feature: int, found: Tallies, fetch: Fetch) -> pa.Table:
-    """Rows of `schemas.examples`, in float32, of the features found, in order."""
-    used = np.arange(found.examples.shape[1]) < found.n_examples[:, None]
+def examples_table(first_feature: int, tallies: Tallies, fetch: Fetch) -> pa.Table:
+    """Rows of `schemas.examples`, in float32, of the features tallies, in order."""
+    used = np.arange(tallies.examples.shape[1]) < tallies.n_examples[:, None]
     row = np.nonzero(used)[0]
-    kind, rank, context, index, start, length = found.examples[used].T
+    kind, rank, context, index, start, length = tallies.examples[used].T
     active = fetch(start, length)
     return pa.table(
         [
@@ -42,7 +42,7 @@ def examples_table(first_feature: int, found: Tallies, fetch: Fetch) -> pa.Table
             pa.array(rank.astype(np.int32)),
             pa.array(np.ascontiguousarray(context)),
             pa.array(index.astype(np.uint16)),
-            pa.array(found.example_peaks[used]),
+            pa.array(tallies.example_peaks[used]),
             lists(active.lengths, pa.array(active.token_index.astype(np.uint16))),
             lists(active.lengths, pa.array(active.activation.astype(np.float32))),
         ],

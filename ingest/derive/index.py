@@ -1,8 +1,8 @@
-"""The approximate index over directions, made where exact search has become slow.
+"""Build an approximate index over directions where exact search is slow.
 
-Centroids are learnt from a sample of the unit rows (spherical k-means, by FAISS), every row goes to
-the list of its nearest centroid, and as many lists are probed per question as it takes to find
-nearly all of the ten nearest, measured against exact search.
+FAISS learns centroids from a sample of the unit rows by spherical k-means. Every row goes to the
+list of its nearest centroid. The number of lists probed per query is the smallest that finds nearly
+all of the ten nearest, measured against exact search.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ INDEX_BEYOND = 1_000_000
 milliseconds."""
 
 MEMORY = 1 << 30
-"""Bytes an index is made in where nothing else is said."""
+"""Default working memory in bytes."""
 
 RECALL = 0.99
-"""Share of the ten nearest that the probed lists are to hold."""
+"""Target recall of the ten nearest."""
 
 _NEAREST = 10
 _SAMPLE = 256
 _ROUNDS = 10
 _SEED = 0
 _PER_LIST = 64
-"""Training rows per centroid; more than these FAISS would leave out anyway."""
+"""Training rows per centroid. FAISS ignores any beyond these."""
 
 _LEAST_PER_LIST = 40
-"""Training rows per centroid below which FAISS warns: fewer centroids are learnt instead."""
+"""Training rows per centroid below which FAISS warns: fewer centroids are learned instead."""
 
 _BLOCK = 16_384
 
@@ -128,11 +128,11 @@ def _index(layout: Layout, vectors: Sequence[Vectors], kind: str, memory: int) -
 
 
 def _centroids(halves: Sequence[HalfMatrix], n: int, memory: int) -> Float32Matrix:
-    """About four times the root of n, as a power of two; fewer where memory holds fewer rows."""
+    """About 4√n centroids, as a power of two. Fewer if memory holds fewer training rows."""
     import faiss
 
     width = halves[0].shape[1]
-    # FAISS holds the sample once more while it learns.
+    # FAISS copies the sample while it trains.
     room = max(_LEAST_PER_LIST, memory // (2 * 4 * width))
     count = 1 << round(np.log2(4 * np.sqrt(n)))
     count = max(1, min(count, room // _LEAST_PER_LIST, n // _LEAST_PER_LIST))
@@ -168,9 +168,9 @@ def _nearest_centroids(
 
 
 def _measure(index: _Index, layout: Layout, vectors: Sequence[Vectors], kind: str) -> _Measured:
-    """The fewest probes, a power of two, at which the wanted recall is reached.
+    """The fewest probes, a power of two, that reach the target recall.
 
-    Asked are stored directions, each for its ten nearest others.
+    Queries are stored directions, each for its ten nearest others.
     """
     rows = DirectionRows(layout, vectors, kind)
     exact = ExactSearch(index.halves, rows.take)

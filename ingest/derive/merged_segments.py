@@ -1,4 +1,4 @@
-"""Segments of one SAE read as one, feature after feature, in bounded memory."""
+"""Read several segments of one SAE as one, in order of features and in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from featuredb.store.positions import token_of
 from featuredb.store.snapshot import Segment
 
 _OPEN_FILES = 160
-"""Of each thread that reads: more than are merged at once, and few enough for four threads below
-the usual limit of 1,024."""
+"""Files that a reading thread may keep open: more than are merged at once, and few enough for four
+threads to stay below the usual limit of 1,024."""
 
 
 class Piece(NamedTuple):
@@ -26,7 +26,7 @@ class Piece(NamedTuple):
 
     Whole features first_feature <= id < end_feature, or some of the rows of one. counts int64
     [features]: their rows here. context_id int64, token_index int32 and activation (float16 or
-    float32, as stored) all [n]. whole: no feature goes on in the next piece.
+    float32, as stored) all [n]. whole: no feature continues in the next piece.
     """
 
     first_feature: int
@@ -51,7 +51,7 @@ class MergedSegments:
     """
 
     def __init__(self, layout: Layout, segments: Sequence[Segment], d_sae: int, bits: int) -> None:
-        # Not mapped: what is mapped of all the runs would add up to the size of the store.
+        # Not memory-mapped, since the mapped pages would add up to the size of the store.
         self._files = ParquetFiles(layout.root, _OPEN_FILES, memory_map=False)
         self.bits = bits
         self.d_sae = d_sae
@@ -68,11 +68,11 @@ class MergedSegments:
 
     @property
     def n_contexts(self) -> int:
-        """At most so many contexts can have activations."""
+        """Upper bound on contexts with activations."""
         return sum(s.end_context - s.first_context for s in self.segments)
 
     def close(self) -> None:
-        """Close the files underneath."""
+        """Close the files."""
         self._files.close()
 
     def boundaries(self, rows_per_bucket: int, most: int) -> list[int]:
@@ -91,8 +91,8 @@ class MergedSegments:
     def pieces(self, first: int, end: int, most_rows: int) -> Iterator[Piece]:
         """Rows of features first <= id < end, at most about `most_rows` at a time.
 
-        Asked for in ascending order of features, every row group is decoded once. A feature with
-        more rows than that comes in several pieces.
+        If calls ascend in features, every row group is decoded once. A feature with more rows
+        comes in several pieces.
         """
         cumulative = np.concatenate(([0], np.cumsum(self.counts[first:end])))
         at = 0
@@ -110,7 +110,7 @@ class MergedSegments:
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.floating]]:
         """(token_index, activation) of rows start <= i < stop of one feature, all of one context.
 
-        Read apart from `pieces`, whose place in the files stays as it is.
+        Does not affect the position of `pieces`.
         """
         for source in self._sources:
             own = int(source.offsets[feature + 1] - source.offsets[feature])
@@ -122,7 +122,7 @@ class MergedSegments:
         raise IndexError(feature)
 
     def _whole(self, first: int, end: int) -> Piece:
-        """All rows of features first <= id < end, each put where it belongs.
+        """All rows of features first <= id < end, each copied to its final place.
 
         Segments cover disjoint contexts and come in context order, so filling every feature's
         place segment by segment is the merge: nothing is compared or sorted.
@@ -177,7 +177,7 @@ class MergedSegments:
 
 
 class _Cursor:
-    """Reads a segment's feature-major rows front to back, each row group once."""
+    """Reads a segment's feature-major rows in order, decoding each row group once."""
 
     def __init__(self, reader: FeatureMajor) -> None:
         self._reader = reader
@@ -187,12 +187,12 @@ class _Cursor:
 
     def take(self, start: int, stop: int) -> FeatureRows:
         """Rows start <= i < stop; positions and activations only."""
-        held = self._held()
-        if self._rows is None or not self._first <= start <= held:
+        end = self._end()
+        if self._rows is None or not self._first <= start <= end:
             self._first, self._rows = start, None
-            held = start
-        if stop > held:
-            more = self._reader.rows(held, self._reader.group_end(stop), with_features=False)
+            end = start
+        if stop > end:
+            more = self._reader.rows(end, self._reader.group_end(stop), with_features=False)
             self._rows = _joined(self._from(start), more)
             self._first = start
         assert self._rows is not None
@@ -201,15 +201,15 @@ class _Cursor:
         return FeatureRows(rows.feature_id, rows.position[low:high], rows.activation[low:high])
 
     def peek(self, start: int, stop: int) -> FeatureRows:
-        """Rows start <= i < stop, wherever `take` is."""
+        """Rows start <= i < stop, independent of `take`."""
         return self._reader.rows(start, stop, with_features=False)
 
-    def _held(self) -> int:
+    def _end(self) -> int:
         return self._first + (0 if self._rows is None else len(self._rows.position))
 
     def _from(self, start: int) -> FeatureRows | None:
-        """What is held from `start` on."""
-        if self._rows is None or start >= self._held():
+        """Buffered rows from `start` on."""
+        if self._rows is None or start >= self._end():
             return None
         at = start - self._first
         rows = self._rows

@@ -1,9 +1,8 @@
-"""The stored neighbour graph: per feature the nearest directions among SAEs that share a hook.
+"""The stored neighbor graph: per feature the nearest directions among SAEs that share a hook.
 
-All pairs are multiplied in float32, a block of queries by a block of rows at a time, by FAISS; the
-best are then scored by the rule of `featuredb.store.vectors.exact`, so that the graph and a search
-agree. A float32 product errs by no more than a bound; where that could hide a neighbour, more are
-scored.
+FAISS multiplies all pairs in float32, a block of queries by a block of rows at a time. The best are
+scored by the rule of `featuredb.store.vectors.exact`, so that the graph and a search agree. The
+error of a float32 product is bounded. Where it could hide a neighbor, more pairs are scored.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from featuredb.store.vectors.directions import Float32Matrix, RowSlices
 from featuredb.store.vectors.exact import Float64, Int64, cosines, row_norms
 
 MEMORY = 1 << 30
-"""Bytes a graph is made in where nothing else is said."""
+"""Default working memory in bytes."""
 
 _ERROR = 2.0**-24
 """Bound, per number in a direction, on the error of a float32 product of two unit rows."""
@@ -28,19 +27,19 @@ _ERROR = 2.0**-24
 _SLACK = 13
 _WIDEN = 8
 _WIDEST = 4_096
-"""Candidates beyond those kept; where they do not settle it, eight times as many are scored, and
-where that is beyond this, all."""
+"""Candidates beyond the stored neighbors. If they do not suffice, eight times as many are scored,
+and beyond `_WIDEST` all."""
 
 _PAIRS = 512
 """Pairs scored at once, so that they stay in a core's cache."""
 
 _ALIGNED = 100
-"""Queries per block are a multiple of this, so that tables end where row groups do."""
+"""Queries per block are a multiple of this, so that tables end at row group boundaries."""
 
 _MOST_QUERIES = 16_300
 _MOST_SCALED = 16_384
 _READ = 16_384
-"""Rows whose room is left to LanceDB: it holds four copies of the 4,096 it reads at a time."""
+"""Rows of memory left to LanceDB, which holds four copies of the 4,096 it reads at a time."""
 
 _FEWEST_ROWS = 1_000
 
@@ -49,7 +48,7 @@ _PRODUCTS = 2 * 4_096 * 1_024 * 4
 
 
 class _Sizes(NamedTuple):
-    """Queries and rows that are in memory together, and rows that are normalised together."""
+    """Queries and rows that are in memory together, and rows that are normalized together."""
 
     queries: int
     rows: int
@@ -57,11 +56,11 @@ class _Sizes(NamedTuple):
 
     @classmethod
     def within(cls, memory: int, width: int) -> _Sizes:
-        """Half of what is left beside FAISS's products and the pairs goes to either."""
+        """Split the memory left after FAISS's products and the pairs equally between the two."""
         scaled = max(_FEWEST_ROWS, min(_MOST_SCALED, memory // (32 * 4 * width)))
         fixed = _PRODUCTS + (_PAIRS * 8 + scaled + _READ) * 4 * width
         half = max(0, memory - fixed) // 2
-        # A query is held as it is and normalised, with its candidates and its part of the table.
+        # A query is held raw and normalized, with its candidates and its part of the table.
         query = 8 * width + (schemas.NEIGHBORS_KEPT + 1 + _SLACK) * 96 + schemas.NEIGHBORS_KEPT * 96
         queries = min(_MOST_QUERIES, half // query) // _ALIGNED * _ALIGNED
         return cls(max(_ALIGNED, queries), max(_FEWEST_ROWS, half // (4 * width)), scaled)
@@ -82,16 +81,16 @@ def iter_neighbors(
 
     rows: directions float32 [d_sae, d] by SAE name, arrays or what reads a slice when asked. SAEs
     are comparable when they read the same hook, write the same hook and their directions have the
-    same length; a feature is not its own neighbour. Exact, by the scoring rule of
+    same length; a feature is not its own neighbor. Exact, by the scoring rule of
     `featuredb.store.vectors.exact`. memory: bytes to do it in, apart from `rows`; less means more
-    passes over the rows, and less than some tens of megabytes is not honoured.
+    passes over the rows, and less than some tens of megabytes is not honored.
     """
     group: _Group | None = None
     for sae in saes:
         own = (sae.hook, sae.hook_out, rows[sae.name].shape[1])
         names = [s.name for s in saes if (s.hook, s.hook_out, rows[s.name].shape[1]) == own]
         if group is None or group.names != names:
-            group = None  # the one before goes before the next is made
+            group = None  # free the previous one before the next is built
             group = _Group(names, [rows[name] for name in names], memory)
         yield from group.tables(sae.name)
 
@@ -116,14 +115,14 @@ class _Group:
         self._error = (width + 16) * _ERROR
         self._sizes = _Sizes.within(memory, width)
         if self._n <= self._sizes.rows:
-            # All of them at once: an array is not copied, what is read is read once.
+            # All at once: an array is not copied, and files are read once.
             self._rows = [r[: r.shape[0]] for r in rows]
         self._norms = np.concatenate(
             [row_norms(part) for _, block in self._blocks() for part in _parts(block, _PAIRS)]
         )
 
     def tables(self, sae: str) -> Iterator[pa.Table]:
-        """The neighbours of one SAE's features, in order."""
+        """Neighbors of one SAE's features, in order."""
         number = self.names.index(sae)
         first, end = self._firsts[number : number + 2].tolist()
         for start in range(first, end, self._sizes.queries):
@@ -142,7 +141,7 @@ class _Group:
         order = np.lexsort((best.rows, -scores), axis=1)[:, : self._kept]
         found = np.take_along_axis(best.rows, order, axis=1)
         kept = np.take_along_axis(scores, order, axis=1)
-        # Every score of a zero query is 0, so its neighbours are the first rows.
+        # Every score of a zero query is 0, so its neighbors are the first rows.
         found[norms == 0] = np.arange(self._kept)
         if wanted < self._n:
             settled = kept[:, -1] > best.products[:, -1] + self._error
@@ -187,7 +186,7 @@ class _Group:
         return scores
 
     def _blocks(self) -> Iterator[tuple[int, Float32Matrix]]:
-        """All rows, as many at a time as may be held, each time with the number of the first."""
+        """Blocks of rows that fit in memory, each with the number of its first row."""
         size = self._sizes.rows
         for first, rows in zip(self._firsts[:-1].tolist(), self._rows, strict=True):
             for start in range(0, rows.shape[0], size):
@@ -219,7 +218,7 @@ def _parts(block: Float32Matrix, size: int) -> Iterator[Float32Matrix]:
 
 
 def _scaled(rows: Float32Matrix, norms: Float64) -> Float32Matrix:
-    """Rows over their norms, as float32; a zero row stays zero."""
+    """Unit rows in float32. A zero row stays zero."""
     unit = np.empty(rows.shape, np.float32)
     np.divide(rows, np.where(norms == 0, 1.0, norms)[:, None], out=unit, casting="same_kind")
     return unit

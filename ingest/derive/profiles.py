@@ -1,4 +1,4 @@
-"""What is derived of each feature from its own rows: its statistics and its examples."""
+"""Profiles of features: statistics and examples, derived from a feature's own rows."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ingest.derive.examples import ContextTokens, Fetch, examples_table
-from ingest.derive.look_up import LookUp
 from ingest.derive.merged_segments import MergedSegments, Piece
 from ingest.derive.statistics import statistics_table
 from ingest.derive.tally import FeatureEntries, Tallies, close, room_for, scan, tally, work_for
 from ingest.tokens.contexts import ranges
+from ingest.tokens.lookup import TokenLookup
 
 _FEATURES_AT_ONCE = 4_096
 
 
 class Profiles(NamedTuple):
-    """Features in order: `statistics_table` and EXAMPLES rows."""
+    """Tables of features in order. See `statistics_table` and `examples_table`."""
 
     statistics: pa.Table
     examples: pa.Table
 
     @classmethod
     def joined(cls, parts: Sequence[Profiles]) -> Profiles:
-        """Those of consecutive features, one after the other."""
+        """Concatenate the profiles of consecutive features."""
         return cls(*(pa.concat_tables(column) for column in zip(*parts, strict=True)))
 
 
 class Profiler:
-    """Takes the pieces of consecutive features and makes their profiles.
+    """Computes the profiles of consecutive features from their pieces.
 
     recorded_tokens: what densities are shares of. Holds, beside a piece, 65,536 counters, two
     numbers for every token of the vocabulary, and 32 bytes for every context that the most
@@ -40,21 +40,21 @@ class Profiler:
     """
 
     def __init__(
-        self, source: MergedSegments, look_up: LookUp, recorded_tokens: int, first: int,
+        self, source: MergedSegments, lookup: TokenLookup, recorded_tokens: int, first: int,
         end: int,
     ) -> None:  # fmt: skip
         self._source = source
-        self._look_up = look_up
+        self._lookup = lookup
         self._recorded = recorded_tokens
         self._parts: list[Profiles] = []
         most = int(source.counts[first:end].max(initial=0))
         self._work = work_for(
-            len(look_up.texts), min(most, source.n_contexts), most, wide=source.wide
+            len(lookup.texts), min(most, source.n_contexts), most, wide=source.wide
         )
         self._begun = 0
 
     def add(self, piece: Piece) -> None:
-        """Take the next piece."""
+        """Process the next piece."""
         rows = self._rows(piece)
         wide = self._source.wide
         if piece.whole and not self._begun:
@@ -64,18 +64,18 @@ class Profiler:
         scan(rows, 0, len(rows.value), self._begun, wide, self._work)
         self._begun += len(rows.value)
         if piece.whole:
-            found = room_for(1)
-            close(piece.first_feature, 0, wide, self._work, found)
-            self._keep(piece.first_feature, found, self._fetch_again(piece.first_feature))
+            tallies = room_for(1)
+            close(piece.first_feature, 0, wide, self._work, tallies)
+            self._keep(piece.first_feature, tallies, self._fetch_again(piece.first_feature))
             self._begun = 0
 
     def finish(self) -> Profiles:
-        """The profiles of all features seen."""
+        """Profiles of all features processed."""
         return Profiles.joined(self._parts)
 
     def _rows(self, piece: Piece) -> FeatureEntries:
         narrow = not self._source.wide
-        token, document = self._look_up.of(piece.context_id, piece.token_index)
+        token, document = self._lookup.of(piece.context_id, piece.token_index)
         return FeatureEntries(
             piece.context_id,
             piece.token_index,
@@ -87,19 +87,19 @@ class Profiler:
 
     def _add_whole(self, piece: Piece, rows: FeatureEntries, low: int, high: int) -> None:
         offsets = np.concatenate(([0], np.cumsum(piece.counts)))
-        found = room_for(high - low)
+        tallies = room_for(high - low)
         own = offsets[low : high + 1]
         first = piece.first_feature + low
-        tally(first, own, rows, self._source.wide, self._work, found)
+        tally(first, own, rows, self._source.wide, self._work, tallies)
 
         def fetch(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> ContextTokens:
             at = ranges(start, length)
             return ContextTokens(length, piece.token_index[at], piece.activation[at])
 
-        self._keep(first, found, fetch)
+        self._keep(first, tallies, fetch)
 
     def _fetch_again(self, feature: int) -> Fetch:
-        """Of a feature whose rows are gone: the few chosen are read once more."""
+        """Read the chosen rows of a feature again, since its pieces are gone."""
 
         def fetch(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> ContextTokens:
             read = [
@@ -111,10 +111,10 @@ class Profiler:
 
         return fetch
 
-    def _keep(self, first: int, found: Tallies, fetch: Fetch) -> None:
+    def _keep(self, first: int, tallies: Tallies, fetch: Fetch) -> None:
         self._parts.append(
             Profiles(
-                statistics_table(first, found, self._recorded, self._look_up.texts),
-                examples_table(first, found, fetch),
+                statistics_table(first, tallies, self._recorded, self._lookup.texts),
+                examples_table(first, tallies, fetch),
             )
         )

@@ -1,6 +1,6 @@
-"""Statistics per feature as a table: what `ingest.derive.tally` found, and how tokens read.
+"""Table of statistics per feature, from the tallies of `ingest.derive.tally`.
 
-Definitions stand in `featuredb.store.schemas.FEATURES`; density is active tokens over recorded
+Definitions are in `featuredb.store.schemas.FEATURES`; density is active tokens over recorded
 tokens.
 """
 
@@ -18,16 +18,16 @@ from ingest.derive.tally import Tallies
 
 
 def statistics_table(
-    first_feature: int, found: Tallies, recorded_tokens: int, texts: Sequence[str]
+    first_feature: int, tallies: Tallies, recorded_tokens: int, texts: Sequence[str]
 ) -> pa.Table:
-    """One row per feature found, with the columns of FEATURES that activations give.
+    """One row per feature, with the columns of FEATURES that depend on activations.
 
-    texts: how each token id reads.
+    texts: the text of each token id.
     """
-    n_features = len(found.numbers)
-    counts, contexts, documents = found.numbers.T
+    n_features = len(tallies.numbers)
+    counts, contexts, documents = tallies.numbers.T
     silent = counts == 0
-    low, high, mean, deviation = found.moments.T
+    low, high, mean, deviation = tallies.moments.T
 
     def known(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
         return pa.array(values, kind, mask=silent)
@@ -42,43 +42,43 @@ def statistics_table(
         "max_activation": known(high.astype(np.float32), pa.float32()),
         "mean_activation": known(mean, pa.float64()),
         "std_activation": known(deviation, pa.float64()),
-        "quantiles": _quantiles(found, ~silent),
+        "quantiles": _quantiles(tallies, ~silent),
         "histogram": lists(
-            ~silent * schemas.HISTOGRAM_BINS, pa.array(found.histogram[~silent].reshape(-1))
+            ~silent * schemas.HISTOGRAM_BINS, pa.array(tallies.histogram[~silent].reshape(-1))
         ),
-        "top_tokens": _top_tokens(found, texts),
+        "top_tokens": _top_tokens(tallies, texts),
     }
     return pa.table(columns)
 
 
 def lists(lengths: npt.NDArray[Any], values: pa.Array) -> pa.ListArray:
-    """Lists of these lengths, one after the other, of `values`."""
+    """Split `values` into consecutive lists of these lengths."""
     offsets = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def _quantiles(found: Tallies, fired: npt.NDArray[np.bool_]) -> pa.ListArray:
+def _quantiles(tallies: Tallies, fired: npt.NDArray[np.bool_]) -> pa.ListArray:
     levels = np.array(schemas.QUANTILES)
     structs = pa.StructArray.from_arrays(
         [
             pa.array(np.tile(levels, int(fired.sum()))),
-            pa.array(found.quantiles[fired].reshape(-1), pa.float32()),
+            pa.array(tallies.quantiles[fired].reshape(-1), pa.float32()),
         ],
         fields=list(schemas.QUANTILE),
     )
     return lists(fired * len(levels), structs)
 
 
-def _top_tokens(found: Tallies, texts: Sequence[str]) -> pa.ListArray:
-    used = np.arange(found.tokens.shape[1]) < found.n_tokens[:, None]
-    chosen = found.tokens[used]
+def _top_tokens(tallies: Tallies, texts: Sequence[str]) -> pa.ListArray:
+    used = np.arange(tallies.tokens.shape[1]) < tallies.n_tokens[:, None]
+    chosen = tallies.tokens[used]
     structs = pa.StructArray.from_arrays(
         [
             pa.array([texts[token] for token in chosen[:, 0]], pa.string()),
             pa.array(chosen[:, 1], pa.int64()),
-            pa.array(found.token_means[used], pa.float32()),
+            pa.array(tallies.token_means[used], pa.float32()),
         ],
         fields=list(schemas.TOKEN_COUNT),
     )
-    return lists(found.n_tokens, structs)
+    return lists(tallies.n_tokens, structs)

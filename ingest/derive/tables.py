@@ -1,4 +1,4 @@
-"""Everything derived for a snapshot: what changed is computed, the rest taken from the one before.
+"""Write the derived tables of a snapshot, reusing what has not changed since the previous one.
 
 Written as the folder ``derived/<number>/``; a table in which nothing changed stays where it is.
 """
@@ -44,7 +44,7 @@ from ingest.derive.windows import windows, write_windows
 EXAMPLES_ROW_GROUP = 2_048
 FEATURES_ROW_GROUP = 512
 NEIGHBORS_ROW_GROUP = 5_000
-"""A hundred features' neighbours: what a lookup decodes."""
+"""The neighbors of a hundred features. A lookup decodes one row group."""
 
 _ENCODINGS = {
     "rank": "DELTA_BINARY_PACKED",
@@ -60,7 +60,7 @@ _ROWS = 4_096
 
 @dataclass(frozen=True)
 class Content:
-    """What is derived from.
+    """Inputs of the derived tables.
 
     segments: all live ones by SAE name. profiles: of the SAEs whose activations are not those of
     `base`. logits: rows of LOGITS in feature order, of the SAEs that `base` has not. base: the
@@ -76,7 +76,7 @@ class Content:
 
     @property
     def names(self) -> list[str]:
-        """The SAEs, in order."""
+        """Names of the SAEs, in order."""
         return [sae.name for sae in self.draft.saes]
 
     @property
@@ -95,7 +95,7 @@ class Content:
         return "float16" if half else "float32"
 
     def directions(self, layout: Layout, sae: str, kind: str) -> DirectionRows:
-        """An SAE's directions, to be read a few at a time."""
+        """An SAE's directions, read a few at a time."""
         vectors = next(v for v in self.draft.vectors if v.sae == sae)
         return DirectionRows(layout, [vectors], kind)
 
@@ -119,7 +119,7 @@ def write_derived(layout: Layout, content: Content) -> Derived:
         tables = []
         for sae in content.draft.saes:
             if sae.name not in content.profiles:
-                tables.append(_kept_tables(base, sae))
+                tables.append(_tables_before(base, sae))
                 continue
             examples = content.profiles[sae.name].examples
             stem = f"examples.{table_of(sae.name)}"
@@ -219,7 +219,7 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
 
 
 def _features(layout: Layout, content: Content) -> pa.Table:
-    """Rows of FEATURES: an SAE's activations give some columns, its weights the others."""
+    """Rows of FEATURES. Some columns depend on activations, the others on weights."""
     tables = []
     for sae in content.draft.saes:
         before = _rows_before(layout, content, sae, "features")
@@ -269,10 +269,10 @@ def _coactivation(layout: Layout, content: Content) -> pa.Table:
 
 
 def _graph(layout: Layout, content: Content, kind: str) -> pa.Table:
-    """Rows of NEIGHBORS by direction; those of SAEs whose company is as it was are kept."""
-    company = _company(content.draft.saes, kind)
-    before = {} if content.base is None else _company(content.base.saes, kind)
-    changed = [s for s in content.draft.saes if company[s.name] != before.get(s.name)]
+    """Rows of NEIGHBORS by direction, reused for SAEs whose comparable SAEs are unchanged."""
+    group = _comparable(content.draft.saes, kind)
+    before = {} if content.base is None else _comparable(content.base.saes, kind)
+    changed = [s for s in content.draft.saes if group[s.name] != before.get(s.name)]
     rows = {s.name: content.directions(layout, s.name, kind) for s in changed}
     fresh = schemas.NEIGHBORS.empty_table()
     if changed:
@@ -288,13 +288,13 @@ def _graph(layout: Layout, content: Content, kind: str) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _company(saes: Sequence[Sae], kind: str) -> dict[str, list[str]]:
-    """By SAE, the SAEs whose directions of a kind may be compared with its own, itself too."""
+def _comparable(saes: Sequence[Sae], kind: str) -> dict[str, list[str]]:
+    """By SAE, the SAEs comparable with it in one kind of direction, including itself."""
     return {sae.name: [s.name for s in comparable(saes, sae, kind)] for sae in saes}
 
 
 def _rows_before(layout: Layout, content: Content, sae: Sae, table: str) -> pa.Table | None:
-    """An SAE's rows of a table of `base`; None where it has no such SAE."""
+    """An SAE's rows of a table of `base`, or None if it has no such SAE."""
     base = content.base
     if base is None or sae.name not in {s.name for s in base.saes}:
         return None
@@ -305,6 +305,6 @@ def _rows_before(layout: Layout, content: Content, sae: Sae, table: str) -> pa.T
     return rows.filter(pc.equal(rows.column("sae"), sae.name)).cast(schema)
 
 
-def _kept_tables(base: Snapshot | None, sae: Sae) -> SaeTables:
+def _tables_before(base: Snapshot | None, sae: Sae) -> SaeTables:
     assert base is not None
     return next(tables for tables in base.derived.saes if tables.sae == sae.name)

@@ -1,24 +1,30 @@
-"""One pass over a feature's activations, row by row: the loops that numpy would make into sorts.
+"""Tally a feature's activations in a single pass, compiled by numba.
 
-Everything a statistic or an example needs of a feature is counted in a single pass over its rows
-in (context, token) order, compiled by numba. float16 has 65,536 values, so counting how often each
-occurs gives exact quantiles, moments and histograms, and ranks a feature's contexts by their
-maximum, without sorting anything; float32 values are kept and sorted.
+The pass over a feature's rows in (context, token) order counts everything that its statistics and
+examples need. float16 has 65,536 values, so counting how often each occurs gives exact quantiles,
+moments and histograms, and ranks a feature's contexts by their maximum, without sorting. float32
+values are stored and sorted.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
-import numba as nb
 import numpy as np
-import numpy.typing as npt
 
 from featuredb.store import schemas
+from ingest.derive.float_keys import (
+    KEYS,
+    SIGN,
+    Array,
+    float32_keys,
+    jit,
+    key_of_bits,
+    key_of_value,
+    sorted_keys,
+    value_of_key,
+)
 
-_KEYS = 1 << 16
-_KINDS = schemas.EXAMPLES_QUINTILES + 1
 MOST_EXAMPLES = schemas.EXAMPLES_TOP + schemas.EXAMPLES_QUINTILES * schemas.EXAMPLES_PER_QUINTILE
 _TOP = schemas.EXAMPLES_TOP
 _FIFTHS = schemas.EXAMPLES_QUINTILES
@@ -28,12 +34,9 @@ _TOKENS = schemas.TOP_TOKENS
 
 # Places in `Work.state`.
 _TOUCHED, _GROUPS, _DOCUMENTS, _LAST_DOCUMENT, _ROWS, _LOW, _HIGH = range(7)
-_EMPTY = np.array([0, 0, 0, -1, 0, _KEYS, -1])
+_EMPTY = np.array([0, 0, 0, -1, 0, KEYS, -1])
 
-_SIGN = np.uint32(1 << 31)
 _QUANTILES = np.array(schemas.QUANTILES)
-
-Array = npt.NDArray[Any]
 
 
 class FeatureEntries(NamedTuple):
@@ -52,7 +55,7 @@ class FeatureEntries(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What is known so far of the feature being read; all zero between two features.
+    """Counters of the current feature, all zero between two features.
 
     value_count, peak_count int64 [65536] by ascending float16. token_sum float64 and token_count
     int64 [vocabulary], of the ids in touched. kept float32: the values themselves, where they are
@@ -97,14 +100,14 @@ class Tallies(NamedTuple):
 
 
 def work_for(vocabulary: int, most_contexts: int, most_rows: int, *, wide: bool) -> Work:
-    """Room for features of at most `most_contexts` contexts and `most_rows` rows.
+    """Counters for features of at most `most_contexts` contexts and `most_rows` rows.
 
     wide: their values are float32.
     """
     return Work(
         state=_EMPTY.copy(),
-        value_count=np.zeros(_KEYS, np.int64),
-        peak_count=np.zeros(_KEYS, np.int64),
+        value_count=np.zeros(KEYS, np.int64),
+        peak_count=np.zeros(KEYS, np.int64),
         token_sum=np.zeros(vocabulary, np.float64),
         token_count=np.zeros(vocabulary, np.int64),
         touched=np.empty(vocabulary, np.int64),
@@ -118,7 +121,7 @@ def work_for(vocabulary: int, most_contexts: int, most_rows: int, *, wide: bool)
 
 
 def room_for(features: int) -> Tallies:
-    """Answers for so many features."""
+    """Empty results for so many features."""
     return Tallies(
         numbers=np.zeros((features, 3), np.int64),
         moments=np.zeros((features, 4), np.float64),
@@ -133,12 +136,9 @@ def room_for(features: int) -> Tallies:
     )
 
 
-_jit = nb.njit(cache=True, nogil=True)
-
-
-@_jit
+@jit
 def scan(rows: FeatureEntries, low: int, high: int, first_row: int, wide: bool, work: Work) -> None:
-    """Take rows low <= i < high, all of one feature, into `work`.
+    """Count rows low <= i < high, all of one feature, in `work`.
 
     first_row: what row `low` is counted as. A context may go on in the next call.
     """
@@ -151,7 +151,7 @@ def scan(rows: FeatureEntries, low: int, high: int, first_row: int, wide: bool, 
         if wide:
             work.kept[state[_ROWS]] = value
         else:
-            key = _ascending(rows.key[i])
+            key = key_of_bits(rows.key[i])
             work.value_count[key] += 1
             lowest, highest = min(lowest, key), max(highest, key)
         state[_ROWS] += 1
@@ -180,55 +180,42 @@ def scan(rows: FeatureEntries, low: int, high: int, first_row: int, wide: bool, 
     state[_LOW], state[_HIGH] = lowest, highest
 
 
-@_jit
-def close(feature: int, row: int, wide: bool, work: Work, found: Tallies) -> None:
-    """Turn `work` into row `row` of `found`, and empty it for the next feature."""
+@jit
+def close(feature: int, row: int, wide: bool, work: Work, tallies: Tallies) -> None:
+    """Write `work` to row `row` of `tallies`, and reset it for the next feature."""
     state = work.state
     n, groups = state[_ROWS], state[_GROUPS]
-    found.numbers[row, 0] = n
-    found.numbers[row, 1] = groups
-    found.numbers[row, 2] = state[_DOCUMENTS]
+    tallies.numbers[row, 0] = n
+    tallies.numbers[row, 1] = groups
+    tallies.numbers[row, 2] = state[_DOCUMENTS]
     if n > 0:
         levels, counts = _levels(n, wide, work)
-        _describe(row, n, levels, counts, found)
-        _rank_tokens(row, work, found)
-        _choose_examples(feature, row, wide, work, found)
+        _describe(row, n, levels, counts, tallies)
+        _rank_tokens(row, work, tallies)
+        _choose_examples(feature, row, wide, work, tallies)
     state[:] = _EMPTY
 
 
-@_jit
+@jit
 def tally(
-    first_feature: int, offsets: Array, rows: FeatureEntries, wide: bool, work: Work, found: Tallies
+    first_feature: int,
+    offsets: Array,
+    rows: FeatureEntries,
+    wide: bool,
+    work: Work,
+    tallies: Tallies,
 ) -> None:
-    """Features one after the other: feature i owns rows offsets[i] to offsets[i + 1]."""
+    """Tally consecutive features. Feature i has rows offsets[i] to offsets[i + 1]."""
     for i in range(len(offsets) - 1):
         scan(rows, offsets[i], offsets[i + 1], offsets[i], wide, work)
-        close(first_feature + i, i, wide, work, found)
+        close(first_feature + i, i, wide, work, tallies)
 
 
-@_jit
-def _ascending(bits: int) -> int:
-    """float16 bits as a number in the order of their values: a negative one's run backwards."""
-    if bits & 0x8000:
-        return 0xFFFF - bits
-    return bits | 0x8000
-
-
-@_jit
-def _value_of(key: int) -> float:
-    """The float16 value of an ascending key."""
-    bits = key & 0x7FFF if key & 0x8000 else 0xFFFF - key
-    exponent = (bits >> 10) & 0x1F
-    fraction = bits & 0x3FF
-    size = (1024 + fraction) * 2.0 ** (exponent - 25) if exponent else fraction * 2.0**-24
-    return -size if bits & 0x8000 else size
-
-
-@_jit
+@jit
 def _levels(n: int, wide: bool, work: Work) -> tuple[Array, Array]:
-    """The distinct values, ascending, float64, and how often each occurs; counters emptied."""
+    """The distinct values, ascending, float64, and how often each occurs; counters reset."""
     if wide:
-        ordered = _sorted(_order_of(work.kept[:n]))
+        ordered = sorted_keys(float32_keys(work.kept[:n]))
         values = np.empty(n, np.uint32)
         counts = np.zeros(n, np.int64)
         used = -1
@@ -236,7 +223,7 @@ def _levels(n: int, wide: bool, work: Work) -> tuple[Array, Array]:
             if i == 0 or ordered[i] != ordered[i - 1]:
                 used += 1
                 bits = np.uint32(ordered[i])
-                values[used] = bits ^ _SIGN if bits & _SIGN else ~bits
+                values[used] = bits ^ SIGN if bits & SIGN else ~bits
             counts[used] += 1
         levels = values[: used + 1].view(np.float32).astype(np.float64)
         return levels, counts[: used + 1]
@@ -246,32 +233,15 @@ def _levels(n: int, wide: bool, work: Work) -> tuple[Array, Array]:
     counts = np.empty(high - low + 1, np.int64)
     for key in range(low, high + 1):
         if work.value_count[key]:
-            levels[used] = _value_of(key)
+            levels[used] = value_of_key(key)
             counts[used] = work.value_count[key]
             work.value_count[key] = 0
             used += 1
     return levels[:used], counts[:used]
 
 
-@_jit
-def _order_of(values: Array) -> Array:
-    """uint64 numbers below 2**32 in the order of float32 values: a positive one's bits are in its
-    order, those of a negative one in the opposite."""
-    bits = values.view(np.uint32)
-    ordered = np.empty(len(bits), np.uint64)
-    for i in range(len(bits)):
-        ordered[i] = ~bits[i] if bits[i] & _SIGN else bits[i] | _SIGN
-    return ordered
-
-
-@_jit
-def _sorted(keys: Array) -> Array:
-    """Ascending. One function for all that is sorted: numba takes seconds to compile each."""
-    return np.sort(keys)
-
-
-@_jit
-def _describe(row: int, n: int, levels: Array, counts: Array, found: Tallies) -> None:
+@jit
+def _describe(row: int, n: int, levels: Array, counts: Array, tallies: Tallies) -> None:
     """Moments, quantiles and histogram of the distinct values."""
     total = 0.0
     for i in range(len(levels)):
@@ -280,10 +250,10 @@ def _describe(row: int, n: int, levels: Array, counts: Array, found: Tallies) ->
     spread = 0.0
     for i in range(len(levels)):
         spread += counts[i] * (levels[i] - mean) ** 2
-    found.moments[row, 0] = levels[0]
-    found.moments[row, 1] = levels[-1]
-    found.moments[row, 2] = mean
-    found.moments[row, 3] = np.sqrt(spread / n)
+    tallies.moments[row, 0] = levels[0]
+    tallies.moments[row, 1] = levels[-1]
+    tallies.moments[row, 2] = mean
+    tallies.moments[row, 3] = np.sqrt(spread / n)
     below, i = counts[0], 0
     for q in range(len(_QUANTILES)):
         # The smallest value with at least q n of the values at or below it.
@@ -291,18 +261,18 @@ def _describe(row: int, n: int, levels: Array, counts: Array, found: Tallies) ->
         while below < wanted:
             i += 1
             below += counts[i]
-        found.quantiles[row, q] = levels[i]
+        tallies.quantiles[row, q] = levels[i]
     floor = min(0.0, levels[0])
     width = max(0.0, levels[-1]) - floor
     for i in range(len(levels)):
         cell = int(np.ceil((levels[i] - floor) * _BINS / width)) - 1
-        found.histogram[row, min(max(cell, 0), _BINS - 1)] += counts[i]
+        tallies.histogram[row, min(max(cell, 0), _BINS - 1)] += counts[i]
 
 
-@_jit
-def _rank_tokens(row: int, work: Work, found: Tallies) -> None:
-    """The tokens of largest total activation, ties by token id; sums emptied."""
-    best = found.tokens[row]
+@jit
+def _rank_tokens(row: int, work: Work, tallies: Tallies) -> None:
+    """The tokens of largest total activation, ties by token id; sums reset."""
+    best = tallies.tokens[row]
     sums = np.empty(_TOKENS, np.float64)
     used = 0
     for t in range(work.state[_TOUCHED]):
@@ -326,28 +296,28 @@ def _rank_tokens(row: int, work: Work, found: Tallies) -> None:
         work.token_sum[work.touched[t]] = 0.0
         work.token_count[work.touched[t]] = 0
     for i in range(used):
-        found.token_means[row, i] = sums[i] / best[i, 1]
-    found.n_tokens[row] = used
+        tallies.token_means[row, i] = sums[i] / best[i, 1]
+    tallies.n_tokens[row] = used
 
 
-@_jit
+@jit
 def _ranks(groups: int, wide: bool, work: Work) -> Array:
     """Each context's place among the feature's: maximum descending, ties by context id."""
     if wide:
-        ordered = _order_of(work.group_peak[:groups])
+        ordered = float32_keys(work.group_peak[:groups])
         for g in range(groups):
             # The strongest first, the group itself in the low half.
             ordered[g] = ((np.uint64(0xFFFFFFFF) - ordered[g]) << np.uint64(32)) | np.uint64(g)
-        ordered = _sorted(ordered)
+        ordered = sorted_keys(ordered)
         ranks = np.empty(groups, np.int64)
         for rank in range(groups):
             ranks[np.int64(ordered[rank] & np.uint64(0xFFFFFFFF))] = rank
         return ranks
     ranks = np.empty(groups, np.int64)
     keys = np.empty(groups, np.int64)
-    low, high = _KEYS, -1
+    low, high = KEYS, -1
     for g in range(groups):
-        key = _key_of(work.group_peak[g])
+        key = key_of_value(work.group_peak[g])
         keys[g] = key
         work.peak_count[key] += 1
         low, high = min(low, key), max(high, key)
@@ -363,21 +333,9 @@ def _ranks(groups: int, wide: bool, work: Work) -> Array:
     return ranks
 
 
-@_jit
-def _key_of(value: float) -> int:
-    """The ascending key of a value that float16 holds exactly."""
-    size = abs(value)
-    if size < 2.0**-14:
-        bits = int(size * 2.0**24)
-    else:
-        fraction, exponent = math.frexp(size)
-        bits = ((exponent + 14) << 10) + int((fraction * 2.0 - 1.0) * 1024.0)
-    return 0xFFFF - (bits | 0x8000) if value < 0 else bits | 0x8000
-
-
-@_jit
-def _choose_examples(feature: int, row: int, wide: bool, work: Work, found: Tallies) -> None:
-    """The strongest contexts, and from each fifth those of smallest hash of (feature, context)."""
+@jit
+def _choose_examples(feature: int, row: int, wide: bool, work: Work, tallies: Tallies) -> None:
+    """Choose the strongest contexts, and per quintile those of smallest (feature, context) hash."""
     groups = work.state[_GROUPS]
     ranks = _ranks(groups, wide, work)
     top = np.full(_TOP, -1, np.int64)
@@ -400,7 +358,7 @@ def _choose_examples(feature: int, row: int, wide: bool, work: Work, found: Tall
             sampled[fifth, at] = g
     used = 0
     for place in range(min(groups, _TOP)):
-        _keep_example(row, used, 0, place + 1, top[place], work, found)
+        _keep_example(row, used, 0, place + 1, top[place], work, tallies)
         used += 1
     for fifth in range(_FIFTHS):
         own = sampled[fifth]
@@ -412,28 +370,28 @@ def _choose_examples(feature: int, row: int, wide: bool, work: Work, found: Tall
                 at -= 1
             place += 1
         for i in range(place):
-            _keep_example(row, used, fifth + 1, i + 1, own[i], work, found)
+            _keep_example(row, used, fifth + 1, i + 1, own[i], work, tallies)
             used += 1
-    found.n_examples[row] = used
+    tallies.n_examples[row] = used
 
 
-@_jit
+@jit
 def _keep_example(
-    row: int, at: int, kind: int, rank: int, group: int, work: Work, found: Tallies
+    row: int, at: int, kind: int, rank: int, group: int, work: Work, tallies: Tallies
 ) -> None:
-    example = found.examples[row, at]
+    example = tallies.examples[row, at]
     example[0] = kind
     example[1] = rank
     example[2] = work.group_context[group]
     example[3] = work.group_index[group]
     example[4] = work.group_start[group]
     example[5] = work.group_length[group]
-    found.example_peaks[row, at] = work.group_peak[group]
+    tallies.example_peaks[row, at] = work.group_peak[group]
 
 
-@_jit
+@jit
 def _mix(number: Any) -> Any:
-    """splitmix64's finaliser (Steele, Lea and Flood 2014), uint64."""
+    """splitmix64's finalizer (Steele, Lea and Flood 2014), uint64."""
     x = np.uint64(number)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

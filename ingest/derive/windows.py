@@ -1,4 +1,4 @@
-"""The top contexts of every feature with the words around their peaks, as SQL answers them.
+"""The top contexts of every feature with the tokens around their peaks, stored for SQL.
 
 From the activations alone an answer has to look up every context, wherever it is in the corpus,
 and spell its tokens. In SQL that costs more the larger the corpus; so it is done once.
@@ -22,12 +22,12 @@ from featuredb.store.snapshot import Corpus
 from ingest.tokens.contexts import ranges
 
 ROWS_PER_FILE = 1 << 15
-"""DuckDB looks at every row group of a file, some 8 microseconds each, so a file has few."""
+"""DuckDB looks at every row group of a file, about 8 microseconds each, so a file has few."""
 
 _ROW_GROUP = 2_048
 
 _ROWS_AT_ONCE = 2 * _ROW_GROUP
-"""Rows spelled and written at a time, some 2.7 kB each."""
+"""Rows decoded and written at a time, about 2.7 kB each."""
 
 _Ints = npt.NDArray[np.int64]
 

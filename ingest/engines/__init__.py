@@ -4,7 +4,7 @@ Every backend runs `ingest.extract.partition` and `ingest.compaction.write_bucke
 so the content of the database does not depend on it. One backend can resume what another began.
 """
 
-from ingest.engines.choice import workers_for
-from ingest.engines.workers import Workers
+from ingest.engines.choice import engine_for
+from ingest.engines.engine import Engine
 
-__all__ = ["Workers", "workers_for"]
+__all__ = ["Engine", "engine_for"]

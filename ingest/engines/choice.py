@@ -10,11 +10,11 @@ import torch
 
 from featuredb.store.layout import Layout
 from ingest.attached import ModelWithSaes
+from ingest.engines.engine import Engine
 from ingest.engines.local import LocalEngine
 from ingest.engines.processes import ProcessEngine
 from ingest.engines.ray.engine import ray_engine
 from ingest.engines.worker import job_of
-from ingest.engines.workers import Workers
 from ingest.extract.partition import Extractor
 from ingest.options import IngestOptions
 from ingest.run_plan import RunPlan
@@ -22,9 +22,9 @@ from ingest.run_plan import RunPlan
 _CPUS_PER_PROCESS = 4
 
 
-def workers_for(
+def engine_for(
     layout: Layout, plan: RunPlan, loaded: ModelWithSaes, options: IngestOptions
-) -> AbstractContextManager[Workers]:
+) -> AbstractContextManager[Engine]:
     """Return the backend that `options.engine` names. Only the local one keeps `loaded` alive."""
     if options.engine == "local":
         return nullcontext(LocalEngine(Extractor.of(layout, plan, loaded)))

@@ -117,7 +117,7 @@ def dispatch(
     Args:
         pool: Starts workers and talks to them.
         partitions: Numbers of partitions in the plan.
-        workers: Workers at once.
+        engine: Engine at once.
         report: Called with new tokens and activations, negative for those that were lost.
 
     Returns:

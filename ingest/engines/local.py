@@ -13,7 +13,7 @@ from ingest.run_plan import Summary
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """Backend of a single process. See `Workers`."""
+    """Backend of a single process. See `Engine`."""
 
     extractor: Extractor
     merge = staticmethod(merge_here)

@@ -49,7 +49,7 @@ class _Failed(NamedTuple):
 
 @dataclass(frozen=True)
 class ProcessEngine:
-    """Backend of several processes. See `Workers`. jobs: one per worker."""
+    """Backend of several processes. See `Engine`. jobs: one per worker."""
 
     jobs: Sequence[Job]
     merge = staticmethod(merge_here)

@@ -19,7 +19,7 @@ from featuredb.store.outcomes import Outcome
 from featuredb.store.snapshot import Snapshot
 from ingest.attached import ModelWithSaes
 from ingest.change import after_the_last_writer, take_back, tidy
-from ingest.engines import workers_for
+from ingest.engines import engine_for
 from ingest.inputs import Inputs, bos_of, load_inputs, load_model_with_saes
 from ingest.operations.ingest import carry_out, done_already, unfinished_plan
 from ingest.options import IngestOptions
@@ -51,7 +51,7 @@ def append(path: str | Path, corpus: Any, **options: Any) -> Outcome:
                 _not_there_yet(base, inputs)
                 run = RunSettings.of(settings, inputs.loaded.model.device)
                 plan = plan_append(layout, base, inputs, run, identity)
-            backend = workers_for(layout, plan, inputs.loaded, settings)
+            backend = engine_for(layout, plan, inputs.loaded, settings)
             del inputs
             return Outcome(carry_out(layout, plan, backend, settings.budget(), base), fresh=True)
 
@@ -88,7 +88,7 @@ def add_saes(
             if plan is None:
                 run = RunSettings.of(settings, loaded.model.device)
                 plan = plan_saes(layout, base, loaded, run, identity)
-            backend = workers_for(layout, plan, loaded, settings)
+            backend = engine_for(layout, plan, loaded, settings)
             del loaded
             return Outcome(carry_out(layout, plan, backend, settings.budget(), base), fresh=True)
 

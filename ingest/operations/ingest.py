@@ -23,7 +23,7 @@ from featuredb.store.outcomes import Outcome
 from featuredb.store.snapshot import WRITER, IngestRecord, Segment, Snapshot
 from featuredb.store.unreferenced import clean_up
 from ingest.change import after_the_last_writer, tidy, writing
-from ingest.engines import Workers, workers_for
+from ingest.engines import Engine, engine_for
 from ingest.inputs import load_inputs
 from ingest.options import IngestOptions
 from ingest.prepare import RunSettings, logits_path, plan_ingest
@@ -56,7 +56,7 @@ def ingest(path: str | Path, options: IngestOptions) -> Outcome:
                 sweep(layout.root)
                 settings = RunSettings.of(options, inputs.loaded.model.device)
                 plan = plan_ingest(layout, inputs, settings, identity)
-            backend = workers_for(layout, plan, inputs.loaded, options)
+            backend = engine_for(layout, plan, inputs.loaded, options)
             # If others do the work, this process's copy of the model would only take up memory.
             del inputs
             return Outcome(carry_out(layout, plan, backend, options.budget(), None), fresh=True)
@@ -76,14 +76,14 @@ def unfinished_plan(layout: Layout, identity: Mapping[str, str]) -> RunPlan | No
 def carry_out(
     layout: Layout,
     plan: RunPlan,
-    backend: AbstractContextManager[Workers],
+    backend: AbstractContextManager[Engine],
     memory: Budget,
     base: Snapshot | None,
 ) -> Snapshot:
     """Run what is left of a plan and publish it on top of `base`, the snapshot before."""
-    with backend as workers:
-        summaries = _run_partitions(layout, plan, workers)
-        return _finalize(layout, plan, summaries, workers, memory, base)
+    with backend as engine:
+        summaries = _run_partitions(layout, plan, engine)
+        return _finalize(layout, plan, summaries, engine, memory, base)
 
 
 def done_already(snapshot: Snapshot, identity: Mapping[str, str]) -> bool:
@@ -144,7 +144,7 @@ class _Rates:
         )
 
 
-def _run_partitions(layout: Layout, plan: RunPlan, workers: Workers) -> list[Summary]:
+def _run_partitions(layout: Layout, plan: RunPlan, engine: Engine) -> list[Summary]:
     """Run every partition that is not done. Returns all summaries in the plan's order."""
     done = read_summaries(layout, plan)
     if done:
@@ -157,7 +157,7 @@ def _run_partitions(layout: Layout, plan: RunPlan, workers: Workers) -> list[Sum
         def report(tokens: int, activations: int) -> None:
             bar.advance(tokens, rates.add(tokens, activations))
 
-        for summary in workers.run(missing, report):
+        for summary in engine.run(missing, report):
             done[summary.partition] = summary
     return [done[number] for number in range(len(plan.partitions))]
 
@@ -171,7 +171,7 @@ def _finalize(
     layout: Layout,
     plan: RunPlan,
     summaries: list[Summary],
-    workers: Workers,
+    engine: Engine,
     memory: Budget,
     base: Snapshot | None,
 ) -> Snapshot:
@@ -200,7 +200,7 @@ def _finalize(
         tokens=sum(s.tokens for s in summaries),
         activations=sum(s.rows for parts in unmerged.values() for s in parts),
         seconds=sum(s.seconds for s in summaries),
-        device=workers.device,
+        device=engine.device,
         host=platform.node(),
     )
     snapshot = publish(
@@ -209,7 +209,7 @@ def _finalize(
         segments,
         logits,
         [*(() if base is None else base.ingests), record],
-        workers.merge,
+        engine.merge,
         base=base,
         changed=plan.saes,
         memory=memory,

@@ -1,1 +1,1 @@
-"""Writers killed at random points, and readers at work meanwhile."""
+"""Kill writers at random points while readers query."""

@@ -1,4 +1,4 @@
-"""`python -m tests.crashes --kills 200`: the tally of many kills."""
+"""`python -m tests.crashes --kills 200`: kill writers many times and count the outcomes."""
 
 from __future__ import annotations
 

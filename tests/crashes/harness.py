@@ -1,4 +1,4 @@
-"""Kill a step at a random point, look at what is left, run it again, compare with never killed."""
+"""Kill a step at a random point, read what is left, rerun it, compare with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Content = dict[str, pa.Table] | None
 
 @dataclass
 class Tally:
-    """How many kills there were, by step and what a reader saw right after."""
+    """Number of kills, by step and by what a reader saw immediately after."""
 
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -35,7 +35,7 @@ class Tally:
 
 
 def content(path: Path) -> Content:
-    """What a reader sees, None where there is nothing to read yet. Verified on the way."""
+    """Verified content that a reader sees, or None if there is nothing to read yet."""
     try:
         return logical_content(path)
     except (DatabaseNotFoundError, DatabaseNotReadyError):
@@ -50,7 +50,7 @@ def same(one: Content, other: Content) -> bool:
 
 
 def readable(path: Path) -> None:
-    """Every snapshot that is kept can be read: raises where one cannot."""
+    """Read every kept snapshot. Raises if one cannot be read."""
     layout = Layout(path)
     if not layout.current.exists():
         return

@@ -1,4 +1,4 @@
-"""Processes that go on asking while others write; each answer is held against its snapshot."""
+"""Processes that query while others write, and check each answer against its snapshot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featuredb.database import Database
 from tests.content import activations
 
 K = 60
-"""More than the examples hold, so that both ways of answering are asked."""
+"""More than the stored examples, so that both code paths are used."""
 
 
 @dataclass(frozen=True)

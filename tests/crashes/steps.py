@@ -1,4 +1,4 @@
-"""The steps of a store's life, each as a process of its own that may be made to die.
+"""Steps of a database's life, each in a process that can be killed.
 
 Imported once by a fork server, which has run nothing: a step then starts in a fraction of a
 second instead of loading torch again.
@@ -32,7 +32,7 @@ _FOR_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 @dataclass(frozen=True)
 class Scene:
-    """A model, two SAEs and two corpora on the disk."""
+    """A model, two SAEs and two corpora on disk."""
 
     folder: Path
 
@@ -105,7 +105,7 @@ STEPS: dict[str, Callable[[Scene, Path], None]] = {
     "drop-corpus": _drop_corpus,
     "vacuum": _vacuum,
 }
-"""In the order of a life; repeating one that is done does nothing."""
+"""In order. Repeating a finished step does nothing."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Stage:
 
 
 def copy(path: Path, to: Path) -> Path:
-    """A copy of a database, or of its absence."""
+    """A copy of a database, if there is one."""
     if path.exists():
         shutil.copytree(path, to)
     return to

@@ -1,4 +1,4 @@
-"""Writers killed at random points lose nothing and double nothing."""
+"""Writers killed at random points neither lose nor duplicate data."""
 
 from __future__ import annotations
 

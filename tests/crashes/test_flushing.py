@@ -1,4 +1,4 @@
-"""A power cut loses what was not flushed: by the time it is needed everything was."""
+"""A power cut loses unflushed files. Everything needed is flushed in time."""
 
 from __future__ import annotations
 

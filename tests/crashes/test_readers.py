@@ -1,4 +1,4 @@
-"""Readers during writes: every answer is that of the snapshot the reader is pinned to."""
+"""Readers during writes get the answers of the snapshot they are pinned to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.crashes.steps import Scene
 SECONDS = 120 if os.environ.get("FEATUREDB_LONG") else 15
 READERS = 3
 GRACE = timedelta(seconds=20)
-"""Longer than a reader keeps a snapshot open, even where the machine is busy."""
+"""Longer than a reader keeps a snapshot open, even on a busy machine."""
 
 
 def test_every_answer_is_of_the_readers_snapshot(

@@ -27,7 +27,7 @@ _TASKS_PER_CPU = 4
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Backend of a Ray cluster. See `Workers`.
+    """Backend of a Ray cluster. See `Engine`.
 
     ray: the connected module. job: of every worker. device: as in "2 x cuda".
     """

@@ -13,7 +13,7 @@ from ingest.extract.partition import Report
 from ingest.run_plan import Summary
 
 
-class Workers(Protocol):
+class Engine(Protocol):
     """An execution backend whose workers are available."""
 
     @property

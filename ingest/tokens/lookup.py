@@ -1,9 +1,8 @@
-"""Documents and tokens of the stored corpora, as the statistics ask for them."""
+"""Look up token ids and documents of positions in the stored corpora."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numba as nb
 import numpy as np
@@ -15,19 +14,8 @@ from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Draft, Snapshot
 
 
-class LookUp(Protocol):
-    """What statistics need of the corpora. texts: how each token id reads."""
-
-    texts: Sequence[str]
-
-    def of(
-        self, context_id: npt.NDArray[np.int64], token_index: npt.NDArray[np.int32]
-    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-        """(token ids uint32 [n], document ids int64 [n]) of tokens given by context and index."""
-
-
-class TokenLookUp:
-    """The `LookUp` of stored corpora."""
+class TokenLookup:
+    """The tokens of all stored corpora. texts: the text of each token id."""
 
     def __init__(self, layout: Layout, draft: Draft | Snapshot) -> None:
         texts = Texts(layout.root, draft, ParquetFiles(layout.root))
@@ -40,16 +28,16 @@ class TokenLookUp:
     def of(
         self, context_id: npt.NDArray[np.int64], token_index: npt.NDArray[np.int32]
     ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-        """See `LookUp`."""
+        """Token ids uint32 [n] and document ids int64 [n] of (context id, token index) pairs."""
         token = np.empty(len(context_id), np.uint32)
         document = np.empty(len(context_id), np.int64)
         for first, end, index, tokens in self._corpora:
-            _look_up(context_id, token_index, first, end, index, tokens, token, document)
+            _fill(context_id, token_index, first, end, index, tokens, token, document)
         return token, document
 
 
 @nb.njit(cache=True, nogil=True)
-def _look_up(
+def _fill(
     context_id: npt.NDArray[np.int64],
     token_index: npt.NDArray[np.int32],
     first: int,
@@ -59,7 +47,7 @@ def _look_up(
     token: npt.NDArray[np.uint32],
     document: npt.NDArray[np.int64],
 ) -> None:
-    """Fill in what lies in contexts first <= id < end."""
+    """Fill in the tokens of contexts first <= id < end."""
     for i in range(len(context_id)):
         if first <= context_id[i] < end:
             row = context_id[i] - first

@@ -1,4 +1,4 @@
-"""A corpus of any shape, as a stream of record batches."""
+"""Read a corpus in any format as a stream of record batches."""
 
 from ingest.corpus.corpus import RESERVED_NAMES, CorpusReader, open_corpus
 

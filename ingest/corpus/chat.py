@@ -1,4 +1,4 @@
-"""A conversation as a chat template writes it, and where its messages are in that text."""
+"""Render chats with a chat template and locate the messages in the text."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ _MARK = re.compile("\ue000([0-9]+)\ue001")
 
 
 def rendered(tokenizer: Any, chat: Chat, name: str) -> str:
-    """The chat as the tokenizer's template writes it; "" for a chat without messages.
+    """Render a chat with the tokenizer's template. A chat without messages gives "".
 
     Raises:
-        CorpusError: there is no template, or it refuses the chat, called `name`.
+        CorpusError: there is no template, or it refuses the chat. `name` names the chat.
     """
     if not chat:
         return ""
     try:
         return str(tokenizer.apply_chat_template(list(chat), tokenize=False))
-    except Exception as error:  # a template may raise anything, through Jinja or by itself
+    except Exception as error:  # a template may raise anything
         raise CorpusError(f"the chat template refuses {name}: {error}") from error
 
 
 def content_spans(
     tokenizer: Any, chat: Chat, text: str
 ) -> Iterator[tuple[Mapping[str, str], int, int]]:
-    """Where each message's content lies in the rendered `text`: (message, start, end).
+    """Locate each message's content in the rendered `text`, as (message, start, end).
 
-    The chat is rendered once more with a mark in place of each content, which shows what the
-    template itself writes around it; a content that the template changes is then what lies
-    between. Where even that fails, contents are looked for in order.
+    The chat is rendered again with a mark in place of each content. This shows what the template
+    writes around it. A content that the template changes is the text in between. If that fails,
+    contents are searched for in order.
     """
     marked = [{**message, "content": f"\ue000{i}\ue001"} for i, message in enumerate(chat)]
     try:
@@ -53,15 +53,15 @@ def content_spans(
             at = span
     if not pieces:
         for message in chat:
-            found = text.find(message["content"].strip(), at)
-            if found >= 0:
-                end = found + len(message["content"].strip())
-                yield message, found, end
-                at = end
+            content = message["content"].strip()
+            start = text.find(content, at)
+            if start >= 0:
+                at = start + len(content)
+                yield message, start, at
 
 
 def _content_at(text: str, at: int, content: str, after: str) -> int | None:
-    """The end of the content that begins at `at` and is followed by `after`; None if unknown."""
+    """Return the end of the content that starts at `at`, before `after`. None if unknown."""
     for written in (content, content.strip()):
         end = at + len(written)
         if text.startswith(written, at) and text.startswith(after, end):

@@ -1,4 +1,4 @@
-"""The handle on a corpus: where documents come from, what is known of them, and their batches."""
+"""Open a corpus and stream its documents in batches."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ _MEANT = {
 
 
 class CorpusReader:
-    """Documents in a fixed order, streamed; made by `open_corpus`.
+    """A stream of documents in a fixed order. Create it with `open_corpus`.
 
-    Reading it twice gives the same batches as long as its files do not change. `skipped_null`
-    is the number of rows that the latest reading left out because their document was null.
+    Reading it twice gives the same batches unless its files change. `skipped_null` is the number
+    of rows that the last read skipped because their document was null.
     """
 
     def __init__(
@@ -69,21 +69,21 @@ class CorpusReader:
         self._parts = list(parts)
         self._scans = self._scanned()
         self._check_documents()
-        kept = [_without(scan.schema, column.name) for scan in self._scans]
-        widened = typing_rules.widen_schemas(kept)
-        self._own_names = list(widened.names)
-        free = typing_rules.free_names(self._own_names, {*RESERVED_NAMES, column.role})
+        metadata = (_without(scan.schema, column.name) for scan in self._scans)
+        widened = typing_rules.widen_schemas(metadata)
+        self._names = list(widened.names)
+        free = typing_rules.free_names(self._names, {*RESERVED_NAMES, column.role})
         types = [typing_rules.settled(field.type) for field in widened]
         self.metadata_schema = pa.schema(list(zip(free, types, strict=True)))
-        if id_column is not None and id_column not in self._own_names:
+        if id_column is not None and id_column not in self._names:
             raise CorpusError(
-                f"{source} has no column {id_column!r} for ids; it has {_listed(self._own_names)}"
+                f"{source} has no column {id_column!r} for ids; it has {_listed(self._names)}"
             )
-        self.id_column = free[self._own_names.index(id_column)] if id_column is not None else None
+        self.id_column = free[self._names.index(id_column)] if id_column is not None else None
 
     @property
     def schema(self) -> Any:
-        """The schema of every batch: the document, ``source``, ``source_offset``, metadata."""
+        """Schema of every batch: the document, ``source``, ``source_offset``, metadata."""
         role = self.column.role
         fields = [
             pa.field(role, _DOCUMENT_TYPES[role]),
@@ -94,7 +94,7 @@ class CorpusReader:
 
     @property
     def rows(self) -> int | None:
-        """How many rows there are before nulls are left out, if known; at most `max_documents`."""
+        """Number of rows including nulls, at most `max_documents`. None if unknown."""
         known = [scan.rows for scan in self._scans]
         total = None if None in known else sum(count or 0 for count in known)
         if self.max_documents is None or total is None:
@@ -102,10 +102,10 @@ class CorpusReader:
         return min(total, self.max_documents)
 
     def batches(self, batch_rows: int = 1024) -> Iterator[Any]:
-        """Record batches of `schema`, in order of part and row.
+        """Iterate over record batches of `schema`, in order of part and row.
 
-        Each has `batch_rows` rows, fewer where long documents would make it larger than 32 MiB,
-        and the last one what is left. The batches depend on the content alone.
+        Each has `batch_rows` rows, or fewer where long documents would make it larger than
+        32 MiB. The last one has the remainder. The batches depend only on the content.
 
         Raises:
             CorpusError: a part cannot be read, or has changed since the corpus was opened.
@@ -119,10 +119,9 @@ class CorpusReader:
             )
 
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, over the content of the parts in order.
+        """Hex SHA-256 over the content of the parts in order.
 
-        Names, times and columns play no part in it; parts that `max_documents` is reached
-        before do not either.
+        Names, times and columns are not included, nor are parts beyond `max_documents`.
         """
         return self._fingerprint
 
@@ -134,7 +133,7 @@ class CorpusReader:
         return whole.hexdigest()
 
     def describe(self) -> str:
-        """One line for people: parts, rows, bytes and columns."""
+        """Describe the corpus in one line: parts, rows, bytes and columns."""
         kinds = Counter(part.kind for part in self._parts)
         pieces = [f"{count} {kind}" for kind, count in kinds.most_common()]
         rows = "rows unknown" if self.rows is None else f"{self.rows:,} rows"
@@ -150,7 +149,7 @@ class CorpusReader:
         return f"<CorpusReader {self.describe()}>"
 
     def _scanned(self) -> list[Scan]:
-        """Scans of the parts that are needed for `max_documents`; the others are dropped."""
+        """Scan the parts needed for `max_documents` and drop the others."""
         scans: list[Scan] = []
         left = self.max_documents
         for part in self._parts:
@@ -164,31 +163,31 @@ class CorpusReader:
         return scans
 
     def _check_documents(self) -> None:
-        """Every part has the document column, and of the right type."""
+        """Check that every part has the document column with the right type."""
         name, role = self.column.name, self.column.role
-        found = False
+        has_rows = False
         for part, scan in zip(self._parts, self._scans, strict=True):
             if scan.rows == 0:
                 continue
-            found = True
+            has_rows = True
             if name not in scan.schema.names:
                 raise CorpusError(
                     f"{part.name} has no column {name!r}; it has {_listed(scan.schema.names)}; "
                     f"say which holds the {role} (--{role}-column)"
                 )
-            own = scan.schema.field(name).type
-            if not (pa.types.is_null(own) or _fits(own, role)):
+            data_type = scan.schema.field(name).type
+            if not (pa.types.is_null(data_type) or _fits(data_type, role)):
                 raise CorpusError(
-                    f"column {name!r} of {part.name} is {own}, not {_MEANT[role]}; "
+                    f"column {name!r} of {part.name} is {data_type}, not {_MEANT[role]}; "
                     f"its columns are {_listed(scan.schema.names)}"
                 )
-        if not found or self._is_one_empty_file():
+        if not has_rows or self._is_one_empty_file():
             raise CorpusError(f"{self.source} is empty; there is nothing to ingest")
         if all(scan.documents == 0 for scan in self._scans):
             raise CorpusError(f"every {name!r} of {self.source} is null; name another column")
 
     def _is_one_empty_file(self) -> bool:
-        """An empty text file is a document in a folder, but by itself a mistake."""
+        """Whether the corpus is one empty text file. In a folder such a file is a document."""
         return (
             len(self._parts) == 1
             and self._parts[0].kind == TEXT.kind
@@ -196,12 +195,12 @@ class CorpusReader:
         )
 
     def _documents(self) -> Iterator[Any]:
-        """Batches of `schema` as the parts give them, without nulls, up to `max_documents`."""
-        fields = [*zip(self._own_names, self.metadata_schema.types, strict=True)]
-        own = pa.schema([(self.column.name, _DOCUMENT_TYPES[self.column.role]), *fields])
+        """Yield the parts' batches as `schema`, without nulls, up to `max_documents`."""
+        fields = [*zip(self._names, self.metadata_schema.types, strict=True)]
+        schema = pa.schema([(self.column.name, _DOCUMENT_TYPES[self.column.role]), *fields])
         left = self.max_documents
         for part in self._parts:
-            for rows in part.rows(own):
+            for rows in part.rows(schema):
                 batch = self._document_batch(part.name, rows)
                 if left is not None:
                     batch = batch.slice(0, left)
@@ -217,9 +216,9 @@ class CorpusReader:
         if self.column.name not in batch.schema.names:
             raise CorpusError(f"{name} has lost its column {self.column.name!r} while being read")
         columns = [batch.column(self.column.name), pa.repeat(name, count), offsets]
-        for own, data_type in zip(self._own_names, self.metadata_schema.types, strict=True):
-            has = own in batch.schema.names
-            columns.append(batch.column(own) if has else pa.nulls(count, data_type))
+        for field_name, data_type in zip(self._names, self.metadata_schema.types, strict=True):
+            has = field_name in batch.schema.names
+            columns.append(batch.column(field_name) if has else pa.nulls(count, data_type))
         whole = pa.RecordBatch.from_arrays(columns, schema=self.schema)
         nulls = columns[0].null_count
         if nulls:
@@ -237,7 +236,7 @@ def open_corpus(
     messages_column: str | None = None,
     max_documents: int | None = None,
 ) -> CorpusReader:
-    """Open a corpus of any shape; see `CorpusReader` for what is then known of it.
+    """Open a corpus in any supported format.
 
     `source` is one of:
 
@@ -245,14 +244,14 @@ def open_corpus(
       document), each also in gzip or Zstandard;
     - a folder (recursively), a glob, or a list of paths; files in order of their paths, lists in
       the order given;
-    - ``-`` for standard input: any of these shapes, recognized by content;
+    - ``-`` for standard input: any of these formats, detected by content;
     - ``hf:owner/dataset[:config][@split]``;
     - an Arrow table; or an iterable of strings or of mappings from column names to values. A list
       of strings that are all paths of files is a list of paths.
 
     `tokens_column` names lists of token ids, `messages_column` chats; each takes the place of
-    `text_column`. Row-based files are read once here to find their types, which also checks
-    them. The first `max_documents` documents that are not null make up the corpus.
+    `text_column`. Row-based files are read once here to infer types, which also validates
+    them. The corpus is the first `max_documents` documents that are not null.
 
     Raises:
         CorpusError: nothing there, nothing in it, no such column, not text, not readable.
@@ -280,7 +279,7 @@ def open_corpus(
 
 
 def _parts(source: Any, column: DocumentColumn, spool: OwnFolder) -> tuple[str, list[CorpusPart]]:
-    """The parts of `source` and its name; `spool` is for what has to be kept on disk."""
+    """Return the name and parts of `source`. `spool` holds what must be kept on disk."""
     if isinstance(source, str | Path):
         name = str(source)
         if name == "-":
@@ -347,7 +346,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _rebatched(batches: Iterable[Any], batch_rows: int) -> Iterator[Any]:
-    """The same rows in batches of `batch_rows`, or fewer for `BATCH_BYTES`."""
+    """Regroup rows into batches of `batch_rows`, or fewer for `BATCH_BYTES`."""
     held: list[Any] = []
     rows = size = 0
     for batch in batches:
@@ -369,7 +368,7 @@ def _rebatched(batches: Iterable[Any], batch_rows: int) -> Iterator[Any]:
 
 
 def _pieces(batch: Any, batch_rows: int) -> Iterator[Any]:
-    """A batch in halves until each has at most `BATCH_BYTES` and `batch_rows`, or one row."""
+    """Halve a batch until each piece fits `BATCH_BYTES` and `batch_rows`, or is one row."""
     if batch.num_rows > 1 and (batch.nbytes > BATCH_BYTES or batch.num_rows > batch_rows):
         half = batch.num_rows // 2
         yield from _pieces(batch.slice(0, half), batch_rows)

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, streamed through the `datasets` library."""
+"""Stream data sets of the Hugging Face hub through the `datasets` library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SOURCE = re.compile(r"hf:(?P<path>[^:@\s]+)(:(?P<config>[^@\s]+))?(@(?P<split>\
 
 @dataclass(frozen=True)
 class HubPart:
-    """One split of one data set at one revision (a commit), named in full by `name`."""
+    """One split of a data set at one revision (a commit)."""
 
     name: str
     path: str
@@ -67,9 +67,9 @@ class HubPart:
 
 
 def hub_part(source: str) -> HubPart:
-    """The part for ``hf:owner/dataset[:config][@split]``; the split is ``train`` if not given.
+    """Resolve ``hf:owner/dataset[:config][@split]``. The default split is ``train``.
 
-    The revision is that of now, so that all reads of one corpus see the same commit.
+    The revision is pinned here, so all reads of a corpus see the same commit.
 
     Raises:
         CorpusError: the source is malformed, or the hub has no such data set.
@@ -107,7 +107,7 @@ def _hub_errors(name: str) -> Iterator[None]:
         yield
     except (CorpusError, MissingExtraError):
         raise
-    except Exception as error:  # the library raises whatever its many file systems do
+    except Exception as error:  # raised by whichever file system the library uses
         raise CorpusError(
             f"cannot read {name}: {first_line(error)}; check its name, config and split"
         ) from error

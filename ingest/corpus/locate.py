@@ -1,4 +1,4 @@
-"""From what the user names as the corpus to the parts it is made of."""
+"""Resolve paths, folders and globs to the parts of a corpus."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WILD = frozenset("*?[")
 
 
 def parts_of(source: str, column: DocumentColumn) -> list[CorpusPart]:
-    """The files that a path, a folder or a glob names, sorted by path.
+    """List the files that a path, a folder or a glob names, sorted by path.
 
     Raises:
         CorpusError: there are none.
@@ -53,7 +53,7 @@ def parts_of(source: str, column: DocumentColumn) -> list[CorpusPart]:
 
 
 def file_part(path: Path, name: str, column: DocumentColumn) -> CorpusPart:
-    """The part for one file: by its extension, else by what its first bytes say.
+    """Create the part for one file, by its extension or else by its first bytes.
 
     Raises:
         CorpusError: it is a binary file of no known kind, or cannot be read.
@@ -75,7 +75,7 @@ def file_part(path: Path, name: str, column: DocumentColumn) -> CorpusPart:
 
 
 def looks_like_path(text: str) -> bool:
-    """Whether a string in a list is meant as a path: it exists, is a glob, or ends like a file."""
+    """Whether a string in a list is a path: it exists, or has a known extension."""
     if not text or len(text) > 1024 or "\n" in text or "\0" in text:
         return False
     known = extension_of(Path(text)) in {*_READERS, *_PARQUET, *_ARROW}
@@ -83,7 +83,7 @@ def looks_like_path(text: str) -> bool:
 
 
 def extension_of(path: Path) -> str:
-    """The file's extension in lower case, the one before ``.gz`` or ``.zst`` if there is one."""
+    """Return the extension in lower case, ignoring ``.gz`` and ``.zst``."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
@@ -91,34 +91,34 @@ def extension_of(path: Path) -> str:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """Files of known extensions, at any depth; hidden ones and markers (``_SUCCESS``) left out."""
-    found, others = [], Counter[str]()
+    """List files of known extensions at any depth, skipping hidden ones and ``_SUCCESS``."""
+    files, others = [], Counter[str]()
     for path in folder.rglob("*"):
         inside = path.relative_to(folder)
         if any(piece.startswith((".", "_")) for piece in inside.parts) or not path.is_file():
             continue
         extension = extension_of(path)
         if extension in _READERS or extension in _PARQUET or extension in _ARROW:
-            found.append(path)
+            files.append(path)
         else:
             others[extension or path.name] += 1
-    if not found:
+    if not files:
         seen = ", ".join(f"{count} {name}" for name, count in others.most_common(3))
         raise CorpusError(
             f"the folder {folder} has no corpus files"
             + (f" (only {seen})" if seen else "")
             + "; it should hold Parquet, Arrow, JSON, CSV or text files"
         )
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _matching(pattern: str) -> Iterable[str]:
-    found = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
-    if not found:
+    names = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
+    if not names:
         raise CorpusError(
             f"no file matches {pattern}; quote the pattern, and use ** to go into folders"
         )
-    return sorted(found, key=lambda name: Path(name).as_posix())
+    return sorted(names, key=lambda name: Path(name).as_posix())
 
 
 def _near(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a corpus is made of: parts, each one file, data set or table in memory."""
+"""Parts of a corpus: a file, a data set or a table in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BATCH_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class DocumentColumn:
-    """The column that documents come from, and what it holds.
+    """The column that holds the documents, and their kind.
 
     `role` is also the column's name in the corpus: ``text`` (string), ``tokens`` (list of
     int32) or ``messages`` (list of {role, content}).
@@ -24,10 +24,10 @@ class DocumentColumn:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a first look at a part found.
+    """Result of a first look at a part.
 
-    `schema` has the part's own columns; `rows` is the number of rows seen and `documents` that
-    of the rows whose document is not null, each None where it takes reading everything to know.
+    `schema` has the part's columns. `rows` counts the rows seen, and `documents` those whose
+    document is not null. Each is None where only a full read would tell.
     """
 
     schema: Any
@@ -43,28 +43,28 @@ class PartRows(NamedTuple):
 
 
 class CorpusPart(Protocol):
-    """One place that rows come from; reading it again gives the same rows in the same order."""
+    """A source of rows. Every read gives the same rows in the same order."""
 
     @property
     def name(self) -> str:
-        """What the column ``source`` says."""
+        """Value of the column ``source``."""
         ...
 
     @property
     def kind(self) -> str:
-        """The shape, for people: "Parquet", "JSON Lines"."""
+        """Display name of the format: "Parquet", "JSON Lines"."""
         ...
 
     def scan(self, limit: int | None) -> Scan:
-        """Look at the rows up to the `limit`-th document (all if None), checking what is cheap.
+        """Scan the rows up to the `limit`-th document (all if None), with cheap checks.
 
         Raises:
-            CorpusError: they cannot.
+            CorpusError: the part cannot be read.
         """
         ...
 
     def rows(self, schema: Any) -> Iterator[PartRows]:
-        """All rows in order, with the columns of `schema` that the part has, so typed.
+        """Yield all rows in order, with those columns of `schema` that the part has.
 
         Raises:
             CorpusError: a row cannot be read or does not fit `schema`.
@@ -72,9 +72,9 @@ class CorpusPart(Protocol):
         ...
 
     def digest(self) -> bytes:
-        """32 bytes that change whenever the content does."""
+        """Return 32 bytes that change whenever the content does."""
         ...
 
     def size(self) -> int:
-        """Bytes, as stored; 0 if unknown."""
+        """Size in bytes as stored. 0 if unknown."""
         ...

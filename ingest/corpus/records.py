@@ -1,7 +1,7 @@
-"""Files read row by row: JSON Lines, JSON, CSV, TSV and plain text.
+"""Read JSON Lines, JSON, CSV, TSV and plain text row by row.
 
-A reader yields ``(row number, {column: value})``, both 0-based and in file order; the row number
-is the line number in JSON Lines, the element in JSON, the data row in CSV, 0 in plain text.
+A format yields ``(row number, {column: value})``, in file order. The row number is 0-based:
+the line number in JSON Lines, the element in JSON, the data row in CSV, 0 in plain text.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _JSON_NAMES = {
 }
 _WHITESPACE = re.compile(r"[ \t\r\n]*")
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
-# Codes such as "007" or "1e5" are no numbers here: they would not be written again as they were.
+# Codes such as "007" or "1e5" stay text: as numbers they would not round-trip.
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)\.[0-9]+")
 
 
 @dataclass(frozen=True)
 class RecordFormat:
-    """How one shape of file becomes records.
+    """How a file format becomes records.
 
-    `records(path, column)` yields them; `type_of` gives a value's type and `value_of(value,
+    `records(path, column)` yields them. `type_of` gives a value's type and `value_of(value,
     type)` the value in a column of that type.
     """
 
@@ -54,21 +54,21 @@ class RecordFormat:
 
 @dataclass(frozen=True)
 class RecordPart:
-    """A file of records, whose documents are in `column`."""
+    """A file of records with the documents in `column`."""
 
     name: str
     path: Path
-    reader: RecordFormat
+    format: RecordFormat
     column: DocumentColumn
 
     @property
     def kind(self) -> str:
-        return self.reader.kind
+        return self.format.kind
 
     def scan(self, limit: int | None) -> Scan:
         types: dict[str, Any] = {}
         rows = documents = 0
-        for row, record in self.reader.records(self.path, self.column.name):
+        for row, record in self.format.records(self.path, self.column.name):
             if documents == limit:
                 break
             rows += 1
@@ -76,17 +76,17 @@ class RecordPart:
             for name, value in record.items():
                 known = types.get(name, typing_rules.NULL)
                 if name == self.column.name and self.column.role != "tokens":
-                    found = self._document_type(row, value)
+                    data_type = self._document_type(row, value)
                 else:
-                    found = self.reader.type_of(value)
-                types[name] = known if found is known else typing_rules.widen(known, found)
+                    data_type = self.format.type_of(value)
+                types[name] = typing_rules.widen(known, data_type)
         return Scan(pa.schema(types.items()), rows, documents)
 
     def rows(self, schema: Any) -> Iterator[PartRows]:
         offsets: list[int] = []
         records: list[dict[str, Any]] = []
         size = 0
-        for row, record in self.reader.records(self.path, self.column.name):
+        for row, record in self.format.records(self.path, self.column.name):
             offsets.append(row)
             records.append(record)
             size += sum(len(value) for value in record.values() if isinstance(value, str | list))
@@ -106,7 +106,7 @@ class RecordPart:
         columns = []
         for column in schema:
             values = [record.get(column.name) for record in records]
-            values = [self.reader.value_of(value, column.type) for value in values]
+            values = [self.format.value_of(value, column.type) for value in values]
             try:
                 columns.append(typing_rules.array_of(values, column.type))
             except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, TypeError) as error:
@@ -118,7 +118,7 @@ class RecordPart:
         return PartRows(pa.array(offsets, pa.int64()), batch)
 
     def _document_type(self, row: int, value: Any) -> Any:
-        """The type of a text or a chat, which every row has to have of itself."""
+        """Return the type of a text or a chat. Every row has to have it."""
         if value is None:
             return typing_rules.NULL
         if self.column.role == "text":
@@ -157,7 +157,7 @@ def _json_lines(path: Path, _: str) -> Iterator[Record]:
 
 
 def _json_values(path: Path, _: str) -> Iterator[Record]:
-    """The elements of an array of objects, or objects one after another."""
+    """Yield the elements of an array of objects, or concatenated objects."""
     reader = _JsonReader(path)
     is_array = reader.peek() == "["
     if is_array:
@@ -182,9 +182,9 @@ def _json_values(path: Path, _: str) -> Iterator[Record]:
 
 
 class _JsonReader:
-    """Decodes one JSON value at a time from a file, holding little more than that value.
+    """Decodes one JSON value at a time from a file, in memory of about one value.
 
-    `buffer[at:]` is what was read and not yet used.
+    `buffer[at:]` is what was read and not yet decoded.
     """
 
     def __init__(self, path: Path) -> None:
@@ -196,7 +196,7 @@ class _JsonReader:
         self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:
-        """The next character that is not white space; "" at the end of the file."""
+        """Return the next character that is not white space, "" at the end of the file."""
         while True:
             match = _WHITESPACE.match(self.buffer, self.at)
             self.at = match.end() if match else self.at
@@ -206,7 +206,7 @@ class _JsonReader:
                 return ""
 
     def value(self) -> tuple[Any, str]:
-        """The value that starts here, and its source text."""
+        """Decode the value that starts here. Returns it with its source text."""
         while True:
             try:
                 value, end = self._decoder.raw_decode(self.buffer, self.at)
@@ -231,14 +231,14 @@ class _JsonReader:
         )
 
     def _fill(self) -> bool:
-        """Read until what is held has doubled, so that a long value is not decoded too often."""
-        kept = self.buffer[self.at :]
+        """Read until the buffer has doubled, so that a long value is decoded few times."""
+        rest = self.buffer[self.at :]
         self._dropped += self.at
-        pieces, size = [kept], len(kept)
+        pieces, size = [rest], len(rest)
         for piece in self._pieces:
             pieces.append(piece)
             size += len(piece)
-            if size >= 2 * len(kept):
+            if size >= 2 * len(rest):
                 break
         self.buffer, self.at = "".join(pieces), 0
         return len(pieces) > 1
@@ -259,7 +259,7 @@ def _checked(value: Any, where: str, source: str) -> dict[str, Any]:
 
 
 def _separated(path: Path, _: str, *, delimiter: str) -> Iterator[Record]:
-    # The module's limit of 128 KiB a field is process-wide, so it is only ever raised.
+    # The limit of 128 KiB per field is process-wide, so it is only raised.
     csv.field_size_limit(sys.maxsize)
     rows = csv.reader((line.text for line in lines(path)), delimiter=delimiter, strict=True)
     header: list[str] | None = None

@@ -1,13 +1,13 @@
-"""Types of a corpus's columns: inferred from Python values, widened where files disagree.
+"""Column types of a corpus: inferred from Python values, widened where files disagree.
 
-Inference looks at every value, so that the type never depends on which rows came first:
+Inference looks at every value, so the type never depends on row order:
 
-- null < bool, int64, float64, string, and lists of these; int64 and float64 widen to float64;
-- an integer beyond int64, an object, or any other disagreement makes the column a string, in
-  which whatever is not a string is written as JSON;
-- a column of nothing but nulls is a string.
+- null < bool, int64, float64, string, and lists of these; int64 and float64 widen to float64.
+- an integer beyond int64, an object, or any other disagreement makes the column a string, with
+  other values as JSON.
+- a column of only nulls is a string.
 
-Columns that come typed (Parquet, Arrow) keep their types where Parquet can represent them and
+Typed columns (Parquet, Arrow) keep their types where Parquet can represent them and
 DuckDB can read them.
 """
 
@@ -27,7 +27,7 @@ MESSAGES = pa.list_(pa.struct([("role", STRING), ("content", STRING)]))
 
 
 def type_of(value: Any) -> Any:
-    """The Arrow type of one JSON value."""
+    """Return the Arrow type of one JSON value."""
     scalar = _SCALARS.get(type(value))
     if scalar is not None:
         return scalar
@@ -42,7 +42,7 @@ def type_of(value: Any) -> Any:
 
 
 def widen(one: Any, other: Any) -> Any:
-    """The narrowest type that holds the values of both types."""
+    """Return the narrowest type that holds the values of both types."""
     if one is other or one.equals(other):
         return one
     if pa.types.is_null(one):
@@ -61,7 +61,7 @@ def widen(one: Any, other: Any) -> Any:
 
 
 def settled(data_type: Any) -> Any:
-    """`data_type` as it is stored: nothing but nulls becomes string, also inside lists."""
+    """Return `data_type` as it is stored: null becomes string, also inside lists."""
     if pa.types.is_null(data_type):
         return STRING
     if pa.types.is_list(data_type):
@@ -70,7 +70,7 @@ def settled(data_type: Any) -> Any:
 
 
 def storable(data_type: Any) -> Any:
-    """The nearest type to `data_type` that Parquet represents; string (JSON) if there is none."""
+    """Return the nearest type that Parquet represents. String (JSON) if there is none."""
     is_ = pa.types
     if isinstance(data_type, pa.BaseExtensionType):
         return storable(data_type.storage_type)
@@ -98,7 +98,7 @@ def storable(data_type: Any) -> Any:
 
 
 def widen_schemas(schemas: Iterable[Any]) -> Any:
-    """One schema for all: columns in order of first appearance, types widened."""
+    """Merge schemas: columns in order of first appearance, types widened."""
     types: dict[str, Any] = {}
     for schema in schemas:
         for field in schema:
@@ -107,7 +107,7 @@ def widen_schemas(schemas: Iterable[Any]) -> Any:
 
 
 def array_of(values: Sequence[Any], data_type: Any) -> Any:
-    """Python values as an Arrow array of `data_type`, a type that `type_of` widens them to.
+    """Convert Python values to an Arrow array of `data_type`, their widened type.
 
     Raises:
         UnicodeEncodeError: a string holds half of a surrogate pair.
@@ -118,7 +118,7 @@ def array_of(values: Sequence[Any], data_type: Any) -> Any:
 
 
 def cast_array(array: Any, data_type: Any) -> Any:
-    """An Arrow array as `data_type`: `storable` of its own type, or something wider.
+    """Cast an Arrow array to `data_type`: `storable` of its type, or wider.
 
     Raises:
         pyarrow.ArrowInvalid: a value does not fit.
@@ -139,17 +139,16 @@ def cast_array(array: Any, data_type: Any) -> Any:
 
 
 def as_text(value: Any) -> str | None:
-    """A value in a string column: itself if it is a string, else JSON."""
+    """Convert a value for a string column: strings as they are, others as JSON."""
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def free_names(names: Iterable[str], taken: Iterable[str]) -> list[str]:
-    """`names`, each with as many ``_`` appended as make it differ from `taken` and those before.
+    """Append ``_`` to each name until it differs from `taken` and the names before it.
 
-    SQL does not tell upper from lower case in column names, so neither does this; nor does it
-    have empty names, as a CSV file's unnamed column, which becomes ``_``.
+    Case-insensitive, as SQL is. An empty name (a CSV file's unnamed column) becomes ``_``.
     """
     used = {"", *(name.casefold() for name in taken)}
     free = []

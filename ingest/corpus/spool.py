@@ -1,7 +1,7 @@
-"""Documents that exist only once, in Python or on standard input, written to a temporary file.
+"""Spool documents from Python or standard input to a temporary file.
 
-A corpus is read several times (for its types, its hash and its documents), so that what can be
-read once is kept on disk for as long as the corpus is.
+A corpus is read several times: for its types, its hash and its documents. A source that can be
+read only once is kept on disk as long as the corpus is.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def spool_documents(documents: Iterable[Any], folder: Path, column: str) -> Path
 
 
 def spool_stream(stream: BinaryIO, folder: Path) -> Path:
-    """Write everything that `stream` has to a file in `folder`."""
+    """Write all of `stream` to a file in `folder`."""
     path = folder / "stdin"
     with path.open("wb") as file:
         shutil.copyfileobj(stream, file, 1 << 20)

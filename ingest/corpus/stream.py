@@ -1,7 +1,7 @@
-"""The bytes of a corpus file: decompressed as they are read, decoded strictly, named in errors.
+"""Read corpus files: streaming decompression and strict decoding.
 
-Gzip and Zstandard are recognized by their first bytes, not by the file's name. Every error that
-a file's content can cause becomes a `CorpusError` naming the file and the place.
+Gzip and Zstandard are detected by their first bytes, not by the file's name. Every error in a
+file's content becomes a `CorpusError` that names the file and the place.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def head_of(path: Path, size: int = CHUNK_BYTES) -> bytes:
-    """The first `size` decompressed bytes of a file; fewer if it is shorter."""
+    """Return the first `size` decompressed bytes of a file, fewer if it is shorter."""
     with reading(path) as file:
         return file.read(size)
 
 
 def lines(path: Path) -> Iterator[Line]:
-    """The lines of a UTF-8 file, in order, split at line feeds only; an empty file has none.
+    """Yield the lines of a UTF-8 file, split at line feeds only.
 
     Raises:
         CorpusError: the file is unreadable, not UTF-8, or binary.
@@ -90,7 +90,7 @@ def lines(path: Path) -> Iterator[Line]:
 
 
 def characters(path: Path) -> Iterator[str]:
-    """The text of a UTF-8 file in pieces of about a megabyte; an empty file has none.
+    """Yield the text of a UTF-8 file in pieces of about a megabyte.
 
     Raises:
         CorpusError: the file is unreadable, not UTF-8, or binary.
@@ -104,7 +104,7 @@ def characters(path: Path) -> Iterator[str]:
             try:
                 text = decoder.decode(raw, final=not raw)
             except UnicodeDecodeError as error:
-                # The decoder counts from the bytes that it held back of the piece before.
+                # The decoder counts from the bytes it held back from the last piece.
                 line = newlines + raw[: max(error.start - held, 0)].count(b"\n")
                 raise _not_utf8(path, raw, position - held + error.start, line) from error
             if b"\0" in raw:
@@ -120,7 +120,7 @@ def characters(path: Path) -> Iterator[str]:
 
 
 def digest(path: Path) -> bytes:
-    """The SHA-256 of a file as it lies on disk (32 bytes), compressed if it is.
+    """Return the SHA-256 of a file as stored on disk (32 bytes).
 
     Raises:
         CorpusError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""Parts that come typed: Parquet files, Arrow IPC files and streams, tables in memory."""
+"""Typed parts: Parquet files, Arrow IPC files and streams, tables in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ingest.corpus.stream import digest, reading
 
 @dataclass(frozen=True)
 class ParquetPart:
-    """One Parquet file; its schema and length come from the footer."""
+    """A Parquet file. Schema and length come from the footer."""
 
     name: str
     path: Path
@@ -36,7 +36,7 @@ class ParquetPart:
         with self._open() as file:
             metadata = file.metadata
             size = sum(metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
-            # Long documents come in smaller batches; the mean is all that the footer knows.
+            # Long documents come in smaller batches. The footer gives only the mean.
             per_row = max(1, size // max(1, metadata.num_rows))
             batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // per_row))
             names = [name for name in schema.names if name in file.schema_arrow.names]
@@ -57,7 +57,7 @@ class ParquetPart:
 
 @dataclass(frozen=True)
 class ArrowPart:
-    """One Arrow IPC file (Feather) or IPC stream, which may be compressed as a whole."""
+    """An Arrow IPC file (Feather) or IPC stream, optionally compressed as a whole."""
 
     name: str
     path: Path
@@ -87,7 +87,7 @@ class ArrowPart:
                 numbers = range(file.num_record_batches)
                 yield file.schema, (file.get_batch(number) for number in numbers)
             elif mark == b"ARROW1":
-                # A compressed file cannot be searched for its footer, but past the mark and two
+                # A compressed file cannot be searched for its footer, but after the mark and two
                 # bytes of padding it is a stream.
                 source.read(8)
                 stream = pa.ipc.open_stream(source)
@@ -99,7 +99,7 @@ class ArrowPart:
 
 @dataclass(frozen=True)
 class TablePart:
-    """An Arrow table held by the caller."""
+    """An Arrow table in memory."""
 
     name: str
     table: Any
@@ -124,14 +124,14 @@ class TablePart:
 
 
 def typed_rows(batch: Any, first: int, schema: Any, where: str) -> PartRows:
-    """A record batch's columns as `schema` wants them; rows are numbered from `first`.
+    """Cast a record batch's columns to `schema`. Rows are numbered from `first`.
 
     Raises:
         CorpusError: a value does not fit.
     """
-    kept = [field for field in schema if field.name in batch.schema.names]
+    fields = [field for field in schema if field.name in batch.schema.names]
     columns = []
-    for field in kept:
+    for field in fields:
         try:
             columns.append(typing_rules.cast_array(batch.column(field.name), field.type))
         except (pa.ArrowException, ValueError, TypeError) as error:
@@ -140,9 +140,9 @@ def typed_rows(batch: Any, first: int, schema: Any, where: str) -> PartRows:
                 f"does not fit {field.type}: {error}"
             ) from error
     offsets = pa.array(range(first, first + batch.num_rows), pa.int64())
-    if not kept:
+    if not fields:
         return PartRows(offsets, pa.RecordBatch.from_arrays([], names=[]))
-    return PartRows(offsets, pa.RecordBatch.from_arrays(columns, schema=pa.schema(kept)))
+    return PartRows(offsets, pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields)))
 
 
 def _typed(batches: Iterator[Any], schema: Any, where: str) -> Iterator[PartRows]:
@@ -162,7 +162,7 @@ def _storable_schema(schema: Any, where: str) -> Any:
 
 @contextmanager
 def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
-    """What pyarrow says about a damaged file, as a `CorpusError` naming it."""
+    """Turn pyarrow's errors about a damaged file into `CorpusError`."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:

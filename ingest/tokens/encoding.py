@@ -1,4 +1,4 @@
-"""What a fast tokenizer makes of a text: ids, and the characters each comes from."""
+"""Encode texts with a fast tokenizer: ids and the characters each comes from."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class TextTokens(NamedTuple):
 
 
 def text_tokens(tokenizer: Any, texts: Sequence[str]) -> Iterator[TextTokens]:
-    """The tokens of each text by a fast tokenizer, whole and without special tokens.
+    """Tokenize each text whole and without special tokens.
 
-    An encoding is some 500 bytes a token, and its making takes more, so that only those of
-    `_GROUP_CHARACTERS` exist at a time (or of one text that is longer and cannot be cut).
+    An encoding takes some 500 bytes per token, so only those of `_GROUP_CHARACTERS` exist at a
+    time (or of one longer text that cannot be cut).
     """
     backend = tokenizer.backend_tokenizer
-    # A tokenizer.json may ask for either, and the library's own calls reset them just so.
+    # A tokenizer.json may ask for either. The library's own calls reset them the same way.
     if backend.truncation is not None:
         backend.no_truncation()
     if backend.padding is not None:
@@ -61,7 +61,7 @@ def _of_encoding(encoding: Any) -> TextTokens:
 
 
 def _of_pieces(backend: Any, text: str) -> TextTokens:
-    """The tokens of a text that may be cut; only a few pieces' encodings exist at a time."""
+    """Tokenize a text that may be cut, a few pieces at a time to bound memory."""
     ids: list[npt.NDArray[np.uint32]] = []
     spans: list[npt.NDArray[np.uint32]] = []
     waiting = pieces(text)
@@ -70,7 +70,7 @@ def _of_pieces(backend: Any, text: str) -> TextTokens:
         for (first, _), encoding in zip(group, encodings, strict=True):
             ids.append(np.array(encoding.ids, np.uint32))
             spans.append(np.array(encoding.offsets, np.uint32).reshape(-1, 2) + np.uint32(first))
-        # Else they would be held while the next are made.
+        # Free them before the next are made.
         del encodings, encoding
     joined = np.concatenate(spans)
 
@@ -88,15 +88,14 @@ def _may_cut(tokenizer: Any) -> bool:
 def document_of(
     tokens: TextTokens, cutting: Cutting, roles: npt.NDArray[np.uint8] | None = None
 ) -> Document:
-    """A text's tokens as a document; for a chat, `roles` has a role for each token.
+    """Make a document of a text's tokens. For a chat, `roles` has a role for each token.
 
-    Only the ends of windows are asked for: turning all offsets into Python objects would cost a
-    tenth of the tokenization. A window begins where the token before it ended, which gives white
-    space that the tokenizer trims from its offsets to the window that holds it, and a character
-    whose bytes are split to both.
+    Only the ends of windows are looked up: converting all offsets is slow. A window begins where
+    the token before it ended. So white space that the tokenizer trims from its offsets belongs to
+    the window that holds it, and a character whose bytes are split belongs to both.
     """
     ids, chars = tokens.ids, tokens.chars
-    # What a chat template writes first may be the BOS that every context gets anyway.
+    # A chat template may write the BOS that every context gets anyway.
     skipped = int(roles is not None and len(ids) > 0 and ids[0] == cutting.bos_id)
     end, window = len(ids), cutting.window
     starts, ends = [], []

@@ -1,4 +1,4 @@
-"""Where a long text may be cut so that the tokens of its pieces are those of the whole.
+"""Cut long texts so that the tokens of the pieces are those of the whole.
 
 A tokenizer holds several hundred bytes for each token it is at, so a text of many megabytes is
 better given to it in pieces. The pieces begin with a single space between two ASCII letters.
@@ -63,21 +63,21 @@ _ONE_SPLIT_AT_A_TIME = {"ByteLevel", "Digits", "Punctuation", "Split"}
 def may_cut(tokenizer_json: str) -> bool:
     """Whether texts may be cut as `pieces` does for this tokenizer, given its ``tokenizer.json``.
 
-    False where that is not certain: an unknown step is taken for one that looks around.
+    False where that is not certain: an unknown step counts as one that looks around.
     """
-    told = json.loads(tokenizer_json)
-    if any(_crosses(token) for token in told.get("added_tokens") or ()):
+    config = json.loads(tokenizer_json)
+    if any(_crosses(token) for token in config.get("added_tokens") or ()):
         return False
-    normalizers = list(_steps(told.get("normalizer"), "normalizers"))
+    normalizers = list(_steps(config.get("normalizer"), "normalizers"))
     if not all(_is_local(each) for each in normalizers):
         return False
-    if any(_trims_the_first(each) for each in _steps(told.get("post_processor"), "processors")):
+    if any(_trims_the_first(each) for each in _steps(config.get("post_processor"), "processors")):
         return False
     apart = _apart(
-        list(_steps(told.get("pre_tokenizer"), "pretokenizers")),
+        list(_steps(config.get("pre_tokenizer"), "pretokenizers")),
         "▁" if _SPACES_GONE in normalizers else " ",
     )
-    return _merges_apart(told["model"]) if apart is None else apart
+    return _merges_apart(config["model"]) if apart is None else apart
 
 
 def pieces(text: str, size: int = PIECE_CHARACTERS) -> Iterator[tuple[int, str]]:
@@ -87,11 +87,11 @@ def pieces(text: str, size: int = PIECE_CHARACTERS) -> Iterator[tuple[int, str]]
     """
     first = 0
     while len(text) - first > size:
-        found = _PLACE.search(text, first + size)
-        if found is None:
+        match = _PLACE.search(text, first + size)
+        if match is None:
             break
-        yield first, text[first : found.start()]
-        first = found.start()
+        yield first, text[first : match.start()]
+        first = match.start()
     yield first, text[first:]
 
 
@@ -148,10 +148,10 @@ def _apart(steps: Sequence[Mapping[str, Any]], space: str) -> bool | None:
                 return followed
             space = "Ġ"
         elif kind == "Split":
-            found = set(_alternatives(step))
-            if not found <= _ALTERNATIVES or (step["behavior"], step["invert"]) not in _KEEPING:
+            ways = set(_alternatives(step))
+            if not ways <= _ALTERNATIVES or (step["behavior"], step["invert"]) not in _KEEPING:
                 return False
-            if any(words <= found for words in _WORDS):
+            if any(words <= ways for words in _WORDS):
                 return followed
         else:
             return False
@@ -165,13 +165,13 @@ def _is_one_space(step: Mapping[str, Any]) -> bool:
 def _alternatives(step: Mapping[str, Any]) -> list[str]:
     """The alternatives of a regular expression, those inside brackets left together."""
     pattern: str = step["pattern"].get("Regex", "")
-    found, depth, start = [], 0, 0
+    alternatives, depth, start = [], 0, 0
     for at, character in enumerate(pattern):
         depth += (character in "([") - (character in ")]")
         if character == "|" and depth == 0:
-            found.append(pattern[start:at])
+            alternatives.append(pattern[start:at])
             start = at + 1
-    return [*found, pattern[start:]]
+    return [*alternatives, pattern[start:]]
 
 
 def _trims_the_first(step: Mapping[str, Any]) -> bool:

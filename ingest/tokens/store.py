@@ -1,4 +1,4 @@
-"""Writing a tokenized corpus into the store, once, before the model runs."""
+"""Write a tokenized corpus into the store, before the model runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_CONTEXT_SIZE = 1 << 16
 
 
 class CorpusHeader(NamedTuple):
-    """What is known of a corpus before it is read."""
+    """Facts about a corpus known before it is read."""
 
     id: str
     source: str
@@ -40,7 +40,7 @@ class CorpusHeader(NamedTuple):
     first_context: int
     vocab_size: int
     chats: bool = False
-    """Its documents are chats, so that every token has a role."""
+    """Documents are chats: every token has a role."""
 
 
 def store_corpus(
@@ -108,7 +108,7 @@ def taken(tokenized: TokenizedBatch, before: int, max_tokens: int | None) -> tup
 
 
 class _Writer:
-    """The files of a corpus, growing batch by batch."""
+    """Writes the files of a corpus batch by batch."""
 
     def __init__(self, folder: Path, header: CorpusHeader) -> None:
         self._header = header
@@ -137,7 +137,7 @@ class _Writer:
     def add(
         self, documents: pa.RecordBatch, tokenized: TokenizedBatch, max_tokens: int | None
     ) -> bool:
-        """Take a batch; true when `max_tokens` has been reached."""
+        """Add a batch. Returns whether `max_tokens` has been reached."""
         n, kept, full = taken(tokenized, self.n_tokens, max_tokens)
         self._add_contexts(tokenized, kept)
         self._add_documents(documents.slice(0, n), tokenized, n, kept)
@@ -168,8 +168,8 @@ class _Writer:
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
         roles = []
         if self._roles is not None:
-            own = self._roles.add(tokenized, stored)
-            roles = [pa.ListArray.from_arrays(pa.array(offsets), own)]
+            names = self._roles.add(tokenized, stored)
+            roles = [pa.ListArray.from_arrays(pa.array(offsets), names)]
         table = pa.table(
             [
                 pa.array(np.arange(first_context, first_context + kept), pa.int64()),

@@ -1,4 +1,4 @@
-"""The tokens of a corpus's documents: tokenized whole, without special tokens, for `contexts`."""
+"""Tokenize documents whole, without special tokens, and cut them to contexts."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def tokenize_batch(
     vocab_size: int | None = None,
     name_of: NameOf = "document {}".format,
 ) -> TokenizedBatch:
-    """Texts to contexts; `tokenizer` is one of `transformers`, fast or slow.
+    """Tokenize texts to contexts. `tokenizer` is from `transformers`, fast or slow.
 
     A slow tokenizer gives no character spans. `vocab_size`, the number of rows of the model's
-    embedding, bounds the ids; `name_of(i)` names document i in errors. No texts give an empty
+    embedding, bounds the ids. `name_of(i)` names document i in errors. No texts give an empty
     batch.
 
     Raises:
@@ -59,10 +59,10 @@ def tokenize_chats(
     vocab_size: int | None = None,
     name_of: NameOf = "document {}".format,
 ) -> TokenizedBatch:
-    """Conversations, through the tokenizer's chat template, to contexts with a role per token.
+    """Tokenize chats, through the tokenizer's template, to contexts with a role per token.
 
-    A token has the role of the message whose content it begins in; headers, turn ends and
-    whatever else the template writes have the role ``template``. A BOS that the template writes
+    A token has the role of the message whose content it begins in. Headers, turn ends and other
+    text of the template have the role ``template``. A BOS that the template writes
     first is not doubled. A chat without messages is a document without tokens.
 
     Raises:
@@ -72,8 +72,8 @@ def tokenize_chats(
     """
     cutting = Cutting(context_size, bos_id, stride, vocab_size, name_of)
     names = list(_USUAL_ROLES)
-    found = {message["role"] for chat in chats for message in chat}
-    names += sorted(found.difference(names))
+    roles = {message["role"] for chat in chats for message in chat}
+    names += sorted(roles.difference(names))
     if len(names) > 256:
         raise CorpusError(f"the chats have {len(names)} roles; at most 256 can be told apart")
     codes = {name: code for code, name in enumerate(names)}
@@ -99,9 +99,9 @@ def cut_tokens(
     vocab_size: int | None = None,
     name_of: NameOf = "document {}".format,
 ) -> TokenizedBatch:
-    """Documents that are token ids already (an Arrow list array) to contexts.
+    """Cut documents given as token ids (an Arrow list array) to contexts.
 
-    A document that begins with `bos_id` does not get it twice. Character spans are -1.
+    A document that begins with `bos_id` does not get a second one. Character spans are -1.
 
     Raises:
         CorpusError: an id is null, negative, or not below `vocab_size`.
@@ -135,12 +135,11 @@ def iter_contexts(
     batch_documents: int = 256,
     workers: int = 0,
 ) -> Iterator[tuple[Any, TokenizedBatch]]:
-    """Each batch of the corpus with its contexts, in the order of the corpus.
+    """Yield each batch of the corpus with its contexts, in order.
 
-    With `workers` 0 a batch is tokenized when it is asked for. Otherwise that many threads
-    tokenize up to twice as many batches ahead: the tokenizer runs outside Python's lock, and
-    spreads each batch over all cores itself, so that one thread is enough to overlap with a
-    consumer on a device.
+    With `workers` 0 a batch is tokenized on demand. Otherwise that many threads tokenize up to
+    twice as many batches ahead. The tokenizer releases the GIL and uses all cores itself, so one
+    thread is enough to overlap with a consumer on a device.
 
     Raises:
         CorpusError: see `CorpusReader.batches`, `tokenize_batch`, `tokenize_chats`, `cut_tokens`.

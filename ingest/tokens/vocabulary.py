@@ -1,4 +1,4 @@
-"""What each token id stands for: its exact bytes, and a readable string.
+"""The vocabulary: exact bytes and a readable string for each token id.
 
 How a vocabulary spells bytes is read from the tokenizer's own decoder and pre-tokenizer:
 
@@ -28,7 +28,7 @@ ToBytes = Callable[[str], bytes]
 
 
 def vocabulary(tokenizer: Any, size: int | None = None) -> pa.Table:
-    """One row per token id, from 0 to `size` - 1, or to the highest id if `size` is None.
+    """Return one row per token id, from 0 to `size` - 1, or to the highest id if `size` is None.
 
     `bytes` are what the token contributes to a text, so that those of a text's tokens joined
     are the text in UTF-8 (byte-level vocabularies, after the tokenizer's normalizer; the others

@@ -1,6 +1,6 @@
 """The model's residual stream over the training text, computed once and kept in shards.
 
-Documents are tokenised whole without special tokens, cut into windows of at most
+Documents are tokenized whole without special tokens, cut into windows of at most
 `CONTEXT_SIZE` tokens, BOS included, and never packed. A shard holds some windows; for each
 requested layer it is one file with the residual at every position but BOS. Running again
 computes only the shards that are missing, so a run may be stopped at any time and a layer

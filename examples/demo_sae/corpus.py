@@ -28,7 +28,7 @@ class Corpus:
 
 
 def training_corpus() -> Corpus:
-    """Fetch, tokenise and cut all of the training text."""
+    """Fetch, tokenize and cut all of the training text."""
     documents = training_documents()
     tokenizer = load_tokenizer(fetch.model_folder())
     windows = make_windows(documents, tokenizer, _WINDOW_SEED)

@@ -20,14 +20,14 @@ _ENDINGS = {"json": "json", "jsonl": "jsonl", "ndjson": "jsonl", "csv": "csv", "
 
 @dataclass(frozen=True)
 class Output:
-    """A format, and a file's path or None for standard output."""
+    """A format and a path, None for standard output."""
 
     form: Literal["table", "json", "jsonl", "csv", "parquet"] = "table"
     path: str | None = None
 
     @classmethod
     def choose(cls, form: str | None, path: str | None) -> Output:
-        """What `--format` and `-o` ask for. Refuses, before any work, to show bytes to a person."""
+        """From `--format` and `-o`. Refuses Parquet on a terminal before any work."""
         ending = _ENDINGS.get(path.rpartition(".")[2].lower()) if path and "." in path else None
         chosen = cast("Format | Literal['table']", form or ending or "table")
         if chosen == "parquet" and path is None and sys.stdout.isatty():
@@ -35,7 +35,7 @@ class Output:
         return cls(chosen, path)
 
     def write(self, answer: Answer | Info, *, rows: int | None = None) -> None:
-        """Write the answer. `rows`: how many rows of SQL a table shows before it counts the rest.
+        """Write the answer. rows: how many rows a table of SQL shows.
 
         Raises `StorageError` where the file cannot be written.
         """

@@ -1,6 +1,6 @@
-"""The table of commands in the README, made from the commands themselves.
+"""The README's table of commands, generated from the commands.
 
-`python -m featuredb.cli.reference --write README.md` renews the part between the two markers.
+`python -m featuredb.cli.reference --write README.md` updates the part between the two markers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ END = "<!-- end of commands -->"
 
 
 def markdown() -> str:
-    """One row per command: how it is called, what it does, its options."""
+    """One row per command: usage, summary, options."""
     context = click.Context(main, info_name="featuredb")
     lines = ["| command | what it does | options |", "| --- | --- | --- |"]
     for verb in VERBS:
@@ -55,8 +55,8 @@ def _option(option: click.Option, context: click.Context) -> str:
 
 
 @click.command()
-@click.option("--write", "path", metavar="FILE", help="Renew the table in FILE.")
-@click.option("--check", "checked", metavar="FILE", help="Fail where the table in FILE is old.")
+@click.option("--write", "path", metavar="FILE", help="Update the table in FILE.")
+@click.option("--check", "checked", metavar="FILE", help="Fail if the table in FILE is old.")
 def run(path: str | None, checked: str | None) -> None:
     """Print the table of commands, or renew or check it in a file."""
     if path is not None:

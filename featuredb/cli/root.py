@@ -1,4 +1,4 @@
-"""The `featuredb` command: its verbs, loaded when used, and what errors become."""
+"""The `featuredb` command: imports verbs on use, maps errors to exit codes."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def _verbs() -> tuple[str, ...]:
 
 
 VERBS = _verbs()
-"""In the order a newcomer meets them."""
+"""In the order of the help."""
 
 LOOKUPS = tuple(verb for verb in VERBS if verb not in (*_WRITERS, *_CARE))
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class Verbs(click.Group):
-    """A group that imports a verb's module when the verb is named, and maps its errors."""
+    """A group that imports a verb's module on use and maps its errors to exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -75,7 +75,7 @@ class Verbs(click.Group):
 
 
 class _NoPandas:
-    """An import finder that knows one thing: there is no pandas."""
+    """An import finder that hides pandas."""
 
     @staticmethod
     def find_spec(name: str, *_: Any) -> None:
@@ -84,7 +84,7 @@ class _NoPandas:
 
 
 def _spare_pandas() -> None:
-    """Have pyarrow look for pandas while there is none.
+    """Hide pandas while pyarrow looks for it.
 
     Before it makes its first array pyarrow imports pandas, 0.3 s and more than the rest of a
     lookup, only to know its types when it sees them. It looks once.
@@ -99,7 +99,7 @@ def _spare_pandas() -> None:
 
 
 def _fail(ctx: click.Context, message: str, code: int) -> NoReturn:
-    """End with one line on standard error."""
+    """Print one line on standard error and exit."""
     # The message may quote the corpus, so it is as dangerous to a terminal as the corpus is.
     # DuckDB's ends in the statement with a caret under it, which one line cannot hold.
     message = message.partition("\n\nLINE ")[0]
@@ -109,7 +109,7 @@ def _fail(ctx: click.Context, message: str, code: int) -> NoReturn:
 
 
 def _forget_stdout() -> None:
-    """Point standard output nowhere, or Python complains again when it flushes it at exit."""
+    """Redirect standard output to null, else Python fails again when it flushes at exit."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):
@@ -128,7 +128,7 @@ def _epilog() -> str:
 )
 @click.version_option(__version__, prog_name="featuredb", message="%(prog)s %(version)s")
 def main() -> None:
-    """Ask what sparse-autoencoder features respond to, from a database of all their activations.
+    """Query a database of all activations of sparse-autoencoder features.
 
     Answers go to standard output, everything else to standard error. A FEATURE is a number where
     the database has one SAE, else SAE/NUMBER.

@@ -108,15 +108,15 @@ def derived(name: str, recipe: str, build: Callable[[Path], None]) -> Path:
 
 def discard(path: Path) -> None:
     """Delete a file or a folder, renaming it first so that nobody opens it half deleted."""
-    doomed = path.with_name(f".discarded-{uuid.uuid4().hex}")
+    discarded = path.with_name(f".discarded-{uuid.uuid4().hex}")
     try:
-        path.replace(doomed)
+        path.replace(discarded)
     except FileNotFoundError:
         return
-    if doomed.is_dir():
-        shutil.rmtree(doomed, ignore_errors=True)
+    if discarded.is_dir():
+        shutil.rmtree(discarded, ignore_errors=True)
     else:
-        doomed.unlink(missing_ok=True)
+        discarded.unlink(missing_ok=True)
 
 
 def _run_client(archive: Archive, target: Path) -> None:

@@ -112,7 +112,7 @@ def _features(**more: Any) -> list[dict[str, Any]]:
 
 
 def neighbors(by: str = "decoder") -> Neighbors:
-    """Two neighbours."""
+    """Two neighbors."""
     return Neighbors(pa.Table.from_pylist(_features(score=0.9), _NEAR), feature="1234", by=by)
 
 

@@ -154,7 +154,7 @@ def test_csv_on_a_terminal_is_neutralized(monkeypatch: pytest.MonkeyPatch) -> No
     assert "␛" in shown
 
 
-def test_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_colors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[1;4;" in _on_a_terminal(Output(), monkeypatch)
 
 

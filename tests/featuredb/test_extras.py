@@ -59,9 +59,9 @@ def _without_extra(path: Path, call: str) -> str:
     ],
 )
 def test_what_needs_the_extra_says_so(database: Path, call: str, purpose: str) -> None:
-    said = _without_extra(database, call)
-    assert said.startswith(f"{purpose} needs ")
-    assert said.endswith(", which is not installed: pip install 'featuredb[ingest]'\n")
+    message = _without_extra(database, call)
+    assert message.startswith(f"{purpose} needs ")
+    assert message.endswith(", which is not installed: pip install 'featuredb[ingest]'\n")
 
 
 @pytest.mark.parametrize(

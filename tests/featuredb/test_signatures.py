@@ -33,15 +33,15 @@ def test_all_options_of_an_ingest(function: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "own"),
+    ("function", "other"),
     [
         (featuredb.append, {"corpus": _REQUIRED, "model": None, "saes": None}),
         (featuredb.add_saes, {"saes": _REQUIRED, "names": None, "model": None}),
     ],
 )
-def test_some_options_of_an_ingest(function: Callable[..., Any], own: dict[str, Any]) -> None:
+def test_some_options_of_an_ingest(function: Callable[..., Any], other: dict[str, Any]) -> None:
     defaults = _defaults(function)
-    assert {name: defaults.pop(name) for name in own} == own
+    assert {name: defaults.pop(name) for name in other} == other
     assert defaults.items() <= _INGEST.items()
 
 
@@ -83,17 +83,17 @@ _ONLY_PYTHON = {"progress", "report", "storage_options", "params"}
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_commands_have_the_arguments_of_their_function(verb: str) -> None:
-    function, call, own = _CALLS[verb]
+    function, call, other = _CALLS[verb]
     if verb in _QUERIES:
-        own = own | {"snapshot", "form", "path"}
+        other = other | {"snapshot", "form", "path"}
     if verb == "snapshots":
-        own = own | {"form", "path"}
+        other = other | {"form", "path"}
     context = click.Context(main, info_name="featuredb")
     command = main.get_command(context, verb)
     assert command is not None
     given = command.make_context(verb, call.split()).params
     defaults = _defaults(function)
-    assert {name for name in given if name not in own} == defaults.keys() - _ONLY_PYTHON
+    assert {name for name in given if name not in other} == defaults.keys() - _ONLY_PYTHON
     for name, default in defaults.items():
         if default is not _REQUIRED and name in given and (verb, name) != ("verify", "source"):
             assert given[name] == default, name

@@ -10,7 +10,7 @@ from featuredb.errors import ModelError
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """The device asked for, once it has held a number. Raises `ModelError`."""
+    """Return the requested device, after a test allocation. Raises `ModelError`."""
     wanted = _best_device() if str(device) == "auto" else device
     try:
         place = torch.device(wanted)
@@ -32,19 +32,20 @@ def _best_device() -> str:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the requested dtype. Raises `ModelError` for an unknown name."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
         native = device.type != "cpu" or _cpu_has_bfloat16()
         return torch.bfloat16 if native else torch.float32
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    named = getattr(torch, dtype, None)
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
         raise ModelError(f"unknown dtype {dtype!r}: auto, float32, bfloat16 or float16")
-    return found
+    return named
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself; emulating it is slower than float32."""
+    """Whether this CPU multiplies bfloat16 natively. Emulation is slower than float32."""
     if platform.machine().lower() in ("x86_64", "amd64"):
         # oneDNN's own check is true on any AVX-512, where it emulates
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

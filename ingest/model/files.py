@@ -1,4 +1,4 @@
-"""The files of a model: where a reference points, and which of them hold weights and tokenizer."""
+"""Locate a model's files: weights and tokenizer, in a folder or on the hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def locate(ref: str | Path, revision: str | None) -> tuple[Path, str | None, str | None]:
-    """The local folder, the GGUF file in it if that is what it holds, and the hub's commit."""
+    """Return the local folder, the name of its GGUF file if any, and the hub's commit if any."""
     path = Path(ref).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
@@ -42,7 +42,7 @@ def locate(ref: str | Path, revision: str | None) -> tuple[Path, str | None, str
 
 
 def _fetch(name: str, revision: str | None) -> tuple[Path, str | None, str | None]:
-    """A hub model's snapshot in the local cache, downloaded first where that is allowed."""
+    """Return a hub model's snapshot in the local cache, downloading it where allowed."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -64,7 +64,7 @@ def _fetch(name: str, revision: str | None) -> tuple[Path, str | None, str | Non
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, sorted by name: those of the index where there is one."""
+    """List the weight files, sorted by name. An index decides where there is one."""
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -84,6 +84,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
+    """List the files that identify the tokenizer: tokenizer.json, else the vocabulary files."""
     whole = folder / TOKENIZER_FILES[0]
     if whole.is_file():
         return [whole]

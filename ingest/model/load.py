@@ -1,7 +1,7 @@
-"""Loading a language model: its weights, its tokenizer, and what identifies both.
+"""Load a language model: weights, tokenizer, and what identifies both.
 
-Nothing of transformers' own output gets through: no progress bars, no warnings. What those
-warnings would have said is an error here where it matters (weights missing from the files).
+The output of transformers is suppressed: no progress bars, no warnings. Warnings that matter
+(weights missing from the files) are errors here.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
 ) -> LoadedModel:
-    """The model that `ref` names, ready to run: a folder, a `.gguf` file, or a hub id.
+    """Load the model that `ref` names: a folder, a `.gguf` file, or a hub id.
 
     `device` "auto" is the GPU if there is one. `dtype` "auto" is bfloat16 on a GPU, and on a CPU
     that computes in it natively; else float32.
@@ -134,10 +134,10 @@ def load_model(
 
 
 def bos_token_id(loaded: LoadedModel, prepend_bos: bool | None) -> int | None:
-    """The token each context begins with, or None for none.
+    """Return the token each context begins with, or None.
 
-    The SAE's `prepend_bos` decides; where it is None, whether the tokenizer itself prepends one.
-    A tokenizer without a BOS token lends its CLS or else its EOS token, as TransformerLens does.
+    The SAE's `prepend_bos` decides. Where it is None, the tokenizer's own behavior does.
+    Without a BOS token the CLS or else the EOS token is used, as in TransformerLens.
 
     Raises ModelError where one is asked for and the tokenizer has none of the three.
     """
@@ -161,7 +161,7 @@ def bos_token_id(loaded: LoadedModel, prepend_bos: bool | None) -> int | None:
 
 
 def unembedding(loaded: LoadedModel) -> Unembedding | None:
-    """The map from the last layer's residual stream to logits, for the logit lens.
+    """Return the map from the last layer's residual stream to logits, for the logit lens.
 
     None where there is no such linear map: a model without a language-modeling head, an encoder
     (whose head is not linear), or one that projects to another width first.

@@ -1,4 +1,4 @@
-"""Silence of the libraries that load models."""
+"""Suppress the output of the libraries that load models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers, the hub client and tqdm say nothing inside, and are as before afterwards."""
+    """Suppress output of transformers, the hub client and tqdm, then restore their settings."""
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,

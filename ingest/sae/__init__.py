@@ -1,4 +1,4 @@
-"""Loading sparse autoencoders from every published format into one object."""
+"""Load sparse autoencoders of every published format."""
 
 from ingest.sae.codes import SparseCodes
 from ingest.sae.load import load_sae

@@ -1,7 +1,7 @@
-"""Which format is this folder, and which file in it holds the weights.
+"""Detect the format of an SAE and the file that holds its weights.
 
-Formats are told apart by file names, and where names are anybody's (`8.pt`, a renamed file) by
-the names of the tensors inside.
+Formats are detected by file names. Where those are arbitrary (`8.pt`, a renamed file), the names
+of the tensors decide.
 """
 
 from __future__ import annotations

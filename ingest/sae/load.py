@@ -1,4 +1,4 @@
-"""From a reference to a loaded SAE."""
+"""Load an SAE from a reference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_sae(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
 ) -> LoadedSae:
-    """The SAE that `ref` names, ready to encode.
+    """Load the SAE that `ref` names.
 
     `ref` is a folder or a weight file of any format in `ingest.sae.formats`; or
     `hf:owner/repo/path[@revision]`, fetched to the hub's cache; or `sae-lens:release/id`, looked

@@ -1,4 +1,4 @@
-"""A short name for an SAE, from where it lies."""
+"""Derive a short name for an SAE from its path."""
 
 from __future__ import annotations
 

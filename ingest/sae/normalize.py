@@ -1,7 +1,7 @@
 """Normalization of each token's activation vector, before the encoder and after the decoder.
 
 A dataset-wide scale (`expected_average_only_in`) is not here: it is folded into the weights when
-an SAE is loaded, once. What is left depends on the token itself, so undoing it needs the token.
+an SAE is loaded, once. The rest depends on the token itself, so undoing it needs the token.
 """
 
 from __future__ import annotations

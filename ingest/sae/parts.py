@@ -1,4 +1,4 @@
-"""What every format reader returns, and the folds that several of them need."""
+"""What every format reader returns, and helpers that several of them share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ingest.sae.sae import Decoder, Encoder
 
 @dataclass(frozen=True)
 class SaeFiles:
-    """Where the weights lie and what they are called, for formats that say things in paths."""
+    """Location and name of the weights, for formats that encode facts in paths."""
 
     weights: Path
     """The weight file."""
@@ -31,7 +31,7 @@ class SaeFiles:
 
 @dataclass(frozen=True)
 class SaeParts:
-    """An SAE as a format reader found it."""
+    """An SAE as a format reader returns it."""
 
     encoder: Encoder
     decoder: Decoder

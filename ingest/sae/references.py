@@ -1,4 +1,4 @@
-"""Where an SAE reference points: a path, a file on the hub, or an entry of SAELens's catalog.
+"""Resolve an SAE reference: a path, a file on the hub, or an entry of SAELens's catalog.
 
 - a folder or weight file;
 - `hf:owner/repo/path/in/repo[@revision]`, from the hub's cache or, where allowed, the network
@@ -23,7 +23,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 
 @dataclass(frozen=True)
 class Resolved:
-    """A local path that holds the SAE, and what is known of it from the reference."""
+    """A local path that holds the SAE, and facts from the reference."""
 
     path: Path
     label: PurePath
@@ -32,7 +32,7 @@ class Resolved:
 
 
 def resolve(ref: str | Path, *, revision: str | None = None) -> Resolved:
-    """The local path that `ref` stands for, fetched first if it must be.
+    """Resolve `ref` to a local path, downloading it if needed.
 
     Raises SaeError where there is nothing there; MissingExtraError where a package is missing.
     """

@@ -1,4 +1,4 @@
-"""Reading weight files: nothing unpickled that could run code, every tensor checked.
+"""Read weight files safely: no unpickling of code, every tensor checked.
 
 `Tensors` hands out tensors by the names their release gives them, as finite float32, and keeps
 the first source of every size it meets (`d_in`, `d_sae`, …), so that a contradiction is reported

@@ -1,4 +1,4 @@
-"""Places in a language model, by name, and reading what passes them."""
+"""Hook points of a language model: resolve their names and capture their values."""
 
 from ingest.model.hooks.capture import Capture, capture, forward_to_hooks
 from ingest.model.hooks.hook_point import HookPoint

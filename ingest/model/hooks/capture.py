@@ -1,8 +1,8 @@
-"""Running a model just far enough to read what passes its hooks.
+"""Run a model just far enough to read the values at its hooks.
 
-The base model runs without its head, and stops as soon as every hook has been reached: layers
-after the last hook are never executed. Interventions (writing at a hook) belong beside this
-module; they share `HookPoint` and need the full forward pass, so they do not go through here.
+The base model runs without its head and stops once every hook has fired: layers after the last
+hook are never executed. Interventions (writing at a hook) belong beside this module. They share
+`HookPoint` and need the full forward pass, so they do not go through here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _Reached(Exception):
 
 
 class Capture:
-    """Hooks placed in a model, for any number of forward passes. Use it through `capture`."""
+    """Hooks in a model for any number of forward passes. Use it through `capture`."""
 
     def __init__(self, model: nn.Module, hooks: Sequence[HookPoint]) -> None:
         if not hooks:
@@ -37,7 +37,7 @@ class Capture:
             self._handles.append(self._place(model.get_submodule(hook.module), hook))
 
     def run(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
-        """What passes each hook, [B, T, width] in the model's dtype, by the hook's own name.
+        """Return the values at each hook, [B, T, width] in the model's dtype, by hook name.
 
         `input_ids` int64 [B, T] and `attention_mask` [B, T] (1 for tokens, 0 for padding on the
         right) are on the model's device. Values at padding positions mean nothing.
@@ -60,7 +60,7 @@ class Capture:
         }
 
     def close(self) -> None:
-        """Take the hooks out of the model."""
+        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -88,7 +88,7 @@ class Capture:
 
 @contextmanager
 def capture(model: nn.Module, hooks: Sequence[HookPoint]) -> Iterator[Capture]:
-    """Hooks in `model` for the length of a `with` block; `.run(...)` as often as needed."""
+    """Place hooks in `model` for a `with` block. Call `.run(...)` as often as needed."""
     placed = Capture(model, hooks)
     try:
         yield placed
@@ -102,7 +102,7 @@ def forward_to_hooks(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """One forward pass up to the last of `hooks`; see `Capture.run`."""
+    """Run one forward pass up to the last of `hooks`. See `Capture.run`."""
     with capture(model, hooks) as forward:
         return forward.run(input_ids, attention_mask)
 

@@ -1,4 +1,4 @@
-"""Where things are inside each family of Hugging Face models.
+"""Where hook points lie in each family of Hugging Face models.
 
 One row per family. A *site* is a module path and a side, "self_attn.o_proj.input": what goes into
 that module, or what comes out of it. Sites of a layer are relative to the layer, the others to

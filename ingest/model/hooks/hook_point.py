@@ -1,4 +1,4 @@
-"""A place in a model whose values are read."""
+"""A hook point: a place in a model where values are read."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Names of places in a model, resolved to a module and a side of it.
+"""Resolve the name of a hook point to a module and a side of it.
 
-Two ways to name a place are understood: TransformerLens's (`blocks.9.hook_resid_post`) and plain
+Two kinds of name are accepted: TransformerLens's (`blocks.9.hook_resid_post`) and plain
 module paths of the Hugging Face model (`model.layers.9`, `layers.9.mlp`), with or without the
 base model's prefix, optionally ending in `.input` or `.output` (a module alone means its output).
 """
@@ -35,11 +35,12 @@ _LAYER_NAMES = (
 
 
 def resolve_hook(model: nn.Module, name: str) -> HookPoint:
-    """The place that `name` means in `model`.
+    """Resolve `name` in `model`.
 
-    Raises HookError, naming near names and the range of layers, where there is no such place;
-    where attention and MLP run in parallel, so that nothing lies between them; and for a
-    TransformerLens name in a model of an architecture that is not in the table.
+    Raises:
+        HookError: there is no such place (with near names and the range of layers), attention and
+            MLP run in parallel so nothing lies between them, or it is a TransformerLens name and
+            the architecture is not in the table.
     """
     if name == "hook_embed" or name.startswith("blocks."):
         point = _transformer_lens(model, name)
@@ -51,7 +52,7 @@ def resolve_hook(model: nn.Module, name: str) -> HookPoint:
 
 
 def layer_count(model: nn.Module) -> int:
-    """How many layers the text model has."""
+    """Number of layers of the text model."""
     config: Any = model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(text.num_hidden_layers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import duckdb
 
 from featuredb.store.files.atomic import fsync_path, storage_errors, temporary_name
+from featuredb.store.files.scratch import scratch_folder
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Snapshot
 from queries.connection import create
@@ -49,9 +49,9 @@ def _writable(path: Path) -> Iterator[Path]:
     if "?" not in str(path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="featuredb-") as folder:
-        yield Path(folder) / path.name
-        shutil.copyfile(Path(folder) / path.name, path)
+    with scratch_folder() as folder:
+        yield folder / path.name
+        shutil.copyfile(folder / path.name, path)
 
 
 def build_catalog(layout: Layout, snapshot: Snapshot) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featuredb.errors import CorruptDatabaseError
+from featuredb.errors import CorruptDatabaseError, first_line
 from featuredb.store.files.remote import Remote
-from featuredb.store.files.spills import spill_folder
+from featuredb.store.files.scratch import spill_folder
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.store import Store
 
@@ -136,6 +136,6 @@ def create(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, root: Path
             connection.execute(statement)
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
         raise CorruptDatabaseError(
-            f"the tables of {root} cannot be opened ({str(error).splitlines()[0]}): "
+            f"the tables of {root} cannot be opened ({first_line(error)}): "
             "run `featuredb verify` to see what is damaged, and restore it from a copy"
         ) from error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from featuredb.store.history import kept_numbers, read_snapshot
+from featuredb.store.history import kept_snapshots, read_snapshot
 from featuredb.store.layout import Layout
 from queries.answers import Rows
 
@@ -29,14 +29,13 @@ def list_snapshots(path: Path) -> Rows:
     layout = Layout(path.expanduser().absolute())
     live = read_snapshot(layout).number
     rows = []
-    for number in kept_numbers(layout):
-        snapshot = read_snapshot(layout, number)
+    for snapshot in kept_snapshots(layout):
         rows.append(
             {
-                "snapshot": number,
+                "snapshot": snapshot.number,
                 "created": snapshot.created,
                 "operation": snapshot.operation,
-                "live": number == live,
+                "live": snapshot.number == live,
                 "corpora": [corpus.id for corpus in snapshot.corpora],
                 "saes": [sae.name for sae in snapshot.saes],
                 "activations": sum(segment.rows for segment in snapshot.segments),

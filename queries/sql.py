@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featuredb.errors import CorruptDatabaseError, SQLError
+from featuredb.errors import CorruptDatabaseError, SQLError, first_line
 from featuredb.store.files.remote import Remote
 from queries.answers import Rows
 from queries.arguments import check_text
@@ -49,7 +49,7 @@ def duckdb_errors(root: Path | Remote) -> Iterator[None]:
         damaged = isinstance(error, duckdb.IOException | duckdb.InvalidInputException)
         if damaged and (str(root) in text or folder(root) in text):
             raise CorruptDatabaseError(
-                f"a file of {root} is missing or damaged ({text.splitlines()[0]}): "
+                f"a file of {root} is missing or damaged ({first_line(text)}): "
                 "run `featuredb verify` to see what else is, and restore it from a copy"
             ) from error
         raise SQLError(text) from error

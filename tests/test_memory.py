@@ -255,7 +255,8 @@ def test_too_little_memory_for_sql_is_one_line_that_says_so(published: Published
 
 def test_what_a_killed_process_spilled_goes_with_the_next(tmp_path: Path) -> None:
     script = (
-        "import os, signal; from featuredb.store.files import spills; print(spills.spill_folder())"
+        "import os, signal; from featuredb.store.files.scratch import spill_folder; "
+        "print(spill_folder())"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
 

@@ -12,7 +12,7 @@ import featuredb
 from featuredb.cli import options
 from featuredb.cli.exit_codes import ExitCode
 from featuredb.cli.output import Output
-from featuredb.store.files.spills import remove_spills
+from featuredb.store.files.scratch import remove_spills
 from queries.answers import Rows
 
 if TYPE_CHECKING:

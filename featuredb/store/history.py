@@ -20,11 +20,17 @@ from featuredb.errors import (
     DatabaseError,
     DatabaseNotFoundError,
     DatabaseNotReadyError,
+    FeatureDBError,
+    RemoteError,
 )
 from featuredb.store.current import Pointer, read_pointer
 from featuredb.store.files.atomic import fsync_path, sha256_of, write_atomically
+from featuredb.store.files.remote import Remote
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File, Snapshot, decode_snapshot
+
+PUSHING = "staging/push.json"
+"""The snapshot that is being copied to the URL, as long as it is."""
 
 _SNAPSHOT = re.compile(r"[0-9]{6,}\.json")
 
@@ -93,8 +99,26 @@ def refuse_nothing_to_write_to(layout: Layout) -> None:
         read_snapshot(layout)
 
 
-def file_entry(layout: Layout, written: Path, folder: Path, final: Path, rows: int) -> File:
-    """Describe a file just written below `folder`, which is about to be renamed to `final`."""
+def file_entry(
+    layout: Layout,
+    written: Path,
+    folder: Path | None = None,
+    final: Path | None = None,
+    rows: int = 0,
+) -> File:
+    """Describe a file as a snapshot lists it.
+
+    Args:
+        layout: The database.
+        written: The file, as it lies on the disk now.
+        folder: What is about to be renamed to `final`: a folder above the file, or the file.
+        final: The new name. By default the file is in place.
+        rows: Rows of a table or an array.
+
+    Returns:
+        Path, rows, size and SHA-256.
+    """
+    folder, final = folder or layout.root, final or layout.root
     return File(
         path=layout.relative(final / written.relative_to(folder)),
         rows=rows,
@@ -106,7 +130,7 @@ def file_entry(layout: Layout, written: Path, folder: Path, final: Path, rows: i
 def _catalog(layout: Layout, path: Path) -> File | None:
     if not path.exists():
         return None
-    return File(layout.relative(layout.catalog), 0, path.stat().st_size, sha256_of(path))
+    return file_entry(layout, path, path, layout.catalog)
 
 
 def _older(layout: Layout, number: int) -> tuple[File, ...]:
@@ -116,8 +140,8 @@ def _older(layout: Layout, number: int) -> tuple[File, ...]:
     pointer = read_pointer(layout)
     live = read_snapshot(layout)
     path = layout.snapshot(live.number)
-    own = File(layout.relative(path), 0, path.stat().st_size, pointer.sha256 or sha256_of(path))
-    known = [f for f in (*live.older, own) if f.path != layout.relative(layout.snapshot(number))]
+    entry = File(layout.relative(path), 0, path.stat().st_size, pointer.sha256 or sha256_of(path))
+    known = [f for f in (*live.older, entry) if f.path != layout.relative(layout.snapshot(number))]
     return tuple(f for f in known if (layout.root / f.path).exists())
 
 
@@ -128,10 +152,10 @@ def _recorded(layout: Layout, number: int) -> Pointer:
         pointer = read_pointer(layout)
         if pointer.name == path.stem:
             return pointer
-        told = {f.path: f.sha256 for f in read_snapshot(layout).older}
+        checksums = {f.path: f.sha256 for f in read_snapshot(layout).older}
     except (OSError, DatabaseError):
-        told = {}
-    return Pointer(path.stem, told.get(layout.relative(path)))
+        checksums = {}
+    return Pointer(path.stem, checksums.get(layout.relative(path)))
 
 
 def read_snapshot(layout: Layout, number: int | None = None) -> Snapshot:
@@ -219,6 +243,29 @@ def kept_numbers(layout: Layout) -> list[int]:
     return [number for number in numbers if number <= live or live not in numbers]
 
 
+def kept_snapshots(layout: Layout, *, skip_damaged: bool = False) -> list[Snapshot]:
+    """The published snapshots that are kept, by number. Nothing where none was published.
+
+    Args:
+        layout: The database.
+        skip_damaged: Leave out what cannot be read, instead of raising.
+
+    Returns:
+        The snapshots, the live one last.
+
+    Raises:
+        CorruptDatabaseError: A snapshot cannot be read.
+    """
+    kept = []
+    for number in kept_numbers(layout):
+        try:
+            kept.append(read_snapshot(layout, number))
+        except CorruptDatabaseError:
+            if not skip_damaged:
+                raise
+    return kept
+
+
 def _listed(numbers: Sequence[int]) -> str:
     """``3, 5 to 8`` for 3, 5, 6, 7 and 8."""
     spans: list[list[int]] = []
@@ -228,3 +275,95 @@ def _listed(numbers: Sequence[int]) -> str:
         else:
             spans.append([number, number])
     return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in spans) or "none"
+
+
+def read_remote_snapshot(remote: Remote, number: int | None = None) -> Snapshot:
+    """Read the live snapshot of a database behind a URL, or an older one. Two requests.
+
+    Args:
+        remote: Where the database is. It learns the sizes of its files.
+        number: The snapshot's number, None for the live one.
+
+    Returns:
+        The snapshot.
+
+    Raises:
+        DatabaseError: As `read_snapshot`.
+        RemoteError: The server cannot be reached or refuses.
+    """
+    snapshot = read_remote_raw(remote, number)[2]
+    remote.learn(snapshot)
+    return snapshot
+
+
+def read_remote_raw(remote: Remote, number: int | None = None) -> tuple[Pointer, bytes, Snapshot]:
+    """A snapshot's name and checksum, its bytes, and these decoded.
+
+    Raises as `read_remote_snapshot`.
+    """
+    try:
+        pointer = _remote_pointer(remote)
+    except FileNotFoundError as error:
+        raise _nothing_pushed(remote, error) from None
+    try:
+        live = _remote_bytes(remote, pointer)
+    except CorruptDatabaseError as error:
+        # Where the URL is a folder in use, it may have been vacuumed since it was named.
+        if not isinstance(error.__cause__, FileNotFoundError) or _remote_pointer(remote) == pointer:
+            raise
+        return read_remote_raw(remote, number)
+    if number is None or live[2].number == number:
+        return live
+    name = f"{number:06d}"
+    checksums = {file.path: file.sha256 for file in live[2].older}
+    try:
+        return _remote_bytes(remote, Pointer(name, checksums.get(_snapshot_path(name))))
+    except CorruptDatabaseError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise DatabaseNotFoundError(
+            f"{remote} has no snapshot {number}; its newest is {live[2].number}"
+        ) from error
+
+
+def _remote_bytes(remote: Remote, pointer: Pointer) -> tuple[Pointer, bytes, Snapshot]:
+    path = _snapshot_path(pointer.name)
+    try:
+        raw = remote.get_small(path, 1 << 30)
+    except FileNotFoundError as error:
+        raise CorruptDatabaseError(
+            f"the snapshot {remote / path} is not there: `featuredb push` the database again"
+        ) from error
+    return pointer, raw, decode_snapshot(raw, pointer, remote / path, remote.url)
+
+
+def _snapshot_path(name: str) -> str:
+    return f"snapshots/{name}.json"
+
+
+def _remote_pointer(remote: Remote) -> Pointer:
+    """The pointer in the server's ``CURRENT``. Raises FileNotFoundError."""
+    try:
+        return Pointer.parse(remote.get_small("CURRENT", 256))
+    except ValueError as error:
+        # A server of web pages answers everything with something.
+        raise DatabaseNotFoundError(
+            f"{remote} is not a featuredb database (its CURRENT file cannot be read: {error}): "
+            "check the URL"
+        ) from error
+
+
+def _nothing_pushed(remote: Remote, error: FileNotFoundError) -> FeatureDBError:
+    if "bucket" in str(error):
+        return DatabaseNotFoundError(f"{remote}: {error}: check the URL, and the endpoint if any")
+    try:
+        remote.get_small(PUSHING, 1)
+    except (FileNotFoundError, RemoteError):
+        return DatabaseNotFoundError(
+            f"there is no featuredb database at {remote} (it has no CURRENT file): check the URL, "
+            "or copy one there with `featuredb push`"
+        )
+    return DatabaseNotReadyError(
+        f"{remote} is still being pushed and has nothing to read yet: wait for it, or run the "
+        "same `featuredb push` again to continue it"
+    )

@@ -17,9 +17,8 @@ from featuredb.store.corpora import Texts
 from featuredb.store.files.parquet import GroupRanges, ParquetFiles, load_array
 from featuredb.store.files.remote import Remote
 from featuredb.store.files.urls import is_url
-from featuredb.store.history import read_snapshot
+from featuredb.store.history import read_remote_snapshot, read_snapshot
 from featuredb.store.layout import Layout
-from featuredb.store.remote_snapshot import read_remote_snapshot
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.statistics import Features
 from featuredb.store.vectors.search import DirectionSearch

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -37,15 +37,15 @@ from featuredb.store.files.atomic import (
 from featuredb.store.files.fsspec_errors import remote_errors
 from featuredb.store.files.remote import Remote
 from featuredb.store.history import (
+    PUSHING,
     finish_publication,
-    kept_numbers,
+    kept_snapshots,
     read_raw,
-    read_snapshot,
+    read_remote_raw,
     snapshot_numbers,
 )
 from featuredb.store.layout import Layout
 from featuredb.store.new_database import beginning
-from featuredb.store.remote_snapshot import PUSHING, read_remote_raw
 from featuredb.store.snapshot import File, Snapshot
 from featuredb.transfer.copying import Copying, Report
 from featuredb.transfer.lineage import State, file_that_differs, refuse_another_line
@@ -145,7 +145,7 @@ def pull(remote: Remote, folder: Path, report: Report | None = None) -> Transfer
         live = _local_state(layout)
         if live is not None:
             refuse_another_line(source.state, live, str(remote), str(layout.root))
-        kept = _kept(layout)
+        kept = [] if live is None else kept_snapshots(layout, skip_damaged=True)
         _refuse_overwriting(source.snapshot, kept, layout)
         _forget_unpublished(layout, live)
         last = source.last
@@ -195,16 +195,6 @@ def _local_state(layout: Layout) -> State | None:
 
 def _state(raw: bytes, snapshot: Snapshot) -> State:
     return State(snapshot, sha256(raw).hexdigest())
-
-
-def _kept(layout: Layout) -> list[Snapshot]:
-    """The snapshots of a folder, the live one among them, as far as they can be read; none before
-    the first is published."""
-    found = []
-    for number in kept_numbers(layout) if layout.current.exists() else []:
-        with suppress(CorruptDatabaseError):
-            found.append(read_snapshot(layout, number))
-    return found
 
 
 def _refuse_overwriting(ours: Snapshot, kept: Iterable[Snapshot], layout: Layout) -> None:

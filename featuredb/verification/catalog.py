@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from featuredb.errors import first_line
+from featuredb.store.files.scratch import scratch_folder
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Snapshot
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem
-from featuredb.verification.scope import first_line
 from queries.catalog.literals import folder, name, text
 from queries.connection import bound
 
@@ -34,8 +34,7 @@ def check_catalog(
     # catalog, what was there before a change would answer, bounded as set here. So a copy is asked.
     with ExitStack() as stack:
         try:
-            made = tempfile.TemporaryDirectory(prefix="featuredb-", ignore_cleanup_errors=True)
-            copy = Path(stack.enter_context(made)) / path
+            copy = stack.enter_context(scratch_folder()) / path
             copy.write_bytes(whole)
         except OSError:
             return

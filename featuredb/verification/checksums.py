@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 
 from featuredb.render.progress import Progress
+from featuredb.store.files.atomic import sha256_of
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem
-
-_CHUNK = 1 << 22
 
 
 def check_file(layout: Layout, file: File, bar: Progress) -> Iterator[Problem]:
@@ -25,12 +23,7 @@ def check_file(layout: Layout, file: File, bar: Progress) -> Iterator[Problem]:
             said = f"has {size:,} bytes, should have {file.bytes:,}"
             yield Problem(file.path, said, remedy(file.path))
             return
-        digest = hashlib.sha256()
-        with open(path, "rb", buffering=0) as handle:
-            while chunk := handle.read(_CHUNK):
-                digest.update(chunk)
-                bar.advance(len(chunk))
-        if digest.hexdigest() != file.sha256:
+        if sha256_of(path, advance=bar.advance) != file.sha256:
             said = "has changed since it was written (SHA-256)"
             yield Problem(file.path, said, remedy(file.path))
             return

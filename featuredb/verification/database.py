@@ -12,9 +12,15 @@ from featuredb.render.progress import progress as progress_of
 from featuredb.store.current import read_pointer
 from featuredb.store.files.memory import return_freed_memory
 from featuredb.store.files.parquet import ParquetFiles
-from featuredb.store.history import read_snapshot, unfinished_publication
+from featuredb.store.history import (
+    kept_snapshots,
+    read_snapshot,
+    snapshot_numbers,
+    unfinished_publication,
+)
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File, Sae, Snapshot
+from featuredb.store.unreferenced import unreferenced
 from featuredb.verification.activations import Lengths, Profile, check_segment
 from featuredb.verification.catalog import check_catalog
 from featuredb.verification.checksums import check_file
@@ -31,7 +37,6 @@ from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem, Report, counted
 from featuredb.verification.scope import Scope
 from featuredb.verification.sinks import check_sinks
-from featuredb.verification.strays import strays
 
 MEMORY = 10**9
 """Bytes a verification works in unless it is told."""
@@ -75,7 +80,9 @@ def _report(
     bar: Progress,
 ) -> Report:
     sound = not problems
-    older = _older(layout, live)
+    # Checksums tell of a damaged one, where older snapshots are checked.
+    readable = kept_snapshots(layout, skip_damaged=True)
+    older = [snapshot for snapshot in readable if snapshot.number < live.number]
     listed = [live.catalog] if live.catalog is not None else []
     checked = [live]
     if all_snapshots:
@@ -104,7 +111,7 @@ def _report(
     return_freed_memory()
     if layout.catalog.name not in damaged:
         problems += check_catalog(layout, live, memory, ask=not damaged)
-    stray, stray_bytes = strays(layout, [live, *older])
+    orphaned = [p.stat().st_size for p in unreferenced(layout, [live, *older]) if p.exists()]
     notes = []
     if sound and (now := _published_since(layout, live)) is not None:
         notes.append(f"snapshot {now} was published meanwhile; this is about {live.number}")
@@ -119,10 +126,11 @@ def _report(
             "killed before its last step: repeat its command, or any that writes, to finish it"
         )
         problems = [p for p in problems if p.where != layout.catalog.name]
-    if stray:
+    if orphaned:
         notes.append(
-            f"{counted(stray, 'file')} of {stray_bytes:,} bytes "
-            f"{'is' if stray == 1 else 'are'} named by no snapshot; `featuredb vacuum` removes them"
+            f"{counted(len(orphaned), 'file')} of {sum(orphaned):,} bytes "
+            f"{'is' if len(orphaned) == 1 else 'are'} named by no snapshot; "
+            "`featuredb vacuum` removes them"
         )
     own = [layout.current, layout.snapshot(live.number)]
     kept = {s.id: s.rows for snapshot in checked for s in snapshot.segments}
@@ -140,7 +148,7 @@ def _live(layout: Layout) -> tuple[Snapshot | None, list[Problem]]:
 
     Where only ``CURRENT`` is wrong the newest snapshot there is stands in for the live one.
     """
-    newest = max((int(p.stem) for p in layout.snapshots.glob("[0-9]*.json")), default=None)
+    newest = max(snapshot_numbers(layout), default=None)
     current = layout.current.name
 
     def instead(said: str) -> tuple[Snapshot | None, list[Problem]]:
@@ -175,18 +183,6 @@ def _live(layout: Layout) -> tuple[Snapshot | None, list[Problem]]:
     except CorruptDatabaseError:
         said = "is not the snapshot that was published (SHA-256)"
         return None, [Problem(where, said, remedy(where))]
-
-
-def _older(layout: Layout, live: Snapshot) -> list[Snapshot]:
-    """The kept snapshots before the live one that can be read."""
-    found = []
-    for path in sorted(layout.snapshots.glob("[0-9]*.json")):
-        if int(path.stem) < live.number:
-            try:
-                found.append(read_snapshot(layout, int(path.stem)))
-            except CorruptDatabaseError:
-                continue  # its checksum says so where older snapshots are looked at
-    return found
 
 
 def _is_kept(layout: Layout, live: Snapshot, file: File) -> bool:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from featuredb.errors import first_line
 from featuredb.store.snapshot import Sae, Vectors
 from featuredb.store.vectors.directions import Directions, Float32Matrix, matrix_of, unit_rows
 from featuredb.verification.remedies import RESTORE
 from featuredb.verification.report import Problem
-from featuredb.verification.scope import Scope, first_line
+from featuredb.verification.scope import Scope
 
 _COPIES = 80
 """Bytes held per float32 asked for: the float64 rows, their squares and unit rows, and what Lance

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import duckdb
 import pyarrow as pa
 
-from featuredb.errors import CorruptDatabaseError
+from featuredb.errors import CorruptDatabaseError, first_line
 from featuredb.render.progress import Progress
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.layout import Layout
@@ -51,8 +51,3 @@ class Scope:
             yield from check()
         except _UNREADABLE as error:
             yield Problem(where, f"cannot be read ({first_line(error)})", remedy(where))
-
-
-def first_line(error: Exception) -> str:
-    """An exception as part of a line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from featuredb.errors import CorpusError
 from featuredb.render.progress import log
-from featuredb.store.files.scratch import OwnFolder
+from featuredb.store.files.scratch import ScratchFolder
 from ingest.corpus import schema as typing_rules
 from ingest.corpus.hub import PREFIX, hub_part
 from ingest.corpus.locate import file_part, looks_like_path, parts_of
@@ -261,7 +261,7 @@ def open_corpus(
     column = _column(text_column, tokens_column, messages_column)
     if max_documents is not None and max_documents < 1:
         raise ValueError(f"max_documents has to be at least 1, not {max_documents}")
-    spool = OwnFolder("featuredb-corpus-")
+    spool = ScratchFolder("featuredb-corpus-")
     try:
         name, parts = _parts(source, column, spool)
         corpus = CorpusReader(
@@ -278,7 +278,9 @@ def open_corpus(
     return corpus
 
 
-def _parts(source: Any, column: DocumentColumn, spool: OwnFolder) -> tuple[str, list[CorpusPart]]:
+def _parts(
+    source: Any, column: DocumentColumn, spool: ScratchFolder
+) -> tuple[str, list[CorpusPart]]:
     """Return the name and parts of `source`. `spool` holds what must be kept on disk."""
     if isinstance(source, str | Path):
         name = str(source)

@@ -10,11 +10,11 @@ from pathlib import Path
 from featuredb.errors import OptionError
 from featuredb.store.files.atomic import fsync_path, remove_tree, storage_errors
 from featuredb.store.files.lock import write_lock
-from featuredb.store.history import refuse_nothing_to_write_to
+from featuredb.store.history import kept_snapshots, refuse_nothing_to_write_to
 from featuredb.store.layout import Layout
 from featuredb.store.outcomes import Vacuumed
 from featuredb.store.snapshot import Snapshot
-from featuredb.store.unreferenced import kept_snapshots, remove_unnamed
+from featuredb.store.unreferenced import remove_unreferenced
 from ingest.change import after_the_last_writer, refuse_unfinished
 from ingest.run_plan import plan_path
 
@@ -40,7 +40,7 @@ def vacuum(path: str | Path, *, grace: timedelta, unfinished: bool = False) -> V
             files, freed = _remove_staging(layout)
         live = after_the_last_writer(layout)
         refuse_unfinished(layout)
-        older = kept_snapshots(layout, live)
+        older = kept_snapshots(layout)[:-1]
         replaced = _replaced(layout, [*older, live])
         now = datetime.now(UTC)
         # If a clock was ahead, an age would be negative.
@@ -51,7 +51,7 @@ def vacuum(path: str | Path, *, grace: timedelta, unfinished: bool = False) -> V
             layout.snapshot(number).unlink()
         if expired:
             fsync_path(layout.snapshots)
-        unused, unused_bytes = remove_unnamed(layout, live)
+        unused, unused_bytes = remove_unreferenced(layout, live)
         kept = {n: _later(when, grace) for n, when in replaced.items() if n not in expired}
         return Vacuumed(tuple(expired), files + unused, freed + unused_bytes, kept)
 

@@ -20,7 +20,7 @@ from featuredb.store.files.atomic import write_atomically
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.units import duration_of
-from featuredb.store.unreferenced import remove_unnamed
+from featuredb.store.unreferenced import remove_unreferenced
 from ingest import publish
 from tests.archives.make import world
 from tests.make_store import make_store
@@ -163,9 +163,9 @@ def test_staging_is_gone_for_good_before_what_its_plan_needs(
     def removing(layout: Layout, live: Snapshot) -> tuple[int, int]:
         assert "segments" in flushed
         assert "staging" not in flushed
-        return remove_unnamed(layout, live)
+        return remove_unreferenced(layout, live)
 
     monkeypatch.setattr(os, "fsync", noting)
-    monkeypatch.setattr("ingest.operations.vacuum.remove_unnamed", removing)
+    monkeypatch.setattr("ingest.operations.vacuum.remove_unreferenced", removing)
     featuredb.vacuum(mine, unfinished=True)
     assert "staging" not in flushed

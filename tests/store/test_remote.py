@@ -36,7 +36,7 @@ from featuredb.store.files.arrays import RangedArray, remote_array
 from featuredb.store.files.remote import Remote
 from featuredb.store.files.remote_file import RemoteFile
 from featuredb.store.files.urls import is_url, local_folder
-from featuredb.store.remote_snapshot import PUSHING, read_remote_snapshot
+from featuredb.store.history import PUSHING, read_remote_snapshot
 from featuredb.store.snapshot import Snapshot
 from queries.catalog.remote_files import RemoteFiles
 from tests.make_store import make_store

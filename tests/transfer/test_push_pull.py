@@ -22,14 +22,13 @@ from featuredb.errors import (
     DatabaseNotReadyError,
     UnfinishedError,
 )
-from featuredb.store import remote_snapshot
+from featuredb.store import history
 from featuredb.store.current import Pointer
 from featuredb.store.files.atomic import sha256_of, write_atomically
 from featuredb.store.files.lock import write_lock
 from featuredb.store.files.remote import Remote
-from featuredb.store.history import read_snapshot, write_snapshot
+from featuredb.store.history import PUSHING, read_snapshot, write_snapshot
 from featuredb.store.layout import Layout
-from featuredb.store.remote_snapshot import PUSHING
 from featuredb.store.snapshot import File, Snapshot
 from featuredb.transfer import copying
 from featuredb.transfer import push_pull as transfer
@@ -279,7 +278,7 @@ def test_a_snapshot_that_goes_while_it_is_opened(
     memory.rm("/shelf/my.fdb/snapshots/000001.json")
     now = Pointer.parse(memory.cat_file("/shelf/my.fdb/CURRENT"))
     pointers = [now, now, first]
-    monkeypatch.setattr(remote_snapshot, "_pointer", lambda _: pointers.pop())
+    monkeypatch.setattr(history, "_remote_pointer", lambda _: pointers.pop())
     assert featuredb.open(URL).snapshot == second
     pointers += [first, first]
     with pytest.raises(CorruptDatabaseError, match="is not there"):

@@ -204,11 +204,11 @@ def test_a_snapshot_published_meanwhile_is_no_damage(
         catalog.write(b"\0")
     assert [p.where for p in verify(root).problems] == ["catalog.duckdb"]
 
-    def published(layout: Layout, kept: object) -> tuple[int, int]:
+    def published(layout: Layout, kept: object) -> list[Path]:
         layout.current.write_bytes(Pointer("000002", "0" * 64).line())
-        return 0, 0
+        return []
 
-    monkeypatch.setattr(database, "strays", published)
+    monkeypatch.setattr(database, "unreferenced", published)
     report = verify(root)
     assert report.ok
     assert report.notes == ("snapshot 000002 was published meanwhile; this is about 1",)

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,12 +24,12 @@ _NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 @contextmanager
 def storage_errors(where: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write into one clear `StorageError`."""
+    """Turn the operating system's refusals to write into a `StorageError`."""
     try:
         yield
     except FeatureDBError:
         raise
-    except Exception as error:  # DuckDB and LanceDB tell of them in classes of their own
+    except Exception as error:  # DuckDB and LanceDB raise classes of their own
         refused = refusal(error, where)
         if refused is None:
             raise
@@ -72,7 +72,7 @@ def fsync_tree(folder: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A sibling of `path` that no reader looks at; `sweep` removes leftovers."""
+    """A sibling of `path` that no reader looks at. `sweep` removes leftovers."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
@@ -86,7 +86,16 @@ def missing_folders(path: Path) -> list[Path]:
 
 
 def write_atomically(path: Path, data: bytes, *, make_folder: bool = True) -> None:
-    """Put `data` at `path` in one step. make_folder: or refuse where its folder is gone."""
+    """Write `data` to `path` in one step.
+
+    Args:
+        path: The file to create or replace.
+        data: All of its bytes.
+        make_folder: Create its folder where it is missing, instead of raising.
+
+    Raises:
+        StorageError: The file system refused.
+    """
     with storage_errors(path):
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,33 +128,45 @@ def folder_in_place(final: Path) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a folder or file, renaming it first so that nobody sees it half gone."""
+    """Delete a folder or file. It is renamed first, so that no reader sees half of it."""
     if not path.exists():
         return
     with storage_errors(path):
-        doomed = temporary_name(path)
-        os.rename(path, doomed)
-        if doomed.is_dir():
-            shutil.rmtree(doomed)
+        renamed = temporary_name(path)
+        os.rename(path, renamed)
+        if renamed.is_dir():
+            shutil.rmtree(renamed)
         else:
-            doomed.unlink()
+            renamed.unlink()
 
 
 def sweep(folder: Path) -> None:
     """Remove what an interrupted writer left under temporary names directly in `folder`."""
-    if folder.is_dir():
-        # DuckDB adds an ending of its own to what it writes beside a file.
-        for leftover in (*folder.glob(".*.tmp"), *folder.glob(".*.tmp.wal")):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+    for leftover in _leftovers(folder):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
-def sha256_of(*paths: Path) -> str:
-    """Hex SHA-256 over the bytes of files, in the order given."""
+def temporary_files(folder: Path) -> Iterator[Path]:
+    """The files that `sweep` would remove."""
+    for leftover in _leftovers(folder):
+        yield from (p for p in (leftover, *leftover.rglob("*")) if p.is_file())
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    # DuckDB appends its own suffix to what it writes beside a file.
+    return [*folder.glob(".*.tmp"), *folder.glob(".*.tmp.wal")]
+
+
+def sha256_of(*paths: Path, advance: Callable[[int], None] | None = None) -> str:
+    """Hex SHA-256 of the bytes of files, one after another. advance: told of bytes as read."""
     digest = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as handle:
-            hashlib.file_digest(handle, lambda: digest)
+        with open(path, "rb", buffering=0) as handle:
+            while chunk := handle.read(1 << 22):
+                digest.update(chunk)
+                if advance is not None:
+                    advance(len(chunk))
     return digest.hexdigest()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from featuredb.errors import FeatureDBError, MissingExtraError, RemoteError
+from featuredb.errors import FeatureDBError, MissingExtraError, RemoteError, first_line
 
 
 def open_file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
@@ -49,14 +49,16 @@ def remote_errors(url: str) -> Iterator[None]:
 
 def _refused(url: str, error: Exception) -> RemoteError:
     names = {kind.__name__ for kind in type(error).__mro__}
-    said = (str(error).splitlines() or [type(error).__name__])[0]
+    message = first_line(error)
     if names & {"NoCredentialsError", "PartialCredentialsError"}:
         return RemoteError(
-            f"no credentials for {url} ({said}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "or AWS_PROFILE; for a public bucket FSSPEC_S3_ANON=true"
+            f"no credentials for {url} ({message}): set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket FSSPEC_S3_ANON=true"
         )
     if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
-        return RemoteError(f"{url} refuses access ({said}): check the credentials and their rights")
+        return RemoteError(
+            f"{url} refuses access ({message}): check the credentials and their rights"
+        )
     if isinstance(error, ConnectionError | TimeoutError) or names & {
         "EndpointConnectionError",
         "ClientConnectorError",
@@ -66,12 +68,12 @@ def _refused(url: str, error: Exception) -> RemoteError:
         "FSTimeoutError",
     }:
         return RemoteError(
-            f"{url} cannot be reached ({said}): check the network, and AWS_ENDPOINT_URL for a "
+            f"{url} cannot be reached ({message}): check the network, and AWS_ENDPOINT_URL for a "
             "server of your own"
         )
     if isinstance(error, NotImplementedError):
         return RemoteError(f"{url} cannot be used this way: its file system only reads")
-    return RemoteError(f"{url} does not answer as it should ({type(error).__name__}: {said})")
+    return RemoteError(f"{url} does not answer as it should ({type(error).__name__}: {message})")
 
 
 def _missing(url: str, scheme: str, error: ImportError) -> MissingExtraError:
@@ -79,5 +81,5 @@ def _missing(url: str, scheme: str, error: ImportError) -> MissingExtraError:
         return MissingExtraError(
             f"{url} needs s3fs, which is not installed: pip install 'featuredb[s3]'"
         )
-    said = (str(error).splitlines() or ["a package is not installed"])[0]
-    return MissingExtraError(f"{scheme}:// needs another package: {said}")
+    message = first_line(error)
+    return MissingExtraError(f"{scheme}:// needs another package: {message}")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featuredb.errors import CorruptDatabaseError
+from featuredb.errors import CorruptDatabaseError, first_line
 from featuredb.store.files.arrays import remote_array, remote_matrix
 from featuredb.store.files.remote import Remote
 from featuredb.store.files.remote_file import RemoteFile
@@ -142,9 +142,8 @@ def _chunks(
 
 def unreadable(root: Path | Remote, path: str, error: Exception) -> CorruptDatabaseError:
     """The error for a file of the store that cannot be read."""
-    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
     return CorruptDatabaseError(
-        f"{root / path} is missing or damaged ({first_line}): "
+        f"{root / path} is missing or damaged ({first_line(error)}): "
         "run `featuredb verify` to see what else is, and restore it from a copy"
     )
 

@@ -6,7 +6,6 @@ twice, no size is looked up, and a request is always for bytes that are known to
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from featuredb.errors import CorruptDatabaseError, FeatureDBError, RemoteError
 from featuredb.store.files.fsspec_errors import open_file_system, remote_errors
+from featuredb.store.files.scratch import scratch_folder
 from featuredb.store.snapshot import File, Snapshot
 
 BLOCK = 1 << 16
@@ -186,8 +186,7 @@ class Remote:
                 f"{self / folder} is missing, or the server does not list its files: "
                 "`featuredb pull` the database where it can be listed, or restore it from a copy"
             )
-        with tempfile.TemporaryDirectory(prefix="featuredb-") as made:
-            root = Path(made)
+        with scratch_folder() as root:
             for name in names:
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 self.download(name, root / name)

@@ -1,4 +1,4 @@
-"""Temporary folders that do not outlive their process for long, however it ends."""
+"""Temporary folders outside every database, which a killed process does not leave for long."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import fcntl
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import util
 from pathlib import Path
 from time import time as seconds_now
 
@@ -14,11 +18,11 @@ _SETTLING_S = 60.0
 """A folder younger than this may belong to a process that has not locked it yet."""
 
 
-class OwnFolder:
-    """A temporary folder, made when it is asked for and gone with its process.
+class ScratchFolder:
+    """A temporary folder, made on first use and removed with `remove`.
 
-    `remove` deletes it. What a killed process left behind is deleted by the next one that makes
-    a folder of the same prefix: a living one holds a lock.
+    Its process holds a lock in it. A folder whose process was killed is deleted by the next
+    process that makes one with the same prefix.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -30,7 +34,7 @@ class OwnFolder:
     def folder(self) -> Path:
         """The folder. Raises `OSError` where none can be made."""
         if self._folder is None:
-            _sweep(Path(tempfile.gettempdir()), self._prefix)
+            _remove_orphans(Path(tempfile.gettempdir()), self._prefix)
             self._folder = Path(tempfile.mkdtemp(prefix=self._prefix))
             self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             # Where the file system has no locks nothing is ever swept.
@@ -46,7 +50,49 @@ class OwnFolder:
             self._folder = None
 
 
-def _sweep(place: Path, prefix: str) -> None:
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder for the length of a block. Raises `OSError` where none can be made."""
+    scratch = ScratchFolder("featuredb-scratch-")
+    try:
+        yield scratch.folder
+    finally:
+        scratch.remove()
+
+
+_spill_lock = threading.Lock()
+_spill_folders: dict[int, ScratchFolder] = {}
+"""The spill folder of this process, by its id: a forked process has its own."""
+
+
+def spill_folder() -> Path | None:
+    """A path at which DuckDB may make a folder for what does not fit its memory.
+
+    DuckDB removes it with its database. It lies below a folder that only this user can read, which
+    is removed when the process ends. None where no temporary folder can be made.
+    """
+    process = os.getpid()
+    with _spill_lock:
+        if process not in _spill_folders:
+            scratch = ScratchFolder("featuredb-sql-")
+            try:
+                scratch.folder  # noqa: B018  made now, or refused
+            except OSError:
+                return None
+            _spill_folders[process] = scratch
+            # Also at the end of a worker of multiprocessing, for which `atexit` does not run.
+            util.Finalize(None, remove_spills, exitpriority=0)
+        return _spill_folders[process].folder / uuid.uuid4().hex
+
+
+def remove_spills() -> None:
+    """Remove what this process has spilled, for an exit that skips the usual clean-up."""
+    scratch = _spill_folders.pop(os.getpid(), None)
+    if scratch is not None:
+        scratch.remove()
+
+
+def _remove_orphans(place: Path, prefix: str) -> None:
     """Delete the folders in `place` whose processes are gone."""
     for folder in place.glob(f"{prefix}*"):
         try:
@@ -54,11 +100,11 @@ def _sweep(place: Path, prefix: str) -> None:
                 continue
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:
-            continue  # another's, or just gone
+            continue  # another user's, or just removed
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
         except OSError:
-            pass  # a living one's, or nothing can be locked here
+            pass  # in use, or nothing can be locked here
         finally:
             os.close(lock)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb.errors import CorruptDatabaseError
+from featuredb.errors import CorruptDatabaseError, first_line
 from featuredb.store.files.atomic import (
     folder_in_place,
     fsync_path,
@@ -223,10 +223,9 @@ class DirectionRows:
         return self._mapped[number]
 
     def _damaged(self, number: int, error: Exception) -> CorruptDatabaseError:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         folder = _lance_folder(self._layout, self._vectors[number].table)
         return CorruptDatabaseError(
-            f"{folder} is missing or damaged ({first_line}): "
+            f"{folder} is missing or damaged ({first_line(error)}): "
             "run `featuredb verify` to see what else is, and restore it from a copy"
         )
 

@@ -15,7 +15,7 @@ from featuredb.errors import QueryError
 from featuredb.extras import ingest_extra
 from featuredb.render.progress import shown
 from featuredb.store.files.memory import Budget
-from featuredb.store.files.urls import local_folder
+from featuredb.store.files.remote import local_folder
 from featuredb.store.units import duration_of
 
 if TYPE_CHECKING:
@@ -494,11 +494,11 @@ def push(
         MissingExtraError: The package for the URL's scheme is not installed.
         RemoteError: The server cannot be reached or refuses.
     """
-    from featuredb.store.files.remote import Remote
+    from featuredb.store.files.remote import RemoteFiles
     from featuredb.transfer.push_pull import push as push_database
 
     folder = local_folder(path, "pushing from it")
-    return push_database(folder, Remote(url, storage_options), report)
+    return push_database(folder, RemoteFiles(url, storage_options), report)
 
 
 def pull(
@@ -526,11 +526,11 @@ def pull(
         RemoteError: The server cannot be reached or refuses.
         StorageError: The disk is full or read-only.
     """
-    from featuredb.store.files.remote import Remote
+    from featuredb.store.files.remote import RemoteFiles
     from featuredb.transfer.push_pull import pull as pull_database
 
     folder = local_folder(path, "pulling into it")
-    return pull_database(Remote(url, storage_options), folder, report)
+    return pull_database(RemoteFiles(url, storage_options), folder, report)
 
 
 def load_sae(

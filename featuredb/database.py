@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from featuredb.extras import ingest_extra
-from featuredb.store.files.remote import Remote
-from featuredb.store.files.urls import local_folder
+from featuredb.store.files.remote import RemoteFiles, local_folder
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.store import Store
 
@@ -59,7 +58,7 @@ class Database:
         return root if isinstance(root, Path) else local_folder(root.url, "its path")
 
     @property
-    def location(self) -> Path | Remote:
+    def location(self) -> Path | RemoteFiles:
         """Where the database is: its folder, or what stands for its URL, which `str` gives."""
         return self._store.root
 

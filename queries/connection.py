@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featuredb.errors import CorruptDatabaseError, first_line
-from featuredb.store.files.remote import Remote
+from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.files.scratch import spill_folder
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.store import Store
@@ -41,7 +41,7 @@ class Reader:
         return self.store.snapshot
 
     @property
-    def root(self) -> Path | Remote:
+    def root(self) -> Path | RemoteFiles:
         """Where the database is."""
         return self.store.root
 
@@ -68,21 +68,21 @@ class Reader:
         self.store.close()
 
 
-def bare(root: Path | Remote) -> duckdb.DuckDBPyConnection:
+def bare(root: Path | RemoteFiles) -> duckdb.DuckDBPyConnection:
     """An empty in-memory DuckDB that can read the files below `root`."""
     import duckdb
 
     connection = duckdb.connect(":memory:")
-    if isinstance(root, Remote):
+    if isinstance(root, RemoteFiles):
         # Imported here, as fsspec takes time and a local database has no use for it.
-        from queries.catalog.remote_files import RemoteFiles
+        from queries.catalog.duckdb_files import DuckDBFileSystem
 
-        connection.register_filesystem(RemoteFiles(root))
+        connection.register_filesystem(DuckDBFileSystem(root))
     return connection
 
 
 def connect(
-    snapshot: Snapshot, root: Path | Remote, memory: int | None = None
+    snapshot: Snapshot, root: Path | RemoteFiles, memory: int | None = None
 ) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB holding the catalog of `snapshot`, whose files are below `root`.
 
@@ -98,7 +98,7 @@ def connect(
     connection.execute("SET temp_directory = ?", [str(spill_folder() or "")])
     if memory is not None:
         bound(connection, memory)
-    if isinstance(root, Remote):
+    if isinstance(root, RemoteFiles):
         root.fetch_ends(_first_files(snapshot))
     create(connection, snapshot, root)
     return connection
@@ -125,7 +125,9 @@ def _first_files(snapshot: Snapshot) -> list[str]:
     return [f.path for f in files]
 
 
-def create(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, root: Path | Remote) -> None:
+def create(
+    connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, root: Path | RemoteFiles
+) -> None:
     """Run the catalog's statements. Raises `CorruptDatabaseError`."""
     import duckdb
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import queries
-from featuredb.store.files.remote import Remote
+from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
 from queries.catalog.naming import naming_macros
 from queries.catalog.views import views
 
 
-def statements(snapshot: Snapshot, root: Path | Remote) -> list[str]:
+def statements(snapshot: Snapshot, root: Path | RemoteFiles) -> list[str]:
     """DDL to run in order in an empty DuckDB database: views, then the macros of every question.
 
     root: the database's folder now, absolute, or its URL. Files are found below it, or below what

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featuredb.errors import CorruptDatabaseError, SQLError, first_line
-from featuredb.store.files.remote import Remote
+from featuredb.store.files.remote import RemoteFiles
 from queries.answers import Rows
 from queries.arguments import check_text
 from queries.connection import Reader
@@ -27,11 +27,11 @@ _OF_A_CONNECTION = re.compile(
 
 
 @contextmanager
-def duckdb_errors(root: Path | Remote) -> Iterator[None]:
+def duckdb_errors(root: Path | RemoteFiles) -> Iterator[None]:
     """Turn every DuckDB exception into `SQLError`, its message DuckDB's own but for want of memory.
 
     A file of the store that is gone or unreadable is `CorruptDatabaseError` instead, a remote one
-    that cannot be had what `Remote.fetch` raises.
+    that cannot be had what `RemoteFiles.fetch` raises.
     """
     # Most questions never meet DuckDB, and importing it takes longer than they do.
     import duckdb
@@ -42,7 +42,7 @@ def duckdb_errors(root: Path | Remote) -> Iterator[None]:
         yield
     except duckdb.Error as error:
         text = str(error)
-        if isinstance(root, Remote) and root.failure is not None and str(root.failure) in text:
+        if isinstance(root, RemoteFiles) and root.failure is not None and str(root.failure) in text:
             raise root.failure from error
         if isinstance(error, duckdb.OutOfMemoryException):
             raise SQLError(_out_of_memory(text)) from error

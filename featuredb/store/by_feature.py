@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from featuredb.store import schemas
 from featuredb.store.files.parquet import ParquetFiles, chunk_to_numpy, load_array
-from featuredb.store.files.remote import Remote
+from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.positions import without_stride
 from featuredb.store.snapshot import FeatureFile, Segment
 from featuredb.store.values import value_encoding
@@ -136,7 +136,7 @@ def directory_of(counts: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint64]
 class FeatureMajor:
     """Reads one segment's primary copy. A lookup touches the row groups it needs and no other."""
 
-    def __init__(self, root: Path | Remote, segment: Segment, files: ParquetFiles) -> None:
+    def __init__(self, root: Path | RemoteFiles, segment: Segment, files: ParquetFiles) -> None:
         self.segment = segment
         self._root = root
         self._files = files

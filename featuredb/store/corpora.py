@@ -17,7 +17,7 @@ from featuredb.errors import QueryError, UnknownContextError
 from featuredb.store import schemas
 from featuredb.store.files.arrays import fetch_rows, remote_flat
 from featuredb.store.files.parquet import ParquetFiles, load_array
-from featuredb.store.files.remote import Remote
+from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.names import NO_CONTEXT, context_spans, document_columns, folded
 from featuredb.store.snapshot import Corpus, Draft, Snapshot
 
@@ -47,7 +47,7 @@ class Texts:
     """Contexts, tokens and documents of one snapshot."""
 
     def __init__(
-        self, root: Path | Remote, snapshot: Snapshot | Draft, files: ParquetFiles
+        self, root: Path | RemoteFiles, snapshot: Snapshot | Draft, files: ParquetFiles
     ) -> None:
         self._root = root
         self._snapshot = snapshot
@@ -92,7 +92,7 @@ class Texts:
         found = self._tokens.get(corpus.id)
         if found is None:
             dtype = schemas.token_id_dtype(self._snapshot.model.vocab_size)
-            if isinstance(self._root, Remote):
+            if isinstance(self._root, RemoteFiles):
                 found = remote_flat(self._root, corpus.tokens.path, dtype)
             else:
                 path = self._root / corpus.tokens.path
@@ -107,7 +107,7 @@ class Texts:
         Of a remote database, all that is missing is asked for at once; nothing to do for a local
         one. Raises `UnknownContextError`.
         """
-        if not isinstance(self._root, Remote):
+        if not isinstance(self._root, RemoteFiles):
             return
         rows: dict[str, tuple[Corpus, list[int]]] = {}
         for context_id in context_ids:
@@ -218,7 +218,7 @@ class Texts:
 
     def _keeps_documents(self, corpus: Corpus) -> bool:
         """Whether the metadata of all documents is read at once."""
-        if isinstance(self._root, Remote):
+        if isinstance(self._root, RemoteFiles):
             return self._root.is_whole(corpus.documents.path)
         return corpus.n_documents <= _CACHED_DOCUMENTS
 

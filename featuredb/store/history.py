@@ -25,7 +25,7 @@ from featuredb.errors import (
 )
 from featuredb.store.current import Pointer, read_pointer
 from featuredb.store.files.atomic import fsync_path, sha256_of, write_atomically
-from featuredb.store.files.remote import Remote
+from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File, Snapshot, decode_snapshot
 
@@ -277,7 +277,7 @@ def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in spans) or "none"
 
 
-def read_remote_snapshot(remote: Remote, number: int | None = None) -> Snapshot:
+def read_remote_snapshot(remote: RemoteFiles, number: int | None = None) -> Snapshot:
     """Read the live snapshot of a database behind a URL, or an older one. Two requests.
 
     Args:
@@ -296,7 +296,9 @@ def read_remote_snapshot(remote: Remote, number: int | None = None) -> Snapshot:
     return snapshot
 
 
-def read_remote_raw(remote: Remote, number: int | None = None) -> tuple[Pointer, bytes, Snapshot]:
+def read_remote_raw(
+    remote: RemoteFiles, number: int | None = None
+) -> tuple[Pointer, bytes, Snapshot]:
     """A snapshot's name and checksum, its bytes, and these decoded.
 
     Raises as `read_remote_snapshot`.
@@ -326,7 +328,7 @@ def read_remote_raw(remote: Remote, number: int | None = None) -> tuple[Pointer,
         ) from error
 
 
-def _remote_bytes(remote: Remote, pointer: Pointer) -> tuple[Pointer, bytes, Snapshot]:
+def _remote_bytes(remote: RemoteFiles, pointer: Pointer) -> tuple[Pointer, bytes, Snapshot]:
     path = _snapshot_path(pointer.name)
     try:
         raw = remote.get_small(path, 1 << 30)
@@ -341,7 +343,7 @@ def _snapshot_path(name: str) -> str:
     return f"snapshots/{name}.json"
 
 
-def _remote_pointer(remote: Remote) -> Pointer:
+def _remote_pointer(remote: RemoteFiles) -> Pointer:
     """The pointer in the server's ``CURRENT``. Raises FileNotFoundError."""
     try:
         return Pointer.parse(remote.get_small("CURRENT", 256))
@@ -353,7 +355,7 @@ def _remote_pointer(remote: Remote) -> Pointer:
         ) from error
 
 
-def _nothing_pushed(remote: Remote, error: FileNotFoundError) -> FeatureDBError:
+def _nothing_pushed(remote: RemoteFiles, error: FileNotFoundError) -> FeatureDBError:
     if "bucket" in str(error):
         return DatabaseNotFoundError(f"{remote}: {error}: check the URL, and the endpoint if any")
     try:

@@ -15,8 +15,7 @@ from featuredb.store.by_feature import FeatureMajor
 from featuredb.store.by_token import TokenMajor
 from featuredb.store.corpora import Texts
 from featuredb.store.files.parquet import GroupRanges, ParquetFiles, load_array
-from featuredb.store.files.remote import Remote
-from featuredb.store.files.urls import is_url
+from featuredb.store.files.remote import RemoteFiles, is_url
 from featuredb.store.history import read_remote_snapshot, read_snapshot
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Sae, Snapshot
@@ -30,7 +29,9 @@ class Store:
     Pickles as path and snapshot number, and opens its files again where it is unpickled.
     """
 
-    def __init__(self, root: Path | Remote, snapshot: Snapshot, memory: int | None = None) -> None:
+    def __init__(
+        self, root: Path | RemoteFiles, snapshot: Snapshot, memory: int | None = None
+    ) -> None:
         self.root = root
         """The database's folder, absolute, or what stands for it behind a URL."""
         self.snapshot = snapshot
@@ -48,7 +49,7 @@ class Store:
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike[str] | Remote,
+        path: str | os.PathLike[str] | RemoteFiles,
         number: int | None = None,
         storage_options: Mapping[str, Any] | None = None,
         memory: int | None = None,
@@ -59,8 +60,8 @@ class Store:
         works in. Raises what `read_snapshot` and `read_remote_snapshot` raise.
         """
         if isinstance(path, str) and is_url(path):
-            path = Remote(path, storage_options)
-        if isinstance(path, Remote):
+            path = RemoteFiles(path, storage_options)
+        if isinstance(path, RemoteFiles):
             return cls(path, read_remote_snapshot(path, number), memory)
         layout = Layout(Path(path).expanduser().absolute())
         return cls(layout.root, read_snapshot(layout, number), memory)
@@ -121,5 +122,5 @@ class Store:
         return f"Store({str(self.root)!r}, snapshot {self.snapshot.number})"
 
 
-def _reopen(root: Path | Remote, number: int, memory: int | None) -> Store:
+def _reopen(root: Path | RemoteFiles, number: int, memory: int | None) -> Store:
     return Store.open(root, number, memory=memory)

@@ -35,7 +35,7 @@ from featuredb.store.files.atomic import (
     write_atomically,
 )
 from featuredb.store.files.fsspec_errors import remote_errors
-from featuredb.store.files.remote import Remote
+from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.history import (
     PUSHING,
     finish_publication,
@@ -96,7 +96,7 @@ class _Source:
         return [] if self.snapshot.catalog is None else [self.snapshot.catalog]
 
 
-def push(folder: Path, remote: Remote, report: Report | None = None) -> Transfer:
+def push(folder: Path, remote: RemoteFiles, report: Report | None = None) -> Transfer:
     """Copy the live snapshot of the database in `folder` to a URL; see `featuredb.push`."""
     layout = Layout(folder.expanduser().absolute())
     source = _local_source(layout)
@@ -132,7 +132,7 @@ def push(folder: Path, remote: Remote, report: Report | None = None) -> Transfer
     return Transfer(source.snapshot.number, copy.files, copy.bytes, len(same))
 
 
-def pull(remote: Remote, folder: Path, report: Report | None = None) -> Transfer:
+def pull(remote: RemoteFiles, folder: Path, report: Report | None = None) -> Transfer:
     """Copy the live snapshot of the database at a URL to `folder`; see `featuredb.pull`."""
     layout = Layout(folder.expanduser().absolute())
     source = _remote_source(remote)
@@ -172,12 +172,12 @@ def _local_source(layout: Layout) -> _Source:
     return _Source(snapshot, pointer, raw)
 
 
-def _remote_source(remote: Remote) -> _Source:
+def _remote_source(remote: RemoteFiles) -> _Source:
     pointer, raw, snapshot = read_remote_raw(remote)
     return _Source(snapshot, pointer, raw)
 
 
-def _remote_state(remote: Remote) -> State | None:
+def _remote_state(remote: RemoteFiles) -> State | None:
     try:
         _, raw, snapshot = read_remote_raw(remote)
     except (DatabaseNotFoundError, DatabaseNotReadyError):
@@ -233,7 +233,7 @@ def _listed(snapshots: Iterable[Snapshot]) -> dict[str, set[str]]:
     return listed
 
 
-def _note(remote: Remote) -> Snapshot | None:
+def _note(remote: RemoteFiles) -> Snapshot | None:
     """The snapshot that a push was copying when it was interrupted."""
     try:
         raw = remote.get_small(PUSHING, 1 << 30)
@@ -242,12 +242,12 @@ def _note(remote: Remote) -> Snapshot | None:
         return None
 
 
-def _remove_note(remote: Remote) -> None:
+def _remove_note(remote: RemoteFiles) -> None:
     with remote_errors(remote.url):
         remote.fs.rm_file(remote.below(PUSHING))
 
 
-def _upload(layout: Layout, remote: Remote, file: File) -> int:
+def _upload(layout: Layout, remote: RemoteFiles, file: File) -> int:
     path = layout.root / file.path
     try:
         if file.sha256 and sha256_of(path) != file.sha256:
@@ -268,7 +268,7 @@ def _upload(layout: Layout, remote: Remote, file: File) -> int:
 
 
 @contextmanager
-def _writing(remote: Remote) -> Iterator[None]:
+def _writing(remote: RemoteFiles) -> Iterator[None]:
     """Errors of writing to the other side: what is missing there is the bucket."""
     try:
         with remote_errors(remote.url):
@@ -279,13 +279,13 @@ def _writing(remote: Remote) -> Iterator[None]:
         ) from error
 
 
-def _put(remote: Remote, path: str, data: bytes) -> None:
+def _put(remote: RemoteFiles, path: str, data: bytes) -> None:
     with _writing(remote):
         _make_folder(remote, path)
         remote.fs.pipe_file(remote.below(path), data)
 
 
-def _make_folder(remote: Remote, path: str) -> None:
+def _make_folder(remote: RemoteFiles, path: str) -> None:
     if remote.scheme not in _FLAT:
         remote.fs.makedirs(remote.below(path).rpartition("/")[0], exist_ok=True)
 
@@ -297,7 +297,7 @@ def _is_there(layout: Layout, file: File, known: Mapping[str, set[str]]) -> bool
     return known.get(file.path) == {file.sha256} or sha256_of(path) == file.sha256
 
 
-def _download(layout: Layout, remote: Remote, file: File) -> int:
+def _download(layout: Layout, remote: RemoteFiles, file: File) -> int:
     path = layout.root / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from featuredb.store.files.remote import Remote
+from featuredb.store.files.remote import RemoteFiles
 
 ROOT = "featuredb_root()"
 """The database's folder, a macro of the catalog; wildcards in its name are escaped."""
@@ -34,9 +34,9 @@ def name(value: str) -> str:
     return '"' + value.replace('"', '""') + '"'
 
 
-def folder(root: Path | Remote) -> str:
+def folder(root: Path | RemoteFiles) -> str:
     """What DuckDB finds a database's folder by, and no other one that its name would match."""
-    if isinstance(root, Remote):
+    if isinstance(root, RemoteFiles):
         return root.url  # DuckDB gets its files by name
     return re.sub(r"[*?\[]", r"[\g<0>]", root.as_posix())
 

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from featuredb.cli import main
 from featuredb.cli.reference import renew
 from featuredb.cli.root import VERBS
-from featuredb.store.files.urls import is_url
+from featuredb.store.files.remote import is_url
 from ingest.model.hooks.families import FAMILIES
 from tests.docs.pages import COOKBOOK, FORMAT, ROOT, Block, blocks, on_made_store, pages
 from tests.docs.pages import table as table_of

@@ -183,7 +183,7 @@ def test_what_was_read_is_kept_within_a_bound(url: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(remote, "KEPT", 8_192)
     db = featuredb.open(url)
     root = db.location
-    assert isinstance(root, remote.Remote)
+    assert isinstance(root, remote.RemoteFiles)
     before = db.top_contexts(7).arrow()
     db.near(7)
     assert root._kept <= 8_192

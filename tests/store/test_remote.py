@@ -33,12 +33,10 @@ from featuredb.errors import (
 )
 from featuredb.store.files import remote
 from featuredb.store.files.arrays import RangedArray, remote_array
-from featuredb.store.files.remote import Remote
-from featuredb.store.files.remote_file import RemoteFile
-from featuredb.store.files.urls import is_url, local_folder
+from featuredb.store.files.remote import RemoteFile, RemoteFiles, is_url, local_folder
 from featuredb.store.history import PUSHING, read_remote_snapshot
 from featuredb.store.snapshot import Snapshot
-from queries.catalog.remote_files import RemoteFiles
+from queries.catalog.duckdb_files import DuckDBFileSystem
 from tests.make_store import make_store
 from tests.object_store import ObjectStore
 from tests.queries.test_questions import small_world
@@ -77,9 +75,9 @@ def test_what_is_a_url(path: str | Path, url: bool) -> None:
     assert is_url(path) is url
 
 
-def _remote(memory: Any, data: bytes, path: str = "a.bin") -> Remote:
+def _remote(memory: Any, data: bytes, path: str = "a.bin") -> RemoteFiles:
     memory.pipe_file("/db/" + path, data)
-    found = Remote("memory://db")
+    found = RemoteFiles("memory://db")
     found._sizes = {path: len(data)}
     return found
 
@@ -143,7 +141,7 @@ def test_threads_that_share_a_file_read_what_they_sought(
         monkeypatch.setattr(remote, name, value)
     data = np.random.default_rng(0).bytes(50_000)
     found = _remote(memory, data, "a.parquet")
-    file = RemoteFiles(found).open("memory://db/a.parquet")
+    file = DuckDBFileSystem(found).open("memory://db/a.parquet")
 
     def right(seed: int) -> bool:
         rng = np.random.default_rng(seed)
@@ -239,7 +237,7 @@ def test_a_web_server_without_ranges_is_told_of(
         thread.start()
         try:
             db = featuredb.open(f"http://127.0.0.1:{server.server_address[1]}/my.fdb")
-            assert isinstance(db.location, Remote)
+            assert isinstance(db.location, RemoteFiles)
             path = db.snapshot.derived.features.path
             with pytest.raises(RemoteError, match="does not serve ranges"):
                 db.location.read(path, 0, 10)
@@ -383,7 +381,7 @@ def test_the_command_line_reads_urls_and_says_one_line(
 
 def test_sizes_come_from_the_snapshot(memory: Any, folder: Path) -> None:
     _copy(memory, folder, "/my.fdb")
-    found = Remote("memory://my.fdb")
+    found = RemoteFiles("memory://my.fdb")
     snapshot = read_remote_snapshot(found)
     assert isinstance(snapshot, Snapshot)
     assert found.size(snapshot.vocabulary.path) == snapshot.vocabulary.bytes

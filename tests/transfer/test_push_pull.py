@@ -26,7 +26,7 @@ from featuredb.store import history
 from featuredb.store.current import Pointer
 from featuredb.store.files.atomic import sha256_of, write_atomically
 from featuredb.store.files.lock import write_lock
-from featuredb.store.files.remote import Remote
+from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.history import PUSHING, read_snapshot, write_snapshot
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File, Snapshot
@@ -180,7 +180,7 @@ def test_an_interrupted_push_goes_on(
     real = transfer._upload
     done: list[str] = []
 
-    def failing(layout: Layout, remote: Remote, file: Any) -> int:
+    def failing(layout: Layout, remote: RemoteFiles, file: Any) -> int:
         if len(done) >= after:
             raise Stop
         done.append(file.path)
@@ -205,7 +205,7 @@ def test_the_note_of_another_push_vouches_for_nothing_once_files_change(
     make_store(tmp_path / "b.fdb", small_world(("demo", "third")))
     real = transfer._upload
 
-    def some(layout: Layout, remote: Remote, file: Any) -> int:
+    def some(layout: Layout, remote: RemoteFiles, file: Any) -> int:
         if "index.npy" not in file.path and "tokens.bin" not in file.path:
             raise Stop
         return real(layout, remote, file)
@@ -228,7 +228,7 @@ def test_an_interrupted_pull_goes_on(
     real = transfer._download
     done: list[str] = []
 
-    def failing(layout: Layout, remote: Remote, file: Any) -> int:
+    def failing(layout: Layout, remote: RemoteFiles, file: Any) -> int:
         if len(done) == 5:
             raise Stop
         done.append(file.path)
@@ -255,7 +255,7 @@ def test_readers_see_the_old_snapshot_until_the_new_one_is_whole(
     seen: list[int] = []
     real = transfer._put
 
-    def watching(remote: Remote, path: str, data: bytes) -> None:
+    def watching(remote: RemoteFiles, path: str, data: bytes) -> None:
         with featuredb.open(URL) as db:
             db.near("demo/1")
             seen.append(db.snapshot.number)
@@ -542,10 +542,10 @@ def test_a_pull_that_copied_nothing_leaves_nothing(
     """Else its lock would make the folder look like one of featuredb's."""
     _pushed(folder)
 
-    def broken(remote: Remote, path: str, to: Path) -> None:
+    def broken(remote: RemoteFiles, path: str, to: Path) -> None:
         raise Stop
 
-    monkeypatch.setattr(Remote, "download", broken)
+    monkeypatch.setattr(RemoteFiles, "download", broken)
     (tmp_path / "empty").mkdir()
     for target in (tmp_path / "empty", tmp_path / "new/back.fdb"):
         with pytest.raises(Stop):

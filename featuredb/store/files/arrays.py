@@ -10,18 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import CorruptDatabaseError
-from featuredb.store.files.remote import Remote, Span
+from featuredb.store.files.remote import RemoteFiles, Span
 
 
 class RangedArray:
-    """An array of a `Remote` that is too large to fetch: an index reads the rows it names.
+    """An array of a `RemoteFiles` that is too large to fetch: an index reads the rows it names.
 
     Stands in for a memory map where rows are taken by number or by slice, with or without
     further axes: ``a[3]``, ``a[3:9]``, ``a[3:9, 1]``.
     """
 
     def __init__(
-        self, remote: Remote, path: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int
+        self,
+        remote: RemoteFiles,
+        path: str,
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...],
+        offset: int,
     ) -> None:
         self.dtype, self.shape = dtype, shape
         self._remote, self._path, self._offset = remote, path, offset
@@ -43,7 +48,7 @@ class RangedArray:
         return np.asarray(self._rows(0, len(self)), dtype)
 
     def fetch(self, spans: Iterable[Span]) -> None:
-        """Have these rows, start <= i < stop each, at hand. Raises as `Remote.fetch`."""
+        """Have these rows, start <= i < stop each, at hand. Raises as `RemoteFiles.fetch`."""
         self._remote.fetch(
             self._path,
             [(self._offset + a * self._row, self._offset + b * self._row) for a, b in spans],
@@ -61,27 +66,27 @@ def fetch_rows(array: Any, spans: Iterable[Span]) -> None:
         array.fetch(spans)
 
 
-def remote_array(remote: Remote, path: str) -> npt.NDArray[Any]:
+def remote_array(remote: RemoteFiles, path: str) -> npt.NDArray[Any]:
     """A ``.npy`` file: in memory when it is small, else a `RangedArray`."""
     head = remote.read(path, 0, 128)
     dtype, shape, offset = _header(remote, path, head)
     return _array(remote, path, dtype, shape, offset)
 
 
-def remote_matrix(remote: Remote, path: str) -> npt.NDArray[Any]:
+def remote_matrix(remote: RemoteFiles, path: str) -> npt.NDArray[Any]:
     """A ``.npy`` file, all of it in memory."""
     loaded: npt.NDArray[Any] = np.load(io.BytesIO(remote.straight(path)), allow_pickle=False)
     return loaded
 
 
-def remote_flat(remote: Remote, path: str, kind: npt.DTypeLike) -> npt.NDArray[Any]:
+def remote_flat(remote: RemoteFiles, path: str, kind: npt.DTypeLike) -> npt.NDArray[Any]:
     """A file of nothing but numbers: in memory when it is small, else a `RangedArray`."""
     dtype = np.dtype(kind)
     return _array(remote, path, dtype, (remote.size(path) // dtype.itemsize,), 0)
 
 
 def _array(
-    remote: Remote, path: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int
+    remote: RemoteFiles, path: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int
 ) -> npt.NDArray[Any]:
     if remote.size(path) and remote.is_whole(path):
         data = remote.read(path, offset, remote.size(path))
@@ -90,7 +95,9 @@ def _array(
     return cast("npt.NDArray[Any]", RangedArray(remote, path, dtype, shape, offset))
 
 
-def _header(remote: Remote, path: str, head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+def _header(
+    remote: RemoteFiles, path: str, head: bytes
+) -> tuple[np.dtype[Any], tuple[int, ...], int]:
     file = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(file)

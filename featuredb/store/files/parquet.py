@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 
 from featuredb.errors import CorruptDatabaseError, first_line
 from featuredb.store.files.arrays import remote_array, remote_matrix
-from featuredb.store.files.remote import Remote
-from featuredb.store.files.remote_file import RemoteFile
+from featuredb.store.files.remote import RemoteFile, RemoteFiles
 
 
 class ParquetFiles:
@@ -27,7 +26,9 @@ class ParquetFiles:
     it needs at once.
     """
 
-    def __init__(self, root: Path | Remote, limit: int = 300, *, memory_map: bool = True) -> None:
+    def __init__(
+        self, root: Path | RemoteFiles, limit: int = 300, *, memory_map: bool = True
+    ) -> None:
         self._root = root
         self._memory_map = memory_map
         self._limit = limit
@@ -86,7 +87,7 @@ class ParquetFiles:
 
         Nothing to do for a local file. Raises as `read`.
         """
-        if not isinstance(self._root, Remote):
+        if not isinstance(self._root, RemoteFiles):
             return
         with self._lock:
             try:
@@ -104,7 +105,7 @@ class ParquetFiles:
     def _file(self, path: str) -> pq.ParquetFile:
         file = self._open.get(path)
         if file is None:
-            if isinstance(self._root, Remote):
+            if isinstance(self._root, RemoteFiles):
                 file = pq.ParquetFile(RemoteFile(self._root, path))
             else:
                 file = pq.ParquetFile(self._root / path, memory_map=self._memory_map)
@@ -123,7 +124,7 @@ class ParquetFiles:
         groups: Sequence[int] | None,
         columns: list[str] | None,
     ) -> None:
-        if isinstance(self._root, Remote) and not self._root.is_whole(path):
+        if isinstance(self._root, RemoteFiles) and not self._root.is_whole(path):
             self._root.fetch(path, _chunks(file.metadata, groups, columns))
 
 
@@ -140,7 +141,7 @@ def _chunks(
                 yield start, start + chunk.total_compressed_size
 
 
-def unreadable(root: Path | Remote, path: str, error: Exception) -> CorruptDatabaseError:
+def unreadable(root: Path | RemoteFiles, path: str, error: Exception) -> CorruptDatabaseError:
     """The error for a file of the store that cannot be read."""
     return CorruptDatabaseError(
         f"{root / path} is missing or damaged ({first_line(error)}): "
@@ -181,13 +182,13 @@ class GroupRanges(NamedTuple):
         ]
 
 
-def load_array(root: Path | Remote, path: str, *, whole: bool = False) -> npt.NDArray[Any]:
+def load_array(root: Path | RemoteFiles, path: str, *, whole: bool = False) -> npt.NDArray[Any]:
     """A ``.npy`` file of the store, memory-mapped. Raises `CorruptDatabaseError`.
 
     Of a remote database: in memory, but a large one, unless `whole`, is read by rows as they are
     asked for (`RangedArray`).
     """
-    if isinstance(root, Remote):
+    if isinstance(root, RemoteFiles):
         return remote_matrix(root, path) if whole else remote_array(root, path)
     try:
         mapped: npt.NDArray[Any] = np.load(root / path, mmap_mode="r")

@@ -6,6 +6,9 @@ twice, no size is looked up, and a request is always for bytes that are known to
 
 from __future__ import annotations
 
+import io
+import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from featuredb.errors import CorruptDatabaseError, FeatureDBError, RemoteError
+from featuredb.errors import CorruptDatabaseError, FeatureDBError, RemoteError, StorageError
 from featuredb.store.files.fsspec_errors import open_file_system, remote_errors
 from featuredb.store.files.scratch import scratch_folder
 from featuredb.store.snapshot import File, Snapshot
@@ -41,11 +44,14 @@ _TAIL_LEAST, _TAIL_MOST, _TAIL_SHARE = 1 << 16, 1 << 20, 32
 """How much of a Parquet file's end is read for its footer: a share of the file, within bounds.
 Footers measured 0.1 % to 2.1 % of their files."""
 
+# A letter of a drive is no scheme, and a chain such as simplecache::s3:// is one.
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+(::[a-z][a-z0-9+.-]+)*://")
+
 Span = tuple[int, int]
 """start <= byte < stop."""
 
 
-class Remote:
+class RemoteFiles:
     """The folder of a database behind a URL.
 
     Safe to use from several threads. Pickles as URL and options, without what it has read.
@@ -92,10 +98,10 @@ class Remote:
         return self.url
 
     def __repr__(self) -> str:
-        return f"Remote({self.url!r})"
+        return f"RemoteFiles({self.url!r})"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Remote, (self.url, self.storage_options)
+        return RemoteFiles, (self.url, self.storage_options)
 
     def below(self, path: str) -> str:
         """A path of the store as the file system knows it."""
@@ -300,6 +306,39 @@ class Remote:
         )
 
 
+class RemoteFile(io.RawIOBase):
+    """One file of a `RemoteFiles`, as a Python file. at: the place in it."""
+
+    at: int
+
+    def __init__(self, remote: RemoteFiles, path: str) -> None:
+        self.remote = remote
+        self.path = path
+        self._size = remote.size(path)
+        self.at = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As of any file. Raises as `RemoteFiles.fetch`."""
+        stop = self._size if size is None or size < 0 else self.at + size
+        data = self.remote.read(self.path, self.at, stop)
+        self.at += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self._size}[whence]
+        self.at = max(0, base + offset)
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
 def _numbers(spans: Iterable[Span]) -> list[int]:
     """Numbers of the blocks that hold the spans, ascending."""
     return sorted({n for a, b in spans if b > a for n in range(a // BLOCK, (b - 1) // BLOCK + 1)})
@@ -315,3 +354,21 @@ def _stretches(numbers: Sequence[int], size: int) -> Iterator[Span]:
             start = here
     if numbers:
         yield start * BLOCK, min((numbers[-1] + 1) * BLOCK, size)
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` names a place for fsspec, as ``s3://bucket/my.fdb`` does."""
+    return isinstance(path, str) and _SCHEME.match(path) is not None
+
+
+def local_folder(path: str | os.PathLike[str], doing: str) -> Path:
+    """`path` as a folder of this machine. Raises `StorageError` when it is a URL.
+
+    doing: what was asked for, as the message says it.
+    """
+    if is_url(path):
+        raise StorageError(
+            f"{path} is a URL, and {doing} needs a folder: databases are written on a local disk "
+            "and copied with `featuredb push` and `featuredb pull`"
+        )
+    return Path(path)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.store.files.parquet import load_array
-from featuredb.store.files.remote import Remote
+from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File, Sae, Snapshot, VectorIndex, Vectors
 from featuredb.store.vectors.directions import (
@@ -51,7 +51,7 @@ class DirectionSearch:
     order.
     """
 
-    def __init__(self, root: Path | Remote, snapshot: Snapshot) -> None:
+    def __init__(self, root: Path | RemoteFiles, snapshot: Snapshot) -> None:
         self._root = root
         self._snapshot = snapshot
         self._rows: dict[tuple[str, str], DirectionRows | HeldRows] = {}
@@ -99,7 +99,7 @@ class DirectionSearch:
 
     def _directions(self, sae: Sae, kind: str) -> DirectionRows | HeldRows:
         vectors = self._vectors(sae, kind)
-        if not isinstance(self._root, Remote):
+        if not isinstance(self._root, RemoteFiles):
             return DirectionRows(Layout(self._root), vectors, kind)
         matrices = []
         for one in vectors:
@@ -110,7 +110,7 @@ class DirectionSearch:
 
     def _halves(self, sae: Sae, kind: str) -> list[HalfMatrix]:
         group = self._vectors(sae, kind)
-        if not isinstance(self._root, Remote):
+        if not isinstance(self._root, RemoteFiles):
             return [scanned_rows(self._root, v, kind) for v in group]
         halves, first = [], 0
         for vectors in group:

@@ -9,8 +9,7 @@ from typing import Any
 from fsspec.spec import AbstractFileSystem
 
 from featuredb.errors import FeatureDBError, RemoteError
-from featuredb.store.files.remote import Remote
-from featuredb.store.files.remote_file import RemoteFile
+from featuredb.store.files.remote import RemoteFile, RemoteFiles
 
 _AHEAD_LEAST, _AHEAD_MOST = 1 << 18, 4 << 20
 """Bytes read ahead of a scan: twice as many at every step."""
@@ -21,16 +20,16 @@ _NEAR = 1 << 20
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class RemoteFiles(AbstractFileSystem):  # type: ignore[misc]
+class DuckDBFileSystem(AbstractFileSystem):  # type: ignore[misc]
     """What DuckDB asks of a file system, for the scheme of one database's URL.
 
-    Files of the snapshot come through its `Remote`: their sizes are known, they never change, and
-    nothing is read twice. Any other URL of the scheme goes to fsspec unchanged.
+    Files of the snapshot come through its `RemoteFiles`. Their sizes are known, they never change,
+    and nothing is read twice. Any other URL of the scheme goes to fsspec unchanged.
     """
 
     cachable = False
 
-    def __init__(self, remote: Remote) -> None:
+    def __init__(self, remote: RemoteFiles) -> None:
         super().__init__()
         self.protocol = remote.scheme
         self._remote = remote
@@ -92,7 +91,7 @@ class _Scan:
     waits for what another one is getting.
     """
 
-    def __init__(self, remote: Remote, path: str) -> None:
+    def __init__(self, remote: RemoteFiles, path: str) -> None:
         self._remote = remote
         self._path = path
         self._reached = -1
@@ -121,7 +120,7 @@ class _File(RemoteFile):
     A failure is remembered, as DuckDB keeps only the text of an exception.
     """
 
-    def __init__(self, remote: Remote, path: str, scan: _Scan) -> None:
+    def __init__(self, remote: RemoteFiles, path: str, scan: _Scan) -> None:
         self._places = threading.local()
         super().__init__(remote, path)
         self._scan = scan

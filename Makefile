@@ -27,6 +27,7 @@ types: setup-dev
 
 docs: setup-dev
 	$(BIN)/python -m featuredb.cli.reference --write README.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Under ten minutes on two cores; each is worth longer runs, as docs/benchmarks.md has them.
 bench: setup-dev

@@ -174,7 +174,8 @@ class FeatureMajor:
             entry = self.segment.feature_files[index]
             if entry.first_row >= stop:
                 break
-            pieces.append(self._slice(entry, start, stop, columns, feature))
+            if entry.file.rows:
+                pieces.append(self._slice(entry, start, stop, columns, feature))
         if not pieces:
             empty = np.empty(0, dtype=self.segment.values)
             return FeatureRows(np.empty(0, np.uint32), np.empty(0, np.uint32), empty)

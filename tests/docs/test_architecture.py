@@ -1,8 +1,7 @@
-"""The pages on the code itself: a question is added as they say, and what they name is there."""
+"""docs/architecture.md: a question is added as it says, and its rooms are there."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shutil
@@ -15,8 +14,6 @@ import pytest
 from tests.docs.pages import ROOT
 
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-GLOSSARY = ROOT / "docs" / "glossary.md"
-PORTIONS = ("partition", "segment", "bucket", "row group", "batch", "chunk")
 
 
 def _files() -> dict[str, str]:
@@ -63,13 +60,3 @@ def test_a_question_is_added_as_the_page_says(tmp_path: Path, made_store: Path) 
 def test_a_room_is_there(room: str) -> None:
     parents = ("", "featuredb", "featuredb/store", "ingest")
     assert any((ROOT / parent / room).is_dir() for parent in parents)
-
-
-@pytest.mark.parametrize("noun", PORTIONS)
-def test_a_portion_is_where_the_glossary_says(noun: str) -> None:
-    (where,) = re.findall(rf"^\| {noun} \|.*\| `([\w.]+)` \|$", GLOSSARY.read_text("utf-8"), re.M)
-    module, _, name = where.rpartition(".")
-    if not (name[0].isupper() or "_" in name):
-        module, name = where, ""
-    found = importlib.import_module(module)
-    assert not name or hasattr(found, name)

@@ -15,12 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featuredb.errors import CorruptDatabaseError, FeatureDBError, RemoteError, StorageError
 from featuredb.store.files.fsspec_errors import open_file_system, remote_errors
 from featuredb.store.files.scratch import scratch_folder
-from featuredb.store.snapshot import File, Snapshot
+
+if TYPE_CHECKING:
+    from featuredb.store.snapshot import File, Snapshot
 
 BLOCK = 1 << 16
 """Bytes are asked for, and kept, in blocks of this size."""

@@ -3,32 +3,32 @@
 ::
 
     FeatureDBError
-    ├── DatabaseError             the folder given as a database
-    │   ├── DatabaseNotFoundError     nothing there, or not a featuredb database
+    ├── DatabaseError             problem with the database folder
+    │   ├── DatabaseNotFoundError     no featuredb database at the path
     │   ├── DatabaseNotReadyError     an ingest has started and not yet published
     │   ├── DatabaseLockedError       another process is writing
-    │   ├── UnfinishedError           an ingest into it waits to be finished
+    │   ├── UnfinishedError           an unfinished ingest blocks the operation
     │   ├── FormatVersionError        written by a newer featuredb
     │   └── CorruptDatabaseError      a file is missing, damaged or contradicts the snapshot
-    ├── QueryError                a question that cannot be answered as asked
+    ├── QueryError                invalid query
     │   ├── UnknownFeatureError       no such feature id or SAE name
     │   ├── UnknownContextError       no such context id
     │   └── SQLError                  DuckDB refused the statement
-    ├── OptionError               a setting that makes no sense
-    ├── IngestError               an ingest that cannot start or go on
+    ├── OptionError               invalid option
+    ├── IngestError               an ingest that cannot start or resume
     │   ├── CorpusError               the corpus cannot be read
     │   ├── ModelError                the language model cannot be loaded or run
-    │   ├── SaeError                  the SAE cannot be loaded or is not what it says
-    │   ├── HookError                 no such place in the model
+    │   ├── SaeError                  the SAE cannot be loaded or its files are inconsistent
+    │   ├── HookError                 no such hook in the model
     │   ├── PlanMismatchError         the command differs from the one that started this ingest
     │   ├── LoadCheckError            the SAE does not explain the model's activations
-    │   └── FetchError                a pinned download is missing or not what it should be
-    ├── StorageError              the file system said no (full, read-only, no permission)
-    │   └── RemoteError               a URL's server cannot be reached or refuses
+    │   └── FetchError                a pinned download is missing or fails its check
+    ├── StorageError              file system error (full, read-only, no permission)
+    │   └── RemoteError               a remote server cannot be reached or refuses
     └── MissingExtraError         an optional dependency is not installed
 
-A message is one line: what was wrong, then what to do about it. The class carries the exit code
-the command line ends with.
+A message is one line: what was wrong, then what to do about it. Each class sets the exit code of
+the command line.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FeatureDBError(Exception):
 
 
 class DatabaseError(FeatureDBError):
-    """Something about the database folder itself."""
+    """Base of errors about the database folder."""
 
     exit_code = 3
 
@@ -53,7 +53,7 @@ class DatabaseNotFoundError(DatabaseError):
 
 
 class DatabaseNotReadyError(DatabaseError):
-    """An ingest has begun here and has not published a snapshot yet."""
+    """An ingest has started and has not published a snapshot yet."""
 
 
 class DatabaseLockedError(DatabaseError):
@@ -61,7 +61,7 @@ class DatabaseLockedError(DatabaseError):
 
 
 class UnfinishedError(DatabaseError):
-    """An ingest into the database has begun and waits to be finished or given up."""
+    """The database has an unfinished ingest, to be resumed or abandoned."""
 
 
 class FormatVersionError(DatabaseError):
@@ -73,38 +73,38 @@ class CorruptDatabaseError(DatabaseError):
 
 
 class QueryError(FeatureDBError):
-    """A question that cannot be answered as it was asked."""
+    """A query that is invalid or cannot be answered."""
 
     exit_code = 4
 
 
 class UnknownFeatureError(QueryError):
-    """No feature, or no SAE, of that name."""
+    """No feature or SAE has that name."""
 
 
 class UnknownContextError(QueryError):
-    """No context of that id."""
+    """No context has that id."""
 
 
 class SQLError(QueryError):
-    """DuckDB refused the statement, or had too little memory for it; the message is DuckDB's own
-    but for the latter."""
+    """DuckDB rejected the statement or ran out of memory. The message is DuckDB's except in the
+    latter case."""
 
 
 class OptionError(FeatureDBError):
-    """A setting that makes no sense; the command line's own are refused by click."""
+    """Invalid option of a Python call. Click rejects those of the command line."""
 
     exit_code = 2
 
 
 class IngestError(FeatureDBError):
-    """An ingest that cannot start or go on."""
+    """An ingest that cannot start or resume."""
 
     exit_code = 5
 
 
 class CorpusError(IngestError):
-    """The corpus is missing, empty, or not what its name says."""
+    """The corpus is missing, empty or in another format than its name says."""
 
 
 class ModelError(IngestError):
@@ -112,7 +112,7 @@ class ModelError(IngestError):
 
 
 class SaeError(IngestError):
-    """The SAE cannot be loaded, or is not what its files claim."""
+    """The SAE cannot be loaded, or its files are inconsistent."""
 
 
 class HookError(IngestError):
@@ -120,7 +120,7 @@ class HookError(IngestError):
 
 
 class PlanMismatchError(IngestError):
-    """The database was started with other inputs than the ones given now."""
+    """The inputs differ from the ones the ingest was started with."""
 
 
 class LoadCheckError(IngestError):
@@ -128,11 +128,11 @@ class LoadCheckError(IngestError):
 
 
 class FetchError(IngestError):
-    """A pinned download could not be had, or is not the file it should be."""
+    """A pinned download failed or does not match its checksum."""
 
 
 class StorageError(FeatureDBError):
-    """The file system refused: full, read-only, or no permission."""
+    """File system error: full, read-only or no permission."""
 
     exit_code = 6
 
@@ -142,12 +142,12 @@ class RemoteError(StorageError):
 
 
 class MissingExtraError(FeatureDBError):
-    """An optional dependency that this needs is not installed."""
+    """A required optional dependency is not installed."""
 
     exit_code = 7
 
 
 def first_line(error: BaseException | str) -> str:
-    """First line of another library's error, without its full stop: the class if it has no text."""
+    """First line of another library's error without its period, or the class if it has no text."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".")

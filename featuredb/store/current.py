@@ -1,4 +1,4 @@
-"""``CURRENT``: one line that names the live snapshot and says what its bytes hash to."""
+"""``CURRENT``: one line with the live snapshot's name and checksum."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ _LINE = re.compile(rb"(\d{6,})(?: ([0-9a-f]{64}) ([0-9a-f]{8}))?\n")
 class Pointer(NamedTuple):
     """The live snapshot's name, as ``000001``, and the SHA-256 of its file in hexadecimal.
 
-    sha256 is None where the line is the name alone, as a person writes it to repair the file.
+    sha256 is None if the line has only the name, as written by hand to repair the file.
     """
 
     name: str
     sha256: str | None
 
     def line(self) -> bytes:
-        """``NAME SHA256 CRC32``: the last, of what stands before it, tells damage to the line
+        """``NAME SHA256 CRC32``. The CRC-32 of the preceding text distinguishes damage to the line
         from damage to the snapshot."""
         if self.sha256 is None:
             return f"{self.name}\n".encode()
-        told = f"{self.name} {self.sha256}"
-        return f"{told} {zlib.crc32(told.encode()):08x}\n".encode()
+        payload = f"{self.name} {self.sha256}"
+        return f"{payload} {zlib.crc32(payload.encode()):08x}\n".encode()
 
     @classmethod
     def parse(cls, line: bytes) -> Self:
-        """The other way. Raises ValueError for anything that `line` would not give."""
-        found = _LINE.fullmatch(line)
-        if found is not None:
+        """Inverse of `line`. Raises ValueError for any other input."""
+        match = _LINE.fullmatch(line)
+        if match is not None:
             name, digest = (
-                part.decode() if part is not None else None for part in found.group(1, 2)
+                part.decode() if part is not None else None for part in match.group(1, 2)
             )
             pointer = cls(name or "", digest)
             if pointer.line() == line:
@@ -44,7 +44,7 @@ class Pointer(NamedTuple):
 
 
 def read_pointer(layout: Layout) -> Pointer:
-    """What ``CURRENT`` says. Raises `CorruptDatabaseError` where it is damaged, and OSError."""
+    """Read ``CURRENT``. Raises `CorruptDatabaseError` if it is damaged, and OSError."""
     try:
         return Pointer.parse(layout.current.read_bytes())
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The folder that a database begins in: empty at first, and gone again where nothing came of it."""
+"""Create the folder of a new database, and clean it up on failure."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ def beginning(
 ) -> Iterator[None]:
     """Hold the write lock of a database that may be new.
 
-    take_back: removes what nothing needs where the block fails; folders that were made for the
-    database, above it included, go with it. Raises `refused` for a folder with other things in it,
-    `StorageError` for a path at which there can be no folder, `DatabaseLockedError`.
+    take_back: cleans up orphaned files if the block fails. Empty folders created for the database,
+    including its parents, are removed. Raises `refused` for a folder with other contents,
+    `StorageError` for a path that cannot be a folder, `DatabaseLockedError`.
     """
     refuse_other_folders(layout, refused)
     made = missing_folders(layout.root)
     try:
         with write_lock(layout, purpose):
             try:
-                # Every library that writes on the way has its own word for a full disk.
+                # Each library reports a full disk with a different error.
                 with storage_errors(layout.root):
                     yield
             except BaseException:
-                # The error on its way out matters more than what could not be tidied up after it.
+                # The original error matters more than a failed cleanup.
                 with suppress(OSError, StorageError):
                     take_back(layout)
                 raise
     finally:
-        # Empty ones only: whatever is still there keeps the rest.
+        # Only empty folders are removed.
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
 
 
 def refuse_other_folders(layout: Layout, refused: type[FeatureDBError]) -> None:
-    """A database begins in a new or empty folder: its parts have everyday names, and what no
-    snapshot names in them is removed. Raises `refused`, `StorageError`."""
+    """Refuse a non-empty folder that is not a database: its parts have common names, and cleanup
+    removes files that no snapshot references. Raises `refused`, `StorageError`."""
     root = layout.root
     try:
         names = [path.name for path in root.iterdir() if not path.name.startswith(".")]
@@ -56,8 +56,8 @@ def refuse_other_folders(layout: Layout, refused: type[FeatureDBError]) -> None:
         raise StorageError(f"{root} is a file: give a path for the database's folder") from error
     except OSError as error:
         raise refusal(error, root) or error from error
-    own = {layout.lock.name, layout.current.name}
-    if names and not own.intersection(names):
+    markers = {layout.lock.name, layout.current.name}
+    if names and not markers.intersection(names):
         raise refused(
             f"{root} is not a featuredb database and not empty ({sorted(names)[0]}): "
             "give a new path"

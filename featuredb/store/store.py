@@ -1,4 +1,4 @@
-"""One snapshot of a database, opened read-only: the handle every query stands on."""
+"""One snapshot of a database, opened read-only: the handle every query uses."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from featuredb.store.vectors.search import DirectionSearch
 
 
 class Store:
-    """A database pinned to one snapshot. Later ingests do not change what it answers.
+    """A database pinned to one snapshot. Later ingests do not change its results.
 
-    Pickles as path and snapshot number, and opens its files again where it is unpickled.
+    Pickles as path and snapshot number, and reopens its files when unpickled.
     """
 
     def __init__(
         self, root: Path | RemoteFiles, snapshot: Snapshot, memory: int | None = None
     ) -> None:
         self.root = root
-        """The database's folder, absolute, or what stands for it behind a URL."""
+        """The database's absolute folder, or its `RemoteFiles` behind a URL."""
         self.snapshot = snapshot
         self.memory = memory
-        """Bytes that SQL works in; None for what DuckDB takes by itself."""
+        """Memory limit of SQL in bytes, or None for DuckDB's default."""
         self.files = ParquetFiles(root)
         self.texts = Texts(root, snapshot, self.files)
         self.features = Features(snapshot, self.files)
@@ -54,10 +54,10 @@ class Store:
         storage_options: Mapping[str, Any] | None = None,
         memory: int | None = None,
     ) -> Self:
-        """Open the live snapshot of the database at `path`, or the one of that number.
+        """Open the live snapshot of the database at `path`, or the given snapshot.
 
-        path: a folder, or a URL for fsspec, which storage_options are for. memory: bytes that SQL
-        works in. Raises what `read_snapshot` and `read_remote_snapshot` raise.
+        path: a folder or an fsspec URL. storage_options: for the URL's file system. memory: memory
+        limit of SQL in bytes. Raises as `read_snapshot` and `read_remote_snapshot`.
         """
         if isinstance(path, str) and is_url(path):
             path = RemoteFiles(path, storage_options)
@@ -68,7 +68,7 @@ class Store:
 
     @cached_property
     def sae_order(self) -> dict[str, int]:
-        """Where each SAE stands in the snapshot: the order that breaks ties between SAEs."""
+        """The rank of each SAE in the snapshot, which breaks ties between SAEs."""
         return {sae.name: i for i, sae in enumerate(self.snapshot.saes)}
 
     def feature_major(self, sae: Sae) -> list[FeatureMajor]:
@@ -105,14 +105,14 @@ class Store:
         return found
 
     def graph_groups(self, path: str) -> GroupRanges:
-        """Which features each row group of a neighbour table holds."""
+        """The feature range of each row group of a neighbor table."""
         found = self._graphs.get(path)
         if found is None:
             found = self._graphs[path] = GroupRanges.of(self.files, path)
         return found
 
     def close(self) -> None:
-        """Close every file. A closed store opens them again when asked."""
+        """Close every file. A closed store reopens them on demand."""
         self.files.close()
 
     def __reduce__(self) -> tuple[object, ...]:

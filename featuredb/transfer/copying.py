@@ -1,4 +1,4 @@
-"""Files copied one by one or several at once, counted and reported while they arrive."""
+"""Copy files in sequence or in parallel, with progress reports."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from featuredb.store.snapshot import File
 
 _AT_ONCE = 8
-"""Files under way at the same time."""
+"""Number of files copied in parallel."""
 
 Report = Callable[[int, int], None]
-"""Called with (bytes done, bytes to copy)."""
+"""Progress callback, called with (bytes copied, bytes to copy)."""
 
 
 class Copying:
-    """Copies files, several at once, and counts."""
+    """Copies files and counts files and bytes."""
 
     def __init__(self, copy: Callable[[File], int], report: Report | None) -> None:
-        """copy: copies one file and says how many bytes it was."""
+        """copy: copies one file and returns its size in bytes."""
         self.files = 0
         self.bytes = 0
         self._copy = copy
@@ -28,23 +28,23 @@ class Copying:
         self._lock = threading.Lock()
 
     def expect(self, files: Iterable[File]) -> None:
-        """Say how much there is to copy."""
+        """Set the total to copy."""
         self._total = sum(file.bytes for file in files)
-        self._tell()
+        self._notify()
 
     def all(self, files: Sequence[File]) -> None:
-        """In any order. The first failure stops what has not begun, and is raised."""
+        """Copy in parallel, in any order. Raise the first failure and cancel pending copies."""
         with ThreadPoolExecutor(_AT_ONCE) as threads:
-            under_way = [threads.submit(self._one, file) for file in files]
+            futures = [threads.submit(self._one, file) for file in files]
             try:
-                for done in under_way:
-                    done.result()
+                for future in futures:
+                    future.result()
             except BaseException:
                 threads.shutdown(wait=True, cancel_futures=True)
                 raise
 
     def each(self, files: Sequence[File]) -> None:
-        """One after the other."""
+        """Copy in sequence."""
         for file in files:
             self._one(file)
 
@@ -53,8 +53,8 @@ class Copying:
         with self._lock:
             self.files += 1
             self.bytes += size
-            self._tell()
+            self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self._report is not None:
             self._report(self.bytes, self._total)

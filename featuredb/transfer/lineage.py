@@ -1,7 +1,7 @@
-"""Whether one state of a database is an earlier one of another: what a copy may go on from.
+"""Check that one state of a database is an ancestor of another before copying over it.
 
-Copies of one database that are changed apart from each other give the same numbers, and the same
-names of files, to different things.
+Copies of one database that diverge use the same snapshot numbers and file names for different
+contents.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class State(NamedTuple):
 
 
 def refuse_another_line(ours: State, live: State, origin: str, target: str) -> None:
-    """Raises `DatabaseError` unless `live`, what the target has, is `ours` or an earlier state.
+    """Raises `DatabaseError` unless `live`, the target's state, is `ours` or an ancestor of it.
 
-    origin, target: where the two are, for the message.
+    origin, target: the two locations, for the message.
     """
     older, newer = sorted((live, ours), key=lambda state: state.snapshot.number)
     why = _what_differs(older, newer)
@@ -39,20 +39,20 @@ def refuse_another_line(ours: State, live: State, origin: str, target: str) -> N
 
 
 def file_that_differs(one: Snapshot, other: Snapshot) -> str | None:
-    """The first path, by name, that the two snapshots give to different files."""
-    told = {file.path: file.sha256 for file in one.files()}
+    """The first path, by name, whose contents differ between the two snapshots."""
+    checksums = {file.path: file.sha256 for file in one.files()}
     return min(
-        (f.path for f in other.files() if told.get(f.path, f.sha256) != f.sha256), default=None
+        (f.path for f in other.files() if checksums.get(f.path, f.sha256) != f.sha256), default=None
     )
 
 
 def _what_differs(older: State, newer: State) -> str | None:
-    """What shows that `newer` did not come of `older`; None where nothing does."""
+    """Why `newer` cannot descend from `older`, or None."""
     number, ingests = older.snapshot.number, older.snapshot.ingests
     if newer.snapshot.ingests[: len(ingests)] != ingests:
         return "their ingests differ"
-    own = f"snapshots/{number:06d}.json"
-    known = {file.sha256 for file in newer.snapshot.older if file.path == own}
+    path_of_older = f"snapshots/{number:06d}.json"
+    known = {file.sha256 for file in newer.snapshot.older if file.path == path_of_older}
     if number == newer.snapshot.number:
         known = {newer.sha256}
     if known - {older.sha256}:

@@ -1,8 +1,8 @@
-"""Copying a database to a URL and back: only what the other side lacks, in an order that is safe.
+"""Upload a database to a URL and download it, skipping existing files.
 
-A reader of either side sees the snapshot before or the one after, as ``CURRENT`` comes last. A
-file counts as there when its size is right and a snapshot of that side (or the note of a push that
-was interrupted) lists it with the same SHA-256; of local files the SHA-256 is computed instead.
+Readers see the snapshot before or the one after, because ``CURRENT`` is written last. A file is
+skipped when its size matches and a snapshot of the target (or the note of an interrupted push)
+lists it with the same SHA-256. For other local files the SHA-256 is computed.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ from featuredb.transfer.copying import Copying, Report
 from featuredb.transfer.lineage import State, file_that_differs, refuse_another_line
 
 _FLAT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"}
-"""Schemes of stores that have no folders to make."""
+"""Schemes of object stores, which have no folders to create."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a push or a pull did. files and bytes: copied; skipped: files that were there."""
+    """Result of a push or pull: files and bytes copied, and existing files skipped."""
 
     snapshot: int
     files: int
@@ -72,7 +72,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class _Source:
-    """The snapshot to copy, with the bytes that make it live."""
+    """The snapshot to copy, its bytes and its pointer."""
 
     snapshot: Snapshot
     pointer: Pointer
@@ -92,7 +92,7 @@ class _Source:
 
     @property
     def last(self) -> list[File]:
-        """The catalog: copied every time, after all else."""
+        """The catalog, always copied last."""
         return [] if self.snapshot.catalog is None else [self.snapshot.catalog]
 
 
@@ -100,7 +100,7 @@ def push(folder: Path, remote: RemoteFiles, report: Report | None = None) -> Tra
     """Copy the live snapshot of the database in `folder` to a URL; see `featuredb.push`."""
     layout = Layout(folder.expanduser().absolute())
     source = _local_source(layout)
-    there = remote.find()
+    existing = remote.find()
     live = _remote_state(remote)
     if live is not None:
         refuse_another_line(source.state, live, str(layout.root), str(remote))
@@ -109,9 +109,9 @@ def push(folder: Path, remote: RemoteFiles, report: Report | None = None) -> Tra
     known = _listed([s for s in (published, noted) if s is not None])
     same, differing, absent = [], [], []
     for file in source.files:
-        if there.get(file.path) is None:
+        if existing.get(file.path) is None:
             absent.append(file)
-        elif there[file.path] == file.bytes and known.get(file.path) == {file.sha256}:
+        elif existing[file.path] == file.bytes and known.get(file.path) == {file.sha256}:
             same.append(file)
         else:
             differing.append(file)
@@ -119,10 +119,10 @@ def push(folder: Path, remote: RemoteFiles, report: Report | None = None) -> Tra
     last = source.last
     copy.expect([*differing, *absent, *last])
     if noted is not None and noted != source.snapshot:
-        _remove_note(remote)  # it vouches for files that are about to change
+        _remove_note(remote)  # it lists files that are about to change
     copy.all(differing)
-    # From here on every listed file that is there is one of this snapshot: another push may
-    # rely on it.
+    # From here on every existing listed file belongs to this snapshot, so another push can
+    # skip it.
     _put(remote, PUSHING, source.raw)
     copy.all(absent)
     _put(remote, source.name, source.raw)  # before the catalog, as in `pull`
@@ -145,20 +145,20 @@ def pull(remote: RemoteFiles, folder: Path, report: Report | None = None) -> Tra
         live = _local_state(layout)
         if live is not None:
             refuse_another_line(source.state, live, str(remote), str(layout.root))
-        kept = [] if live is None else kept_snapshots(layout, skip_damaged=True)
-        _refuse_overwriting(source.snapshot, kept, layout)
+        retained = [] if live is None else kept_snapshots(layout, skip_damaged=True)
+        _refuse_overwriting(source.snapshot, retained, layout)
         _forget_unpublished(layout, live)
         last = source.last
         for parent in {(layout.root / f.path).parent for f in (*source.files, *last)}:
             sweep(parent)
-        known = _listed(kept)
-        missing = [file for file in source.files if not _is_there(layout, file, known)]
+        known = _listed(retained)
+        missing = [file for file in source.files if not _exists(layout, file, known)]
         copy = Copying(lambda file: _download(layout, remote, file), report)
         copy.expect([*missing, *last])
         copy.all(missing)
         _flush_folders(layout, source.files)
-        # Before the catalog, as in every publication: killed between the two, the next writer
-        # finds by it that the catalog is that of a snapshot to finish.
+        # Before the catalog, as in every publication: after a kill between the two, the next
+        # writer detects that the catalog belongs to a snapshot to finish.
         write_atomically(layout.root / source.name, source.raw)
         copy.each(last)
         _flush_folders(layout, last)
@@ -197,10 +197,10 @@ def _state(raw: bytes, snapshot: Snapshot) -> State:
     return State(snapshot, sha256(raw).hexdigest())
 
 
-def _refuse_overwriting(ours: Snapshot, kept: Iterable[Snapshot], layout: Layout) -> None:
-    """Raises `DatabaseError` where a file to copy has the name of another that is still named: once
-    nothing names it, the name is free."""
-    for snapshot in kept:
+def _refuse_overwriting(ours: Snapshot, retained: Iterable[Snapshot], layout: Layout) -> None:
+    """Raises `DatabaseError` if a file to copy would overwrite a different file that a retained
+    snapshot still references."""
+    for snapshot in retained:
         path = file_that_differs(snapshot, ours)
         if path is not None:
             raise DatabaseError(
@@ -210,14 +210,14 @@ def _refuse_overwriting(ours: Snapshot, kept: Iterable[Snapshot], layout: Layout
 
 
 def _forget_unpublished(layout: Layout, live: State | None) -> None:
-    """Remove snapshots that were never live: below the number to come they would count as kept."""
+    """Remove snapshots that were never live, which would otherwise count as retained."""
     for number in snapshot_numbers(layout):
         if live is None or number > live.snapshot.number:
             layout.snapshot(number).unlink()
 
 
 def _take_back(layout: Layout) -> None:
-    """Where nothing was copied nothing stays, so that the folder is not taken for a database."""
+    """Clean up if nothing was copied, so that the folder is not taken for a database."""
     parts = [p for p in layout.root.iterdir() if not p.name.startswith(".") and p != layout.lock]
     if not any(path.is_file() for part in parts for path in (part, *part.rglob("*"))):
         for part in (*parts, layout.lock):
@@ -225,7 +225,7 @@ def _take_back(layout: Layout) -> None:
 
 
 def _listed(snapshots: Iterable[Snapshot]) -> dict[str, set[str]]:
-    """Path to the SHA-256 that snapshots give it."""
+    """Map each path to the SHA-256 values that snapshots list for it."""
     listed: dict[str, set[str]] = defaultdict(set)
     for snapshot in snapshots:
         for file in snapshot.files():
@@ -234,7 +234,7 @@ def _listed(snapshots: Iterable[Snapshot]) -> dict[str, set[str]]:
 
 
 def _note(remote: RemoteFiles) -> Snapshot | None:
-    """The snapshot that a push was copying when it was interrupted."""
+    """The snapshot of an interrupted push."""
     try:
         raw = remote.get_small(PUSHING, 1 << 30)
         return msgspec.json.decode(raw, type=Snapshot)
@@ -269,7 +269,7 @@ def _upload(layout: Layout, remote: RemoteFiles, file: File) -> int:
 
 @contextmanager
 def _writing(remote: RemoteFiles) -> Iterator[None]:
-    """Errors of writing to the other side: what is missing there is the bucket."""
+    """Translate errors of remote writes. A missing file means a missing bucket."""
     try:
         with remote_errors(remote.url):
             yield
@@ -290,7 +290,7 @@ def _make_folder(remote: RemoteFiles, path: str) -> None:
         remote.fs.makedirs(remote.below(path).rpartition("/")[0], exist_ok=True)
 
 
-def _is_there(layout: Layout, file: File, known: Mapping[str, set[str]]) -> bool:
+def _exists(layout: Layout, file: File, known: Mapping[str, set[str]]) -> bool:
     path = layout.root / file.path
     if _size_if_there(path) != file.bytes:
         return False
@@ -318,7 +318,7 @@ def _download(layout: Layout, remote: RemoteFiles, file: File) -> int:
 
 
 def _flush_folders(layout: Layout, files: Iterable[File]) -> None:
-    """Flush the lists of names that lead to files: one may be new, or an interrupted pull's."""
+    """Flush the parent folders of files, which may be new or from an interrupted pull."""
     for folder in {folder for file in files for folder in PurePosixPath(file.path).parents}:
         fsync_path(layout.root / folder)
 

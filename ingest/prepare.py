@@ -198,7 +198,7 @@ def _store_vocabulary(layout: Layout, model: LoadedModel) -> File:
 def _store_corpus(
     layout: Layout, draft: Draft, ids: NextIds, inputs: Inputs, fingerprint: str
 ) -> StoredCorpus:
-    log.info(f"tokenising {inputs.corpus.source}")
+    log.info(f"tokenizing {inputs.corpus.source}")
     header = CorpusHeader(
         id=str(ids.corpus),
         source=inputs.corpus.source,

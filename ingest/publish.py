@@ -92,7 +92,7 @@ def publish(
                 layout, draft, job._replace(segments=live[sae.name])
             )
             return_freed_memory()
-    log.info("statistics, co-activation and neighbours")
+    log.info("statistics, co-activation and neighbors")
     derived = write_derived(layout, Content(draft, live, profiles, logits, base, work))
     snapshot = Snapshot(
         format=schemas.FORMAT_VERSION,

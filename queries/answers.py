@@ -120,7 +120,7 @@ class Answer:
         return next(iter(replace(self, table=self.table.slice(position, 1))))
 
     def print(self, console: Console | None = None) -> None:
-        """Write the answer where `console` writes, else to standard output, in its colours."""
+        """Write the answer where `console` writes, else to standard output, in its colors."""
         from featuredb.render.text import write
 
         write(self, console.file if console else sys.stdout)

@@ -15,8 +15,8 @@ from tests.make_store import MadeSae, World
 def clustered(n: int, d: int, seed: int = 0) -> npt.NDArray[np.float32]:
     """Rows float32 [n, d] of different lengths, about fifty to a cluster."""
     rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((max(1, n // 50), d))
-    rows = centres[rng.integers(0, len(centres), n)] + 0.5 * rng.standard_normal((n, d))
+    centers = rng.standard_normal((max(1, n // 50), d))
+    rows = centers[rng.integers(0, len(centers), n)] + 0.5 * rng.standard_normal((n, d))
     scaled: npt.NDArray[np.float32] = (rows * rng.uniform(0.2, 5, (n, 1))).astype(np.float32)
     return scaled
 

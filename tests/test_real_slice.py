@@ -155,7 +155,7 @@ def test_top_contexts_three_ways_and_the_oracle(
             assert filtered == oracle.top_contexts("demo", feature, 20, 16, keep=of_topic)
 
 
-def test_neighbours_three_ways_and_the_oracle(root: Path, oracle: Oracle, shown: list[int]) -> None:
+def test_neighbors_three_ways_and_the_oracle(root: Path, oracle: Oracle, shown: list[int]) -> None:
     db = featuredb.open(root)
     with duckdb.connect(str(root / "catalog.duckdb"), read_only=True) as plain:
         for feature in shown:

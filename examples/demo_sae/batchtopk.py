@@ -92,8 +92,8 @@ def initial_weights(mean: Tensor, features: int, generator: torch.Generator) -> 
 
 def pre_activations(x: Tensor, weights: Weights) -> Tensor:
     """z of the module's formula for float32 [B, d], computed in bfloat16 [B, d_sae]."""
-    centred = (x - weights.decoder_bias).bfloat16()
-    return torch.addmm(weights.encoder_bias.bfloat16(), centred, weights.encoder.bfloat16().t())
+    centered = (x - weights.decoder_bias).bfloat16()
+    return torch.addmm(weights.encoder_bias.bfloat16(), centered, weights.encoder.bfloat16().t())
 
 
 def batch_top_k(z: Tensor, count: int, guess: float) -> Active:
@@ -143,8 +143,8 @@ def gradients(x: Tensor, active: Active, weights: Weights) -> tuple[list[Tensor]
     feature, token = active.feature[by_feature], active.token[by_feature]
     turned = shape[1], shape[0]
     for_decoder = _sparse(feature, token, active.value[by_feature], turned) @ slope
-    centred = x - weights.decoder_bias
-    for_encoder = _sparse(feature, token, by_value[by_feature], turned) @ centred
+    centered = x - weights.decoder_bias
+    for_encoder = _sparse(feature, token, by_value[by_feature], turned) @ centered
     for_encoder_bias = torch.zeros(shape[1]).index_add_(0, active.feature, by_value)
     for_decoder_bias = slope.sum(0) - for_encoder_bias @ weights.encoder
     return [for_encoder, for_decoder, for_encoder_bias, for_decoder_bias], residual

@@ -1,4 +1,4 @@
-"""Write the model card: the scores, the settings tried, and features a reader recognises.
+"""Write the model card: the scores, the settings tried, and features a reader recognizes.
 
     python -m examples.demo_sae.card --sae ingest/demo/sae --work scratch --report NAME
 

@@ -59,13 +59,13 @@ def reconstruction(sae: SavedSAE, data: Tensor, rows: Tensor) -> Reconstruction:
     mean = torch.zeros(data.shape[1], dtype=torch.float64)
     for x in _chunks(data, rows):
         mean += x.sum(0)
-    centre = (mean / len(rows)).float()
+    center = (mean / len(rows)).float()
     error = total = 0.0
     fired = torch.zeros(len(sae.b_enc), dtype=torch.float64)
     for x in _chunks(data, rows):
         codes = sae.encode(x)
         error += float((x - sae.decode(codes)).square().sum())
-        total += float((x - centre).square().sum())
+        total += float((x - center).square().sum())
         fired += (codes > 0).sum(0)
     count = len(rows)
     return Reconstruction(count, error / total, float(fired.sum()) / count, fired / count)

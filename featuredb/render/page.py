@@ -74,7 +74,7 @@ class Page:
         """Consecutive tokens as running text, the active ones shaded, `peak` underlined.
 
         Without colors active tokens stand in single angle quotes, the peak in «double» ones. A
-        space before a word stays outside its shade, so that neighbouring tokens are seen apart.
+        space before a word stays outside its shade, so that neighboring tokens are seen apart.
         """
         text = Text()
         for i, (token, value) in enumerate(zip(spelled(tokens), activations, strict=True)):
@@ -91,7 +91,7 @@ class Page:
 
 
 def page_for(stream: IO[str], environment: Mapping[str, str] | None = None) -> Page:
-    """The page that `stream` is: NO_COLOR, FORCE_COLOR, TERM, COLORTERM, COLUMNS are honoured."""
+    """The page that `stream` is: NO_COLOR, FORCE_COLOR, TERM, COLORTERM, COLUMNS are honored."""
     environment = os.environ if environment is None else environment
     width = PLAIN_WIDTH
     if environment.get("COLUMNS", "").isdigit():

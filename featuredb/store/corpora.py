@@ -1,4 +1,4 @@
-"""The stored corpora: which document a context belongs to, its tokens, and how they read."""
+"""The stored corpora: documents, contexts, tokens and their text."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from featuredb.store.names import NO_CONTEXT, context_spans, document_columns, f
 from featuredb.store.snapshot import Corpus, Draft, Snapshot
 
 _CACHED_DOCUMENTS = 1_000_000
-"""Up to this many documents their metadata is read once and kept; beyond it, read on demand."""
+"""Up to this many documents, their metadata is cached. Beyond it, it is read on demand."""
 
 DOCUMENT_ROW_GROUP = 1_024
 
 
 def text_hash(text: str) -> int:
-    """What a document's text is looked up by: 64 bits of BLAKE2b of its UTF-8.
+    """Lookup key of a document's text: 64 bits of BLAKE2b of its UTF-8.
 
     ``text_hashes.npy`` has, sorted, a row (hash, row of the document in the corpus) for every
     document that has a text, as uint64.
@@ -37,7 +37,7 @@ def text_hash(text: str) -> int:
 
 
 class Where(NamedTuple):
-    """A context's place: its corpus and its row there."""
+    """A context's location: its corpus and its row in it."""
 
     corpus: Corpus
     row: int
@@ -59,18 +59,18 @@ class Texts:
 
     @cached_property
     def token_texts(self) -> list[str]:
-        """How each token id reads on its own, by id."""
+        """The text of each token id."""
         table = self._files.read(self._snapshot.vocabulary.path, columns=["text"])
         texts: list[str] = table.column("text").to_pylist()
         return texts
 
     @cached_property
     def metadata_names(self) -> list[str]:
-        """Document columns that answers carry."""
+        """Document columns of answers."""
         return document_columns(self._snapshot)
 
     def locate(self, context_id: int) -> Where:
-        """Raises `UnknownContextError` with the valid range."""
+        """Locate a context. Raises `UnknownContextError` with the valid range."""
         for corpus in self._snapshot.corpora:
             row = context_id - corpus.first_context
             if 0 <= row < corpus.n_contexts:
@@ -80,7 +80,7 @@ class Texts:
         )
 
     def index(self, corpus: Corpus) -> npt.NDArray[np.int64]:
-        """int64 [n_contexts + 1, 2]: (document_id, first token in tokens.bin); last row closes."""
+        """int64 [n_contexts + 1, 2]: (document_id, first token in tokens.bin). Last row: end."""
         found = self._indexes.get(corpus.id)
         if found is None:
             found = load_array(self._root, corpus.index.path)
@@ -102,10 +102,9 @@ class Texts:
         return found
 
     def fetch(self, context_ids: Sequence[int]) -> None:
-        """Have the tokens and documents of contexts at hand before they are read one by one.
+        """Prefetch the tokens and documents of contexts of a remote database.
 
-        Of a remote database, all that is missing is asked for at once; nothing to do for a local
-        one. Raises `UnknownContextError`.
+        Does nothing for a local database. Raises `UnknownContextError`.
         """
         if not isinstance(self._root, RemoteFiles):
             return
@@ -130,8 +129,8 @@ class Texts:
     def document_contexts(self, document_id: int) -> Iterator[tuple[int, int, int]]:
         """(context_id, tokens to skip, shift) of each context of a document, in order.
 
-        What is skipped is BOS and what an earlier window had already; a token's place in the
-        document, counted without BOS, is its index in the context plus the shift.
+        Skipped tokens are BOS and those that an earlier window covers. A token's index in the
+        document, without BOS, is its index in the context plus the shift.
         """
         corpus = self._corpus_of_document(document_id)
         index = self.index(corpus)
@@ -185,7 +184,7 @@ class Texts:
         )
 
     def documents(self, document_ids: Sequence[int]) -> pa.Table:
-        """Rows of `metadata_schema` for these documents, in the order asked for.
+        """Rows of `metadata_schema` for these documents, in the given order.
 
         A column that a document's corpus does not have is null there.
         """
@@ -217,13 +216,13 @@ class Texts:
         return self._conform(read.slice(offset, 1))
 
     def _keeps_documents(self, corpus: Corpus) -> bool:
-        """Whether the metadata of all documents is read at once."""
+        """Whether to cache the metadata of all documents."""
         if isinstance(self._root, RemoteFiles):
             return self._root.is_whole(corpus.documents.path)
         return corpus.n_documents <= _CACHED_DOCUMENTS
 
     def _conform(self, table: pa.Table) -> pa.Table:
-        """One corpus's columns as `metadata_schema` has them."""
+        """One corpus's columns in `metadata_schema`."""
         present = {folded(name): table.column(name) for name in table.column_names}
         columns = [
             _cast(present[folded(field.name)], field)
@@ -237,8 +236,8 @@ class Texts:
 def _rows_of(hashes: npt.NDArray[np.uint64], wanted: int) -> list[int]:
     """The rows listed beside a hash, ascending, from a sorted array uint64 [n, 2].
 
-    Hashes are uniform, so that it is known within a few square roots of n where one stands: from
-    afar that is one request, where a search by halves would be one for each step.
+    Hashes are uniform, so a hash's position is known within a few square roots of n. A remote
+    lookup takes one request, where binary search would take one per step.
     """
     n = len(hashes)
     middle, reach = wanted * n >> 64, 4 * isqrt(n) + 16
@@ -255,8 +254,8 @@ def _rows_of(hashes: npt.NDArray[np.uint64], wanted: int) -> list[int]:
 def unite(one: pa.DataType, other: pa.DataType) -> bool:
     """Whether a column may have these types in two corpora of a database.
 
-    It may where Python and DuckDB make the same one column of both: of equal types, of numbers and
-    booleans, of text with integers or booleans, and of lists of such.
+    It may if Python and DuckDB unify them to the same type: equal types, numbers and booleans,
+    text with integers or booleans, and lists of these.
     """
     if one == other:
         return True
@@ -272,7 +271,7 @@ def unite(one: pa.DataType, other: pa.DataType) -> bool:
 
 
 def _common(one: pa.DataType | None, other: pa.DataType) -> pa.DataType:
-    """The type that holds both, as DuckDB's UNION would choose: text when nothing else does."""
+    """The common type, as DuckDB's UNION chooses it: text if no other type fits."""
     if one is None or one == other:
         return other
     types = pa.types
@@ -293,9 +292,9 @@ def _common(one: pa.DataType | None, other: pa.DataType) -> pa.DataType:
 
 
 def _cast(column: pa.ChunkedArray, to: pa.Field) -> pa.ChunkedArray:
-    """A column as a type of `_common`: rounded where that is floating.
+    """Cast a column to a type of `_common`, rounding if that is floating.
 
-    Types that `unite` always can be; others were once let in. Raises `QueryError`.
+    Types accepted by `unite` always cast. Older versions admitted others. Raises `QueryError`.
     """
     try:
         return column.cast(to.type, safe=not pa.types.is_floating(to.type))
@@ -310,7 +309,7 @@ def _cast(column: pa.ChunkedArray, to: pa.Field) -> pa.ChunkedArray:
 
 
 def _is_number(data_type: pa.DataType) -> bool:
-    """Booleans among them."""
+    """Whether a type is numeric or boolean."""
     types = pa.types
     return bool(
         types.is_integer(data_type) or types.is_floating(data_type) or types.is_boolean(data_type)

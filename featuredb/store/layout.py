@@ -1,4 +1,4 @@
-"""Where everything is inside a database folder (the tree of docs/format.md)."""
+"""Paths inside a database folder (the tree of docs/format.md)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of one database. Nothing here touches the disk."""
+    """Paths of one database. Does not access the disk."""
 
     root: Path
 
     @property
     def current(self) -> Path:
-        """Names the live snapshot; changed only by an atomic rename."""
+        """Pointer to the live snapshot. Replaced only by an atomic rename."""
         return self.root / "CURRENT"
 
     @property
     def lock(self) -> Path:
-        """Held by the one writer."""
+        """Lock file of the writer."""
         return self.root / "LOCK"
 
     @property
@@ -67,7 +67,7 @@ class Layout:
 
     @property
     def orders(self) -> Path:
-        """Each SAE's features in order of frequency, along which token-major files count."""
+        """Each SAE's features by frequency, the order that token-major files use."""
         return self.root / "orders"
 
     def feature_order(self, table: str, number: int) -> Path:
@@ -75,7 +75,7 @@ class Layout:
 
     @property
     def staging(self) -> Path:
-        """An ingest in progress: its plan, and each finished partition."""
+        """An ingest in progress: its plan and finished partitions."""
         return self.root / "staging"
 
     def relative(self, path: Path) -> str:

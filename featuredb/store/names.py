@@ -1,4 +1,4 @@
-"""How a feature is named: a number where the database has one SAE, else ``"sae_name/1234"``."""
+"""Feature names: a number if the database has one SAE, otherwise ``"sae_name/1234"``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from featuredb.errors import UnknownFeatureError
 from featuredb.store.snapshot import Draft, Sae, Snapshot
 
 NUMBER = "-?[0-9]{1,18}"
-"""What counts as a feature's number (a regular expression; negative ones get the range error)."""
+"""Regular expression of a feature's number. Negative ones raise the range error."""
 
 NO_FEATURE = "there is no feature {number}: {sae} has features 0 to {last}"
 NO_SAE = "there is no SAE {name}: this database has {names}"
@@ -21,14 +21,14 @@ NOT_A_FEATURE = "{feature} is not a feature: give its number, or SAE/NUMBER as i
 NO_CONTEXT = "there is no context {context}: this database has {spans}"
 BAD_COUNT = "k must be a whole number, at least 1 and below 2^63, not {k}"
 BAD_WINDOW = "window must be a whole number, at least 0 and below 2^63, not {window}"
-"""Templates shared with the catalog's macros, so that Python and SQL say the same."""
+"""Templates shared with the catalog's macros, so that Python and SQL give equal messages."""
 
 
 def parse_feature(snapshot: Snapshot, feature: Any) -> tuple[Sae, int]:
-    """The SAE and the number that `feature` names.
+    """The SAE and number of a feature name.
 
-    feature: an integer or its digits where the database has one SAE; ``"sae_name/1234"`` (split
-    at the last slash) always. Raises `UnknownFeatureError` saying what there is instead.
+    feature: ``"sae_name/1234"`` (split at the last slash), or an integer or its digits if the
+    database has one SAE. Raises `UnknownFeatureError` listing the valid names.
     """
     if isinstance(feature, bool) or not isinstance(feature, int | str | np.integer):
         raise UnknownFeatureError(NOT_A_FEATURE.format(feature=feature, example=example(snapshot)))
@@ -52,12 +52,12 @@ def parse_feature(snapshot: Snapshot, feature: Any) -> tuple[Sae, int]:
 
 
 def feature_name(snapshot: Snapshot, sae: Sae, number: int) -> str:
-    """The shortest name that `parse_feature` understands."""
+    """The shortest name that `parse_feature` accepts."""
     return str(number) if len(snapshot.saes) == 1 else f"{sae.name}/{number}"
 
 
 def context_ranges(snapshot: Snapshot | Draft) -> list[tuple[int, int]]:
-    """First and last id of the contexts there are, ascending: a dropped corpus leaves a gap."""
+    """First and last ids of the existing contexts, ascending. A dropped corpus leaves a gap."""
     ranges: list[tuple[int, int]] = []
     for corpus in snapshot.corpora:
         first, last = corpus.first_context, corpus.first_context + corpus.n_contexts - 1
@@ -69,18 +69,18 @@ def context_ranges(snapshot: Snapshot | Draft) -> list[tuple[int, int]]:
 
 
 def context_spans(snapshot: Snapshot | Draft) -> str:
-    """The contexts there are, in words."""
+    """The existing contexts, for messages."""
     spans = " and ".join(f"{first} to {last}" for first, last in context_ranges(snapshot))
     return f"contexts {spans}" if spans else "no contexts"
 
 
 def sae_names(snapshot: Snapshot) -> str:
-    """The SAEs of the database, in its order."""
+    """The SAEs of the database, in order."""
     return ", ".join(s.name for s in snapshot.saes) or "none"
 
 
 def example(snapshot: Snapshot) -> str:
-    """A feature written out in full."""
+    """A full feature name, for messages."""
     return f"{snapshot.saes[0].name}/12" if snapshot.saes else "sae/12"
 
 
@@ -95,13 +95,13 @@ ANSWER_COLUMNS = (
     "tokens",
     "activations",
 )
-"""Columns of the top contexts, in order, before the document's own."""
+"""Columns of the top contexts, in order, before the document columns."""
 
 
 def document_columns(snapshot: Snapshot | Draft) -> list[str]:
-    """What answers carry of a document: ``source``, then the corpora's own columns, in order.
+    """Document columns of an answer: ``source``, then the corpora's metadata columns, in order.
 
-    Names that SQL does not tell apart are one column, called as in the first corpus.
+    Names that are equal in SQL are one column, named as in the first corpus.
     """
     columns = {"source": "source"}
     for corpus in snapshot.corpora:
@@ -111,15 +111,15 @@ def document_columns(snapshot: Snapshot | Draft) -> list[str]:
 
 
 def folded(name: str) -> str:
-    """A column's name as DuckDB compares them: without the case of A to Z, and of no other."""
+    """A column's name as DuckDB compares it: only A to Z are lowercased."""
     return name.encode().lower().decode()
 
 
 def metadata_columns(names: Sequence[str]) -> list[str]:
-    """What an answer calls document columns `names`, in order: their own names, if they are free.
+    """Names of the document columns `names` in an answer, in order.
 
-    One that the answer uses already gets ``document_`` in front, as often as it takes to differ
-    from the others. DuckDB does not tell upper case from lower in names, so neither does this.
+    A name that the answer already uses is prefixed with ``document_`` until it is unique.
+    DuckDB ignores case in names, so this does too.
     """
     taken = {*ANSWER_COLUMNS, *(name.lower() for name in names)}
     answer = []

@@ -1,7 +1,7 @@
 """Every table's columns, dtypes and sort order, defined once.
 
 *Active*: the SAE's own ``encode(x)`` is non-zero, after its own activation function, threshold
-and normalisation, in float32 (or the dtype the user chose). There is no other epsilon.
+and normalization, in float32 (or the dtype the user chose). There is no other epsilon.
 
 *Stored activation*: that value rounded by `featuredb.store.values.stored_values`. Every query,
 statistic and ranking is computed from stored values, so all answers agree.
@@ -46,7 +46,7 @@ WINDOW = 16
 """Tokens either side of a peak that are kept ready as text."""
 
 NEIGHBORS_KEPT = 50
-"""Neighbours kept ready per feature and kind."""
+"""Stored neighbors per feature and kind."""
 
 HISTOGRAM_BINS = 40
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)

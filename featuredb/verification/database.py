@@ -56,7 +56,7 @@ def verify(
     First the bytes of every file: ``CURRENT``, the snapshot, the catalog, and all that the
     snapshot names, by size and SHA-256. Then, as far as the files are sound, what they say: sort
     order, directory and agreement of both copies of the activations; ids, tokens and lengths of
-    the corpora; statistics, neighbours, and a sample of examples against the activations; LanceDB's
+    the corpora; statistics, neighbors, and a sample of examples against the activations; LanceDB's
     directions against the unit rows; the catalog's views. memory: bytes to work in, beyond what the
     interpreter and its libraries take. progress: a bar on standard error where that is a terminal.
 

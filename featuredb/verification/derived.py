@@ -220,7 +220,7 @@ def _looked_up(
 
 
 def check_neighbors(scope: Scope, file: File) -> Iterator[Problem]:
-    """Order, ranks and ids of a neighbour table, whatever its score."""
+    """Order, ranks and ids of a neighbor table, whatever its score."""
     sizes = np.array([sae.d_sae for sae in scope.snapshot.saes])
     names = [sae.name for sae in scope.snapshot.saes]
     before = (-1, -1, 0, np.inf)

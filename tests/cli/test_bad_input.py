@@ -99,7 +99,7 @@ def test_as_a_process(folder: Path, tmp_path: Path, case: str) -> None:
     assert done.stdout == ""
     lines = done.stderr.splitlines()
     assert lines[-1].startswith("featuredb: ")
-    progress = ("tokenising ", "checking the load ")
+    progress = ("tokenizing ", "checking the load ")
     assert all(line.startswith(progress) for line in lines[:-1])
     assert not (tmp_path / "db.fdb").exists()
 

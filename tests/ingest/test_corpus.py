@@ -134,7 +134,7 @@ def test_an_arrow_table_is_the_same_however_it_is_chunked() -> None:
         (gzip.compress(b'{"text": "a"}\n'), ["a"]),
     ],
 )
-def test_standard_input_is_recognised_by_content(
+def test_standard_input_is_recognized_by_content(
     monkeypatch: pytest.MonkeyPatch, content: bytes, expected: list[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))

@@ -115,7 +115,7 @@ def test_pre_for_post(folder: Path, model: LoadedModel, tmp_path: Path) -> None:
 
 
 def test_off_by_one_where_layers_hardly_differ(tmp_path: Path) -> None:
-    """The SAE explains most of the neighbouring layers too: only the comparison tells."""
+    """The SAE explains most of the neighboring layers too. Only the comparison detects it."""
     hook = "blocks.1.hook_resid_post"
     tiny_model(tmp_path / "model")
     write_jsonl(tmp_path / "corpus.jsonl", tiny_documents())
@@ -135,7 +135,7 @@ def test_a_missing_bos(folder: Path, model: LoadedModel, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("wrong", ["layer_norm", "constant_norm_rescale"])
-def test_a_wrong_normalisation(
+def test_a_wrong_normalization(
     folder: Path, model: LoadedModel, tmp_path: Path, wrong: str
 ) -> None:
     sae = explaining_sae(tmp_path, model, normalize_activations=wrong)

@@ -118,7 +118,7 @@ def test_nothing_is_printed(llama: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert capfd.readouterr() == ("", "")
 
 
-def test_long_texts_are_tokenised_without_a_word(
+def test_long_texts_are_tokenized_without_a_word(
     llama: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ids = load(llama).tokenizer("a b " * 500).input_ids

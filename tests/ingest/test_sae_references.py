@@ -83,8 +83,8 @@ def test_without_a_network_the_cache_has_to_do(
         load_sae("hf:google/nothing-here/layer_1")
 
 
-def test_catalogue_facts_reach_the_reader(tmp_path: Path) -> None:
-    """A scale, and corrections of cfg.json, that only SAELens's catalogue knows."""
+def test_catalog_facts_reach_the_reader(tmp_path: Path) -> None:
+    """A scale, and corrections of cfg.json, that only SAELens's catalog knows."""
     folder = tmp_path / "sae"
     shutil.copytree(FIXTURES / "saelens_standard", folder)
     plain = load_sae(folder)
@@ -123,8 +123,8 @@ def test_sae_lens_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         load_sae("sae-lens:gemma-scope-2b-pt-res-canonical/layer_9/width_16k/canonical")
 
 
-def test_sae_lens_catalogue(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The catalogue gives the repository and path; the reading is ours."""
+def test_sae_lens_catalog(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalog gives the repository and path; the reading is ours."""
     entry = SimpleNamespace(
         repo_id="google/gemma-scope-2b-pt-res",
         model="gemma-2-2b",
@@ -133,11 +133,11 @@ def test_sae_lens_catalogue(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         norm_scaling_factor={},
         config_overrides=None,
     )
-    catalogue = ModuleType("sae_lens.loading.pretrained_saes_directory")
-    catalogue.get_pretrained_saes_directory = lambda: {"gemma": entry}  # type: ignore[attr-defined]
+    catalog = ModuleType("sae_lens.loading.pretrained_saes_directory")
+    catalog.get_pretrained_saes_directory = lambda: {"gemma": entry}  # type: ignore[attr-defined]
     for name in ("sae_lens", "sae_lens.loading"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, catalogue.__name__, catalogue)
+    monkeypatch.setitem(sys.modules, catalog.__name__, catalog)
     resolved = resolve("sae-lens:gemma/layer_9/width_16k/canonical")
     assert resolved.path == cache
     assert resolved.hints["l0"] == 73.0

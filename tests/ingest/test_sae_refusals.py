@@ -205,7 +205,7 @@ def test_missing_config(tmp_path: Path) -> None:
     assert "cfg.json" in refused(folder)
 
 
-def test_unrecognised_folder_says_what_was_found_and_needed(tmp_path: Path) -> None:
+def test_unrecognized_folder_says_what_was_found_and_needed(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("hello")
     (tmp_path / "src").mkdir()
     message = refused(tmp_path)

@@ -114,7 +114,7 @@ def test_windows_are_those_of_the_loop(
 
 @settings(deadline=None)
 @given(texts=st.lists(st.text(st.characters(codec="utf-8")), max_size=5), options=OPTIONS)
-def test_texts_are_tokenised_whole(
+def test_texts_are_tokenized_whole(
     texts: list[str], options: tuple[int, int | None, int | None]
 ) -> None:
     size, bos, stride = options
@@ -292,7 +292,7 @@ def test_the_bos_of_a_template_is_not_doubled_and_windows_keep_their_roles() -> 
     assert cut.n_tokens.tolist() == [len(whole.token_ids) - 1]
 
 
-def test_chats_that_cannot_be_tokenised() -> None:
+def test_chats_that_cannot_be_tokenized() -> None:
     options: dict[str, Any] = {"context_size": 9, "bos_id": None}
     with pytest.raises(CorpusError, match="refuses document 0: no"):
         tokenize_chats(byte_level("{{ raise_exception('no') }}"), [CHAT], **options)

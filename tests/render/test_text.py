@@ -25,7 +25,7 @@ from queries.answers import Answer, Info, Rows
 from tests.cli import answers
 
 _DANGEROUS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
-_OWN_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _KINDS = pytest.mark.parametrize("answer", answers.every_answer(), ids=lambda a: a.kind)
 _RAMPS = [Ramp(b, c) for b in ("dark", "light") for c in ("truecolor", "256", "standard")]
 
@@ -37,10 +37,10 @@ def test_plain_text_has_no_control_characters(answer: Answer | Info) -> None:
 
 @_KINDS
 @pytest.mark.parametrize("ramp", _RAMPS, ids=str)
-def test_coloured_text_has_no_sequences_but_our_colours(answer: Answer | Info, ramp: Ramp) -> None:
+def test_colored_text_has_no_sequences_but_our_colors(answer: Answer | Info, ramp: Ramp) -> None:
     text = to_text(answer, Page(160, ramp))
-    assert not _DANGEROUS.search(_OWN_COLOURS.sub("", text))
-    assert "[31m" in _OWN_COLOURS.sub("", text)  # the corpus's escape, made harmless
+    assert not _DANGEROUS.search(_COLORS.sub("", text))
+    assert "[31m" in _COLORS.sub("", text)  # the corpus's escape, made harmless
 
 
 @_KINDS
@@ -50,7 +50,7 @@ def test_no_line_is_wider_than_the_page(answer: Answer | Info, width: int) -> No
 
 
 @_KINDS
-def test_colours_change_no_words(answer: Answer | Info) -> None:
+def test_colors_change_no_words(answer: Answer | Info) -> None:
     def words(page: Page) -> str:
         return re.sub(r"[‹›«»\s]|\x1b\[[0-9;]*m", "", to_text(answer, page))
 
@@ -185,7 +185,7 @@ def test_wrapping_loses_nothing_but_spaces_at_a_break(text: str, width: int) -> 
         (True, {"NO_COLOR": "1", "FORCE_COLOR": "1"}, None),
     ],
 )
-def test_colours_follow_the_stream_and_the_environment(
+def test_colors_follow_the_stream_and_the_environment(
     tty: bool, environment: Mapping[str, str], ramp: Ramp | None
 ) -> None:
     class Stream(io.StringIO):
@@ -213,8 +213,8 @@ def test_shades_rise_with_activation_and_only_zero_has_none() -> None:
 
 @pytest.mark.parametrize("ramp", [Ramp("dark"), Ramp("light")], ids=str)
 def test_every_shade_can_be_read(ramp: Ramp) -> None:
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    def luminance(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

@@ -1,4 +1,4 @@
-"""Arrays of a remote database: small ones fetched whole, of large ones the rows that are named."""
+"""Arrays of a remote database: small ones are fetched whole, large ones by rows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from featuredb.store.files.remote import RemoteFiles, Span
 
 
 class RangedArray:
-    """An array of a `RemoteFiles` that is too large to fetch: an index reads the rows it names.
+    """An array of a `RemoteFiles` that is too large to fetch: indexing reads the selected rows.
 
-    Stands in for a memory map where rows are taken by number or by slice, with or without
-    further axes: ``a[3]``, ``a[3:9]``, ``a[3:9, 1]``.
+    Replaces a memory map that is indexed by row number or slice, with or without further axes:
+    ``a[3]``, ``a[3:9]``, ``a[3:9, 1]``.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class RangedArray:
         return np.asarray(self._rows(0, len(self)), dtype)
 
     def fetch(self, spans: Iterable[Span]) -> None:
-        """Have these rows, start <= i < stop each, at hand. Raises as `RemoteFiles.fetch`."""
+        """Prefetch rows, start <= i < stop each. Raises as `RemoteFiles.fetch`."""
         self._remote.fetch(
             self._path,
             [(self._offset + a * self._row, self._offset + b * self._row) for a, b in spans],
@@ -61,26 +61,26 @@ class RangedArray:
 
 
 def fetch_rows(array: Any, spans: Iterable[Span]) -> None:
-    """Have rows of an array of the store at hand, in as few requests as can be."""
+    """Prefetch rows of an array of the store in as few requests as possible."""
     if isinstance(array, RangedArray):
         array.fetch(spans)
 
 
 def remote_array(remote: RemoteFiles, path: str) -> npt.NDArray[Any]:
-    """A ``.npy`` file: in memory when it is small, else a `RangedArray`."""
+    """A ``.npy`` file: in memory if small, otherwise a `RangedArray`."""
     head = remote.read(path, 0, 128)
     dtype, shape, offset = _header(remote, path, head)
     return _array(remote, path, dtype, shape, offset)
 
 
 def remote_matrix(remote: RemoteFiles, path: str) -> npt.NDArray[Any]:
-    """A ``.npy`` file, all of it in memory."""
+    """A ``.npy`` file, loaded into memory."""
     loaded: npt.NDArray[Any] = np.load(io.BytesIO(remote.straight(path)), allow_pickle=False)
     return loaded
 
 
 def remote_flat(remote: RemoteFiles, path: str, kind: npt.DTypeLike) -> npt.NDArray[Any]:
-    """A file of nothing but numbers: in memory when it is small, else a `RangedArray`."""
+    """A headerless binary file: in memory if small, otherwise a `RangedArray`."""
     dtype = np.dtype(kind)
     return _array(remote, path, dtype, (remote.size(path) // dtype.itemsize,), 0)
 
@@ -91,7 +91,7 @@ def _array(
     if remote.size(path) and remote.is_whole(path):
         data = remote.read(path, offset, remote.size(path))
         return np.frombuffer(data, dtype).reshape(shape)
-    # Used as a memory map is: by rows.
+    # Used as a memory map, by rows.
     return cast("npt.NDArray[Any]", RangedArray(remote, path, dtype, shape, offset))
 
 

@@ -1,4 +1,4 @@
-"""One writer at a time, without a lock that outlives its process."""
+"""Write lock of a database, released when its process exits."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from featuredb.store.layout import Layout
 
 @contextmanager
 def write_lock(layout: Layout, purpose: str) -> Iterator[None]:
-    """Hold the database's write lock for as long as the block runs.
+    """Hold the database's write lock while the block runs.
 
-    The operating system drops the lock when the process dies, however it dies, so nothing has to
-    be cleaned up by hand; the text in the file only says who holds it.
+    The operating system releases the lock when the process exits, so stale locks need no cleanup.
+    The text in the file only names the holder.
 
-    Raises `DatabaseLockedError` naming the holder when another process is writing.
+    Raises `DatabaseLockedError` naming the holder if another process is writing.
     """
     handle = _open_locked(layout)
     try:
         note = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose}
-        # A full disk has no room for it, and must not keep a vacuum from making some.
+        # On a full disk this fails, which must not stop a vacuum from freeing space.
         with suppress(OSError):
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps(note).encode(), 0)
@@ -44,7 +44,7 @@ def _open_locked(layout: Layout) -> int:
             handle = os.open(layout.lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A writer that was refused takes its file away, maybe since we opened it.
+            # A refused writer removes its file, possibly after this process opened it.
             if _is_still(layout, handle):
                 return handle
         except BlockingIOError:
@@ -57,8 +57,8 @@ def _open_locked(layout: Layout) -> int:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, and flush the names of all that were not there: what is
-    later flushed into a database is of no use in a folder whose own name a power cut takes."""
+    """Create a folder and its parents, and flush the parents of the new ones. Otherwise a power
+    failure could lose the folder with all data flushed into it."""
     missing = missing_folders(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for place in reversed(missing):

@@ -1,4 +1,4 @@
-"""Open Parquet files, kept open, so that a warm lookup does not parse a footer again."""
+"""Pool of open Parquet files, so that warm lookups do not parse footers again."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from featuredb.store.files.remote import RemoteFile, RemoteFiles
 class ParquetFiles:
     """At most `limit` open files of one database, least recently used closed first.
 
-    One lock guards every read: a `ParquetFile` is not safe to read from two threads, and reads
-    here are a few row groups long. Of a remote database every read first asks for all the ranges
-    it needs at once.
+    One lock guards every read: a `ParquetFile` is not thread-safe, and reads span only a few row
+    groups. For a remote database every read first fetches all the ranges it needs in parallel.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class ParquetFiles:
         return table.slice(start - int(starts[first]), stop - start)
 
     def group_starts(self, path: str) -> npt.NDArray[np.int64]:
-        """First row of each row group, closed by the number of rows; kept for later calls."""
+        """First row of each row group, followed by the number of rows. Cached."""
         starts = self._starts.get(path)
         if starts is None:
             metadata = self.metadata(path)
@@ -83,9 +82,9 @@ class ParquetFiles:
                 raise unreadable(self._root, path, error) from error
 
     def fetch(self, path: str, groups: Iterable[int], columns: list[str] | None = None) -> None:
-        """Have row groups of a remote file at hand before they are read one by one.
+        """Prefetch row groups of a remote file.
 
-        Nothing to do for a local file. Raises as `read`.
+        Does nothing for a local file. Raises as `read`.
         """
         if not isinstance(self._root, RemoteFiles):
             return
@@ -96,7 +95,7 @@ class ParquetFiles:
                 raise unreadable(self._root, path, error) from error
 
     def close(self) -> None:
-        """Close every file; reading again opens them anew."""
+        """Close every file. Later reads reopen them."""
         with self._lock:
             for file in self._open.values():
                 file.close()
@@ -131,7 +130,7 @@ class ParquetFiles:
 def _chunks(
     metadata: pq.FileMetaData, groups: Sequence[int] | None, columns: list[str] | None
 ) -> Iterator[tuple[int, int]]:
-    """Where the column chunks of some row groups and columns (all when None) lie in the file."""
+    """Byte ranges of the column chunks of some row groups and columns (all when None)."""
     for number in range(metadata.num_row_groups) if groups is None else groups:
         group = metadata.row_group(number)
         for place in range(group.num_columns):
@@ -185,8 +184,8 @@ class GroupRanges(NamedTuple):
 def load_array(root: Path | RemoteFiles, path: str, *, whole: bool = False) -> npt.NDArray[Any]:
     """A ``.npy`` file of the store, memory-mapped. Raises `CorruptDatabaseError`.
 
-    Of a remote database: in memory, but a large one, unless `whole`, is read by rows as they are
-    asked for (`RangedArray`).
+    For a remote database, small arrays are loaded into memory, as is any array with `whole`.
+    Others are read by rows on demand (`RangedArray`).
     """
     if isinstance(root, RemoteFiles):
         return remote_matrix(root, path) if whole else remote_array(root, path)

@@ -1,7 +1,7 @@
-"""A database behind a URL: read by ranges through fsspec, what was read last kept in memory.
+"""Range reads of a remote database through fsspec, with an in-memory LRU cache.
 
-Every file of a snapshot is listed there with its size and never changes, so nothing is asked for
-twice, no size is looked up, and a request is always for bytes that are known to exist.
+The snapshot lists every file with its size, and files are immutable. So reads are cacheable, need
+no size requests and never go beyond the end of a file.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
     from featuredb.store.snapshot import File, Snapshot
 
 BLOCK = 1 << 16
-"""Bytes are asked for, and kept, in blocks of this size."""
+"""Block size of requests and of the cache, in bytes."""
 
 WHOLE = 1 << 20
-"""A file of at most this size comes in one request, whatever is wanted of it."""
+"""A file of at most this size is fetched whole in one request."""
 
 WHOLE_SHARED = 8 << 20
-"""The same for files that most questions read: arrays, vocabulary, documents, statistics."""
+"""The same for files that most queries read: arrays, vocabulary, documents, statistics."""
 
 KEPT = 128 << 20
-"""Bytes kept of what was read, the least recently used dropped first."""
+"""Cache size in bytes. The least recently used blocks are evicted first."""
 
 _GAP = 4
-"""Blocks between two wanted ones that are read along, rather than asking twice."""
+"""Largest gap, in blocks, between two requested blocks that one request still covers."""
 
 _REQUEST = 16 << 20
-"""A longer stretch is asked for in pieces, at the same time."""
+"""Longer ranges are split into parallel requests."""
 
 _TAIL_LEAST, _TAIL_MOST, _TAIL_SHARE = 1 << 16, 1 << 20, 32
-"""How much of a Parquet file's end is read for its footer: a share of the file, within bounds.
+"""How much of a Parquet file's end to read for its footer: a share of the file, within bounds.
 Footers measured 0.1 % to 2.1 % of their files."""
 
-# A letter of a drive is no scheme, and a chain such as simplecache::s3:// is one.
+# A drive letter is not a scheme. A chain such as simplecache::s3:// is one.
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+(::[a-z][a-z0-9+.-]+)*://")
 
 Span = tuple[int, int]
@@ -56,14 +56,14 @@ Span = tuple[int, int]
 class RemoteFiles:
     """The folder of a database behind a URL.
 
-    Safe to use from several threads. Pickles as URL and options, without what it has read.
+    Thread-safe. Pickles as URL and options, without the cache.
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
-        """Nothing is read yet. storage_options: for the fsspec file system of the URL's scheme.
+        """Reads nothing yet. storage_options: options of the URL's fsspec file system.
 
-        Raises `MissingExtraError` when the package for that scheme is not installed,
-        `RemoteError` for a scheme that fsspec does not know.
+        Raises `MissingExtraError` if the package for the scheme is not installed and
+        `RemoteError` for a scheme that fsspec does not support.
         """
         self.url = url.rstrip("/")
         self.storage_options = dict(storage_options or {})
@@ -74,15 +74,15 @@ class RemoteFiles:
         self._kept = 0
         self._lock = threading.Lock()
         self.failure: FeatureDBError | None = None
-        """Why DuckDB could not read a file, for whoever catches DuckDB's exception."""
+        """Why DuckDB could not read a file, for the code that catches DuckDB's exception."""
 
     @property
     def scheme(self) -> str:
-        """What stands before ``://`` in the URL."""
+        """The scheme of the URL, before ``://``."""
         return self.url.partition("://")[0]
 
     def learn(self, snapshot: Snapshot) -> None:
-        """Take the sizes of the files, and which of them most questions read, from a snapshot."""
+        """Load file sizes, and which files most queries read, from a snapshot."""
         self._sizes = {f.path: f.bytes for f in snapshot.files()}
         shared = [snapshot.vocabulary, snapshot.derived.features]
         for corpus in snapshot.corpora:
@@ -106,23 +106,23 @@ class RemoteFiles:
         return RemoteFiles, (self.url, self.storage_options)
 
     def below(self, path: str) -> str:
-        """A path of the store as the file system knows it."""
+        """A path of the store in the fsspec file system."""
         return f"{self._base}/{path}"
 
     def size(self, path: str) -> int:
-        """Bytes of a file of the snapshot. Raises KeyError for any other."""
+        """Size of a file of the snapshot in bytes. Raises KeyError for any other file."""
         return self._sizes[path]
 
     def knows(self, path: str) -> bool:
-        """Whether the snapshot names this file."""
+        """Whether the snapshot lists this file."""
         return path in self._sizes
 
     def is_whole(self, path: str) -> bool:
-        """Whether a file is small enough to come in one request."""
+        """Whether a file is small enough to fetch whole."""
         return self.size(path) <= (WHOLE_SHARED if path in self._shared else WHOLE)
 
     def read(self, path: str, start: int, stop: int) -> bytes:
-        """Bytes start <= i < stop of a file, cut where it ends. Raises as `fetch`."""
+        """Bytes start <= i < stop of a file, clipped to its size. Raises as `fetch`."""
         start, stop = max(0, start), min(stop, self.size(path))
         if start >= stop:
             return b""
@@ -134,59 +134,59 @@ class RemoteFiles:
         return joined[start - first * BLOCK : stop - first * BLOCK]
 
     def fetch(self, path: str, spans: Iterable[Span]) -> None:
-        """Have these ranges of a file at hand, those that are missing asked for at once.
+        """Prefetch ranges of a file in parallel, skipping cached blocks.
 
-        Nothing happens where they are more than can be kept: each is then read when its turn comes.
-        Raises `CorruptDatabaseError` when the file is not there or shorter than the snapshot
-        says, `RemoteError` when the other side cannot be reached or refuses.
+        Does nothing if the ranges do not fit the cache. They are then read on demand.
+        Raises `CorruptDatabaseError` if the file is missing or shorter than the snapshot lists,
+        and `RemoteError` if the server cannot be reached or refuses.
         """
         spans = list(spans)
         if sum(stop - start for start, stop in spans) <= KEPT // 2:
             self._have(path, spans)
 
     def fetch_ends(self, paths: Iterable[str]) -> None:
-        """Have the footers of several Parquet files at hand. Raises as `fetch`."""
+        """Prefetch the footers of several Parquet files. Raises as `fetch`."""
         wanted = [(path, self.size(path)) for path in dict.fromkeys(paths)]
         self._collect({path: self._missing(path, [(size - 1, size)]) for path, size in wanted})
 
     def straight(self, path: str) -> bytes:
-        """All of a file, of which nothing is kept. Raises as `fetch`."""
+        """A whole file, bypassing the cache. Raises as `fetch`."""
         return self._straight(path, 0, self.size(path))
 
     def get_small(self, path: str, most: int) -> bytes:
         """At most the first `most` bytes of any file. Raises FileNotFoundError, `RemoteError`.
 
-        Asking for a range spares the request for the size that fsspec would make else.
+        Requesting a range avoids fsspec's request for the size.
         """
         with remote_errors(self.url):
             read: bytes = self.fs.cat_file(self.below(path), start=0, end=most)
             return read
 
     def find(self, below: str = "") -> dict[str, int]:
-        """Every file below a folder of the store: path to size. Raises `RemoteError`."""
+        """Sizes of all files below a folder of the store, by path. Raises `RemoteError`."""
         folder = self.below(below).rstrip("/")
         with remote_errors(self.url):
             self.fs.invalidate_cache()
             try:
-                found = self.fs.find(folder, detail=True)
+                entries = self.fs.find(folder, detail=True)
             except FileNotFoundError:
                 return {}
         prefix = self._base.rstrip("/") + "/"
         listed = {}
-        for name, about in found.items():
-            # Some file systems give full URLs, some a leading slash, some neither.
-            own = str(name)
-            place = own.find(prefix.lstrip("/"))
+        for name, about in entries.items():
+            # Some file systems return full URLs, some a leading slash, some neither.
+            full = str(name)
+            place = full.find(prefix.lstrip("/"))
             if place >= 0 and about.get("type", "file") == "file":
-                listed[own[place + len(prefix.lstrip("/")) :]] = int(about["size"] or 0)
+                listed[full[place + len(prefix.lstrip("/")) :]] = int(about["size"] or 0)
         return listed
 
     @contextmanager
     def copied(self, folder: str, files: Sequence[File] = ()) -> Iterator[Path]:
-        """A local folder that holds a copy of one folder of the store, under the same path.
+        """Download one folder of the store to a temporary folder, under the same path.
 
-        files: what is in it; listed by the server when empty. The copy goes when the block ends.
-        Raises `CorruptDatabaseError` when there is nothing, else as `fetch`.
+        files: its contents. If empty, the server lists them. The copy is removed after the block.
+        Raises `CorruptDatabaseError` if the folder is empty, otherwise as `fetch`.
         """
         names = [file.path for file in files] or list(self.find(folder))
         if not names:
@@ -201,7 +201,7 @@ class RemoteFiles:
             yield root
 
     def download(self, path: str, target: Path) -> None:
-        """Copy a file to `target`, whose folder is there. Raises as `fetch`."""
+        """Download a file to `target`, whose folder exists. Raises as `fetch`."""
         try:
             with remote_errors(self.url):
                 self.fs.get_file(self.below(path), str(target))
@@ -222,13 +222,13 @@ class RemoteFiles:
                     lost.append(number)
                 else:
                     found[number] = block
-        if lost:  # dropped by another thread's reading in between
+        if lost:  # evicted in between by another thread
             again = self._collect({path: lost})
             found |= {number: again[path, number] for number in lost}
         return found
 
     def _missing(self, path: str, spans: Iterable[Span]) -> list[int]:
-        """Numbers of the blocks to ask for, ascending: the wanted ones, and what goes with them."""
+        """Numbers of the blocks to request, ascending, including read-ahead."""
         size = self.size(path)
         with self._lock:
             missing = []
@@ -249,7 +249,7 @@ class RemoteFiles:
         return missing
 
     def _collect(self, missing: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], bytes]:
-        """Ask for blocks, all at once, and keep them."""
+        """Request blocks in parallel and cache them."""
         requests = [
             (path, start, stop)
             for path, numbers in missing.items()
@@ -278,7 +278,7 @@ class RemoteFiles:
         return b"".join(self._request(requests))
 
     def _request(self, requests: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """What each (path, start, stop) names, in the order asked for."""
+        """The bytes of each (path, start, stop), in order."""
         paths, starts, stops = (list(part) for part in zip(*requests, strict=True))
         try:
             with remote_errors(self.url):
@@ -309,7 +309,7 @@ class RemoteFiles:
 
 
 class RemoteFile(io.RawIOBase):
-    """One file of a `RemoteFiles`, as a Python file. at: the place in it."""
+    """One file of a `RemoteFiles` as a Python file. at: the current offset."""
 
     at: int
 
@@ -320,7 +320,7 @@ class RemoteFile(io.RawIOBase):
         self.at = 0
 
     def read(self, size: int | None = -1) -> bytes:
-        """As of any file. Raises as `RemoteFiles.fetch`."""
+        """Read bytes. Raises as `RemoteFiles.fetch`."""
         stop = self._size if size is None or size < 0 else self.at + size
         data = self.remote.read(self.path, self.at, stop)
         self.at += len(data)
@@ -347,7 +347,7 @@ def _numbers(spans: Iterable[Span]) -> list[int]:
 
 
 def _stretches(numbers: Sequence[int], size: int) -> Iterator[Span]:
-    """Byte ranges that cover blocks, ascending: near ones in one, long ones in pieces."""
+    """Byte ranges that cover blocks, ascending. Near blocks are merged, long ranges split."""
     for at, here in enumerate(numbers):
         if at == 0:
             start = here
@@ -359,14 +359,14 @@ def _stretches(numbers: Sequence[int], size: int) -> Iterator[Span]:
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` names a place for fsspec, as ``s3://bucket/my.fdb`` does."""
+    """Whether `path` is an fsspec URL such as ``s3://bucket/my.fdb``."""
     return isinstance(path, str) and _SCHEME.match(path) is not None
 
 
 def local_folder(path: str | os.PathLike[str], doing: str) -> Path:
-    """`path` as a folder of this machine. Raises `StorageError` when it is a URL.
+    """`path` as a local folder. Raises `StorageError` if it is a URL.
 
-    doing: what was asked for, as the message says it.
+    doing: the operation, for the message.
     """
     if is_url(path):
         raise StorageError(

@@ -1,6 +1,6 @@
 """The nearest directions, exactly: candidates from a float16 scan, scored again in float64.
 
-Scoring rule, the same when the neighbour graph is built and when a question is asked: the float64
+Scoring rule, the same when the neighbor graph is built and when a query runs: the float64
 product of the float32 directions over the product of their float64 norms, rounded to seven
 decimals, so that equal directions tie whatever order the machine sums in, and kept as float32.
 Order: score descending, ties by row.
@@ -56,7 +56,7 @@ class Found(NamedTuple):
 class ExactSearch:
     """Search over the directions of SAEs that may be compared.
 
-    halves: unit rows float16 [d_sae, d] of each. take: gives rows float32, not normalised, counted
+    halves: unit rows float16 [d_sae, d] of each. take: gives rows float32, not normalized, counted
     through the SAEs in the same order. threads: of one question, where there are rows for them.
     """
 

@@ -1,1 +1,1 @@
-"""How the demo's SAE was made: activations, training, scoring and the model card."""
+"""Train the demo's SAE: activations, training, scoring and the model card."""

@@ -1,10 +1,9 @@
-"""The model's residual stream over the training text, computed once and kept in shards.
+"""The model's residual stream over the training text, computed once and stored in shards.
 
 Documents are tokenized whole without special tokens, cut into windows of at most
-`CONTEXT_SIZE` tokens, BOS included, and never packed. A shard holds some windows; for each
-requested layer it is one file with the residual at every position but BOS. Running again
-computes only the shards that are missing, so a run may be stopped at any time and a layer
-dropped or added later.
+`CONTEXT_SIZE` tokens, BOS included, and never packed. A shard has some windows. For each
+requested layer it is one file with the residual at every position except BOS. A rerun computes
+only missing shards, so runs are resumable and layers can be added or dropped later.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ _BLOCK_ROWS = 4096
 
 @dataclass(frozen=True)
 class Windows:
-    """Every window of a corpus, in the order its activations are stored.
+    """Every window of a corpus, in the order of the stored activations.
 
     tokens: per window its token ids without BOS, int32 [<= CONTEXT_SIZE - 1]
     document: per window the index of its document, int64 [windows]
-    held_out: per window whether its document is kept for scoring, bool [windows]
+    held_out: per window whether its document is used for scoring, bool [windows]
     """
 
     tokens: list[npt.NDArray[np.int32]]
@@ -53,14 +52,14 @@ class Windows:
         ]
 
     def row_window(self, shards: int | None = None) -> npt.NDArray[np.int64]:
-        """Per stored row of the first `shards` shards the index of its window, int64 [rows]."""
+        """The window of each stored row of the first `shards` shards, int64 [rows]."""
         count = len(self.tokens) if shards is None else self.shards()[shards - 1].stop
         lengths = [len(tokens) for tokens in self.tokens[:count]]
         return np.repeat(np.arange(count), lengths)
 
 
 def is_held_out(document_id: str) -> bool:
-    """Whether a document is kept from training: one in twenty, by the hash of its id."""
+    """Whether a document is excluded from training: one in twenty, by the hash of its id."""
     return hashlib.sha256(document_id.encode()).digest()[0] % 20 == 0
 
 
@@ -108,7 +107,7 @@ def batches(windows: Windows, members: Sequence[int]) -> Iterator[list[int]]:
 def pad(windows: Windows, batch: Sequence[int], bos: int) -> Tensor:
     """Token ids int64 [windows, longest + 1], BOS first, padded with BOS on the right.
 
-    The model is causal, so what stands on the right changes nothing and needs no mask.
+    The model is causal, so padding on the right has no effect and needs no mask.
     """
     longest = max(len(windows.tokens[index]) for index in batch)
     ids = torch.full((len(batch), longest + 1), bos)
@@ -119,7 +118,7 @@ def pad(windows: Windows, batch: Sequence[int], bos: int) -> Tensor:
 
 
 def shard_path(folder: Path, layer: int, shard: int) -> Path:
-    """Where one shard of one layer is kept."""
+    """Path of one shard of one layer."""
     return folder / f"layer-{layer:02d}" / f"shard-{shard:04d}.safetensors"
 
 
@@ -127,9 +126,9 @@ def shard_path(folder: Path, layer: int, shard: int) -> Path:
 def store_activations(
     windows: Windows, model_folder: Path, layers: Sequence[int], folder: Path, shards: int | None
 ) -> None:
-    """Compute the missing ones of the first `shards` shards (all if None) at `layers`.
+    """Compute missing shards of the first `shards` (all if None) at `layers`.
 
-    A file holds `residual`, bfloat16 [rows, d_model], the output of the decoder layer, rows in
+    A file contains `residual`, bfloat16 [rows, d_model], the output of the decoder layer, rows in
     the order of the windows.
     """
     parts = list(enumerate(windows.shards()))[:shards]

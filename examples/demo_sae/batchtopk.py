@@ -3,13 +3,13 @@
     z = W_enc (x - b_dec) + b_enc            a = z where z is among the batch's k x B largest
     x_hat = W_dec a + b_dec                  and positive, else 0
 
-(Bussmann, Leask and Nanda 2024.) At inference one global threshold takes the place of the
-batch, which makes the saved SAE a JumpReLU one.
+(Bussmann, Leask and Nanda 2024.) At inference one global threshold replaces the batch,
+so the saved SAE is a JumpReLU SAE.
 
-Of the two dense products of a step one picks the active features, the other gives the
-gradient of their values; both run in bfloat16. Everything else touches only the k active
-features per token, as sparse matrices, which is several times faster than dense gradients.
-The gradients are therefore written out by hand; a test compares them with autograd.
+A step has two dense products, both in bfloat16: one selects the active features, the other is
+the gradient of their values. Everything else uses only the k active features per token, as
+sparse matrices, which is several times faster than dense gradients. The gradients are therefore
+explicit. A test compares them with autograd.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Settings:
-    """What one training run is made with; `seed` fixes initial weights and data order."""
+    """Settings of one training run. `seed` fixes initial weights and data order."""
 
     features: int = 8192
     k: int = 32
@@ -45,7 +45,7 @@ class Settings:
 class Active:
     """The active features of a batch of B tokens, in order of token, then feature.
 
-    token, feature: int64 [n]; value: float32 [n]; cut: the smallest value kept
+    token, feature: int64 [n]; value: float32 [n]; cut: the smallest selected value
     """
 
     token: Tensor
@@ -74,7 +74,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: weights for raw residuals, the threshold, and how it went."""
+    """A finished run: weights for raw residuals, the threshold and the training log."""
 
     weights: Weights
     threshold: float
@@ -97,14 +97,14 @@ def pre_activations(x: Tensor, weights: Weights) -> Tensor:
 
 
 def batch_top_k(z: Tensor, count: int, guess: float) -> Active:
-    """The `count` largest positive entries of z [B, d_sae]; ties by position.
+    """The `count` largest positive entries of z [B, d_sae], ties by position.
 
-    `guess` is a lower bound tried first, from earlier batches: looking at the few entries above
-    it is much faster than ordering all. If too few lie above it, it is halved, then dropped.
+    `guess` is a lower bound from earlier batches, tried first: selecting from the few entries above
+    it is much faster than sorting all. If too few are above it, it is halved, then dropped.
     """
     flat = z.view(-1)
     for bound in (guess, guess / 2, 0.0):
-        # numpy skips runs of False eight at a time; torch.nonzero does not.
+        # numpy skips runs of False eight at a time. torch.nonzero does not.
         where = torch.from_numpy(np.flatnonzero((flat > bound).numpy()))
         if len(where) >= count:
             break
@@ -122,7 +122,7 @@ def _sparse(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int
     starts = torch.zeros(shape[0] + 1, dtype=torch.int64)
     torch.cumsum(torch.bincount(rows, minlength=shape[0]), 0, out=starts[1:])
     with warnings.catch_warnings():
-        # torch calls its CSR support beta; the products used here are tested against dense ones.
+        # torch calls its CSR support beta. Tests compare these products with dense ones.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
 
@@ -130,7 +130,7 @@ def _sparse(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int
 def gradients(x: Tensor, active: Active, weights: Weights) -> tuple[list[Tensor], Tensor]:
     """The gradients of mean over tokens of ||x - x_hat||^2, and the residual x - x_hat [B, d].
 
-    The set of active features is held fixed, as in every top-k autoencoder.
+    The set of active features is constant, as in every top-k autoencoder.
     """
     shape = (len(x), len(weights.encoder))
     codes = _sparse(active.token, active.feature, active.value, shape)
@@ -161,7 +161,7 @@ def add_aux_gradients(
 ) -> None:
     """Add the gradients of AuxK (Gao et al. 2024): dead features reconstruct the residual.
 
-    Only the first 1,024 tokens of the batch take part, which is enough to bring features back.
+    Only the first 1,024 tokens of the batch are used, which is enough to revive features.
     """
     rows = min(1024, len(x))
     chosen = z[:rows].index_select(1, dead).float()
@@ -169,7 +169,7 @@ def add_aux_gradients(
     codes = torch.zeros_like(chosen).scatter_(1, top.indices, top.values.relu())
     decoder = weights.decoder[dead]
     error = codes @ decoder - residual[:rows]
-    # The residual shrinks while training, so its own size is the loss's unit.
+    # The residual shrinks during training, so the loss is relative to its size.
     scale = run.aux_weight * float(x.square().sum(1).mean() / residual.square().sum(1).mean())
     slope = error * (2 * scale / rows)
     by_value = (slope @ decoder.t()) * (codes > 0)
@@ -186,7 +186,7 @@ def learning_rate(step: int, steps: int, run: Settings) -> float:
 
 
 def train(data: Tensor, rows: Tensor, run: Settings) -> Trained:
-    """Train on `data[rows]`; data bfloat16 [tokens, d] raw residuals, rows int64.
+    """Train on `data[rows]`, with data bfloat16 [tokens, d] raw residuals and rows int64.
 
     Returns weights for raw residuals: the input scale is folded into the biases and the
     threshold (activations are in residual units, decoder rows keep norm 1).
@@ -216,7 +216,7 @@ def train(data: Tensor, rows: Tensor, run: Settings) -> Trained:
         dead = (idle > run.dead_after_tokens).nonzero().squeeze(1)
         if len(dead) and run.aux_weight:
             add_aux_gradients(grads, z, x, residual, dead, run, weights)
-        # Moving along a unit row only changes its norm, which is put back below.
+        # A step along a unit row only changes its norm, which is restored below.
         grads[1] -= (grads[1] * weights.decoder).sum(1, keepdim=True) * weights.decoder
         for parameter, grad in zip(weights.all(), grads, strict=True):
             parameter.grad = grad

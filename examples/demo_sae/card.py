@@ -1,10 +1,10 @@
-"""Write the model card: the scores, the settings tried, and features a reader recognizes.
+"""Write the model card: the scores, the settings tried, and recognizable features.
 
     python -m examples.demo_sae.card --sae ingest/demo/sae --work scratch --report NAME
 
-Scores come from the reports `examples.demo_sae.train_sae` left in WORK/reports, snippets from the
-Wikipedia summaries, and the features' names from names.json beside this file, written after
-reading each one's top contexts.
+Scores come from the reports of `examples.demo_sae.train_sae` in WORK/reports, snippets from the
+Wikipedia summaries, and the features' names from names.json next to this file. The names were
+written after reading each feature's top contexts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def values(report: dict[str, Any]) -> dict[str, str]:
-    """The chosen run's figures as the template names them."""
+    """The chosen run's figures by their names in the template."""
     tokens, settings, loss = report["tokens"], report["settings"], report["loss"]
     counts = {f"{name}_tokens": f"{count:,}" for name, count in tokens.items()}
     return counts | {
@@ -139,7 +139,7 @@ def markdown(snippet: contexts.Snippet) -> str:
         " ".join(f"x{part}x".split())[1:-1].replace("*", "\\*").replace("_", "\\_")
         for part in (snippet.before, snippet.peak, snippet.after)
     )
-    # Markdown wants no space directly inside the asterisks.
+    # Markdown allows no space directly inside the asterisks.
     left = " " if peak.startswith(" ") else ""
     right = " " if peak.endswith(" ") and peak.strip() else ""
     return f"…{before}{left}**{peak.strip()}**{right}{after}…"

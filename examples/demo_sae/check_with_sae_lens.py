@@ -2,9 +2,9 @@
 
     python check_with_sae_lens.py SAE_FOLDER RESIDUALS.safetensors
 
-RESIDUALS holds a tensor `residual` [tokens, d_in]: real activations at the SAE's hook, such as
-a shard that `examples.demo_sae.train_sae` keeps. Runs where sae-lens is installed and imports
-nothing of this project. Exits with 1 if the active sets differ or a code is off by more than
+RESIDUALS contains a tensor `residual` [tokens, d_in]: real activations at the SAE's hook, such as
+a shard of `examples.demo_sae.train_sae`. Needs sae-lens and imports nothing of this project.
+Exits with 1 if the active sets differ or a code is off by more than
 float32 rounding explains.
 """
 
@@ -18,12 +18,12 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 
 TOLERANCE = 1e-3
-"""Largest accepted difference of two codes; they are of order 10, sums of 576 products."""
+"""Largest accepted difference of two codes. They are of order 10, sums of 576 products."""
 
 
 @torch.inference_mode()
 def main() -> int:
-    """Print the comparison; 0 if the two agree."""
+    """Print the comparison. Returns 0 if the two agree."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sae", help="folder with cfg.json and sae_weights.safetensors")
     parser.add_argument("residuals", help="safetensors file with a tensor `residual`")

@@ -41,7 +41,7 @@ class Snippet:
 def firings(sae: SavedSAE, data: Tensor, rows: Tensor, features: Tensor | None = None) -> Firings:
     """Activations of data[rows], bfloat16 [tokens, d], computed in float32.
 
-    Of all features, or of those in `features`, int64 [n], counted by their place in it.
+    Of all features, or of those in `features`, int64 [n], numbered by their index in it.
     """
     width = len(sae.b_enc) if features is None else len(features)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -65,7 +65,7 @@ def top_snippets(
     tokenizer: Any,
     around: tuple[int, int] = (10, 4),
 ) -> list[Snippet]:
-    """The feature's `count` best contexts, at most one a document.
+    """The feature's `count` top contexts, at most one per document.
 
     owner: per stored row its window, int64 [rows]; around: tokens shown before and after.
     """

@@ -1,4 +1,4 @@
-"""The text the demo's SAE is trained on."""
+"""The training text of the demo's SAE."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WINDOW_SEED = 0
 
 @dataclass(frozen=True)
 class Corpus:
-    """The text in windows. `source` names each window's source: wikipedia, brown or email."""
+    """The text in windows. `source` is each window's source: wikipedia, brown or email."""
 
     windows: Windows
     source: npt.NDArray[np.str_]
@@ -39,8 +39,8 @@ def training_corpus() -> Corpus:
 def training_documents() -> list[tuple[str, str]]:
     """Every Wikipedia summary, the Brown corpus and 700 e-mails, as (id, text).
 
-    The id's part before the first slash names the source. E-mails are solicited ones only:
-    spam repeats itself until features learn its templates by heart.
+    The id's part before the first slash names the source. Spam is excluded, because
+    features would memorize its repeated templates.
     """
     table = pq.read_table(fetch.wikipedia_corpus(), columns=["id", "text"])
     wikipedia = [

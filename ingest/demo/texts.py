@@ -1,4 +1,4 @@
-"""Turning the training corpora's own formats into plain prose."""
+"""Convert the formats of the training corpora to plain prose."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _MAX_BODY = 6_000
 
 
 def untag_brown(tagged: str) -> str:
-    """One Brown corpus file as prose: tags gone, punctuation set, a line per paragraph.
+    """A Brown corpus file as prose: no tags, normal punctuation, a line per paragraph.
 
-    In the source a token is ``word/tag``, blank lines part the paragraphs, and a headline's
-    tags end in ``-hl``. Its doubled ``? ?``, ``! !`` and ``; ;`` become one mark, and a mark
-    after a closing quote moves inside it, where American print has it.
+    In the source a token is ``word/tag``, blank lines separate paragraphs, and a headline's tags
+    end in ``-hl``. Doubled ``? ?``, ``! !`` and ``; ;`` become one mark, and a mark after a
+    closing quote moves inside it, as in American print.
     """
     lines: list[str] = []
     for block in re.split(r"\n\s*\n", tagged):
@@ -30,7 +30,7 @@ def untag_brown(tagged: str) -> str:
 
 
 def _set_prose(words: list[str]) -> str:
-    """Join words with the spacing of print, without a space inside quotes and brackets."""
+    """Join words with normal spacing, without a space inside quotes and brackets."""
     text = ""
     glued = True
     previous = ""
@@ -50,9 +50,9 @@ def _set_prose(words: list[str]) -> str:
 
 
 def email_body(message: str) -> str:
-    """The plain-text part of a raw e-mail, quoted lines dropped; empty if it has none.
+    """The plain-text part of a raw e-mail without quoted lines, or an empty text.
 
-    Cut at 6,000 characters, so that a few machine-written digests do not crowd out the rest.
+    Cut at 6,000 characters, so that a few long automatic digests do not dominate.
     """
     try:
         part = _plain_part(email.message_from_string(message.partition("\n")[2]))
@@ -61,7 +61,7 @@ def email_body(message: str) -> str:
             return ""
         text = payload.decode(part.get_content_charset() or "latin-1", errors="replace")
     except (LookupError, ValueError, email.errors.MessageError):
-        return ""  # An unknown charset or a broken header: some of it is spam, after all.
+        return ""  # An unknown charset or a broken header, as spam has.
     kept = [line for line in text.splitlines() if not line.lstrip().startswith((">", "|"))]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()[:_MAX_BODY]
 

@@ -47,8 +47,8 @@ def coactivation(
     """Rows of NEIGHBORS: per feature the features of highest Jaccard index, ties by feature id.
 
     Counts are exact: every recorded token is counted. Features that never fire have no rows.
-    memory: bytes to work in, three fifths of them for the table of pair counts. Where d_sae² counts
-    of 4 bytes fit, one pass over the tokens fills it; else each pass fills the rows that do.
+    memory: bytes to work in, three fifths of them for the table of pair counts. If d_sae² counts
+    of 4 bytes fit, one pass over the tokens fills it. Otherwise each pass fills the rows that fit.
     """
     counts = np.zeros(d_sae, np.int64)
     for segment in segments:
@@ -121,7 +121,7 @@ def _count(
 def _by_feature(
     feature_id: npt.NDArray[Any], offsets: npt.NDArray[np.int64], d_sae: int, half: bool
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """What each feature is to be counted with: feature f owns the ranges begins[i] to ends[i] of
+    """What to count each feature with: feature f has the ranges begins[i] to ends[i] of
     `feature_id` for starts[f] <= i < starts[f + 1]: the lists of its tokens, or with `half` what
     comes after it there. Side by side, so that a rare feature costs one cache miss a token."""
     n = len(feature_id)
@@ -155,10 +155,10 @@ def _count_rows(
 ) -> None:
     """Rows low <= i < high of `together`."""
     for row in range(low, high):
-        own = together[row]
+        counts_of_row = together[row]
         for at in range(starts[first + row], starts[first + row + 1]):
             for other in range(begins[at], ends[at]):
-                own[feature_id[other]] += 1
+                counts_of_row[feature_id[other]] += 1
 
 
 @nb.njit(cache=True, nogil=True)

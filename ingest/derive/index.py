@@ -29,8 +29,8 @@ from featuredb.store.vectors.exact import ExactSearch
 from featuredb.store.vectors.ivf import InvertedLists, gathered
 
 INDEX_BEYOND = 1_000_000
-"""Comparable features above which an index is made: below, exact search takes at most tens of
-milliseconds."""
+"""Number of comparable features above which an index is built. Below it, exact search takes at most
+tens of milliseconds."""
 
 MEMORY = 1 << 30
 """Default working memory in bytes."""
@@ -80,9 +80,9 @@ def write_indexes(
         group = comparable(saes, sae, kind)
         if sae != group[0] or sum(s.d_sae for s in group) <= beyond:
             continue
-        own = [known[s.name] for s in group]
-        index = _index(layout, own, kind, memory)
-        probes, recall, sample = _measure(index, layout, own, kind)
+        members = [known[s.name] for s in group]
+        index = _index(layout, members, kind, memory)
+        probes, recall, sample = _measure(index, layout, members, kind)
         log.info(
             f"index over {sum(s.d_sae for s in group):,} {kind} directions: recall@{_NEAREST} "
             f"{recall:.3f} against exact, {probes} of {len(index.centroids):,} lists probed"

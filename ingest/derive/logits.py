@@ -1,9 +1,9 @@
 """Logit lens: the tokens each feature's decoder direction promotes and suppresses.
 
 effect = (γ ⊙ d_f) W_Uᵀ, with d_f the raw decoder direction, γ the final norm's learned scale and
-W_U the unembedding [vocab, d_model]; for a LayerNorm d_f is centered first, as the norm itself
-would. The norm's division by the residual's size depends on the text and is left out, so effects
-compare tokens within a feature (nostalgebraist 2020; "Mapping the Mind", 2024).
+W_U the unembedding [vocab, d_model]; for a LayerNorm d_f is centered first, as the norm does. The
+norm's division by the residual's size depends on the text and is left out, so effects compare
+tokens within a feature (nostalgebraist 2020; "Mapping the Mind", 2024).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _SLACK = 8
 def logit_lens(W_dec: Tensor, unembedding: Unembedding | None, texts: Sequence[str]) -> pa.Table:
     """Rows of LOGITS for directions W_dec float32 [d_sae, d_out].
 
-    Strongest effect first, ties by token id. A model without unembedding, or directions that do
-    not live in its residual stream, give empty lists.
+    Strongest effect first, ties by token id. A model without unembedding, or directions outside
+    its residual stream, give empty lists.
     """
     n = len(W_dec)
     if unembedding is None or W_dec.shape[1] != unembedding.W_U.shape[1]:

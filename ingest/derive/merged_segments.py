@@ -113,12 +113,12 @@ class MergedSegments:
         Does not affect the position of `pieces`.
         """
         for source in self._sources:
-            own = int(source.offsets[feature + 1] - source.offsets[feature])
-            if start < own:
+            n_rows = int(source.offsets[feature + 1] - source.offsets[feature])
+            if start < n_rows:
                 low = int(source.offsets[feature])
                 rows = source.peek(low + start, low + stop)
                 return token_of(rows.position, self.bits).astype(np.int32), rows.activation
-            start, stop = start - own, stop - own
+            start, stop = start - n_rows, stop - n_rows
         raise IndexError(feature)
 
     def _whole(self, first: int, end: int) -> Piece:
@@ -135,9 +135,9 @@ class MergedSegments:
             if low == high:
                 continue
             rows = source.take(low, high)
-            own = np.diff(source.offsets[first : end + 1])
+            counts = np.diff(source.offsets[first : end + 1])
             values = self._as_bits(rows.activation)
-            _put(own, rows.position, values, segment.first_context, self.bits, place,
+            _put(counts, rows.position, values, segment.first_context, self.bits, place,
                  context, index, bits)  # fmt: skip
         return Piece(first, end, counts, context, index, activation, whole=True)
 

@@ -81,14 +81,14 @@ def iter_neighbors(
 
     rows: directions float32 [d_sae, d] by SAE name, arrays or what reads a slice when asked. SAEs
     are comparable when they read the same hook, write the same hook and their directions have the
-    same length; a feature is not its own neighbor. Exact, by the scoring rule of
-    `featuredb.store.vectors.exact`. memory: bytes to do it in, apart from `rows`; less means more
-    passes over the rows, and less than some tens of megabytes is not honored.
+    same length. A feature is not a neighbor of itself. Exact, by the scoring rule of
+    `featuredb.store.vectors.exact`. memory: bytes to work in, besides `rows`. Less means more
+    passes over the rows. Less than some tens of megabytes is not honored.
     """
     group: _Group | None = None
     for sae in saes:
-        own = (sae.hook, sae.hook_out, rows[sae.name].shape[1])
-        names = [s.name for s in saes if (s.hook, s.hook_out, rows[s.name].shape[1]) == own]
+        space = (sae.hook, sae.hook_out, rows[sae.name].shape[1])
+        names = [s.name for s in saes if (s.hook, s.hook_out, rows[s.name].shape[1]) == space]
         if group is None or group.names != names:
             group = None  # free the previous one before the next is built
             group = _Group(names, [rows[name] for name in names], memory)

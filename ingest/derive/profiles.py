@@ -34,9 +34,9 @@ class Profiles(NamedTuple):
 class Profiler:
     """Computes the profiles of consecutive features from their pieces.
 
-    recorded_tokens: what densities are shares of. Holds, beside a piece, 65,536 counters, two
-    numbers for every token of the vocabulary, and 32 bytes for every context that the most
-    widespread feature can fire in; where values are float32, that feature's values too.
+    recorded_tokens: denominator of densities. Memory beside a piece: 65,536 counters, two numbers
+    for every token of the vocabulary, and 32 bytes for every context that the most widespread
+    feature can fire in. If values are float32, that feature's values too.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class Profiler:
     def _add_whole(self, piece: Piece, rows: FeatureEntries, low: int, high: int) -> None:
         offsets = np.concatenate(([0], np.cumsum(piece.counts)))
         tallies = room_for(high - low)
-        own = offsets[low : high + 1]
+        bounds = offsets[low : high + 1]
         first = piece.first_feature + low
-        tally(first, own, rows, self._source.wide, self._work, tallies)
+        tally(first, bounds, rows, self._source.wide, self._work, tallies)
 
         def fetch(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> ContextTokens:
             at = ranges(start, length)

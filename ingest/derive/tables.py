@@ -1,6 +1,6 @@
 """Write the derived tables of a snapshot, reusing what has not changed since the previous one.
 
-Written as the folder ``derived/<number>/``; a table in which nothing changed stays where it is.
+Written as the folder ``derived/<number>/``. Unchanged tables are not copied.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Content:
     """Inputs of the derived tables.
 
     segments: all live ones by SAE name. profiles: of the SAEs whose activations are not those of
-    `base`. logits: rows of LOGITS in feature order, of the SAEs that `base` has not. base: the
-    snapshot before. memory: bytes to work in.
+    `base`. logits: rows of LOGITS in feature order, of the SAEs that `base` lacks. base: the
+    previous snapshot. memory: bytes to work in.
     """
 
     draft: Draft
@@ -261,7 +261,7 @@ def _coactivation(layout: Layout, content: Content) -> pa.Table:
                 sae.d_sae,
                 content.segments[sae.name],
                 content.draft.position_bits,
-                # The rest is for what merging found, which is held until it is written.
+                # The rest is for the results of merging, which are held until written.
                 content.memory * 3 // 5,
             )
         tables.append(before)

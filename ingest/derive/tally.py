@@ -140,7 +140,7 @@ def room_for(features: int) -> Tallies:
 def scan(rows: FeatureEntries, low: int, high: int, first_row: int, wide: bool, work: Work) -> None:
     """Count rows low <= i < high, all of one feature, in `work`.
 
-    first_row: what row `low` is counted as. A context may go on in the next call.
+    first_row: what row `low` is counted as. A context may continue in the next call.
     """
     state = work.state
     groups = state[_GROUPS]

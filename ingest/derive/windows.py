@@ -1,7 +1,7 @@
 """The top contexts of every feature with the tokens around their peaks, stored for SQL.
 
-From the activations alone an answer has to look up every context, wherever it is in the corpus,
-and spell its tokens. In SQL that costs more the larger the corpus; so it is done once.
+From the activations alone an answer has to look up every context in the corpus and decode its
+tokens. In SQL the cost of that grows with the corpus, so it is done once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from featuredb.store.snapshot import Corpus
 from ingest.tokens.contexts import ranges
 
 ROWS_PER_FILE = 1 << 15
-"""DuckDB looks at every row group of a file, about 8 microseconds each, so a file has few."""
+"""DuckDB inspects every row group of a file, about 8 microseconds each, so a file has few."""
 
 _ROW_GROUP = 2_048
 
@@ -73,7 +73,7 @@ def windows(
 def write_windows(tables: Iterable[pa.Table], path: Path, values: str) -> None:
     """Write one file of `schemas.windows`.
 
-    Only what is searched has statistics, since DuckDB reads all there are. Data pages of version 1:
+    Only searched columns have statistics, since DuckDB reads all of them. Data pages of version 1:
     those of version 2 leave the lengths of the lists uncompressed, 7 % of the file.
     """
     schema = schemas.windows(values)

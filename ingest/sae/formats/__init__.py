@@ -1,1 +1,1 @@
-"""One module per published format; each turns the files of a release into `SaeParts`."""
+"""One module per published format. Each converts the files of a release to `SaeParts`."""

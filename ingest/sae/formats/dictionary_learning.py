@@ -1,10 +1,10 @@
 """dictionary_learning: `ae.pt` and `config.json`, and the nested dictionaries of its backups.
 
 Formulas: dictionary_learning/dictionary.py and trainers/*.py, version 0.1. The class is in
-config.json (`trainer.dict_class`); TopK and BatchTopK save the same tensors, so without it they
-cannot be told apart. BatchTopK and Matryoshka use their fitted threshold; the top k of a batch is
-for training only. The library's own loader folds decoder norms into an `AutoEncoder` by default;
-here its encode() is left in the units of the saved weights.
+config.json (`trainer.dict_class`). TopK and BatchTopK save the same tensors, so it is needed to
+distinguish them. BatchTopK and Matryoshka use their fitted threshold. The top k of a batch is for
+training only. The library's loader folds decoder norms into an `AutoEncoder` by default. Here
+encode() stays in the units of the saved weights.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CLASSES = {
 }
 _TOPK = {"AutoEncoderTopK"}
 _THRESHOLD = {"BatchTopKSAE", "MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder"}
-# What the library's scale_biases() multiplies; a threshold below zero was never fitted.
+# What the library's scale_biases() multiplies; a negative threshold was never fitted.
 _BIASES = ("bias", "encoder.bias", "decoder.bias", "b_enc", "b_dec", "decoder_bias")
 _GATED_BIASES = ("mag_bias", "gate_bias")
 # Submodule names of the library's examples, as TransformerLens names.
@@ -55,13 +55,13 @@ _SITES = {
 
 
 def recognizes(content: Mapping[Any, Any]) -> bool:
-    """Whether a torch file holds one of these dictionaries, or a backup of one."""
+    """Whether a torch file contains such a dictionary or a backup of one."""
     state = content.get("ae", content)
     return isinstance(state, Mapping) and ("encoder.weight" in state or "W_enc" in state)
 
 
 def parts(place: SaeFiles, content: Mapping[Any, Any]) -> SaeParts:
-    """The dictionary of an open file. Raises SaeError where its files do not agree."""
+    """Load the dictionary of an open file. Raises SaeError if its files are inconsistent."""
     nested = isinstance(content.get("ae"), Mapping)
     state = _rescaled(content) if nested else content
     tensors = Tensors(place.weights, state)
@@ -97,8 +97,8 @@ def parts(place: SaeFiles, content: Mapping[Any, Any]) -> SaeParts:
 def _rescaled(content: Mapping[Any, Any]) -> dict[str, Any]:
     """The state of a backup in the units of the model.
 
-    Training divides the activations by `norm_factor`; the final save multiplies the biases back,
-    a backup does not.
+    Training divides the activations by `norm_factor`. The final save scales the biases back, a
+    backup does not.
     """
     state = dict(content["ae"])
     factor = float(content.get("norm_factor") or 1.0)
@@ -113,7 +113,7 @@ def _rescaled(content: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _config(place: SaeFiles, content: Mapping[Any, Any]) -> tuple[Path, dict[str, Any]]:
-    """config.json beside the weights or, for a checkpoint, above them; else a backup's own."""
+    """config.json next to the weights, above them for a checkpoint, or inside a backup."""
     for folder in (place.folder, place.folder.parent):
         file = folder / CONFIG
         if file.is_file():
@@ -188,7 +188,7 @@ def _activation(file: Path, kind: str, k: Any, tensors: Tensors) -> Activation:
 
 
 def _hook(trainer: Mapping[str, Any], buffer: Mapping[str, Any]) -> str | None:
-    """The hook in names this project resolves; an unknown submodule name is passed on as it is."""
+    """The hook's TransformerLens name. An unknown submodule name is returned unchanged."""
     name, layer = trainer.get("submodule_name"), trainer.get("layer")
     if isinstance(name, str):
         if found := re.fullmatch(r"(\w+?)_layer_?(\d+)", name):

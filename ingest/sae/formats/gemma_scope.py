@@ -1,7 +1,7 @@
 """Gemma Scope: `layer_L/width_W/average_l0_N/params.npz`.
 
 JumpReLU with a threshold per feature and no subtraction of b_dec (Lieberum et al. 2024, arXiv
-2408.05147). The archive states nothing else, so model and hook come from the path: the
+2408.05147). The archive contains no other metadata, so model and hook come from the path: the
 repository is `gemma-scope-2b-pt-res` (`-mlp`, `-att`, `-transcoders`).
 """
 
@@ -29,7 +29,7 @@ _HOOKS = {
 
 
 def read(place: SaeFiles) -> SaeParts:
-    """One Gemma Scope SAE or transcoder. Raises SaeError where the archive is not one."""
+    """Load a Gemma Scope SAE or transcoder. Raises SaeError if the archive is not one."""
     tensors = read_tensors(place.weights)
     upper = {name.lower(): name for name in tensors.names()}
     repository = _REPOSITORY.search(place.label.as_posix())
@@ -41,8 +41,8 @@ def read(place: SaeFiles) -> SaeParts:
     W_dec = tensors.take(upper.get("w_dec", "W_dec"), "d_sae", out)
     embedding = "embedding" in place.label.parts
     if embedding:
-        # Trained on the rows of the embedding matrix; Gemma multiplies those by √d before its
-        # first layer, and `hook_embed` is what comes after that.
+        # Trained on the rows of the embedding matrix. Gemma multiplies those by √d before its
+        # first layer, and `hook_embed` is after that.
         root = tensors["d_in"] ** 0.5
         W_enc, W_dec = W_enc / root, W_dec * root
     layer, l0 = _numbers(place.label)
@@ -70,7 +70,7 @@ def read(place: SaeFiles) -> SaeParts:
 
 
 def _numbers(label: PurePath) -> tuple[int | None, float | None]:
-    """The layer and the mean L0 that the path states."""
+    """The layer and the mean L0 from the path."""
     layer = l0 = None
     for part in label.parts:
         if found := re.fullmatch(r"layer_(\d+)", part):

@@ -1,6 +1,6 @@
 """Gemma Scope 2: `config.json` and `params.safetensors`, with lower-case tensor names.
 
-JumpReLU with a threshold per feature and no subtraction of b_dec; a transcoder may add
+JumpReLU with a threshold per feature and no subtraction of b_dec. A transcoder may add
 x · affine_skip_connection [d_in, d_out]. Hooks are Hugging Face module paths that end in
 `.input` or `.output`.
 """
@@ -24,9 +24,9 @@ CONTEXT_SIZE = 1024
 
 
 def read(place: SaeFiles) -> SaeParts:
-    """One Gemma Scope 2 SAE or transcoder. Raises SaeError where its files do not agree."""
+    """Load a Gemma Scope 2 SAE or transcoder. Raises SaeError if its files are inconsistent."""
     file = place.folder / CONFIG
-    # A few folders of the release lack it; the weights still say everything encode() needs.
+    # A few folders of the release lack it. The weights have everything encode() needs.
     raw = read_json(file) if file.exists() else {}
     if raw.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
         raise SaeError(f"{file}: architecture {raw['architecture']!r} is not jump_relu")
@@ -62,7 +62,7 @@ def read(place: SaeFiles) -> SaeParts:
 
 
 def _model(raw: dict[str, Any]) -> str | None:
-    """The hub's name for the model; the files say `gemma-v3-1b-pt` for `google/gemma-3-1b-pt`."""
+    """The model's hub name. The files have `gemma-v3-1b-pt` for `google/gemma-3-1b-pt`."""
     name = raw.get("model_name")
     if not isinstance(name, str):
         return None

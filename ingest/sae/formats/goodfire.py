@@ -1,6 +1,6 @@
 """Goodfire's Llama SAEs: one `.pt` or `.pth`, ReLU(x W + b) with no subtraction.
 
-The file name is all that says where it belongs: `Llama-3.1-8B-Instruct-SAE-l19.pth`.
+Model and layer come from the file name: `Llama-3.1-8B-Instruct-SAE-l19.pth`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NAME = re.compile(r"(?P<model>Llama-[\w.-]+?)-SAE-l(?P<layer>\d+)")
 
 
 def parts(place: SaeFiles, tensors: Tensors) -> SaeParts:
-    """The SAE of an open file. Raises SaeError where its tensors do not agree."""
+    """Load the SAE of an open file. Raises SaeError if its tensors are inconsistent."""
     name = _NAME.search(place.label.name)
     W_enc = tensors.take("encoder_linear.weight", "d_sae", "d_in").T
     return SaeParts(

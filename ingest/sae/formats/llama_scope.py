@@ -1,9 +1,9 @@
 """Llama Scope v1: `hyperparams.json` and `checkpoints/final.safetensors`.
 
 JumpReLU with one threshold (He et al. 2024, arXiv 2410.20526). The weights are for inputs scaled
-to norm √d on average over the data set; with s = √d / dataset_average_activation_norm that scale
-folds away as b_enc /= s_in, b_dec /= s_out, W_dec ·= s_in / s_out. Where
-`sparsity_include_decoder_norm` is set the threshold applies to activation times decoder norm,
+to norm √d on average over the data set. With s = √d / dataset_average_activation_norm that scale
+folds away as b_enc /= s_in, b_dec /= s_out, W_dec ·= s_in / s_out. If
+`sparsity_include_decoder_norm` is set, the threshold applies to activation times decoder norm,
 so the norms are folded into the encoder, after the scale and before the threshold.
 """
 
@@ -29,7 +29,7 @@ MODEL = "meta-llama/Llama-3.1-8B"
 
 
 def read(place: SaeFiles) -> SaeParts:
-    """One Llama Scope SAE or transcoder. Raises SaeError where its files do not agree."""
+    """Load a Llama Scope SAE or transcoder. Raises SaeError if its files are inconsistent."""
     file = _config_file(place)
     raw = read_json(file)
     require(file, raw, ["d_model", "hook_point_in"])
@@ -72,13 +72,13 @@ def read(place: SaeFiles) -> SaeParts:
 
 
 def _config_file(place: SaeFiles) -> Path:
-    """hyperparams.json is beside `checkpoints/`; a lone weight file may have it alongside."""
+    """Path of hyperparams.json: next to `checkpoints/`, or next to a single weight file."""
     beside = place.folder / CONFIG
     return beside if beside.exists() else place.folder.parent / CONFIG
 
 
 def _scales(file: Path, raw: Mapping[str, Any]) -> tuple[float, float]:
-    """s_in and s_out; both 1 where the weights were published with the scale already folded."""
+    """s_in and s_out, both 1 if the published weights already include the scale."""
     kind = raw.get("norm_activation", "dataset-wise")
     if kind in ("inference", "none"):
         return 1.0, 1.0

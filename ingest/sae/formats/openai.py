@@ -1,8 +1,8 @@
-"""OpenAI's GPT-2 SAEs: `{layer}.pt`, one torch file per layer and place.
+"""OpenAI's GPT-2 SAEs: `{layer}.pt`, one torch file per layer and hook.
 
 Formulas: sparse_autoencoder/model.py of openai/sparse_autoencoder. v1 and v4 are ReLU on the raw
-input; v5 is top-k on a layer-normed input, and the library's rule for which is which is the
-activation's name.
+input. v5 is top-k on a layer-normed input. The activation's name distinguishes them, as in the
+library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ingest.sae.tensors import Tensors
 
 NEEDS = "OpenAI: a .pt with pre_bias, latent_bias, encoder.weight and decoder.weight"
 
-# The places of sparse_autoencoder/paths.py, as TransformerLens names them.
+# The hooks of sparse_autoencoder/paths.py by their TransformerLens names.
 _HOOKS = {
     "resid_post_mlp": "blocks.{}.hook_resid_post",
     "resid_post_attn": "blocks.{}.hook_resid_mid",
@@ -29,10 +29,10 @@ _HOOKS = {
 
 
 def parts(place: SaeFiles, tensors: Tensors) -> SaeParts:
-    """The SAE of an open file. Raises SaeError where its tensors do not agree."""
+    """Load the SAE of an open file. Raises SaeError if its tensors are inconsistent."""
     W_enc = tensors.take("encoder.weight", "d_sae", "d_in").T
     pre_bias = tensors.take("pre_bias", "d_in")
-    # A tied decoder is the encoder's transpose and is not saved again.
+    # A tied decoder is the encoder's transpose and is not saved.
     W_dec = (
         tensors.take("decoder.weight", "d_in", "d_sae").T
         if "decoder.weight" in tensors
@@ -72,7 +72,7 @@ def _activation(place: SaeFiles, tensors: Tensors) -> tuple[Activation, str]:
 
 
 def _hook(place: SaeFiles) -> str | None:
-    """The hook of …/resid_post_mlp_v5_32k/autoencoders/8.pt, if the path is laid out so."""
+    """The hook of …/resid_post_mlp_v5_32k/autoencoders/8.pt, if the path has that layout."""
     if not place.label.stem.isdigit():
         return None
     for part in place.label.parts:

@@ -1,7 +1,7 @@
-"""SAELens: `cfg.json` and `sae_weights.safetensors`, from version 6 and before it.
+"""SAELens: `cfg.json` and `sae_weights.safetensors`, of version 6 and earlier.
 
 Formulas: sae_lens/saes/*.py of SAELens 6.54. Before version 6 the configuration was flat, and a
-top-k SAE was a "standard" one whose `activation_fn_str` was "topk".
+top-k SAE was a "standard" SAE whose `activation_fn_str` was "topk".
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KNOWN = _RELU | _JUMPRELU | _TOPK | _BATCH_TOPK | {"gated"}
 
 @dataclass(frozen=True)
 class _Config:
-    """The two generations of cfg.json, as one."""
+    """Common view of the two generations of cfg.json."""
 
     architecture: str
     apply_b_dec_to_input: bool
@@ -42,7 +42,7 @@ class _Config:
     k: int | None
     rescale_by_decoder_norm: bool
     about: Mapping[str, Any]
-    """Where the model, hook and context are named: `metadata`, or the flat configuration."""
+    """Section with the model, hook and context: `metadata`, or the flat configuration."""
 
     @property
     def is_transcoder(self) -> bool:
@@ -50,7 +50,7 @@ class _Config:
 
 
 def read(place: SaeFiles) -> SaeParts:
-    """The SAE of one SAELens folder. Raises SaeError where its files do not agree or are odd."""
+    """Load a SAELens folder. Raises SaeError if its files are inconsistent or unsupported."""
     file = place.folder / CONFIG
     raw = {**read_json(file), **place.hints.get("overrides", {})}
     config = _understand(file, raw)
@@ -70,7 +70,7 @@ def read(place: SaeFiles) -> SaeParts:
 
     W_dec = W_dec * _finetuned(file, raw, tensors)
     if config.rescale_by_decoder_norm and b_enc is not None:
-        # z·‖W_dec,i‖ chooses the top k and decode divides it back: the same as unit-norm rows.
+        # z·‖W_dec,i‖ selects the top k and decode divides it out, which equals unit-norm rows.
         W_enc, b_enc, W_dec = fold_decoder_norms(W_enc, b_enc, W_dec)
     if config.normalize == "expected_average_only_in":
         scale = _dataset_scale(place, raw, config)
@@ -109,7 +109,7 @@ def read(place: SaeFiles) -> SaeParts:
 
 
 def _understand(file: Path, raw: dict[str, Any]) -> _Config:
-    """One reading of a version 6 configuration (it has `metadata`) or of an earlier, flat one."""
+    """Parse a version 6 configuration (with `metadata`) or an earlier, flat one."""
     flat = "metadata" not in raw
     about: Mapping[str, Any] = {"prepend_bos": True, **raw} if flat else raw["metadata"] or {}
     architecture = raw.get("architecture") or "standard"
@@ -132,7 +132,7 @@ def _understand(file: Path, raw: dict[str, Any]) -> _Config:
             f"{about['hook_head_index']}), which is not supported"
         )
     normalize = raw.get("normalize_activations") or "none"
-    if normalize is True:  # before it had a name, it was a switch
+    if normalize is True:  # older files have a flag instead of a name
         normalize = "expected_average_only_in"
     if normalize not in ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale"):
         raise SaeError(f"{file}: normalize_activations {normalize!r} is not supported")
@@ -153,7 +153,7 @@ def _activation(file: Path, config: _Config, tensors: Tensors) -> Activation:
     if architecture in _JUMPRELU:
         return JumpReLU(tensors.take_threshold("threshold"))
     if architecture in _BATCH_TOPK:
-        # The top k of a batch is for training; the threshold it fitted is what inference uses.
+        # The top k of a batch is for training. Inference uses the fitted threshold.
         return JumpReLU(tensors.take_scalar("topk_threshold"))
     if architecture in _TOPK:
         if config.k is None or not 0 < config.k <= tensors["d_sae"]:
@@ -172,7 +172,7 @@ def _activation(file: Path, config: _Config, tensors: Tensors) -> Activation:
 
 
 def _finetuned(file: Path, raw: Mapping[str, Any], tensors: Tensors) -> Tensor:
-    """What decoding multiplies each activation by, [d_sae, 1]: all ones but for old finetunes."""
+    """Decoder scale of each activation, [d_sae, 1]: ones except for old finetunes."""
     if "scaling_factor" not in tensors:
         return torch.ones(())
     factor = tensors.take("scaling_factor", "d_sae")
@@ -186,9 +186,9 @@ def _finetuned(file: Path, raw: Mapping[str, Any], tensors: Tensors) -> Tensor:
 
 
 def _dataset_scale(place: SaeFiles, raw: Mapping[str, Any], config: _Config) -> float:
-    """s of `expected_average_only_in`: the files of a checkpoint, or a catalog, must give it.
+    """s of `expected_average_only_in`, required in a checkpoint's files or a catalog.
 
-    SAELens itself goes on without it, and the activations are then wrong by that factor.
+    SAELens continues without it, and the activations are then wrong by that factor.
     """
     scaler = place.folder / "activation_scaler.json"
     found = (

@@ -1,7 +1,7 @@
 """EleutherAI sparsify: `{hookpoint}/cfg.json` and `{hookpoint}/sae.safetensors`.
 
 Formulas: sparsify/sparse_coder.py and fused_encoder.py of eai-sparsify 1.3. The folder is named
-for the module it hooks (`layers.5.mlp`): an SAE reads that module's output; a transcoder reads
+after the module it hooks (`layers.5.mlp`). An SAE reads that module's output. A transcoder reads
 its input and writes its output.
 """
 
@@ -25,7 +25,7 @@ _MODULE = re.compile(r"(\w+\.)*(layers|h|layer|blocks)\.\d+(\.\w+)*|(\w+\.)*embe
 
 
 def read(place: SaeFiles) -> SaeParts:
-    """The sparse coder of one hookpoint. Raises SaeError where its files do not agree."""
+    """Load the sparse coder of one hookpoint. Raises SaeError if its files are inconsistent."""
     file = place.folder / CONFIG
     raw = read_json(file)
     require(file, raw, ["d_in", "k"])
@@ -33,12 +33,12 @@ def read(place: SaeFiles) -> SaeParts:
         raise SaeError(f"{file}: signed activations are not supported")
     tensors = read_tensors(place.weights)
     tensors.size("d_in", raw["d_in"], f"{CONFIG} d_in")
-    # num_latents 0 is "not set": the width is then a multiple of d_in.
+    # num_latents 0 means "not set". The width is then a multiple of d_in.
     expanded = raw["d_in"] * raw.get("expansion_factor", _DEFAULT_EXPANSION)
     tensors.size("d_sae", raw.get("num_latents") or expanded, f"{CONFIG} num_latents")
     transcode = bool(raw.get("transcode"))
     W_enc = tensors.take("encoder.weight", "d_sae", "d_in").T
-    # A transcoder's output has the width of its input in this format, but it is another place.
+    # A transcoder's output has the width of its input in this format, but another hook.
     b_dec = tensors.take("b_dec", "d_in")
     hookpoint = _hookpoint(place)
     run = _run_config(place)
@@ -79,13 +79,13 @@ def _activation(file: str, raw: dict[str, Any], d_sae: int) -> Activation:
 
 
 def _hookpoint(place: SaeFiles) -> str | None:
-    """The module path the folder is named for; with several seeds there is a folder for each."""
+    """The module path from the folder name. With several seeds each has a folder."""
     names = [part for part in place.label.parts[-3:-1] if not re.fullmatch(r"seed_?\d+", part)]
     return names[-1] if names and _MODULE.fullmatch(names[-1]) else None
 
 
 def _run_config(place: SaeFiles) -> dict[str, Any]:
-    """config.json of the whole training run, which lies above the hookpoints."""
+    """config.json of the training run, in the parent folder of the hookpoints."""
     for folder in (place.folder.parent, place.folder.parent.parent):
         file = folder / "config.json"
         if file.is_file():

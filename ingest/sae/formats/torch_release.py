@@ -1,6 +1,6 @@
 """Releases that are one torch file: dictionary_learning, OpenAI and Goodfire.
 
-Their file names say little (`ae.pt`, `8.pt`), so they are told apart by what is inside.
+Their file names are ambiguous (`ae.pt`, `8.pt`), so the contents determine the format.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NEEDS = f"{dictionary_learning.NEEDS}; {openai.NEEDS}; {goodfire.NEEDS}"
 
 
 def read(place: SaeFiles) -> SaeParts:
-    """The SAE of one .pt or .pth file. Raises SaeError where it is none of the known kinds."""
+    """Load a .pt or .pth file. Raises SaeError if its format is unknown."""
     content = read_torch(place.weights)
     if not isinstance(content, dict):
         raise SaeError(

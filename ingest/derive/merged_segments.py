@@ -135,9 +135,9 @@ class MergedSegments:
             if low == high:
                 continue
             rows = source.take(low, high)
-            counts = np.diff(source.offsets[first : end + 1])
+            lengths = np.diff(source.offsets[first : end + 1])
             values = self._as_bits(rows.activation)
-            _put(counts, rows.position, values, segment.first_context, self.bits, place,
+            _put(lengths, rows.position, values, segment.first_context, self.bits, place,
                  context, index, bits)  # fmt: skip
         return Piece(first, end, counts, context, index, activation, whole=True)
 

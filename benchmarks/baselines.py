@@ -1,4 +1,4 @@
-"""Baselines: the same activations in common layouts, asked the same questions.
+"""Baselines: the same activations in common layouts, with the same queries.
 
 - *token-major Parquet*: a row per activation in the order of the text, zstd, scanned by DuckDB;
 - *DuckDB table*: a native table of the same rows, sorted by feature, so that its zone maps help;

@@ -62,7 +62,7 @@ class Stage(msgspec.Struct):
 
 
 class Built(msgspec.Struct):
-    """How a store came to be. write_cpu: CPU seconds of sorting and writing all runs."""
+    """Statistics of building a store. write_cpu: CPU seconds of sorting and writing all runs."""
 
     activations: int
     tokens: int
@@ -77,7 +77,7 @@ def build(
 ) -> Built:
     """Make the store at `folder`, its runs written by `processes` processes, then published.
 
-    memory: bytes that publishing is given to work in. note: told what is being done.
+    memory: bytes for publishing to work in. note: called with progress messages.
     """
     layout = Layout(folder)
     note("storing the corpus and the directions")

@@ -5,7 +5,7 @@ features of which 30 are active on every token, so that there is as much to sort
 token as there is with real ones and little to compute. Documents are made up of a few words.
 
 Each size is an ingest of its own through the command line, in a process of its own, which this
-one watches from outside through ``/proc`` (Linux). What it is doing is told by what it prints. Two
+one watches from outside through ``/proc`` (Linux). Its output gives the current phase. Two
 figures a phase: *own*, the anonymous memory (``RssAnon``), which is what an ingest has to fit in;
 and *resident* (``VmRSS``), which adds pages of mapped files, the runs being merged among them,
 that the system takes back when it needs them.

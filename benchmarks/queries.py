@@ -1,7 +1,7 @@
-"""How long each question takes, warm, on a finished database: median and 95th percentile.
+"""Latency of each query, warm, on a finished database: median and 95th percentile.
 
 Run ``python -m benchmarks.queries demo.fdb``. Features are drawn from those that fire, evenly
-over their order by count, so that dense and rare ones are both asked.
+over their order by count, so that dense and rare ones are both measured.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models and SAEs of real sizes with random weights: for speed, their answers mean nothing."""
+"""Models and SAEs of real sizes with random weights, for speed only."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ SHAPES = {
 def random_model(name: str, folder: Path) -> Path:
     """A bfloat16 model of that shape with the demo's tokenizer, cut after the layer that is read.
 
-    The layers beyond would not run anyway; leaving them out saves the time to make them.
+    Later layers would not run. Leaving them out saves the time to create them.
     """
     import transformers
 

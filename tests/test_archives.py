@@ -1,4 +1,4 @@
-"""Stores written by every format that is read: still sound, with the answers they gave then."""
+"""Stores written by every format that is read: still valid, with the same answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rooms keep apart: by the import linter's contracts, and by what a process has loaded."""
+"""Layers: the import linter's contracts, and the modules a process has loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores as single files, and what they answer to a question written down."""
+"""Stores packed as single files, with recorded answers."""
 
 from __future__ import annotations
 

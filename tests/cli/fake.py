@@ -1,4 +1,4 @@
-"""A database handle that answers from `tests.cli.answers` and remembers what it was asked."""
+"""A database handle that answers from `tests.cli.answers` and records its calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the command line ends: one line on standard error, and the code of what went wrong."""
+"""Command line errors: one line on standard error, and the exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each verb asks of the handle, and where its answer goes."""
+"""Calls of each verb on the handle, and where its output is written."""
 
 from __future__ import annotations
 

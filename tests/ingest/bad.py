@@ -1,4 +1,4 @@
-"""Inputs that do not do: each is a change to good ones, the error it gives and what that names."""
+"""Invalid inputs: each is a change to valid ones, the expected error and what it names."""
 
 from __future__ import annotations
 

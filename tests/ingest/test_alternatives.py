@@ -1,4 +1,4 @@
-"""Mistakes that cost an SAE next to nothing, so that only a comparison tells."""
+"""Mistakes that hardly change an SAE's scores, so that only a comparison detects them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a corpus is said in one line that names it."""
+"""Every corpus error is one line that names the corpus."""
 
 from __future__ import annotations
 

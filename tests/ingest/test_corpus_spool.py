@@ -1,4 +1,4 @@
-"""What can be read once is kept in a temporary folder, and the folder does not stay behind."""
+"""Read-once inputs are spooled to a temporary folder, which is cleaned up."""
 
 from __future__ import annotations
 

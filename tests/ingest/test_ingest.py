@@ -1,4 +1,4 @@
-"""The ingest as a whole, on a small real model: what is stored is what the SAE says."""
+"""The ingest as a whole, on a small real model: stored activations match the SAE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`featuredb.plan`: what it says is what the ingest then does, and it leaves nothing behind."""
+"""`featuredb.plan`: the ingest does what the plan predicts, and planning leaves no files."""
 
 from __future__ import annotations
 

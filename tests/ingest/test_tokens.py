@@ -1,4 +1,4 @@
-"""Contexts are windows over whole documents; the oracle is a loop a reader can check by eye."""
+"""Contexts are windows over whole documents. The oracle is a simple loop."""
 
 from __future__ import annotations
 

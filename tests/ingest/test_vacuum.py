@@ -1,4 +1,4 @@
-"""Vacuuming: how long a replaced snapshot stays, and what an ingest that is given up leaves."""
+"""Vacuuming: retention of replaced snapshots, and cleanup of abandoned ingests."""
 
 from __future__ import annotations
 

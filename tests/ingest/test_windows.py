@@ -1,4 +1,4 @@
-"""Top contexts kept with their words: several files, and the same answers as without them."""
+"""Stored windows of top contexts: several files, and the same answers as without them."""
 
 from __future__ import annotations
 

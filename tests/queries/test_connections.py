@@ -1,4 +1,4 @@
-"""One handle, asked from several threads and while answers are still being read."""
+"""One handle, used from several threads and while results are being read."""
 
 from __future__ import annotations
 

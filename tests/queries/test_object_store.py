@@ -1,8 +1,7 @@
 """A database in an object store answers as the same database on the disk does, in few requests.
 
-The files of the test's database are small enough to come whole, as those of a database of a few
-million tokens are for the most part; so that the ranges of large files are tried too, the sizes at
-which a file counts as large are also set far down.
+The files of the test's database are small enough to be fetched whole, as are most files of a
+database of a few million tokens. To test range reads too, the size limits are also lowered.
 """
 
 from __future__ import annotations

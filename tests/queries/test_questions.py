@@ -1,4 +1,4 @@
-"""What a question says when it cannot be answered, and what an open database promises."""
+"""Errors of queries, and the guarantees of an open database."""
 
 from __future__ import annotations
 

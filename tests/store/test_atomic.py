@@ -1,4 +1,4 @@
-"""Writing in one step: what a crash or a full disk leaves behind."""
+"""Writing in one step: the state after a crash or a full disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The feature-major copy: what goes in comes out, whatever the stride of its files."""
+"""The feature-major copy: rows round-trip, whatever the stride of its files."""
 
 from __future__ import annotations
 

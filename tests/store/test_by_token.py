@@ -1,4 +1,4 @@
-"""The token-major copy: what goes in comes out, ascending, however it is coded on the disk."""
+"""The token-major copy: rows round-trip, ascending, in every encoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``CURRENT`` says what it said, or that it is damaged."""
+"""``CURRENT`` round-trips, and damage to it is detected."""
 
 from __future__ import annotations
 

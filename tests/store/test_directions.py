@@ -1,4 +1,4 @@
-"""What the tables of directions are called, what is written of them, and how they are read."""
+"""Tables of directions: names, contents and reads."""
 
 from __future__ import annotations
 

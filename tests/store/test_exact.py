@@ -1,4 +1,4 @@
-"""Exact search finds what comparing with every row finds, to the last bit and tie."""
+"""Exact search equals comparing with every row, to the last bit and tie."""
 
 from __future__ import annotations
 

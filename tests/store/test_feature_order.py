@@ -1,4 +1,4 @@
-"""The order of an SAE's features: by frequency, kept in a file, the same when read again."""
+"""The order of an SAE's features: by frequency, stored in a file, and unchanged when read back."""
 
 from __future__ import annotations
 

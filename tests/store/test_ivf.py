@@ -1,4 +1,4 @@
-"""An inverted file misses what is in lists it passes by, and nothing of those it scans."""
+"""An inverted file misses only rows in lists it does not probe."""
 
 from __future__ import annotations
 

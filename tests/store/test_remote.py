@@ -1,4 +1,4 @@
-"""Reading behind a URL: ranges, what is kept, and one clear line for each thing that goes wrong."""
+"""Reads of a remote database: ranges, the cache, and one clear line for each error."""
 
 from __future__ import annotations
 

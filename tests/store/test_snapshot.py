@@ -1,4 +1,4 @@
-"""Opening what is there, what is not, and what is from the future."""
+"""Opening existing, missing and newer databases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pushing and pulling: what is copied, in which order, and what happens when it is interrupted."""
+"""Pushing and pulling: copied files, their order, and interruptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An approximate index that is not what it was made from is found, though its checksums hold."""
+"""Verification detects an index that does not match its directions, even with valid checksums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is stored is what the model and the SAEs give, asked again; and it shows when it is not."""
+"""Stored activations match a rerun of the model and the SAEs, and mismatches are detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verification finds what is wrong, names the file, and says what to do."""
+"""Verification detects damage, names the file, and gives the remedy."""
 
 from __future__ import annotations
 

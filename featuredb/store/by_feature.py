@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featuredb.store import schemas
-from featuredb.store.files.parquet import ParquetFiles, chunk_to_numpy, load_array
+from featuredb.store.files.location import load_array
+from featuredb.store.files.parquet import ParquetFiles, chunk_to_numpy
 from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.positions import without_stride
 from featuredb.store.snapshot import FeatureFile, Segment

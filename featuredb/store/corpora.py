@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from featuredb.errors import QueryError, UnknownContextError
 from featuredb.store import schemas
-from featuredb.store.files.arrays import fetch_rows, remote_flat
-from featuredb.store.files.parquet import ParquetFiles, load_array
+from featuredb.store.files.arrays import fetch_rows
+from featuredb.store.files.location import location_of
+from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.names import NO_CONTEXT, context_spans, document_columns, folded
 from featuredb.store.snapshot import Corpus, Draft, Snapshot
@@ -49,7 +50,7 @@ class Texts:
     def __init__(
         self, root: Path | RemoteFiles, snapshot: Snapshot | Draft, files: ParquetFiles
     ) -> None:
-        self._root = root
+        self._location = location_of(root)
         self._snapshot = snapshot
         self._files = files
         self._indexes: dict[str, npt.NDArray[np.int64]] = {}
@@ -83,7 +84,7 @@ class Texts:
         """int64 [n_contexts + 1, 2]: (document_id, first token in tokens.bin). Last row: end."""
         found = self._indexes.get(corpus.id)
         if found is None:
-            found = load_array(self._root, corpus.index.path)
+            found = self._location.array(corpus.index.path)
             self._indexes[corpus.id] = found
         return found
 
@@ -92,12 +93,7 @@ class Texts:
         found = self._tokens.get(corpus.id)
         if found is None:
             dtype = schemas.token_id_dtype(self._snapshot.model.vocab_size)
-            if isinstance(self._root, RemoteFiles):
-                found = remote_flat(self._root, corpus.tokens.path, dtype)
-            else:
-                path = self._root / corpus.tokens.path
-                empty = path.stat().st_size == 0
-                found = np.empty(0, dtype) if empty else np.memmap(path, dtype=dtype, mode="r")
+            found = self._location.flat(corpus.tokens.path, dtype)
             self._tokens[corpus.id] = found
         return found
 
@@ -106,7 +102,7 @@ class Texts:
 
         Does nothing for a local database. Raises `UnknownContextError`.
         """
-        if not isinstance(self._root, RemoteFiles):
+        if not self._location.prefetches:
             return
         rows: dict[str, tuple[Corpus, list[int]]] = {}
         for context_id in context_ids:
@@ -152,7 +148,7 @@ class Texts:
         assert corpus.text_hashes is not None
         hashes = self._hashes.get(corpus.id)
         if hashes is None:
-            hashes = self._hashes[corpus.id] = load_array(self._root, corpus.text_hashes.path)
+            hashes = self._hashes[corpus.id] = self._location.array(corpus.text_hashes.path)
         for row in _rows_of(hashes, text_hash(text)):
             group, offset = divmod(row, DOCUMENT_ROW_GROUP)
             texts = self._files.read(corpus.documents.path, [group], ["text"]).column("text")
@@ -217,9 +213,8 @@ class Texts:
 
     def _keeps_documents(self, corpus: Corpus) -> bool:
         """Whether to cache the metadata of all documents."""
-        if isinstance(self._root, RemoteFiles):
-            return self._root.is_whole(corpus.documents.path)
-        return corpus.n_documents <= _CACHED_DOCUMENTS
+        path, rows = corpus.documents.path, corpus.n_documents
+        return self._location.is_small(path, rows, _CACHED_DOCUMENTS)
 
     def _conform(self, table: pa.Table) -> pa.Table:
         """One corpus's columns in `metadata_schema`."""

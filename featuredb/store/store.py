@@ -14,7 +14,8 @@ import numpy.typing as npt
 from featuredb.store.by_feature import FeatureMajor
 from featuredb.store.by_token import TokenMajor
 from featuredb.store.corpora import Texts
-from featuredb.store.files.parquet import GroupRanges, ParquetFiles, load_array
+from featuredb.store.files.location import load_array
+from featuredb.store.files.parquet import GroupRanges, ParquetFiles
 from featuredb.store.files.remote import RemoteFiles, is_url
 from featuredb.store.history import read_remote_snapshot, read_snapshot
 from featuredb.store.layout import Layout

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from featuredb.store.files.parquet import load_array
+from featuredb.store.files.location import load_array
 from featuredb.store.snapshot import VectorIndex
 from featuredb.store.vectors.directions import scanned_rows
 from featuredb.verification.remedies import remedy

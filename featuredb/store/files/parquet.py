@@ -13,9 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featuredb.errors import CorruptDatabaseError, first_line
-from featuredb.store.files.arrays import remote_array, remote_matrix
-from featuredb.store.files.remote import RemoteFile, RemoteFiles
+from featuredb.store.files.location import location_of, unreadable
+from featuredb.store.files.remote import RemoteFiles
 
 
 class ParquetFiles:
@@ -29,6 +28,7 @@ class ParquetFiles:
         self, root: Path | RemoteFiles, limit: int = 300, *, memory_map: bool = True
     ) -> None:
         self._root = root
+        self._location = location_of(root)
         self._memory_map = memory_map
         self._limit = limit
         self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
@@ -86,8 +86,8 @@ class ParquetFiles:
 
         Does nothing for a local file. Raises as `read`.
         """
-        if not isinstance(self._root, RemoteFiles):
-            return
+        if not self._location.prefetches:
+            return  # Opening the file would close another.
         with self._lock:
             try:
                 self._fetch(self._file(path), path, sorted(set(groups)), columns)
@@ -104,10 +104,7 @@ class ParquetFiles:
     def _file(self, path: str) -> pq.ParquetFile:
         file = self._open.get(path)
         if file is None:
-            if isinstance(self._root, RemoteFiles):
-                file = pq.ParquetFile(RemoteFile(self._root, path))
-            else:
-                file = pq.ParquetFile(self._root / path, memory_map=self._memory_map)
+            file = self._location.parquet(path, memory_map=self._memory_map)
             self._open[path] = file
             if len(self._open) > self._limit:
                 _, oldest = self._open.popitem(last=False)
@@ -123,8 +120,7 @@ class ParquetFiles:
         groups: Sequence[int] | None,
         columns: list[str] | None,
     ) -> None:
-        if isinstance(self._root, RemoteFiles) and not self._root.is_whole(path):
-            self._root.fetch(path, _chunks(file.metadata, groups, columns))
+        self._location.prefetch(path, lambda: _chunks(file.metadata, groups, columns))
 
 
 def _chunks(
@@ -138,14 +134,6 @@ def _chunks(
             if columns is None or chunk.path_in_schema.partition(".")[0] in columns:
                 start = chunk.dictionary_page_offset or chunk.data_page_offset
                 yield start, start + chunk.total_compressed_size
-
-
-def unreadable(root: Path | RemoteFiles, path: str, error: Exception) -> CorruptDatabaseError:
-    """The error for a file of the store that cannot be read."""
-    return CorruptDatabaseError(
-        f"{root / path} is missing or damaged ({first_line(error)}): "
-        "run `featuredb verify` to see what else is, and restore it from a copy"
-    )
 
 
 class GroupRanges(NamedTuple):
@@ -179,21 +167,6 @@ class GroupRanges(NamedTuple):
             for group, (first_sae, last_sae, first, last) in enumerate(zip(*self, strict=True))
             if first_sae <= sae <= last_sae and first <= feature <= last
         ]
-
-
-def load_array(root: Path | RemoteFiles, path: str, *, whole: bool = False) -> npt.NDArray[Any]:
-    """A ``.npy`` file of the store, memory-mapped. Raises `CorruptDatabaseError`.
-
-    For a remote database, small arrays are loaded into memory, as is any array with `whole`.
-    Others are read by rows on demand (`RangedArray`).
-    """
-    if isinstance(root, RemoteFiles):
-        return remote_matrix(root, path) if whole else remote_array(root, path)
-    try:
-        mapped: npt.NDArray[Any] = np.load(root / path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise unreadable(root, path, error) from error
-    return mapped
 
 
 def chunk_to_numpy(column: pa.ChunkedArray) -> npt.NDArray[Any]:

@@ -32,7 +32,7 @@ from featuredb.store.files.atomic import (
     remove_tree,
     sha256_of,
 )
-from featuredb.store.files.parquet import load_array
+from featuredb.store.files.location import load_array
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import DirectionColumn, File, Sae, Vectors
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from featuredb.store.files.parquet import load_array
+from featuredb.store.files.location import load_array
 from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File, Sae, Snapshot, VectorIndex, Vectors

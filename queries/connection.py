@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,10 +92,13 @@ def connect(
 
     Raises `CorruptDatabaseError` when a file the views stand on is missing or damaged.
     """
+    import duckdb
+
     connection = bare(root)
     # Footers are parsed once: the files of a snapshot never change. Of every cursor too.
     connection.execute("SET GLOBAL parquet_metadata_cache = true")
-    connection.execute("SET enable_progress_bar = false")
+    with suppress(duckdb.InvalidInputException):  # in Jupyter without ipywidgets there is no bar
+        connection.execute("SET enable_progress_bar = false")
     connection.execute("SET temp_directory = ?", [str(spill_folder() or "")])
     if memory is not None:
         bound(connection, memory)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -105,3 +107,28 @@ def test_relations_stop_working_when_the_handle_is_closed(db: featuredb.Database
     with pytest.raises(duckdb.ConnectionException):
         relation.fetchall()
     assert len(db.sql("FROM features").fetchall()) == 5
+
+
+_IN_JUPYTER = """
+import sys, types
+
+ipython = types.ModuleType("IPython")
+ipython.get_ipython = lambda: types.SimpleNamespace(config={"IPKernelApp": {}})
+sys.modules |= {"IPython": ipython, "ipywidgets": None}
+import duckdb
+import featuredb
+
+try:
+    duckdb.connect().execute("SET enable_progress_bar = false")
+except duckdb.InvalidInputException:
+    print("refused")
+with featuredb.open(sys.argv[1]) as db:
+    print(db.sql("SELECT 1 AS one").fetchall())
+"""
+
+
+def test_sql_in_jupyter_without_ipywidgets(db: featuredb.Database, tmp_path: Path) -> None:
+    """DuckDB looks for a kernel when it is imported, hence the process."""
+    command = [sys.executable, "-c", _IN_JUPYTER, str(tmp_path / "s.fdb")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.stdout.splitlines() == ["refused", "[(1,)]"], run.stderr

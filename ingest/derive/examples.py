@@ -30,7 +30,7 @@ Fetch = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], ContextTokens]
 
 
 def examples_table(first_feature: int, tallies: Tallies, fetch: Fetch) -> pa.Table:
-    """Rows of `schemas.examples`, in float32, of the features tallies, in order."""
+    """Rows of `schemas.examples`, in float32, of the features tallied, in order."""
     used = np.arange(tallies.examples.shape[1]) < tallies.n_examples[:, None]
     row = np.nonzero(used)[0]
     kind, rank, context, index, start, length = tallies.examples[used].T

@@ -162,7 +162,7 @@ def test_interrupted_by_the_keyboard_it_continues_to_the_same_content(
 _SCRIPT = """
 import sys
 from ingest.options import IngestOptions
-from ingest.pipeline import ingest
+from ingest.operations.ingest import ingest
 corpus, model, sae, path = sys.argv[1:]
 options = IngestOptions(corpus=corpus, model=model, saes=[sae], names=["sae"], dtype="float32",
                         check=False, memory="100MB")
@@ -187,6 +187,7 @@ def test_killed_at_any_moment_it_continues_to_the_same_content(
         while process.poll() is None and not (path / stage).exists():
             assert time.monotonic() < deadline, stage
             time.sleep(0.002)
+        assert process.poll() in (None, 0), stage
         process.send_signal(signal.SIGKILL)
         process.wait()
     ingest(path, replace(inputs, corpus=str(corpus), memory="100MB"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,6 +11,7 @@ from featuredb.extras import ingest_extra
 from featuredb.store.files.remote import RemoteFiles, local_folder
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.store import Store
+from queries.connection import Reader
 
 if TYPE_CHECKING:
     import duckdb
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from queries.activations import Activations
     from queries.answers import Info
-    from queries.connection import Reader
     from queries.feature import FeatureCard
     from queries.fires import Firing
     from queries.near import Neighbors
@@ -40,16 +40,8 @@ class Database:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-
-    @cached_property
-    def _reader(self) -> Reader:
-        """What questions are asked of; its DuckDB answers ``fires_on`` for new text too."""
-        from queries.connection import Reader
-
-        # Not `self`: DuckDB would keep the handle, and with it the connection that keeps the
-        # function, alive for ever.
-        store = self._store
-        return Reader(store, partial(_answer_new_text, store))
+        # A function of the store, not of `self`: DuckDB keeps it, and the handle keeps DuckDB.
+        self._reader = Reader(store, partial(_answer_new_text, store))
 
     @property
     def path(self) -> Path:

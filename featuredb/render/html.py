@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -156,7 +156,7 @@ def _passages(passages: Passages) -> Markup:
         return Markup("").join(windows)
     ranks = [item.rank for item in passages.items]
     lines = [list(row) for row in zip(ranks, activations, windows, strict=True)]
-    return _draw("table", ["", "activation", ""], lines, _numeric(2))
+    return _draw("table", ["", "activation", ""], lines, {0, 1})
 
 
 def _words(
@@ -180,7 +180,3 @@ def _records(records: Records) -> Markup:
     if table.num_rows > _ROWS_SHOWN:
         drawn += _draw("dim", f"… {table.num_rows - _ROWS_SHOWN:,} more rows")
     return drawn
-
-
-def _numeric(columns: int) -> Collection[int]:
-    return set(range(columns))

@@ -1,6 +1,6 @@
 """Baselines: the same activations in common layouts, with the same queries.
 
-- *token-major Parquet*: a row per activation in the order of the text, zstd, scanned by DuckDB;
+- *by-token Parquet*: a row per activation in the order of the text, zstd, scanned by DuckDB;
 - *DuckDB table*: a native table of the same rows, sorted by feature, so that its zone maps help;
 - *cache in memory*: the layout of Delphi's cache, locations int64 [n, 3] and values float32 [n],
   saved as arrays, loaded whole and masked by feature. At most `CACHED` activations of it.
@@ -55,7 +55,7 @@ class Baseline(Protocol):
 
 
 def write_token_major(folder: Path, world: World, processes: int) -> None:
-    """Token-major Parquet files below `folder`, one a partition."""
+    """By-token Parquet files below `folder`, one a partition."""
     folder.mkdir(parents=True)
     firsts = world.first_contexts()
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -95,7 +95,7 @@ class InDuckDB:
     @classmethod
     def parquet(cls, folder: Path) -> InDuckDB:
         """Over the files of `write_token_major`."""
-        made = cls("token-major Parquet", Path(":memory:"), f"read_parquet('{folder}/*.parquet')")
+        made = cls("by-token Parquet", Path(":memory:"), f"read_parquet('{folder}/*.parquet')")
         files = list(folder.glob("*.parquet"))
         made._connection.execute("SET parquet_metadata_cache = true")
         made.activations = sum(pq.read_metadata(f).num_rows for f in files)
@@ -232,14 +232,14 @@ def open_all(
     make_table: writes a DuckDB file with the same activations, sorted by feature, as its table
     `activations`.
     """
-    if not (folder / "token-major").exists():
-        note("writing token-major Parquet")
-        write_token_major(folder / "token-major", world, processes)
+    if not (folder / "by-token").exists():
+        note("writing by-token Parquet")
+        write_token_major(folder / "by-token", world, processes)
     if not (folder / "cache").exists():
         note("writing the cache")
         InMemory.write(folder / "cache", world)
     return [
-        lambda: InDuckDB.parquet(folder / "token-major"),
+        lambda: InDuckDB.parquet(folder / "by-token"),
         lambda: InDuckDB.table(folder / "sorted.duckdb", make_table),
         lambda: InMemory(folder / "cache"),
     ]

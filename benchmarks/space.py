@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from featuredb.store.by_feature import FeatureMajor, FeatureRows
+from featuredb.store.by_feature import FeatureRows, SegmentByFeature
 from featuredb.store.snapshot import File, Segment
 from featuredb.store.store import Store
 
@@ -84,7 +84,7 @@ def _nats(counts: npt.NDArray[Any]) -> float:
 
 def _pieces(store: Store, segments: Iterable[Segment]) -> Iterator[FeatureRows]:
     for segment in segments:
-        reader = FeatureMajor(store.root, segment, store.files)
+        reader = SegmentByFeature(store.root, segment, store.files)
         for start in range(0, segment.rows, _ROWS):
             yield reader.rows(start, min(segment.rows, start + _ROWS))
 
@@ -111,15 +111,15 @@ def _report(store: Store, sae: str) -> Table:
     floor = floor_of(_pieces(store, segments), snapshot.recorded_tokens(sae))
     table = Table("part", "bytes per activation", "floor", "ratio", title=f"{sae}: {n:,}")
     for name, files in (
-        ("feature-major", [f.file for s in segments for f in s.feature_files]),
-        ("token-major", [f.file for s in segments for f in s.token_files]),
+        ("by-feature", [f.file for s in segments for f in s.feature_files]),
+        ("by-token", [f.file for s in segments for f in s.token_files]),
     ):
         size = sum(f.bytes for f in files) / n
         ratio = f"{size / floor.bytes:.3f}"
         table.add_row(name, f"{size:.3f}", f"{floor.bytes:.3f}", ratio, style="bold")
         for column, part in _columns(Path(str(store.root)), files).items():
             least = {"position": floor.position, "activation": floor.value}.get(column)
-            told = f"{least / 8:.3f}" if least is not None and name == "feature-major" else ""
+            told = f"{least / 8:.3f}" if least is not None and name == "by-feature" else ""
             table.add_row(f"  {column}", f"{part / n:.3f}", told, "")
     rest = [s.directory for s in segments] + [s.sinks for s in segments]
     table.add_row("directories and sinks", f"{sum(f.bytes for f in rest) / n:.3f}", "", "")

@@ -198,9 +198,9 @@ def sizes(snapshot: Snapshot, world: World) -> list[Figure]:
     other = sum(f.bytes for f in snapshot.files()) / rows - primary - second
     floor = (world.entropies().position + world.entropies().value) / 8
     return [
-        Figure("primary copy, feature-major", primary, "B/act", 2.8),
+        Figure("primary copy, by-feature", primary, "B/act", 2.8),
         Figure("primary copy against its entropy floor", primary / floor, "×", 1.25),
-        Figure("second copy, token-major", second, "B/act"),
+        Figure("second copy, by-token", second, "B/act"),
         Figure("both copies", primary + second, "B/act", 5.8),
         Figure("everything else, texts and directions among it", other, "B/act"),
     ]

@@ -114,7 +114,7 @@ def compact_segments(
 ) -> tuple[Segment, Profiles | None]:
     """Merge segments that cover disjoint contexts into one, atomically.
 
-    Profiles are computed in the same pass. Token-major files are already in order and are linked,
+    Profiles are computed in the same pass. By-token files are already in order and are linked,
     not rewritten.
     """
     final = layout.segment(job.segment_id)
@@ -288,7 +288,7 @@ def _join_sinks(layout: Layout, segments: Iterable[Segment], path: Path) -> int:
 def link_token_files(
     layout: Layout, entries: Iterable[TokenFile], folder: Path, final: Path
 ) -> Iterator[TokenFile]:
-    """Link token-major files into the folder that will become `final`."""
+    """Link by-token files into the folder that will become `final`."""
     for number, entry in enumerate(entries):
         name = f"t{number:04d}.parquet"
         source = layout.root / entry.file.path

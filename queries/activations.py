@@ -74,7 +74,7 @@ def feature_activations(
     """(context_id int64, token_index int64, activation float32), all [n], in text order."""
     bits = store.snapshot.position_bits
     contexts, tokens, values = [], [], []
-    for segment in store.feature_major(sae):
+    for segment in store.by_feature(sae):
         if segment.count(feature) == 0:
             continue
         position, activation = segment.feature(feature)
@@ -94,7 +94,7 @@ def feature_contexts(store: Store, sae: Sae, feature: int) -> FeatureContexts:
     rows = 0
     # A dense feature has millions of rows: what a row costs is kept to a few narrow passes, and a
     # context lies in one segment alone, so that segments need not be joined first.
-    for segment in store.feature_major(sae):
+    for segment in store.by_feature(sae):
         if segment.count(feature) == 0:
             continue
         position, stored = segment.feature(feature)

@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 
 from featuredb.store.files.atomic import fsync_path, storage_errors, temporary_name
+from featuredb.store.files.location import LocalFiles
 from featuredb.store.files.scratch import scratch_folder
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Snapshot
@@ -29,7 +30,7 @@ def built_catalog(layout: Layout, snapshot: Snapshot) -> Iterator[Path]:
     with storage_errors(layout.catalog):
         try:
             with _writable(temporary) as path, duckdb.connect(str(path)) as connection:
-                create(connection, snapshot, root)
+                create(connection, snapshot, LocalFiles(root))
                 connection.execute("CHECKPOINT")
             fsync_path(temporary)
             yield temporary

@@ -6,11 +6,10 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featuredb.errors import CorruptDatabaseError, first_line
-from featuredb.store.files.remote import RemoteFiles
+from featuredb.store.files.location import Location
 from featuredb.store.files.scratch import spill_folder
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.store import Store
@@ -42,9 +41,9 @@ class Reader:
         return self.store.snapshot
 
     @property
-    def root(self) -> Path | RemoteFiles:
+    def location(self) -> Location:
         """Where the database is."""
-        return self.store.root
+        return self.store.location
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """One more connection to the same DuckDB.
@@ -54,7 +53,7 @@ class Reader:
         """
         with self._lock:
             if self._connection is None:
-                connection = connect(self.snapshot, self.root, self.store.memory)
+                connection = connect(self.snapshot, self.location, self.store.memory)
                 if self._prepare is not None:
                     self._prepare(connection)
                 self._connection = connection
@@ -69,23 +68,21 @@ class Reader:
         self.store.close()
 
 
-def bare(root: Path | RemoteFiles) -> duckdb.DuckDBPyConnection:
-    """An empty in-memory DuckDB that can read the files below `root`."""
+def bare(location: Location) -> duckdb.DuckDBPyConnection:
+    """An empty in-memory DuckDB that can read the files at `location`."""
     import duckdb
 
     connection = duckdb.connect(":memory:")
-    if isinstance(root, RemoteFiles):
-        # Imported here, as fsspec takes time and a local database has no use for it.
-        from queries.catalog.duckdb_files import DuckDBFileSystem
-
-        connection.register_filesystem(DuckDBFileSystem(root))
+    files = location.duckdb_files()
+    if files is not None:
+        connection.register_filesystem(files)
     return connection
 
 
 def connect(
-    snapshot: Snapshot, root: Path | RemoteFiles, memory: int | None = None
+    snapshot: Snapshot, location: Location, memory: int | None = None
 ) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB holding the catalog of `snapshot`, whose files are below `root`.
+    """An in-memory DuckDB holding the catalog of `snapshot`, whose files are at `location`.
 
     memory: bytes to work in, results not counted. None for DuckDB's own bound, most of the
     machine's. What does not fit goes to a temporary folder.
@@ -94,7 +91,7 @@ def connect(
     """
     import duckdb
 
-    connection = bare(root)
+    connection = bare(location)
     # Footers are parsed once: the files of a snapshot never change. Of every cursor too.
     connection.execute("SET GLOBAL parquet_metadata_cache = true")
     with suppress(duckdb.InvalidInputException):  # in Jupyter without ipywidgets there is no bar
@@ -102,9 +99,8 @@ def connect(
     connection.execute("SET temp_directory = ?", [str(spill_folder() or "")])
     if memory is not None:
         bound(connection, memory)
-    if isinstance(root, RemoteFiles):
-        root.fetch_ends(_first_files(snapshot))
-    create(connection, snapshot, root)
+    location.prefetch_footers(_first_files(snapshot))
+    create(connection, snapshot, location)
     return connection
 
 
@@ -129,19 +125,17 @@ def _first_files(snapshot: Snapshot) -> list[str]:
     return [f.path for f in files]
 
 
-def create(
-    connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, root: Path | RemoteFiles
-) -> None:
+def create(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, location: Location) -> None:
     """Run the catalog's statements. Raises `CorruptDatabaseError`."""
     import duckdb
 
     from queries.macros import statements
 
     try:
-        for statement in statements(snapshot, root):
+        for statement in statements(snapshot, location.duckdb_root):
             connection.execute(statement)
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
         raise CorruptDatabaseError(
-            f"the tables of {root} cannot be opened ({first_line(error)}): "
+            f"the tables of {location.address[0]} cannot be opened ({first_line(error)}): "
             "run `featuredb verify` to see what is damaged, and restore it from a copy"
         ) from error

@@ -25,7 +25,7 @@ def contexts_where(reader: Reader, condition: str) -> npt.NDArray[np.int64]:
         "SELECT contexts.context_id FROM contexts JOIN documents USING (document_id) "
         f"WHERE ({condition}\n)"
     )
-    with duckdb_errors(reader.root):
+    with duckdb_errors(reader.location):
         answer = reader.cursor().execute(statement).fetchnumpy()
     ids: npt.NDArray[np.int64] = np.asarray(answer["context_id"], np.int64)
     return ids

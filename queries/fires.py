@@ -164,7 +164,7 @@ def fires_in_document(store: Store, document_id: int, k: int = 20) -> Firing:
 
 def _context(store: Store, sae: Any, context_id: int) -> tuple[npt.NDArray[Any], ...]:
     """(token_index int64, feature_id, activation), all [n], of one SAE in one context."""
-    for segment in store.token_major(sae):
+    for segment in store.by_token(sae):
         if segment.segment.first_context <= context_id < segment.segment.end_context:
             token_index, rows = segment.context(context_id)
             return np.repeat(token_index, np.diff(rows.offsets)), rows.feature_id, rows.activation
@@ -329,7 +329,7 @@ active AS ({active}),
 
 
 def _unlisted(index: int, order: str, token_index: str, source: str) -> str:
-    """One row per activation of the token-major rows AS t in `source`.
+    """One row per activation of the by-token rows AS t in `source`.
 
     order: path of the order that the lists are gaps along.
     """

@@ -79,8 +79,8 @@ def _activations(snapshot: Snapshot, sae: str) -> dict[str, int]:
     segments = snapshot.segments_of(sae)
     order = snapshot.sae(sae).order
     return {
-        "feature_major": sum(f.file.bytes for s in segments for f in s.feature_files),
-        "token_major": sum(f.file.bytes for s in segments for f in s.token_files),
+        "by_feature": sum(f.file.bytes for s in segments for f in s.feature_files),
+        "by_token": sum(f.file.bytes for s in segments for f in s.token_files),
         "directory": sum(s.directory.bytes for s in segments),
         "feature_order": order.bytes if order is not None else 0,
         "sinks": sum(s.sinks.bytes for s in segments),
@@ -93,7 +93,7 @@ def _sae(store: Store, sae: Sae) -> dict[str, Any]:
     segments = snapshot.segments_of(sae.name)
     sinks = sum(s.sinks.rows for s in segments)
     parts = _activations(snapshot, sae.name)
-    both = parts["feature_major"] + parts["token_major"]
+    both = parts["by_feature"] + parts["by_token"]
     parts["examples"] = _examples(snapshot, sae.name)
     return {
         "name": sae.name,

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import queries
-from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
 from queries.catalog.naming import naming_macros
 from queries.catalog.views import views
 
 
-def statements(snapshot: Snapshot, root: Path | RemoteFiles) -> list[str]:
+def statements(snapshot: Snapshot, root: str) -> list[str]:
     """DDL to run in order in an empty DuckDB database: views, then the macros of every question.
 
-    root: the database's folder now, absolute, or its URL. Files are found below it, or below what
-    the reader set with ``SET VARIABLE featuredb_root = '…'`` when the folder has moved since.
+    root: where the database is now (`Location.duckdb_root`). Files are found below it, or below
+    what the reader set with ``SET VARIABLE featuredb_root = '…'`` when the folder has moved since.
     """
-    where = literals.text(literals.folder(root))
+    where = literals.text(root)
     return [
         "CREATE MACRO featuredb_root() AS "
         f"coalesce(CAST(getvariable('featuredb_root') AS VARCHAR), {where})",

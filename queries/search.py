@@ -53,7 +53,7 @@ def search(reader: Reader, query: str, k: int = 20) -> SearchHits:
     """See `featuredb.Database.search`. No rows for a blank query."""
     k = check_k(k)
     check_text(query, "a search")
-    with duckdb_errors(reader.root):
+    with duckdb_errors(reader.location):
         table = reader.cursor().sql("FROM search(?, k := ?)", params=[query, k]).to_arrow_table()
     return SearchHits(table, query=query)
 

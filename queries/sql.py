@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featuredb.errors import CorruptDatabaseError, SQLError, first_line
-from featuredb.store.files.remote import RemoteFiles
+from featuredb.store.files.location import Location
 from queries.answers import Rows
 from queries.arguments import check_text
 from queries.connection import Reader
@@ -27,7 +26,7 @@ _OF_A_CONNECTION = re.compile(
 
 
 @contextmanager
-def duckdb_errors(root: Path | RemoteFiles) -> Iterator[None]:
+def duckdb_errors(location: Location) -> Iterator[None]:
     """Turn every DuckDB exception into `SQLError`, its message DuckDB's own but for want of memory.
 
     A file of the store that is gone or unreadable is `CorruptDatabaseError` instead, a remote one
@@ -36,18 +35,17 @@ def duckdb_errors(root: Path | RemoteFiles) -> Iterator[None]:
     # Most questions never meet DuckDB, and importing it takes longer than they do.
     import duckdb
 
-    from queries.catalog.literals import folder
-
+    root = location.address[0]
     try:
         yield
     except duckdb.Error as error:
         text = str(error)
-        if isinstance(root, RemoteFiles) and root.failure is not None and str(root.failure) in text:
-            raise root.failure from error
+        if location.failure is not None and str(location.failure) in text:
+            raise location.failure from error
         if isinstance(error, duckdb.OutOfMemoryException):
             raise SQLError(_out_of_memory(text)) from error
         damaged = isinstance(error, duckdb.IOException | duckdb.InvalidInputException)
-        if damaged and (str(root) in text or folder(root) in text):
+        if damaged and (root in text or location.duckdb_root in text):
             raise CorruptDatabaseError(
                 f"a file of {root} is missing or damaged ({first_line(text)}): "
                 "run `featuredb verify` to see what else is, and restore it from a copy"
@@ -77,7 +75,7 @@ def sql(
             f"{lasting[1]} would be over before the next statement, which has another connection: "
             "put both in one text, or create without TEMP"
         )
-    with duckdb_errors(reader.root):
+    with duckdb_errors(reader.location):
         values = dict(params) if isinstance(params, Mapping) else params
         relation = reader.cursor().sql(query, params=values)
     if relation is None:

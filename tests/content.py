@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featuredb.store.by_feature import FeatureMajor
+from featuredb.store.by_feature import SegmentByFeature
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.history import read_snapshot
 from featuredb.store.layout import Layout
@@ -22,7 +22,7 @@ def activations(path: Path, sae: str) -> pa.Table:
     mask = (1 << snapshot.position_bits) - 1
     tables = []
     for segment in snapshot.segments_of(sae):
-        rows = FeatureMajor(path, segment, files).rows(0, segment.rows)
+        rows = SegmentByFeature(path, segment, files).rows(0, segment.rows)
         position = rows.position.astype("int64")
         tables.append(
             pa.table(

@@ -41,6 +41,7 @@ def command(
     Views: documents, contexts, activations, features, neighbors, saes, ingests. Macros:
     top_contexts(feature, k := 20), near(feature, k := 20) and one for every other question.
     """
+    from featuredb.store.files.location import location_of
     from queries.sql import duckdb_errors
 
     statement = options.text_or_stdin(query)
@@ -49,7 +50,7 @@ def command(
     with featuredb.open(db, snapshot=snapshot, memory=memory) as database:
         relation = database.sql(statement)
         # A relation is lazy: what DuckDB refuses only while running is first heard of here.
-        with duckdb_errors(database.location):
+        with duckdb_errors(location_of(database.location)):
             answer = Rows(_fetch(relation if k is None else relation.limit(k)))
     output.write(answer, rows=k)
 

@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featuredb.store import schemas
-from featuredb.store.files.location import load_array
+from featuredb.store.files.location import Root, load_array
 from featuredb.store.files.parquet import ParquetFiles, chunk_to_numpy
-from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.positions import without_stride
 from featuredb.store.snapshot import FeatureFile, Segment
 from featuredb.store.values import value_encoding
@@ -24,7 +23,7 @@ UInt32Array = npt.NDArray[np.uint32]
 
 
 class FeatureRows(NamedTuple):
-    """Rows of the feature-major copy, all [n]. activation is float16 or float32, as stored."""
+    """Rows of the by-feature copy, all [n]. activation is float16 or float32, as stored."""
 
     feature_id: UInt32Array
     position: UInt32Array
@@ -47,7 +46,7 @@ class FeatureFileWriter:
         self.rows = 0
         self._values = values
         self._stride = np.uint32(stride)
-        self._schema = schemas.feature_major(values)
+        self._schema = schemas.by_feature(values)
         self._waiting: list[pa.Table] = []
         self._n_waiting = 0
         self._path = path
@@ -134,10 +133,10 @@ def directory_of(counts: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint64]
     return directory
 
 
-class FeatureMajor:
+class SegmentByFeature:
     """Reads one segment's primary copy. A lookup touches the row groups it needs and no other."""
 
-    def __init__(self, root: Path | RemoteFiles, segment: Segment, files: ParquetFiles) -> None:
+    def __init__(self, root: Root, segment: Segment, files: ParquetFiles) -> None:
         self.segment = segment
         self._root = root
         self._files = files

@@ -46,7 +46,7 @@ def write_token_file(
     on the demo's SAE, 3.26 with plain ids. Data pages of version 1, as those of version 2 leave
     the lengths of the lists uncompressed: 0.05 bytes per activation and list.
     """
-    schema = schemas.token_major(values, d_sae)
+    schema = schemas.by_token(values, d_sae)
     gaps, activation = _to_gaps(rows, order)
     activation = activation.astype(values, copy=False)
     id_type = schemas.feature_id_type(d_sae)
@@ -126,7 +126,7 @@ def _within_tokens(offsets: npt.NDArray[np.int64], keys: npt.NDArray[Any]) -> np
     return np.argsort((token << np.uint64(32)) | keys)
 
 
-class TokenMajor:
+class SegmentByToken:
     """Reads one segment's second copy."""
 
     def __init__(self, segment: Segment, files: ParquetFiles, bits: int) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from math import isqrt
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +15,8 @@ import pyarrow as pa
 from featuredb.errors import QueryError, UnknownContextError
 from featuredb.store import schemas
 from featuredb.store.files.arrays import fetch_rows
-from featuredb.store.files.location import location_of
+from featuredb.store.files.location import Root, location_of
 from featuredb.store.files.parquet import ParquetFiles
-from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.names import NO_CONTEXT, context_spans, document_columns, folded
 from featuredb.store.snapshot import Corpus, Draft, Snapshot
 
@@ -47,9 +45,7 @@ class Where(NamedTuple):
 class Texts:
     """Contexts, tokens and documents of one snapshot."""
 
-    def __init__(
-        self, root: Path | RemoteFiles, snapshot: Snapshot | Draft, files: ParquetFiles
-    ) -> None:
+    def __init__(self, root: Root, snapshot: Snapshot | Draft, files: ParquetFiles) -> None:
         self._location = location_of(root)
         self._snapshot = snapshot
         self._files = files
@@ -102,7 +98,7 @@ class Texts:
 
         Does nothing for a local database. Raises `UnknownContextError`.
         """
-        if not self._location.prefetches:
+        if self._location.folder is not None:
             return
         rows: dict[str, tuple[Corpus, list[int]]] = {}
         for context_id in context_ids:

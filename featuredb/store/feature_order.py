@@ -1,8 +1,8 @@
-"""An SAE's features in order of how often they fire: what the token-major copy counts along.
+"""An SAE's features in order of how often they fire: what the by-token copy counts along.
 
 Frequent features come first, so that a token's features, as steps along the order, are mostly
 small numbers. The order is fixed once per SAE, before its first run, from the load check's
-sample, and never changes: merging segments leaves token-major files as they are.
+sample, and never changes: merging segments leaves by-token files as they are.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Layout:
 
     @property
     def orders(self) -> Path:
-        """Each SAE's features by frequency, the order that token-major files use."""
+        """Each SAE's features by frequency, the order that by-token files use."""
         return self.root / "orders"
 
     def feature_order(self, table: str, number: int) -> Path:

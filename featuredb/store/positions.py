@@ -47,7 +47,7 @@ def token_of(position: Int, bits: int) -> Int:
 def stride_of(n_contexts: int, bits: int) -> int:
     """What is added to positions from one feature to the next, modulo 2**32.
 
-    With it positions rise through a whole feature-major file, modulo 2**32. Without it they would
+    With it positions rise through a whole by-feature file, modulo 2**32. Without it they would
     fall back at every feature: a step that widens 128 of the deltas around it, 0.09 bytes per
     activation where features have 1,200 activations each, 0.19 where they have 660.
     """

@@ -27,10 +27,10 @@ FloatArray = npt.NDArray[np.floating[Any]]
 """Activations as they are stored: float16 or float32."""
 
 FEATURE_ROW_GROUP = 32_768
-"""Rows per row group of the feature-major copy: one group is what a median lookup reads."""
+"""Rows per row group of the by-feature copy: one group is what a median lookup reads."""
 
 TOKEN_ROW_GROUP = 2_048
-"""Tokens per row group of the token-major copy: one group is what a look at one context reads."""
+"""Tokens per row group of the by-token copy: one group is what a look at one context reads."""
 
 MAX_BUCKETS = 256
 """Most feature-bucket files in a compacted segment."""
@@ -56,7 +56,7 @@ promotes, most suppresses."""
 
 
 def feature_id_type(d_sae: int) -> pa.DataType:
-    """Element type of the token-major feature lists."""
+    """Element type of the by-token feature lists."""
     return pa.uint16() if d_sae <= 1 << 16 else pa.uint32()
 
 
@@ -70,7 +70,7 @@ def value_type(values: str) -> pa.DataType:
     return pa.float16() if values == "float16" else pa.float32()
 
 
-def feature_major(values: str) -> pa.Schema:
+def by_feature(values: str) -> pa.Schema:
     """Primary copy, sorted by (feature_id, position)."""
     return pa.schema(
         [
@@ -90,7 +90,7 @@ FEATURE_ORDER = pa.schema(
 """Every feature of one SAE, the most frequent first; ranks from 0."""
 
 
-def token_major(values: str, d_sae: int) -> pa.Schema:
+def by_token(values: str, d_sae: int) -> pa.Schema:
     """Second copy: one row per recorded token with at least one active feature.
 
     Sorted by position. Each list of gaps has the token's ranks in the SAE's FEATURE_ORDER,

@@ -30,7 +30,7 @@ class File(msgspec.Struct, frozen=True):
 
 
 class FeatureFile(msgspec.Struct, frozen=True):
-    """One feature-major file: features first_feature <= id < end_feature, rows from first_row.
+    """One by-feature file: features first_feature <= id < end_feature, rows from first_row.
 
     stride: its column has position + feature_id * stride, modulo 2**32.
     """
@@ -43,7 +43,7 @@ class FeatureFile(msgspec.Struct, frozen=True):
 
 
 class TokenFile(msgspec.Struct, frozen=True):
-    """One token-major file: contexts first_context <= id < end_context.
+    """One by-token file: contexts first_context <= id < end_context.
 
     Its positions count from base_context, so merging segments moves these files unread. order:
     path of the feature order that its lists are gaps along.
@@ -105,7 +105,7 @@ class Model(msgspec.Struct, frozen=True):
 class Sae(msgspec.Struct, frozen=True):
     """Provenance and shape of one SAE.
 
-    order: its features by frequency, as its token-major files count them. None only in a draft,
+    order: its features by frequency, as its by-token files count them. None only in a draft,
     before the first run.
     """
 

@@ -11,10 +11,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from featuredb.store.by_feature import FeatureMajor
-from featuredb.store.by_token import TokenMajor
+from featuredb.store.by_feature import SegmentByFeature
+from featuredb.store.by_token import SegmentByToken
 from featuredb.store.corpora import Texts
-from featuredb.store.files.location import load_array
+from featuredb.store.files.location import Root, load_array, location_of
 from featuredb.store.files.parquet import GroupRanges, ParquetFiles
 from featuredb.store.files.remote import RemoteFiles, is_url
 from featuredb.store.history import read_remote_snapshot, read_snapshot
@@ -30,11 +30,9 @@ class Store:
     Pickles as path and snapshot number, and reopens its files when unpickled.
     """
 
-    def __init__(
-        self, root: Path | RemoteFiles, snapshot: Snapshot, memory: int | None = None
-    ) -> None:
+    def __init__(self, root: Root, snapshot: Snapshot, memory: int | None = None) -> None:
         self.root = root
-        """The database's absolute folder, or its `RemoteFiles` behind a URL."""
+        self.location = location_of(root)
         self.snapshot = snapshot
         self.memory = memory
         """Memory limit of SQL in bytes, or None for DuckDB's default."""
@@ -42,15 +40,15 @@ class Store:
         self.texts = Texts(root, snapshot, self.files)
         self.features = Features(snapshot, self.files)
         self.directions = DirectionSearch(root, snapshot)
-        self._feature_major: dict[str, list[FeatureMajor]] = {}
-        self._token_major: dict[str, list[TokenMajor]] = {}
+        self._by_feature: dict[str, list[SegmentByFeature]] = {}
+        self._by_token: dict[str, list[SegmentByToken]] = {}
         self._graphs: dict[str, GroupRanges] = {}
         self._examples: dict[str, tuple[str, npt.NDArray[np.uint64]]] = {}
 
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike[str] | RemoteFiles,
+        path: str | os.PathLike[str],
         number: int | None = None,
         storage_options: Mapping[str, Any] | None = None,
         memory: int | None = None,
@@ -61,9 +59,8 @@ class Store:
         limit of SQL in bytes. Raises as `read_snapshot` and `read_remote_snapshot`.
         """
         if isinstance(path, str) and is_url(path):
-            path = RemoteFiles(path, storage_options)
-        if isinstance(path, RemoteFiles):
-            return cls(path, read_remote_snapshot(path, number), memory)
+            remote = RemoteFiles(path, storage_options)
+            return cls(remote, read_remote_snapshot(remote, number), memory)
         layout = Layout(Path(path).expanduser().absolute())
         return cls(layout.root, read_snapshot(layout, number), memory)
 
@@ -72,27 +69,27 @@ class Store:
         """The rank of each SAE in the snapshot, which breaks ties between SAEs."""
         return {sae.name: i for i, sae in enumerate(self.snapshot.saes)}
 
-    def feature_major(self, sae: Sae) -> list[FeatureMajor]:
+    def by_feature(self, sae: Sae) -> list[SegmentByFeature]:
         """The primary copy of one SAE, a reader per segment, by first context."""
-        found = self._feature_major.get(sae.name)
+        found = self._by_feature.get(sae.name)
         if found is None:
             found = [
-                FeatureMajor(self.root, segment, self.files)
+                SegmentByFeature(self.root, segment, self.files)
                 for segment in self.snapshot.segments_of(sae.name)
             ]
-            self._feature_major[sae.name] = found
+            self._by_feature[sae.name] = found
         return found
 
-    def token_major(self, sae: Sae) -> list[TokenMajor]:
+    def by_token(self, sae: Sae) -> list[SegmentByToken]:
         """The second copy of one SAE, a reader per segment, by first context."""
-        found = self._token_major.get(sae.name)
+        found = self._by_token.get(sae.name)
         if found is None:
             bits = self.snapshot.position_bits
             found = [
-                TokenMajor(segment, self.files, bits)
+                SegmentByToken(segment, self.files, bits)
                 for segment in self.snapshot.segments_of(sae.name)
             ]
-            self._token_major[sae.name] = found
+            self._by_token[sae.name] = found
         return found
 
     def examples(self, sae: Sae) -> tuple[str, npt.NDArray[np.uint64]]:
@@ -117,11 +114,8 @@ class Store:
         self.files.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reopen, (self.root, self.snapshot.number, self.memory)
+        path, options = self.location.address
+        return Store.open, (path, self.snapshot.number, options, self.memory)
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r}, snapshot {self.snapshot.number})"
-
-
-def _reopen(root: Path | RemoteFiles, number: int, memory: int | None) -> Store:
-    return Store.open(root, number, memory=memory)

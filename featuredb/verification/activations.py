@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.store import schemas
-from featuredb.store.by_feature import FeatureMajor, FeatureRows
-from featuredb.store.by_token import TokenMajor
+from featuredb.store.by_feature import FeatureRows, SegmentByFeature
+from featuredb.store.by_token import SegmentByToken
 from featuredb.store.corpora import Texts
 from featuredb.store.positions import context_of, pack, token_of
 from featuredb.store.snapshot import FeatureFile, Segment
@@ -101,12 +101,12 @@ def check_segment(
     checksum of (feature, position, value) over all of them.
     """
     check = _Check(scope, segment, lengths, profile)
-    yield from check.feature_major()
-    yield from check.token_major()
+    yield from check.by_feature()
+    yield from check.by_token()
     if check.sums[0] != check.sums[1]:
         yield Problem(
             f"segments/{segment.id}",
-            "its feature-major and token-major copies disagree",
+            "its by-feature and by-token copies disagree",
             RESTORE,
         )
 
@@ -119,10 +119,10 @@ class _Check:
         self.lengths = lengths
         self.profile = profile
         self.sums = [(0, 0), (0, 0)]
-        """(rows, checksum) of the feature-major and of the token-major copy."""
+        """(rows, checksum) of the by-feature and of the by-token copy."""
 
-    def feature_major(self) -> Iterator[Problem]:
-        segment, reader = self.segment, FeatureMajor(
+    def by_feature(self) -> Iterator[Problem]:
+        segment, reader = self.segment, SegmentByFeature(
             self.scope.layout.root, self.segment, self.scope.files
         )  # fmt: skip
         directory = np.asarray(reader.directory)
@@ -146,10 +146,10 @@ class _Check:
             self.scope.bar.advance(entry.file.bytes)
         counts = directory[1:].astype(np.int64) - directory[:-1].astype(np.int64)
         if not (counts == self.profile.count).all():
-            yield Problem(path, "does not match the feature-major copy", RESTORE)
+            yield Problem(path, "does not match the by-feature copy", RESTORE)
 
-    def token_major(self) -> Iterator[Problem]:
-        reader = TokenMajor(self.segment, self.scope.files, self.bits)
+    def by_token(self) -> Iterator[Problem]:
+        reader = SegmentByToken(self.segment, self.scope.files, self.bits)
         for entry in self.segment.token_files:
             wrong: dict[str, None] = {}
             last = -1
@@ -174,7 +174,7 @@ class _Check:
                 yield Problem(entry.file.path, what, RESTORE)
             self.scope.bar.advance(entry.file.bytes)
 
-    def _pieces(self, reader: FeatureMajor, entry: FeatureFile) -> Iterator[FeatureRows]:
+    def _pieces(self, reader: SegmentByFeature, entry: FeatureFile) -> Iterator[FeatureRows]:
         size = schemas.FEATURE_ROW_GROUP
         for start in range(0, entry.file.rows, size):
             stop = min(entry.file.rows, start + size)

@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from featuredb.errors import first_line
+from featuredb.store.files.location import LocalFiles
 from featuredb.store.files.scratch import scratch_folder
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Snapshot
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem
-from queries.catalog.literals import folder, name, text
+from queries.catalog.literals import name, text
 from queries.connection import bound
 
 
@@ -53,7 +54,9 @@ def _check(
         with duckdb.connect(str(copy), read_only=True) as connection:
             # Half, as DuckDB counts not all that it takes.
             bound(connection, memory // 2)
-            connection.execute(f"SET VARIABLE featuredb_root = {text(folder(layout.root))}")
+            connection.execute(
+                f"SET VARIABLE featuredb_root = {text(LocalFiles(layout.root).duckdb_root)}"
+            )
             views = "SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY view_name"
             known = [view for (view,) in connection.execute(views).fetchall()]
             if ask:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featuredb.store import schemas
-from featuredb.store.by_feature import FeatureMajor
+from featuredb.store.by_feature import SegmentByFeature
 from featuredb.store.files.parquet import chunk_to_numpy
 from featuredb.store.positions import context_of, token_of
 from featuredb.store.snapshot import File, Sae, SaeTables
@@ -123,7 +123,7 @@ def check_examples(
         yield Problem(where, "does not match the examples", remedy(path))
         return
     readers = [
-        FeatureMajor(scope.layout.root, s, scope.files)
+        SegmentByFeature(scope.layout.root, s, scope.files)
         for s in scope.snapshot.segments_of(sae.name)
     ]
     for feature in _sampled(profile):
@@ -148,7 +148,7 @@ def _sampled(profile: Profile) -> list[int]:
 
 
 def _wrong_examples(
-    table: pa.Table, feature: int, readers: list[FeatureMajor], scope: Scope
+    table: pa.Table, feature: int, readers: list[SegmentByFeature], scope: Scope
 ) -> str | None:
     contexts = chunk_to_numpy(table.column("context_id"))
     best, rows = _looked_up(feature, readers, scope, np.unique(contexts))
@@ -176,7 +176,7 @@ def _wrong_examples(
 
 
 def _looked_up(
-    feature: int, readers: list[FeatureMajor], scope: Scope, wanted: Ints
+    feature: int, readers: list[SegmentByFeature], scope: Scope, wanted: Ints
 ) -> tuple[list[tuple[int, float]], dict[int, tuple[Ints, npt.NDArray[np.float32]]]]:
     """The feature's top contexts with their maxima, and its (token_index, activation) in `wanted`.
 

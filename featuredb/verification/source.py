@@ -178,7 +178,7 @@ def _stored(store: Store, sae: Sae, ids: npt.NDArray[np.int64]) -> _Activations:
     """The stored activations of one SAE in the contexts `ids`."""
     pieces = []
     for place, context in enumerate(ids.tolist()):
-        for reader in store.token_major(sae):
+        for reader in store.by_token(sae):
             segment = reader.segment
             if segment.first_context <= context < segment.end_context:
                 index, rows = reader.context(context)

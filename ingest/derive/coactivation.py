@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featuredb.store import schemas
-from featuredb.store.by_token import TokenMajor, TokenRows
+from featuredb.store.by_token import SegmentByToken, TokenRows
 from featuredb.store.files.memory import return_freed_memory
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.layout import Layout
@@ -25,7 +25,7 @@ _SHARES = 64
 """Parts of the features for threads. Many, since their work differs widely."""
 
 _ROW_GROUPS = 64
-"""Row groups of the token-major copy counted at once, about ten million activations. More overflow
+"""Row groups of the by-token copy counted at once, about ten million activations. More overflow
 the processor's cache, fewer pass over the whole table too often (4, 16, 64 and 200 took 4.9, 1.9,
 1.3 and 3.1 s for 20 million activations)."""
 
@@ -85,7 +85,7 @@ def _token_rows(
     files = ParquetFiles(layout.root, limit=_DECODING + 1, memory_map=False)
     pieces = (
         (reader, entry, groups)
-        for reader in (TokenMajor(segment, files, bits) for segment in segments)
+        for reader in (SegmentByToken(segment, files, bits) for segment in segments)
         for entry in reader.segment.token_files
         for groups in reader.cuts(entry, at_once(reader.segment))
     )

@@ -10,7 +10,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from featuredb.store.by_feature import FeatureMajor, FeatureRows
+from featuredb.store.by_feature import FeatureRows, SegmentByFeature
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.layout import Layout
 from featuredb.store.positions import token_of
@@ -56,7 +56,9 @@ class MergedSegments:
         self.bits = bits
         self.d_sae = d_sae
         self.segments = tuple(sorted(segments, key=lambda s: s.first_context))
-        self._sources = [_Cursor(FeatureMajor(layout.root, s, self._files)) for s in self.segments]
+        self._sources = [
+            _Cursor(SegmentByFeature(layout.root, s, self._files)) for s in self.segments
+        ]
         self.counts: npt.NDArray[np.int64] = np.zeros(d_sae, np.int64)
         for source in self._sources:
             self.counts += np.diff(source.offsets)
@@ -177,9 +179,9 @@ class MergedSegments:
 
 
 class _Cursor:
-    """Reads a segment's feature-major rows in order, decoding each row group once."""
+    """Reads a segment's by-feature rows in order, decoding each row group once."""
 
-    def __init__(self, reader: FeatureMajor) -> None:
+    def __init__(self, reader: SegmentByFeature) -> None:
         self._reader = reader
         self.offsets = reader.directory.astype(np.int64)
         self._first = 0

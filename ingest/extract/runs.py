@@ -97,7 +97,7 @@ def write_run(
     """Write both copies of an unmerged segment atomically.
 
     Replaces an unfinished segment of the same id. codes: the entries of each token adjacent, by
-    feature id. order: the feature order of the token-major copy. order_of: sorts the feature ids.
+    feature id. order: the feature order of the by-token copy. order_of: sorts the feature ids.
     Raises `StorageError`.
     """
     final = layout.segment(segment_id)

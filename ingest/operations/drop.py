@@ -11,7 +11,12 @@ import pyarrow.parquet as pq
 
 from featuredb.errors import DatabaseError, UnknownFeatureError
 from featuredb.render.progress import log
-from featuredb.store.by_feature import FeatureFileWriter, FeatureMajor, FeatureRows, directory_of
+from featuredb.store.by_feature import (
+    FeatureFileWriter,
+    FeatureRows,
+    SegmentByFeature,
+    directory_of,
+)
 from featuredb.store.corpora import Texts
 from featuredb.store.files.atomic import folder_in_place, remove_tree
 from featuredb.store.files.memory import Budget
@@ -111,7 +116,7 @@ def _without(
     final = layout.segment(name)
     remove_tree(final)
     files = ParquetFiles(layout.root, memory_map=False)
-    reader = FeatureMajor(layout.root, segment, files)
+    reader = SegmentByFeature(layout.root, segment, files)
     d_sae = base.sae(segment.sae).d_sae
     counts = np.zeros(d_sae, np.int64)
     with folder_in_place(final) as folder:
@@ -153,7 +158,7 @@ def _without(
         rest = sinks.filter(pc.invert(dropped))
         pq.write_table(rest, folder / "sinks.parquet", compression="zstd")
         n_dropped = pc.sum(dropped).as_py() or 0
-        # Token-major files are of one corpus each.
+        # By-token files are of one corpus each.
         left_files = [
             f for f in segment.token_files if f.end_context <= first or end <= f.first_context
         ]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-from featuredb.store.files.remote import RemoteFiles
 
 ROOT = "featuredb_root()"
 """The database's folder, a macro of the catalog; wildcards in its name are escaped."""
@@ -32,13 +28,6 @@ FEATURE = quoted("CAST(feature AS VARCHAR)")
 def name(value: str) -> str:
     """A quoted identifier."""
     return '"' + value.replace('"', '""') + '"'
-
-
-def folder(root: Path | RemoteFiles) -> str:
-    """What DuckDB finds a database's folder by, and no other one that its name would match."""
-    if isinstance(root, RemoteFiles):
-        return root.url  # DuckDB gets its files by name
-    return re.sub(r"[*?\[]", r"[\g<0>]", root.as_posix())
 
 
 def file(relative: str) -> str:
@@ -93,7 +82,7 @@ def holding(row: str, listed: str) -> str:
 
 
 def position(stride: str, feature: str = "feature_id") -> str:
-    """The position of a row of a feature-major file, BIGINT. stride: the file's, as SQL.
+    """The position of a row of a by-feature file, BIGINT. stride: the file's, as SQL.
 
     feature: the row's, where it is known while planning: that halves what a row costs.
     """

@@ -34,10 +34,10 @@ TABLES: dict[str, list[pa.Schema]] = {
         schemas.contexts((1 << 16) + 1, roles=True),
     ],
     "vocabulary": [schemas.VOCABULARY],
-    "feature-major": [schemas.feature_major("float16"), schemas.feature_major("float32")],
+    "feature-major": [schemas.by_feature("float16"), schemas.by_feature("float32")],
     "token-major": [
-        schemas.token_major("float16", 1 << 16),
-        schemas.token_major("float32", (1 << 16) + 1),
+        schemas.by_token("float16", 1 << 16),
+        schemas.by_token("float32", (1 << 16) + 1),
     ],
     "feature order": [schemas.FEATURE_ORDER],
     "sinks": [schemas.SINKS],
@@ -238,7 +238,7 @@ def test_positions_and_directory(made_store: Path) -> None:
 
 
 def test_gaps_and_orders(made_store: Path) -> None:
-    """Reading the token-major copy by the page alone gives the same again."""
+    """Reading the by-token copy by the page alone gives the same again."""
     live = read_snapshot(Layout(made_store))
     mask = (1 << live.position_bits) - 1
     with featuredb.open(made_store) as db:

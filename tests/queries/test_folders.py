@@ -11,7 +11,7 @@ import pytest
 
 import featuredb
 from featuredb.errors import CorruptDatabaseError
-from queries.catalog.literals import folder
+from featuredb.store.files.location import LocalFiles
 from tests.make_store import make_store
 from tests.queries.test_questions import small_world
 
@@ -87,7 +87,7 @@ def test_moved_below_such_a_folder(plain: featuredb.Database, tmp_path: Path) ->
     with featuredb.open(moved) as db:
         assert answers(db) == answers(plain)
     with duckdb.connect(str(moved / "catalog.duckdb"), read_only=True) as client:
-        client.execute(f"SET VARIABLE featuredb_root = '{folder(moved)}'")
+        client.execute(f"SET VARIABLE featuredb_root = '{LocalFiles(moved).duckdb_root}'")
         assert answers(client) == answers(plain)
 
 

@@ -24,6 +24,7 @@ from featuredb.errors import (
     UnknownFeatureError,
 )
 from featuredb.store.corpora import Texts, _rows_of
+from featuredb.store.files.location import LocalFiles
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.store import Store
 from queries.catalog.naming import naming_macros
@@ -253,7 +254,8 @@ def test_names_are_names_whatever_is_in_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_every_duckdb_exception_is_ours(error: type[Exception]) -> None:
-    with pytest.raises(SQLError, match="its own words"), duckdb_errors(Path("/nowhere")):
+    here = LocalFiles(Path("/nowhere"))
+    with pytest.raises(SQLError, match="its own words"), duckdb_errors(here):
         raise error("its own words")
 
 
@@ -356,11 +358,11 @@ def test_info_is_from_the_snapshot(two: Database) -> None:
 def test_info_accounts_for_every_byte(two: Database) -> None:
     info = two.info()
     assert sum(info["size"].values()) == info["bytes"]
-    segments = ("feature_major", "token_major", "directory", "sinks")
+    segments = ("by_feature", "by_token", "directory", "sinks")
     of_saes = sum(sae["size"][f"{part}_bytes"] for sae in info["saes"] for part in segments)
     assert of_saes == info["size"]["segments_bytes"]
     for sae in info["saes"]:
         each = sae["size_per_activation"]
-        assert sae["bytes_per_activation"] == each["feature_major"] + each["token_major"]
+        assert sae["bytes_per_activation"] == each["by_feature"] + each["by_token"]
         for part, size in each.items():
             assert size * sae["activations"] == pytest.approx(sae["size"][f"{part}_bytes"])

@@ -1,4 +1,4 @@
-"""The feature-major copy: rows round-trip, whatever the stride of its files."""
+"""The by-feature copy: rows round-trip, whatever the stride of its files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featuredb.store.by_feature import (
-    FeatureMajor,
     FeatureRows,
+    SegmentByFeature,
     directory_of,
     write_feature_file,
 )
@@ -35,7 +35,9 @@ def made_rows(counts: list[int], span: int, seed: int) -> FeatureRows:
     )
 
 
-def stored(root: Path, rows: FeatureRows, counts: list[int], strides: list[int]) -> FeatureMajor:
+def stored(
+    root: Path, rows: FeatureRows, counts: list[int], strides: list[int]
+) -> SegmentByFeature:
     """The rows in a file per stride, each with as many features."""
     directory = directory_of(np.array(counts))
     np.save(root / "directory.npy", directory)
@@ -53,7 +55,7 @@ def stored(root: Path, rows: FeatureRows, counts: list[int], strides: list[int])
     segment = Segment(
         "s", "sae", 1, 0, 1, len(rows.position), "float16", 0, tuple(files), (), entry, NONE
     )
-    return FeatureMajor(root, segment, ParquetFiles(root))
+    return SegmentByFeature(root, segment, ParquetFiles(root))
 
 
 @settings(deadline=None)

@@ -1,4 +1,4 @@
-"""The token-major copy: rows round-trip, ascending, in every encoding."""
+"""The by-token copy: rows round-trip, ascending, in every encoding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from featuredb.errors import CorruptDatabaseError
 from featuredb.store import schemas
-from featuredb.store.by_token import TokenMajor, TokenRows, write_token_file
+from featuredb.store.by_token import SegmentByToken, TokenRows, write_token_file
 from featuredb.store.feature_order import FeatureOrder, read_feature_order, write_feature_order
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.layout import Layout
@@ -37,10 +37,10 @@ def made_rows(lengths: list[int], d_sae: int, values: str, seed: int) -> TokenRo
     )
 
 
-def reader(root: Path, values: str, order: str) -> tuple[TokenMajor, TokenFile]:
+def reader(root: Path, values: str, order: str) -> tuple[SegmentByToken, TokenFile]:
     entry = TokenFile(File("tm.parquet", 0, 0, ""), 0, 1 << 20, 0, order)
     segment = Segment("s", "sae", 0, 0, 1 << 20, 0, values, 0, (), (entry,), NONE, NONE)  # type: ignore[arg-type]
-    return TokenMajor(segment, ParquetFiles(root), BITS), entry
+    return SegmentByToken(segment, ParquetFiles(root), BITS), entry
 
 
 def assert_same(have: TokenRows, want: TokenRows) -> None:
@@ -97,7 +97,7 @@ def test_the_gaps_on_the_disk(tmp_path: Path) -> None:
     )
     write_token_file(tmp_path / "tm.parquet", rows, "float16", 6, order)
     table = pq.read_table(tmp_path / "tm.parquet")
-    assert table.schema.equals(schemas.token_major("float16", 6))
+    assert table.schema.equals(schemas.by_token("float16", 6))
     assert table["gaps"].to_pylist() == [[0, 1, 4], [2, 1]]
     assert table["activations"].to_pylist() == [[3, 1, 2], [5, 4]]
 

@@ -33,10 +33,10 @@ from featuredb.errors import (
 )
 from featuredb.store.files import remote
 from featuredb.store.files.arrays import RangedArray, remote_array
+from featuredb.store.files.duckdb_files import DuckDBFileSystem
 from featuredb.store.files.remote import RemoteFile, RemoteFiles, is_url, local_folder
 from featuredb.store.history import PUSHING, read_remote_snapshot
 from featuredb.store.snapshot import Snapshot
-from queries.catalog.duckdb_files import DuckDBFileSystem
 from tests.make_store import make_store
 from tests.object_store import ObjectStore
 from tests.queries.test_questions import small_world

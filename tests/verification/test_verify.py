@@ -337,7 +337,7 @@ def test_contents_are_checked_against_each_other(
 def test_arrays_are_checked_against_what_they_index(root: Path) -> None:
     (segment,) = read_snapshot(Layout(root)).segments
     for name, said in (
-        (segment.directory.path, "does not match the feature-major copy"),
+        (segment.directory.path, "does not match the by-feature copy"),
         (f"{DERIVED}/examples.s.npy", "are not"),
         ("corpus/0/index.npy", "and index.npy disagree"),
         ("corpus/0/text_hashes.npy", "has not the hashes of the documents' texts"),

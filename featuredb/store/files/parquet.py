@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featuredb.store.files.location import location_of, unreadable
-from featuredb.store.files.remote import RemoteFiles
+from featuredb.store.files.location import Root, location_of, unreadable
 
 
 class ParquetFiles:
@@ -24,9 +22,7 @@ class ParquetFiles:
     groups. For a remote database every read first fetches all the ranges it needs in parallel.
     """
 
-    def __init__(
-        self, root: Path | RemoteFiles, limit: int = 300, *, memory_map: bool = True
-    ) -> None:
+    def __init__(self, root: Root, limit: int = 300, *, memory_map: bool = True) -> None:
         self._root = root
         self._location = location_of(root)
         self._memory_map = memory_map
@@ -86,7 +82,7 @@ class ParquetFiles:
 
         Does nothing for a local file. Raises as `read`.
         """
-        if not self._location.prefetches:
+        if self._location.folder is not None:
             return  # Opening the file would close another.
         with self._lock:
             try:

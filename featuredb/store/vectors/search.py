@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from featuredb.store.files.location import load_array
-from featuredb.store.files.remote import RemoteFiles
+from featuredb.store.files.location import Root, load_array, location_of
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File, Sae, Snapshot, VectorIndex, Vectors
 from featuredb.store.vectors.directions import (
@@ -21,7 +19,6 @@ from featuredb.store.vectors.directions import (
     comparable,
     half_rows,
     read_directions,
-    scanned_rows,
 )
 from featuredb.store.vectors.exact import ExactSearch
 from featuredb.store.vectors.ivf import InvertedLists
@@ -51,8 +48,9 @@ class DirectionSearch:
     order.
     """
 
-    def __init__(self, root: Path | RemoteFiles, snapshot: Snapshot) -> None:
+    def __init__(self, root: Root, snapshot: Snapshot) -> None:
         self._root = root
+        self._location = location_of(root)
         self._snapshot = snapshot
         self._rows: dict[tuple[str, str], DirectionRows | HeldRows] = {}
         self._exact: dict[tuple[str, str], ExactSearch] = {}
@@ -99,26 +97,24 @@ class DirectionSearch:
 
     def _directions(self, sae: Sae, kind: str) -> DirectionRows | HeldRows:
         vectors = self._vectors(sae, kind)
-        if not isinstance(self._root, RemoteFiles):
-            return DirectionRows(Layout(self._root), vectors, kind)
+        if self._location.folder is not None:
+            return DirectionRows(Layout(self._location.folder), vectors, kind)
         matrices = []
         for one in vectors:
             # All of it is wanted, so a copy costs no more than reading it in place.
-            with self._root.copied(f"vectors.lance/{one.table}.lance", one.files) as folder:
+            with self._location.copied(f"vectors.lance/{one.table}.lance", one.files) as folder:
                 matrices.append(getattr(read_directions(Layout(folder), one), kind))
         return HeldRows(matrices)
 
     def _halves(self, sae: Sae, kind: str) -> list[HalfMatrix]:
-        group = self._vectors(sae, kind)
-        if not isinstance(self._root, RemoteFiles):
-            return [scanned_rows(self._root, v, kind) for v in group]
         halves, first = [], 0
-        for vectors in group:
+        for vectors in self._vectors(sae, kind):
             column = vectors.column(kind)
             if column.unit is not None:
                 halves.append(self._array(column.unit))
             else:
-                halves.append(half_rows(self.rows(sae, kind)[first : first + column.rows]))
+                rows = np.arange(first, first + column.rows)
+                halves.append(half_rows(self.rows(sae, kind).take(rows)))
             first += column.rows
         return halves
 

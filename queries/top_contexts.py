@@ -14,6 +14,7 @@ import pyarrow as pa
 from featuredb.render import numbers
 from featuredb.render.view import Heading, Passage, Passages, View
 from featuredb.store import schemas
+from featuredb.store.files.parquet import float_array, list_values
 from featuredb.store.names import ANSWER_COLUMNS, feature_name, metadata_columns, parse_feature
 from featuredb.store.snapshot import File, Sae, Snapshot
 from featuredb.store.store import Store
@@ -139,8 +140,8 @@ def _from_examples(store: Store, sae: Sae, feature: int, k: int) -> list[Peak]:
     )
     count = int(np.count_nonzero(kind.to_numpy() == 0))
     offsets = indexes.offsets.to_numpy() - indexes.offsets[0].as_py()
-    flat_indexes = indexes.flatten().to_numpy()
-    flat_values = values.flatten().to_numpy().astype(np.float32, copy=False)
+    flat_indexes = list_values(indexes).to_numpy()
+    flat_values = list_values(values).to_numpy().astype(np.float32, copy=False)
     return [
         Peak(c, a, t, flat_indexes[i:j], flat_values[i:j])
         for c, a, t, i, j in zip(
@@ -221,7 +222,7 @@ def _table(store: Store, peaks: Sequence[Peak], window: int) -> pa.Table:
         "window_start": pa.array(firsts, pa.int32()),
         "tokens": pa.ListArray.from_arrays(starts, pa.array(words, pa.string())),
         "activations": pa.ListArray.from_arrays(
-            starts, pa.array(np.concatenate(shown) if shown else [], pa.float32())
+            starts, float_array(np.concatenate([*shown, np.empty(0, np.float32)]))
         ),
     }
     about = texts.documents(documents)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from featuredb.errors import CorruptDatabaseError
 from featuredb.store import schemas
 from featuredb.store.feature_order import FeatureOrder, read_feature_order
-from featuredb.store.files.parquet import ParquetFiles, chunk_to_numpy
+from featuredb.store.files.parquet import ParquetFiles, chunk_to_numpy, list_values
 from featuredb.store.positions import pack, token_mask
 from featuredb.store.snapshot import Segment, TokenFile
 from featuredb.store.values import value_encoding
@@ -184,8 +184,8 @@ class SegmentByToken:
         rows = TokenRows(
             chunk_to_numpy(table.column("position")),
             offsets - offsets[0],
-            ids.flatten().to_numpy(zero_copy_only=False),
-            values.flatten().to_numpy(zero_copy_only=False),
+            list_values(ids).to_numpy(zero_copy_only=False),
+            list_values(values).to_numpy(zero_copy_only=False),
         )
         try:
             return _from_gaps(rows, self._order(entry.order))

@@ -287,6 +287,8 @@ def _cast(column: pa.ChunkedArray, to: pa.Field) -> pa.ChunkedArray:
 
     Types accepted by `unite` always cast. Older versions admitted others. Raises `QueryError`.
     """
+    if column.type == to.type:
+        return column  # a cast would import pyarrow.compute
     try:
         return column.cast(to.type, safe=not pa.types.is_floating(to.type))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featuredb.store import schemas
-from featuredb.store.files.parquet import ParquetFiles, chunk_to_numpy
+from featuredb.store.files.parquet import ParquetFiles, chunk_to_numpy, list_values
 from featuredb.store.snapshot import Sae, Snapshot
 
 _CACHED_GROUPS = 512
@@ -110,7 +110,7 @@ def tokens_only(column: pa.ChunkedArray) -> pa.ListArray:
     lists = column.combine_chunks()
     if isinstance(lists, pa.ChunkedArray):
         lists = lists.chunk(0) if lists.num_chunks else pa.array([], column.type)
-    structs = lists.flatten()
+    structs = list_values(lists)
     offsets = np.asarray(lists.offsets).astype(np.int32)
     return pa.ListArray.from_arrays(
         pa.array(offsets - offsets[0], pa.int32()), structs.field("token")

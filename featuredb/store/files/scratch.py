@@ -10,7 +10,6 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import util
 from pathlib import Path
 from time import time as seconds_now
 
@@ -71,6 +70,9 @@ def spill_folder() -> Path | None:
     DuckDB removes it with its database. It lies below a folder that only this user can read, which
     is removed when the process ends. None where no temporary folder can be made.
     """
+    # Imported here: most commands spill nothing.
+    from multiprocessing import util
+
     process = os.getpid()
     with _spill_lock:
         if process not in _spill_folders:

@@ -184,7 +184,10 @@ def unembedding(loaded: LoadedModel) -> Unembedding | None:
     gain = weight.detach().float() if isinstance(weight, Tensor) else None
     if gain is not None and family is not None and family.unit_offset:
         gain = gain + 1.0
-    return Unembedding(head.weight.detach(), gain, center=isinstance(norm, nn.LayerNorm))
+    center = (
+        isinstance(norm, nn.LayerNorm) if family is None else norm is not None and not family.rms
+    )
+    return Unembedding(head.weight.detach(), gain, center=center)
 
 
 def _load_tokenizer(folder: Path, gguf: str | None) -> Any:

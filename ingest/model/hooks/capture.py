@@ -42,7 +42,8 @@ class Capture:
         `input_ids` int64 [B, T] and `attention_mask` [B, T] (1 for tokens, 0 for padding on the
         right) are on the model's device. Values at padding positions mean nothing.
 
-        Raises HookError where a hook's module is never executed.
+        Raises HookError where a hook's module is never executed, or has no one vector for each
+        token.
         """
         self._found.clear()
         try:
@@ -56,7 +57,8 @@ class Capture:
             raise HookError(f"the forward pass never reaches {', '.join(missed)}")
         batch, tokens = input_ids.shape
         return {
-            hook.name: _in_batches(found[hook.canonical], batch, tokens) for hook in self._hooks
+            hook.name: _in_batches(hook, found[hook.canonical], batch, tokens)
+            for hook in self._hooks
         }
 
     def close(self) -> None:
@@ -124,9 +126,16 @@ def _tensor(value: Any) -> Tensor:
     raise HookError(f"a hook gave a {type(value).__name__} with no hidden states in it")
 
 
-def _in_batches(value: Tensor, batch: int, tokens: int) -> Tensor:
-    """[B, T, width]; a few modules (OPT's MLP) work on [B·T, width]."""
-    return value if value.ndim > 2 else value.reshape(batch, tokens, value.shape[-1])
+def _in_batches(hook: HookPoint, value: Tensor, batch: int, tokens: int) -> Tensor:
+    """[B, T, width]; a few modules (OPT's MLP, experts) work on [B·T, width]."""
+    if value.ndim == 2 and len(value) == batch * tokens:
+        return value.reshape(batch, tokens, value.shape[-1])
+    if value.ndim == 3 and value.shape[:2] == (batch, tokens):
+        return value
+    raise HookError(
+        f"{hook.name} has values of shape {list(value.shape)} for {batch} contexts of {tokens} "
+        "tokens: not one vector for each token"
+    )
 
 
 def _unit_rms(norm: nn.Module, x: Tensor) -> Tensor:

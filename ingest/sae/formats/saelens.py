@@ -97,8 +97,10 @@ def read(place: SaeFiles) -> SaeParts:
         format="saelens",
         architecture=config.architecture,
         config=raw,
-        hook=about.get("hook_name") or about.get("hook_point") or about.get("hf_hook_name"),
-        hook_out=(about.get("hook_name_out") or about.get("hf_hook_name_out"))
+        # For Gemma 3 it writes blocks.9.hook_mlp_in, in TransformerLens the place before the norm,
+        # and the module path of the norm's output.
+        hook=about.get("hf_hook_name") or about.get("hook_name") or about.get("hook_point"),
+        hook_out=(about.get("hf_hook_name_out") or about.get("hook_name_out"))
         if config.is_transcoder
         else None,
         model_name=about.get("model_name"),

@@ -127,7 +127,7 @@ def _tokens(name: str, entries: list[dict[str, Any]] | None) -> Table:
     if not entries:
         return Table([Column(name, ["none"], style="dim")])
     shown = entries[:_TOKENS_SHOWN]
-    columns = [Column(name, [label(entry["token"]) for entry in shown])]
+    columns = [Column(name, [label(entry["token"]) for entry in shown], tokens=True)]
     for key in [key for key in shown[0] if key != "token"]:
         column = [entry[key] for entry in shown]
         cells = [numbers.count(n) for n in column] if key == "count" else numbers.aligned(column)

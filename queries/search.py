@@ -44,7 +44,7 @@ class SearchHits(Answer):
         rows = list(self)
         if not rows:
             return View([[heading]])
-        matched = Column("matched", [row.matched or "" for row in rows])
+        matched = Column("matched", [row.matched or "" for row in rows], tokens=True)
         columns = [score_column("score", rows, "score"), matched, *feature_sizes(rows)]
         return View([[heading], [feature_table(rows, columns)]])
 

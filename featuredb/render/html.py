@@ -118,6 +118,8 @@ def _cells(column: AnyColumn) -> Sequence[Any]:
         case PlaceColumn():
             pairs = zip(column.tokens, column.indexes, strict=True)
             return [_draw("tokens", f"{label(token)}\u00a0@{index}") for token, index in pairs]
+        case Column(tokens=True):
+            return [_draw("tokens", label(cell)) for cell in column.cells]
         case Column() if not column.right and not column.style:
             return [_draw("nowrap", cell) for cell in column.cells]
         case Column():

@@ -35,12 +35,16 @@ class Facts:
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and one cell per row. right: aligned on the right. style: "", "bold", "dim"."""
+    """A heading and one cell per row.
+
+    right: aligned on the right. style: "", "bold", "dim". tokens: each cell is a token.
+    """
 
     name: str
     cells: Sequence[str]
     right: bool = False
     style: str = ""
+    tokens: bool = False
 
 
 @dataclass(frozen=True)

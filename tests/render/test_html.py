@@ -59,6 +59,12 @@ def test_tokens_are_shaded_by_activation_and_say_it() -> None:
     assert "underline" in html
 
 
+def test_tokens_in_a_column_are_monospaced() -> None:
+    html = answers.feature_card()._repr_html_()
+    for token in ("·w0", "·w1"):
+        assert re.search(rf'<span style="font-family:[^"]*monospace[^"]*">{token}</span>', html)
+
+
 def test_a_firing_shows_the_text_as_each_feature_sees_it() -> None:
     html = answers.firing()._repr_html_()
     assert html.count("colspan") == 2

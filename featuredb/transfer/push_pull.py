@@ -250,7 +250,7 @@ def _remove_note(remote: RemoteFiles) -> None:
 def _upload(layout: Layout, remote: RemoteFiles, file: File) -> int:
     path = layout.root / file.path
     try:
-        if file.sha256 and sha256_of(path) != file.sha256:
+        if sha256_of(path) != file.sha256:
             raise CorruptDatabaseError(
                 f"{path} is not what its snapshot lists (SHA-256): if it changed just now, push "
                 "again; else run `featuredb verify`"
@@ -305,7 +305,7 @@ def _download(layout: Layout, remote: RemoteFiles, file: File) -> int:
         with storage_errors(path):
             remote.download(file.path, temporary)
         size = _size(temporary)
-        if size != file.bytes or (file.sha256 and sha256_of(temporary) != file.sha256):
+        if size != file.bytes or sha256_of(temporary) != file.sha256:
             raise CorruptDatabaseError(
                 f"{remote / file.path} arrived otherwise than its snapshot lists it (size or "
                 "SHA-256): pull again; if it stays so, push that database again"

@@ -183,14 +183,14 @@ def _normalized(attached: AttachedSae, x: Tensor, y: Tensor) -> Iterator[tuple[s
                 encoder=replace(sae.encoder, normalization=kind),
                 decoder=replace(sae.decoder, undoes=undoes),
             )
-            how = "without normalisation" if kind == "none" else f"with normalisation {kind}"
+            how = "without normalization" if kind == "none" else f"with normalization {kind}"
             yield f"{how}: its files state {otherwise}", explain(other, x, y)
     if len(x) and same_place and stated_kind == "none":
         # One factor for the whole data set, lost or applied twice.
         factor = x.shape[1] ** 0.5 / float(x.norm(dim=1).mean())
         for scale in (factor, 1 / factor):
             yield (
-                f"with its input scaled by {scale:.3g}: its normalisation was lost or made twice",
+                f"with its input scaled by {scale:.3g}: its normalization was lost or made twice",
                 explain(sae, x * scale, y * scale),
             )
 

@@ -29,11 +29,11 @@ _SINK_THRESHOLD = 10.0
 _OVERRIDE = "--no-check goes on all the same"
 _CAUSES = (
     "the usual causes are a wrong layer, resid_pre read as resid_post (off by one), "
-    "a missing BOS, a wrong normalisation, or another model"
+    "a missing BOS, a wrong normalization, or another model"
 )
 _LOUD_CAUSES = (
     "the usual causes are a TopK SAE read as ReLU, a threshold that was lost, "
-    "a wrong normalisation, or a wrong layer"
+    "a wrong normalization, or a wrong layer"
 )
 
 

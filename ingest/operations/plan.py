@@ -191,13 +191,13 @@ def _report(
             "device": str(inputs.loaded.model.device),
             "sample_tokens": measured.tokens,
             "tokens_per_second": measured.tokens_per_second,
-            "tokenising_seconds": counted.seconds,
+            "tokenizing_seconds": counted.seconds,
         },
         "how": {
             "activations": f"L0 of the load check on {measured.checks[0].tokens} tokens, times "
             "the recorded share of the tokens",
             "bytes": "both copies of the sample's activations as written, per activation",
-            "time": "tokenising as just timed, the model and the SAEs at the sample's rate; "
+            "time": "tokenizing as just timed, the model and the SAEs at the sample's rate; "
             "merging and statistics come on top",
         },
     }

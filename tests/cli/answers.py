@@ -186,7 +186,7 @@ def info() -> Info:
             "bytes": 2_640_000_000,
             "tokens": 25_100_000,
             "l0": float("nan"),
-            "saes": [{"name": HOSTILE, "d_sae": 16384, "normalised": True, "dead": None}],
+            "saes": [{"name": HOSTILE, "d_sae": 16384, "normalized": True, "dead": None}],
             "model": {"id": "m", "hooks": ["a", "b"], "extra": {}},
         }
     )

@@ -141,7 +141,7 @@ def test_a_wrong_normalization(
     sae = explaining_sae(tmp_path, model, normalize_activations=wrong)
     message = refused(folder, sae)
     assert "it does explain 0.9" in message
-    assert f"without normalisation: its files state {wrong}" in message
+    assert f"without normalization: its files state {wrong}" in message
 
 
 def test_a_lost_scale(folder: Path, model: LoadedModel, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_lost_scale(folder: Path, model: LoadedModel, tmp_path: Path) -> None:
     scale = WIDTH**0.5 / float(point.norm(dim=1).mean())
     message = refused(folder, explaining_sae(tmp_path, model, scale=scale))
     assert "with its input scaled by 0.2" in message
-    assert "its normalisation was lost" in message
+    assert "its normalization was lost" in message
 
 
 def test_topk_read_as_relu(folder: Path, model: LoadedModel, tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ def test_a_row_is_read_by_attribute_key_position_and_unpacking() -> None:
 
 
 def test_an_unknown_column_names_the_ones_there_are(answer: TopContexts) -> None:
-    with pytest.raises(AttributeError, match="no column 'colour'; the row has rank, context_id"):
-        _ = answer[0].colour
+    with pytest.raises(AttributeError, match="no column 'color'; the row has rank, context_id"):
+        _ = answer[0].color
 
 
 def test_a_column_called_keys_is_reached_by_key() -> None:
@@ -99,7 +99,7 @@ def test_info_is_a_mapping_and_a_table_of_paths() -> None:
     assert info["tokens"] == 25_100_000
     assert dict(info) == info.data
     leaves = dict(zip(*(info.arrow().column(i).to_pylist() for i in (0, 1)), strict=True))
-    assert leaves["saes.0.normalised"] == "true"
+    assert leaves["saes.0.normalized"] == "true"
     assert leaves["saes.0.dead"] is None
     assert leaves["model.hooks.1"] == "b"
     assert info.pandas()["name"].tolist() == info.polars()["name"].to_list() == list(leaves)

@@ -217,8 +217,8 @@ def test_the_maximum_of_a_feature_that_is_never_positive(tmp_path: Path) -> None
 
 
 def test_a_condition_duckdb_refuses(one: Database) -> None:
-    with pytest.raises(SQLError, match="colour"):
-        one.top_contexts(1, where="colour = 'red'")
+    with pytest.raises(SQLError, match="color"):
+        one.top_contexts(1, where="color = 'red'")
     with pytest.raises(SQLError):
         one.sql("SELEC 1")
 

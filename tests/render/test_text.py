@@ -140,7 +140,7 @@ def test_info_formats_values_by_name() -> None:
     lines = str(answers.info()).splitlines()
     assert "format version  1" in lines
     assert "bytes           2.64 GB" in lines
-    assert "  normalised  yes" in lines
+    assert "  normalized  yes" in lines
     assert "  hooks  a, b" in lines
 
 

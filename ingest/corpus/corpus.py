@@ -332,10 +332,9 @@ def _fits(data_type: Any, role: str) -> bool:
     inner = data_type.value_type
     if role == "tokens":
         return bool(pa.types.is_integer(inner) or pa.types.is_null(inner))
-    return pa.types.is_struct(inner) and all(
-        inner.get_field_index(key) >= 0 and pa.types.is_string(inner.field(key).type)
-        for key in ("role", "content")
-    )
+    if pa.types.is_struct(inner):
+        return all(inner.get_field_index(key) >= 0 for key in ("role", "content"))
+    return bool(pa.types.is_string(inner) or pa.types.is_null(inner))
 
 
 def _without(schema: Any, name: str) -> Any:

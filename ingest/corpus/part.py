@@ -15,7 +15,7 @@ class DocumentColumn:
     """The column that holds the documents, and their kind.
 
     `role` is also the column's name in the corpus: ``text`` (string), ``tokens`` (list of
-    int32) or ``messages`` (list of {role, content}).
+    int32) or ``messages`` (list of messages as JSON).
     """
 
     name: str

@@ -137,9 +137,7 @@ class RecordPart:
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(value.get(key), str) for key in ("role", "content")
-    )
+    return isinstance(value, dict) and isinstance(value.get("role"), str)
 
 
 def _json_lines(path: Path, _: str) -> Iterator[Record]:

@@ -23,7 +23,8 @@ NULL, STRING = pa.null(), pa.string()
 _BOOL, _INT, _FLOAT = pa.bool_(), pa.int64(), pa.float64()
 _SCALARS = {type(None): NULL, bool: _BOOL, float: _FLOAT, str: STRING}
 TOKENS = pa.list_(pa.int32())
-MESSAGES = pa.list_(pa.struct([("role", STRING), ("content", STRING)]))
+MESSAGES = pa.list_(STRING)
+"""Messages as JSON: whatever else they have, a template may want."""
 
 
 def type_of(value: Any) -> Any:

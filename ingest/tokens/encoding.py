@@ -18,11 +18,11 @@ _GROUP_CHARACTERS = 1 << 20
 
 class TextTokens(NamedTuple):
     """The tokens of a text: ids uint32 [n]; chars(i), the characters [start, end) of token i;
-    starts(), where each begins, int64 [n]."""
+    spans(), those of all, int64 [n, 2]."""
 
     ids: npt.NDArray[np.uint32]
     chars: Callable[[int], tuple[int, int]]
-    starts: Callable[[], Ints]
+    spans: Callable[[], Ints]
 
 
 def text_tokens(tokenizer: Any, texts: Sequence[str]) -> Iterator[TextTokens]:
@@ -54,10 +54,10 @@ def text_tokens(tokenizer: Any, texts: Sequence[str]) -> Iterator[TextTokens]:
 
 
 def _of_encoding(encoding: Any) -> TextTokens:
-    def starts() -> Ints:
-        return np.asarray(encoding.offsets, np.int64).reshape(-1, 2)[:, 0]
+    def spans() -> Ints:
+        return np.asarray(encoding.offsets, np.int64).reshape(-1, 2)
 
-    return TextTokens(np.array(encoding.ids, np.uint32), encoding.token_to_chars, starts)
+    return TextTokens(np.array(encoding.ids, np.uint32), encoding.token_to_chars, spans)
 
 
 def _of_pieces(backend: Any, text: str) -> TextTokens:
@@ -77,7 +77,7 @@ def _of_pieces(backend: Any, text: str) -> TextTokens:
     def chars(token: int) -> tuple[int, int]:
         return int(joined[token, 0]), int(joined[token, 1])
 
-    return TextTokens(np.concatenate(ids), chars, lambda: joined[:, 0].astype(np.int64))
+    return TextTokens(np.concatenate(ids), chars, lambda: joined.astype(np.int64))
 
 
 @lru_cache(maxsize=1)
@@ -95,8 +95,7 @@ def document_of(
     the window that holds it, and a character whose bytes are split belongs to both.
     """
     ids, chars = tokens.ids, tokens.chars
-    # A chat template may write the BOS that every context gets anyway.
-    skipped = int(roles is not None and len(ids) > 0 and ids[0] == cutting.bos_id)
+    skipped = leading(ids, cutting.bos_id)
     end, window = len(ids), cutting.window
     starts, ends = [], []
     for first in range(skipped, end, cutting.stride or window):
@@ -110,3 +109,32 @@ def document_of(
         np.array(starts, np.int64),
         np.array(ends, np.int64),
     )
+
+
+def leading(ids: npt.NDArray[np.uint32], bos_id: int | None) -> int:
+    """How many tokens a document begins with that are the BOS every context gets anyway.
+
+    A chat template writes one, and so do texts that were made for a model and lists of ids.
+    """
+    if bos_id is None:
+        return 0
+    others = np.flatnonzero(ids != bos_id)
+    return int(others[0]) if len(others) else len(ids)
+
+
+def owner_of(tokens: TextTokens, text: str, owner: Ints) -> Ints:
+    """Whose each token is, int64 [n], where owner [characters] says whose each character is.
+
+    A token is of whom its first character is, white space before a word aside: of a template's
+    space and a message's word, which are one token, the message.
+    """
+    spans = tokens.spans()
+    if not len(spans):
+        return np.empty(0, np.int64)
+    # A tokenizer may leave white space out of a token's span. It lies behind the token before.
+    first = np.minimum(spans[:, 0], np.concatenate(([0], spans[:-1, 1])))
+    visible = np.array([not character.isspace() for character in text] + [True])
+    place = np.where(visible, np.arange(len(visible)), len(visible))
+    word = np.minimum.accumulate(place[::-1])[::-1][first]
+    place = np.where(word < spans[:, 1], word, np.minimum(first, len(text) - 1))
+    return owner[place]

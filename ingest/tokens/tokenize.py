@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from featuredb.errors import CorpusError
+from featuredb.render.progress import log
 from ingest.corpus import CorpusReader
-from ingest.corpus.chat import Chat, content_spans, rendered
+from ingest.corpus.chat import Chat, parse_chat, render_chat
 from ingest.tokens.contexts import Cutting, Document, NameOf, TokenizedBatch, cut_contexts
-from ingest.tokens.encoding import document_of, text_tokens
+from ingest.tokens.encoding import document_of, leading, owner_of, text_tokens
 
 TEMPLATE_ROLE = "template"
 _USUAL_ROLES = (TEMPLATE_ROLE, "system", "user", "assistant", "tool")
@@ -42,8 +43,11 @@ def tokenize_batch(
     """
     cutting = Cutting(context_size, bos_id, stride, vocab_size, name_of)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        slow = [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)) for text in texts]
-        return cut_contexts([Document(np.array(ids, np.uint32)) for ids in slow], cutting)
+        slow = [
+            np.array(tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)), np.uint32)
+            for text in texts
+        ]
+        return cut_contexts([Document(ids[leading(ids, bos_id) :]) for ids in slow], cutting)
     return cut_contexts(
         [document_of(each, cutting) for each in text_tokens(tokenizer, texts)], cutting
     )
@@ -61,9 +65,9 @@ def tokenize_chats(
 ) -> TokenizedBatch:
     """Tokenize chats, through the tokenizer's template, to contexts with a role per token.
 
-    A token has the role of the message whose content it begins in. Headers, turn ends and other
-    text of the template have the role ``template``. A BOS that the template writes
-    first is not doubled. A chat without messages is a document without tokens.
+    A token has the role of the message that its first character is from, white space before a word
+    aside. Headers, turn ends and other text of the template have the role ``template``. A BOS that
+    the template writes first is not doubled. A chat without messages is a document without tokens.
 
     Raises:
         CorpusError: there is no template, it refuses a chat, the tokenizer is a slow one, or an
@@ -80,13 +84,14 @@ def tokenize_chats(
 
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise CorpusError("chats need a fast tokenizer, which knows where its tokens come from")
-    texts = tuple(rendered(tokenizer, chat, name_of(i)) for i, chat in enumerate(chats))
+    found = [render_chat(tokenizer, chat, name_of(i)) for i, chat in enumerate(chats)]
+    texts = tuple(each.text for each in found)
     documents = []
-    for i, tokens in enumerate(text_tokens(tokenizer, texts)):
-        by_character = np.zeros(len(texts[i]) + 1, np.uint8)
-        for message, start, end in content_spans(tokenizer, chats[i], texts[i]):
-            by_character[start:end] = codes[message["role"]]
-        documents.append(document_of(tokens, cutting, roles=by_character[tokens.starts()]))
+    for chat, text, tokens in zip(chats, found, text_tokens(tokenizer, texts), strict=True):
+        # The last is of `NO_MESSAGE`.
+        of_owner = np.array([*(codes[m["role"]] for m in chat), codes[TEMPLATE_ROLE]], np.uint8)
+        owners = owner_of(tokens, text.text, text.owner)
+        documents.append(document_of(tokens, cutting, roles=of_owner[owners]))
     return cut_contexts(documents, cutting, role_names=tuple(names), texts=texts)
 
 
@@ -119,8 +124,7 @@ def cut_tokens(
     pieces = np.split(flat.astype(np.uint32), ends) if len(lengths) else []
     documents = []
     for ids in pieces:
-        skipped = int(bos_id is not None and len(ids) > 0 and ids[0] == bos_id)
-        documents.append(Document(ids[skipped:]))
+        documents.append(Document(ids[leading(ids, bos_id) :]))
     return cut_contexts(documents, cutting)
 
 
@@ -152,6 +156,8 @@ def iter_contexts(
         "vocab_size": vocab_size,
     }
     work = partial(_tokenize_documents, tokenizer, corpus.column.role, options)
+    if corpus.column.role == "messages" and "strftime_now" in str(tokenizer.chat_template):
+        log.info("the chat template may write today's date into every chat")
     batches = corpus.batches(batch_documents)
     if workers == 0:
         for batch in batches:
@@ -186,5 +192,6 @@ def _tokenize_documents(
     if role == "tokens":
         return cut_tokens(documents, **given)
     if role == "messages":
-        return tokenize_chats(tokenizer, documents.to_pylist(), **given)
+        chats = [parse_chat(row, name_of(i)) for i, row in enumerate(documents.to_pylist())]
+        return tokenize_chats(tokenizer, chats, **given)
     return tokenize_batch(tokenizer, documents.to_pylist(), **given)

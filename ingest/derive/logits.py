@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from featuredb.store import schemas
 from ingest.model.load import Unembedding
 
 _BLOCK = 512
+_BLOCK_ELEMENTS = 1 << 26
+"""Of the effects of a block of features on a block of tokens, and of those tokens' rows of W_U: a
+vocabulary of 262,144 would take half a gigabyte at once."""
 _SLACK = 8
 
 
@@ -30,29 +34,25 @@ def logit_lens(W_dec: Tensor, unembedding: Unembedding | None, texts: Sequence[s
     its residual stream, give empty lists.
     """
     n = len(W_dec)
-    if unembedding is None or W_dec.shape[1] != unembedding.W_U.shape[1]:
+    if unembedding is None or W_dec.shape[1] != unembedding.weight.shape[1]:
         empty = pa.array([[]] * n, pa.list_(schemas.TOKEN_LOGIT))
         return pa.table([pa.array(np.arange(n), pa.int64()), empty, empty], schema=schemas.LOGITS)
-    W_U = unembedding.W_U
-    directions = W_dec.to(W_U.device)
+    weight = unembedding.weight
+    directions = W_dec.to(weight.device)
     if unembedding.center:
         directions = directions - directions.mean(dim=1, keepdim=True)
     if unembedding.gain is not None:
         directions = directions * unembedding.gain.to(directions)
-    columns = W_U.float().T
-    k = min(schemas.TOP_TOKENS, W_U.shape[0])
-    fetched = min(k + _SLACK, W_U.shape[0])
+    k = min(schemas.TOP_TOKENS, len(weight))
     found: dict[bool, list[pa.StructArray]] = {True: [], False: []}
     for start in range(0, n, _BLOCK):
-        effect = directions[start : start + _BLOCK] @ columns
-        for largest, pieces in found.items():
-            top = effect.topk(fetched, dim=1, largest=largest)
-            values, ids = top.values.cpu().numpy(), top.indices.cpu().numpy()
+        block = directions[start : start + _BLOCK]
+        for largest, (values, ids) in _strongest(block, weight, k + _SLACK).items():
             order = np.lexsort((ids, -values if largest else values), axis=1)[:, :k]
             values = np.take_along_axis(values, order, 1).reshape(-1)
             ids = np.take_along_axis(ids, order, 1).reshape(-1)
-            names = pa.array([texts[i] for i in ids], pa.string())
-            pieces.append(
+            names = pa.array([texts[i] for i in ids.tolist()], pa.string())
+            found[largest].append(
                 pa.StructArray.from_arrays(
                     [names, pa.array(values, pa.float32())], fields=list(schemas.TOKEN_LOGIT)
                 )
@@ -63,3 +63,25 @@ def logit_lens(W_dec: Tensor, unembedding: Unembedding | None, texts: Sequence[s
         for largest in (True, False)
     ]
     return pa.table([pa.array(np.arange(n), pa.int64()), *lists], schema=schemas.LOGITS)
+
+
+def _strongest(
+    directions: Tensor, weight: Tensor, count: int
+) -> dict[bool, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    """The `count` largest (True) and smallest effects of each direction, and their token ids."""
+    rows = _BLOCK_ELEMENTS // max(_BLOCK, weight.shape[1])
+    best: dict[bool, tuple[Tensor, Tensor]] = {}
+    for start in range(0, len(weight), rows):
+        effect = directions @ weight[start : start + rows].float().T
+        for largest in (True, False):
+            top = effect.topk(min(count, effect.shape[1]), dim=1, largest=largest)
+            values, ids = top.values, top.indices + start
+            if largest in best:
+                values = torch.cat([best[largest][0], values], dim=1)
+                ids = torch.cat([best[largest][1], ids], dim=1)
+                kept = values.topk(min(count, values.shape[1]), dim=1, largest=largest)
+                values, ids = kept.values, ids.gather(1, kept.indices)
+            best[largest] = values, ids
+    return {
+        which: (values.cpu().numpy(), ids.cpu().numpy()) for which, (values, ids) in best.items()
+    }

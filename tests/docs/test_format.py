@@ -34,8 +34,8 @@ TABLES: dict[str, list[pa.Schema]] = {
         schemas.contexts((1 << 16) + 1, roles=True),
     ],
     "vocabulary": [schemas.VOCABULARY],
-    "feature-major": [schemas.by_feature("float16"), schemas.by_feature("float32")],
-    "token-major": [
+    "by-feature": [schemas.by_feature("float16"), schemas.by_feature("float32")],
+    "by-token": [
         schemas.by_token("float16", 1 << 16),
         schemas.by_token("float32", (1 << 16) + 1),
     ],
@@ -266,8 +266,8 @@ def test_encodings_and_row_groups(made_store: Path) -> None:
     live = read_snapshot(Layout(made_store))
     segment = live.segments[0]
     wanted = {
-        segment.feature_files[0].file.path: table(section(TEXT, "feature-major")),
-        segment.token_files[0].file.path: table(section(TEXT, "token-major")),
+        segment.feature_files[0].file.path: table(section(TEXT, "by-feature")),
+        segment.token_files[0].file.path: table(section(TEXT, "by-token")),
     }
     for path, rows in wanted.items():
         group = pq.read_metadata(made_store / path).row_group(0)

@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both set up what they need and are quick the second time.
+# Two commands: `make demo` and `make test`. Both set up what they need.
 PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0

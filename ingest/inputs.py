@@ -11,6 +11,7 @@ import pyarrow as pa
 from featuredb.errors import HookError, IngestError
 from featuredb.store.snapshot import Model
 from ingest.attached import AttachedSae, ModelWithSaes
+from ingest.centered_weights import on_plain_weights
 from ingest.corpus import CorpusReader, open_corpus
 from ingest.load_check.check import fit
 from ingest.model.load import LoadedModel, bos_token_id, load_model
@@ -203,6 +204,7 @@ def _attach(
     if read is None:
         raise HookError(f"the files of SAE {name} do not say where it reads: give it with --hook")
     hook = model.hook(read)
+    sae = on_plain_weights(sae, model, hook)
     hook_out = model.hook(write) if write else None
     if hook_out is not None and hook_out.canonical == hook.canonical:
         hook_out = None

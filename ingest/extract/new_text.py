@@ -15,6 +15,7 @@ from featuredb.errors import ModelError, SaeError
 from featuredb.store import schemas
 from featuredb.store.snapshot import Corpus, Model, Sae, Snapshot
 from ingest.attached import AttachedSae
+from ingest.centered_weights import on_plain_weights
 from ingest.extract.batches import batches
 from ingest.extract.forward import Rule, run_batch
 from ingest.model.load import LoadedModel, load_model
@@ -173,9 +174,11 @@ def _load_sae(source: str, sha256: str) -> LoadedSae:
 def _recorded_sae(model: LoadedModel, record: Sae, keep_sinks: bool) -> AttachedSae:
     """An SAE of a snapshot at its hook. Raises `SaeError` if it is missing or has changed."""
     with _LOADING:
-        sae = _load_sae(record.source, record.sha256).to(device=model.device)
+        sae = _load_sae(record.source, record.sha256)
     check = record.check
     sink_norm = None
     if not keep_sinks and check.sink_threshold is not None:
         sink_norm = check.sink_threshold * check.median_norm
-    return AttachedSae(record.name, sae, model.hook(record.hook), sink_norm=sink_norm)
+    hook = model.hook(record.hook)
+    sae = on_plain_weights(sae, model, hook).to(device=model.device)
+    return AttachedSae(record.name, sae, hook, sink_norm=sink_norm)

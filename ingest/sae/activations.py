@@ -36,15 +36,19 @@ class JumpReLU:
 
     threshold: Tensor
     """θ: [d_sae], or [] for one threshold shared by every feature."""
+    clamp: bool = True
+    """False leaves out 1[z > 0]: a negative θ then lets negative values through."""
 
     def _floor(self) -> Tensor:
-        return self.threshold.clamp_min(0)
+        return self.threshold.clamp_min(0) if self.clamp else self.threshold
 
     def dense(self, z: Tensor) -> Tensor:
         return torch.where(z > self._floor(), z, torch.zeros_like(z))
 
     def sparse(self, z: Tensor) -> SparseCodes:
-        return above(z, self._floor())
+        if self.clamp:
+            return above(z, self._floor())
+        return select(z, (z > self.threshold) & (z != 0))
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,14 @@ class TopK:
     """False keeps negative values among the k (OpenAI's `postact_fn: Identity`)."""
     by_magnitude: bool = False
     """Choose by |z| and keep the sign (AbsTopK, arXiv 2510.00404); `relu` must be False."""
+    weights: Tensor | None = None
+    """[d_sae]: choose by z times this, and keep z; None for all the same."""
 
     def _top(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        if self.by_magnitude:
-            indices = z.abs().topk(self.k, dim=1, sorted=False).indices
+        if self.by_magnitude or self.weights is not None:
+            rank = z if self.weights is None else z * self.weights
+            rank = rank.abs() if self.by_magnitude else rank
+            indices = rank.topk(self.k, dim=1, sorted=False).indices
             values = z.gather(1, indices)
         else:
             values, indices = z.topk(self.k, dim=1, sorted=False)

@@ -8,7 +8,7 @@ import torch
 
 from featuredb.errors import SaeError, first_line
 from featuredb.store.files.atomic import sha256_of
-from ingest.sae.detect import detect
+from ingest.sae.detect import detect, read
 from ingest.sae.naming import short_name
 from ingest.sae.references import resolve
 from ingest.sae.sae import LoadedSae
@@ -33,7 +33,7 @@ def load_sae(
     that is not installed.
     """
     resolved = resolve(ref, revision=revision)
-    place, read = detect(resolved)
+    place = detect(resolved)
     try:
         parts = read(place)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -49,8 +49,8 @@ def load_sae(
         name=short_name(place.label),
         format=parts.format,
         architecture=parts.architecture,
-        hook=parts.hook,
-        hook_out=parts.hook_out,
+        hook=parts.hook or place.hints.get("hook"),
+        hook_out=parts.hook_out or place.hints.get("hook_out"),
         model_name=parts.model_name or place.hints.get("model_name"),
         prepend_bos=parts.prepend_bos,
         context_size=parts.context_size,
@@ -59,5 +59,6 @@ def load_sae(
         files=files,
         hash=sha256_of(*files),
         source=str(ref),
+        processed_weights=parts.processed_weights,
     )
     return sae.to(device, dtype or torch.float32)

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Normalization = Literal["none", "constant_norm_rescale", "layer_norm"]
+Normalization = Literal["none", "constant_norm_rescale", "layer_norm", "center"]
 
 LAYER_NORM_EPSILON = 1e-5
 
@@ -21,12 +21,15 @@ def normalize(kind: Normalization, x: Tensor) -> Tensor:
 
     `constant_norm_rescale`: x·√d/‖x‖ (a zero vector stays zero). `layer_norm`: (x-μ)/(s+1e-5),
     with s the unbiased deviation; both as SAELens and OpenAI's sparse_autoencoder define them.
+    `center`: x-μ, the residual stream as TransformerLens's `center_writing_weights` leaves it.
     """
     if kind == "constant_norm_rescale":
         return x * _rescaling(x)
     if kind == "layer_norm":
         mean, deviation = _moments(x)
         return (x - mean) / (deviation + LAYER_NORM_EPSILON)
+    if kind == "center":
+        return x - x.mean(dim=-1, keepdim=True)
     return x
 
 
@@ -40,6 +43,8 @@ def undo(kind: Normalization, y: Tensor, x: Tensor) -> Tensor:
     if kind == "layer_norm":
         mean, deviation = _moments(x)
         return y * deviation + mean
+    if kind == "center":
+        return y + x.mean(dim=-1, keepdim=True)
     return y
 
 

@@ -44,6 +44,8 @@ class SaeParts:
     prepend_bos: bool | None = None
     context_size: int | None = None
     stated_l0: float | None = None
+    processed_weights: bool = False
+    """Trained on a model whose weights TransformerLens had centered, see `LoadedSae`."""
 
 
 def fold_decoder_norms(

@@ -1,6 +1,6 @@
 """Resolve an SAE reference: a path, a file on the hub, or an entry of SAELens's catalog.
 
-- a folder or weight file;
+- a folder or weight file; `SET/layer_5` of a circuit-tracer set;
 - `hf:owner/repo/path/in/repo[@revision]`, from the hub's cache or, where allowed, the network
   (HF_HUB_OFFLINE is honored);
 - `sae-lens:release/id`, found through the catalog in the sae-lens package and then read from
@@ -10,15 +10,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
+from urllib.parse import parse_qs, urlparse
 
 from featuredb.errors import MissingExtraError, SaeError, first_line
+from ingest.sae.formats import circuit_tracer
+from ingest.sae.layout import SET_CONFIG, companions, weights_below, weights_in
 
 # Seconds to wait for the hub's list of files before falling back on the cache.
 _TIMEOUT = 10.0
-WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+
+_CENTERED = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+_RESCALED = {"normalize_activations": "constant_norm_rescale"}
+_KNOWN: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    # Trained on TransformerLens's default GPT-2, which their cfg.json does not say. The first three
+    # are in SAELens's catalog, the others by the loader of e2e_sae.
+    ("jbloom/GPT2-Small-SAEs-Reformatted", _CENTERED),
+    ("jbloom/GPT2-Small-Feature-Splitting-Experiment-Layer-8", _CENTERED),
+    ("tommmcgrath/gpt2-small-mlp-out-saes", _CENTERED),
+    ("neuronpedia/gpt2-small__res_*-ajt", _CENTERED),
+    ("JoshEngels/Mistral-7B-Residual-Stream-SAEs", _RESCALED),
+)
+"""What the configurations of these repositories get wrong, by repository."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +58,43 @@ def resolve(ref: str | Path, *, revision: str | None = None) -> Resolved:
     if isinstance(ref, str) and ref.startswith("sae-lens:"):
         return _from_sae_lens(ref.removeprefix("sae-lens:"), revision)
     path = Path(ref).expanduser()
-    if not path.exists():
-        raise SaeError(f"no SAE at {path}: there is no such file or folder")
-    return Resolved(path, PurePath(path.absolute()))
+    repo = next((part for part in path.parts if part.startswith("models--")), "")  # a hub's cache
+    known = _known("/".join(repo.split("--")[1:]))
+    resolved = Resolved(path, PurePath(path.absolute()), {"overrides": known})
+    if path.exists():
+        return resolved
+    if (member := _of_a_set(resolved)) is not None:
+        return member
+    raise SaeError(f"no SAE at {path}: there is no such file or folder")
+
+
+def _of_a_set(resolved: Resolved) -> Resolved | None:
+    """`SET/layer_5`, where SET holds layer_5.safetensors, or a config.yaml that lists it."""
+    folder, name = resolved.path.parent, resolved.path.name
+    layer = circuit_tracer.layer_of(name)
+    if layer is None:
+        return None
+    if (file := folder / f"{name}.safetensors").is_file():
+        return replace(resolved, path=file, label=resolved.label.with_name(file.name))
+    if not (folder / SET_CONFIG).is_file():
+        return None
+    raw = circuit_tracer.read_set(folder / SET_CONFIG)
+    listed = raw.get("transcoders") or []
+    if layer >= len(listed):
+        raise SaeError(f"{folder / SET_CONFIG}: it lists {len(listed)} transcoders, no {name}")
+    hook, hook_out = circuit_tracer.hooks(raw, layer)
+    # What the transcoder's own release says comes first.
+    hints = {**resolved.hints, "hook": hook, "hook_out": hook_out}
+    if model := raw.get("model_name"):
+        hints["model_name"] = model
+    entry = str(listed[layer])
+    if entry.startswith("hf://"):
+        address = urlparse(entry)
+        stated = parse_qs(address.query).get("revision", [None])[0]
+        return _from_hub(f"{address.netloc}{address.path}", stated, hints)
+    if not (path := folder / entry).exists():
+        raise SaeError(f"{folder / SET_CONFIG}: {name} is {entry!r}, which is not there")
+    return Resolved(path, PurePath(path.absolute()), hints)
 
 
 def _from_hub(address: str, revision: str | None, hints: Mapping[str, Any]) -> Resolved:
@@ -53,10 +104,17 @@ def _from_hub(address: str, revision: str | None, hints: Mapping[str, Any]) -> R
         raise SaeError(f"hf:{address} is not hf:owner/repo/path[@revision]")
     repo, inside = "/".join(parts[:2]), "/".join(parts[2:])
     root = _download(repo, inside, stated or revision)
-    path = root / inside
-    if not path.exists():
-        raise SaeError(f"hf:{address}: {repo} has no {inside!r} (or it is not in the local cache)")
-    return Resolved(path, PurePosixPath(repo) / inside, hints)
+    hints = {**hints, "overrides": {**_known(repo), **hints.get("overrides", {})}}
+    resolved = Resolved(root / inside, PurePosixPath(repo) / inside, hints)
+    if resolved.path.exists():
+        return resolved
+    if (member := _of_a_set(resolved)) is not None:
+        return member
+    raise SaeError(f"hf:{address}: {repo} has no {inside!r} (or it is not in the local cache)")
+
+
+def _known(repo: str) -> Mapping[str, Any]:
+    return next((facts for name, facts in _KNOWN if fnmatchcase(repo, name)), {})
 
 
 def _download(repo: str, inside: str, revision: str | None) -> Path:
@@ -86,7 +144,10 @@ def _download(repo: str, inside: str, revision: str | None) -> Path:
             wanted = _wanted(repo, inside, names)
     try:
         root = snapshot_download(
-            repo, revision=revision, allow_patterns=wanted, local_files_only=offline
+            repo,
+            revision=revision,
+            allow_patterns=None if wanted is None else [escape(name) for name in wanted],
+            local_files_only=offline,
         )
     except LocalEntryNotFoundError as error:
         raise SaeError(
@@ -98,26 +159,31 @@ def _download(repo: str, inside: str, revision: str | None) -> Path:
 
 
 def _wanted(repo: str, inside: str, names: list[str]) -> list[str]:
-    """The files to fetch for one SAE; refuses a folder of many, which could be terabytes."""
-    below = [name for name in names if not inside or name.startswith(f"{inside}/")]
+    """The files to fetch for one SAE: its weights and the configuration near them.
+
+    Raises SaeError for a folder of several SAEs, which could be terabytes.
+    """
     if inside in names:
-        near = {str(folder) for folder in list(PurePosixPath(inside).parents)[:2]}
-        return [inside, *_configs(names, near)]
-    weights = [name for name in below if name.endswith(WEIGHT_SUFFIXES)]
-    main = [name for name in weights if "checkpoints/ae_" not in name]
-    folders = sorted({str(PurePosixPath(name).parent) for name in main})
-    if len(folders) > 1:
-        shown = ", ".join(folders[:10]) + (", …" if len(folders) > 10 else "")
-        raise SaeError(f"hf:{repo}/{inside} holds {len(folders)} SAEs, name one: {shown}")
-    return [*main, *_configs(names, {inside or ".", str(PurePosixPath(inside).parent)})]
-
-
-def _configs(names: list[str], folders: set[str]) -> list[str]:
-    return [
-        name
-        for name in names
-        if name.endswith(".json") and str(PurePosixPath(name).parent) in folders
-    ]
+        return [inside, *companions(names, inside)]
+    start = f"{inside}/" if inside else ""
+    below = [name.removeprefix(start) for name in names if name.startswith(start)]
+    weights = weights_in(below)
+    if len(weights) == 1:
+        return [start + weights[0], *companions(names, start + weights[0])]
+    if several := weights or weights_below(below):
+        shown = ", ".join(several[:10]) + (", …" if len(several) > 10 else "")
+        count = "an SAE further down" if len(several) == 1 else f"{len(several)} SAEs"
+        raise SaeError(f"hf:{repo}/{inside} holds {count}, name one: {shown}")
+    if SET_CONFIG in below:  # a set whose transcoders lie in other repositories
+        return [start + SET_CONFIG]
+    if below:
+        shown = ", ".join(below[:10]) + (", …" if len(below) > 10 else "")
+        raise SaeError(f"hf:{repo}/{inside} is not an SAE: it holds {shown}")
+    # `SET/layer_5`
+    if (file := f"{inside}.safetensors") in names:
+        return [file, *companions(names, file)]
+    config = str(PurePosixPath(inside).with_name(SET_CONFIG)) if inside else SET_CONFIG
+    return [config] if config in names else []
 
 
 def _from_sae_lens(address: str, revision: str | None) -> Resolved:

@@ -50,6 +50,8 @@ class Decoder:
     undoes: Normalization = "none"
     """The normalization to undo with the statistics of x; always "none" for a transcoder, whose
     output is not in the units of its input."""
+    offset: Tensor | None = None
+    """[d_sae]: added to each positive activation before decoding; None for nothing."""
 
     @property
     def needs_input(self) -> bool:
@@ -58,6 +60,8 @@ class Decoder:
 
     def reconstruct(self, acts: Tensor, x: Tensor | None) -> Tensor:
         """y [N, d_out] from acts [N, d_sae] and, where `needs_input`, x [N, d_in]."""
+        if self.offset is not None:
+            acts = acts + self.offset * (acts > 0)
         y = torch.addmm(self.b_dec, acts, self.W_dec)
         if x is not None and self.W_skip is not None:
             y = y + x @ self.W_skip.T
@@ -80,8 +84,8 @@ class LoadedSae:
     name: str
     """A short name made from the folder: letters, digits, dot, dash and underscore."""
     format: str
-    """saelens, gemma_scope, gemma_scope_2, sparsify, dictionary_learning, openai, llama_scope or
-    goodfire."""
+    """saelens, gemma_scope, gemma_scope_2, sparsify, dictionary_learning, openai, llama_scope,
+    llamascopium, circuit_tracer, qwen_scope, kissane or goodfire."""
     architecture: str
     """The release's own word for it, e.g. "jumprelu", "topk", "BatchTopKSAE"."""
     hook: str | None
@@ -101,6 +105,9 @@ class LoadedSae:
     """SHA-256 over the bytes of `files`, in that order, in hexadecimal."""
     source: str
     """The reference, as given."""
+    processed_weights: bool = False
+    """Trained on a model whose weights TransformerLens had centered and whose value biases it had
+    folded, and not yet attached to a model without that."""
 
     @property
     def d_in(self) -> int:
@@ -169,10 +176,31 @@ class LoadedSae:
         if self.needs_input_to_decode and x is None:
             what = "a skip connection" if self.decoder.W_skip is not None else "a normalized input"
             raise SaeError(f"SAE {self.name} has {what}: pass the input too, as decode(acts, x)")
+        self._refuse_before_values()
         flat = acts.reshape(-1, self.d_sae).to(self.device, self.dtype)
         rows = self._rows(x) if x is not None and self.needs_input_to_decode else None
         y = self.decoder.reconstruct(flat, rows)
         return y.float().reshape(*acts.shape[:-1], self.d_out)
+
+    def normalized(self, kind: Normalization) -> LoadedSae:
+        """The same SAE with its input normalized so, and its output back."""
+        undoes = self.decoder.undoes if self.hook_out else kind
+        return replace(
+            self,
+            encoder=replace(self.encoder, normalization=kind),
+            decoder=replace(self.decoder, undoes=undoes),
+        )
+
+    def shifted(self, bias: Tensor) -> LoadedSae:
+        """The same SAE for inputs that are larger by `bias` [d_in], and its output too."""
+        bias = bias.to(self.device, self.dtype)
+        b_pre = bias if self.encoder.b_pre is None else self.encoder.b_pre + bias
+        b_dec = self.decoder.b_dec if self.hook_out else self.decoder.b_dec + bias
+        return replace(
+            self,
+            encoder=replace(self.encoder, b_pre=b_pre),
+            decoder=replace(self.decoder, b_dec=b_dec),
+        )
 
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
@@ -184,9 +212,23 @@ class LoadedSae:
             decoder=_moved(self.decoder, device, dtype),
         )
 
+    def _refuse_before_values(self) -> None:
+        """Raise SaeError where the SAE reads heads without the model's value bias."""
+        if self.processed_weights and (self.hook or "").endswith("hook_z"):
+            raise SaeError(
+                f"SAE {self.name} reads hook_z minus the model's value biases, which "
+                "TransformerLens folds away and which are in the model's files: ingest subtracts "
+                "them; here call sae.without_value_bias(b_V) first (zeros if x lacks them already)"
+            )
+
+    def without_value_bias(self, bias: Tensor) -> LoadedSae:
+        """An SAE of folded value biases, for a model that has `bias` [d_in], heads concatenated."""
+        return replace(self.shifted(bias), processed_weights=False)
+
     def _rows(self, x: Tensor) -> Tensor:
         if x.ndim == 0 or x.shape[-1] != self.d_in:
             raise SaeError(f"SAE {self.name} reads [..., {self.d_in}] inputs, not {_shape(x)}")
+        self._refuse_before_values()
         return x.reshape(-1, self.d_in).to(self.device, self.dtype)
 
     def __repr__(self) -> str:

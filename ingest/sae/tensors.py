@@ -2,7 +2,8 @@
 
 `Tensors` hands out tensors by the names their release gives them, as finite float32, and keeps
 the first source of every size it meets (`d_in`, `d_sae`, …), so that a contradiction is reported
-with both of its sides.
+with both of its sides. It remembers which names were read: a tensor that no reader understood
+changes what encode() gives, so the file is refused (`refuse_leftovers`).
 """
 
 from __future__ import annotations
@@ -20,20 +21,59 @@ from torch import Tensor
 
 from featuredb.errors import SaeError, first_line
 
+# Tensors of training that encode() and decode() do not depend on.
+_HARMLESS = {
+    "stats_last_nonzero",  # OpenAI: steps since a feature last fired
+    "num_batches_not_active",  # the same, in other trainers
+    "num_tokens_since_fired",
+    "sparsity",  # how often each feature fires
+    "log_feature_sparsity",
+}
+
 
 class Tensors:
-    """The tensors of one weight file, taken out by name."""
+    """The tensors of one weight file, taken out by name.
 
-    def __init__(self, file: Path, tensors: Mapping[str, Any]) -> None:
+    around: what lies beside the state dictionary in a trainer's checkpoint.
+    """
+
+    def __init__(
+        self, file: Path, tensors: Mapping[Any, Any], around: Mapping[Any, Any] | None = None
+    ) -> None:
         self.file = file
-        self._tensors = tensors
+        self.around: Mapping[Any, Any] = around or {}
+        self._tensors = _without_wrappers(file, tensors)
         self._sizes: dict[str, tuple[int, str]] = {}
+        self._read = set(_HARMLESS)
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
 
     def names(self) -> list[str]:
-        return sorted(str(name) for name in self._tensors)
+        return sorted(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of the tensor `name`, None where there is none."""
+        tensor = self._tensors.get(name)
+        return tuple(tensor.shape) if isinstance(tensor, Tensor) else None
+
+    def ignore(self, *names: str) -> None:
+        """Leave these out of account: the reader knows them, and encode() does not use them."""
+        self._read.update(names)
+
+    def refuse_leftovers(self) -> None:
+        """Raise SaeError where the file holds a tensor that no reader took."""
+        left = [
+            name
+            for name in self.names()
+            if isinstance(self._tensors[name], Tensor) and name not in self._read
+        ]
+        if left:
+            shown = ", ".join(f"{name} {list(self._tensors[name].shape)}" for name in left[:10])
+            raise SaeError(
+                f"{self.file}: refused: it also holds {shown}, which the reader of this format "
+                "does not know: without it the activations could be wrong"
+            )
 
     def size(self, axis: str, n: Any, source: str) -> None:
         """Record that `source` gives `axis` the size n; None says nothing.
@@ -92,9 +132,16 @@ class Tensors:
     def number(self, name: str) -> int | None:
         """The tensor or plain number `name` as an int; None where it is missing."""
         value = self._tensors.get(name)
+        self._read.add(name)
         return None if value is None else int(value)
 
+    def missing_numbers(self, *names: str) -> bool:
+        """Whether any of the tensors `names` holds a NaN, some releases' way of saying unset."""
+        self._read.update(names)
+        return any(bool(torch.isnan(self._find(name).float()).any()) for name in names)
+
     def _find(self, name: str) -> Tensor:
+        self._read.add(name)
         tensor = self._tensors.get(name)
         if not isinstance(tensor, Tensor):
             found = ", ".join(self.names()) or "nothing"
@@ -102,6 +149,11 @@ class Tensors:
         return tensor
 
     def _finite(self, name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            raise SaeError(
+                f"{self.file}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, not "
+                "floating-point numbers: quantized weights are not supported"
+            )
         tensor = tensor.detach().float()
         # One pass with no temporary mask; an overflow to infinity only sends us to the exact test.
         if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
@@ -110,8 +162,19 @@ class Tensors:
 
 
 def read_tensors(file: Path) -> Tensors:
-    """The tensors of a .safetensors or .npz file. Raises SaeError where it cannot be read."""
-    return Tensors(file, _read_npz(file) if file.suffix == ".npz" else _read_safetensors(file))
+    """The tensors of a weight file. Raises SaeError where it cannot be read or holds none."""
+    if file.suffix == ".npz":
+        return Tensors(file, _read_npz(file))
+    if file.suffix == ".safetensors":
+        return Tensors(file, _read_safetensors(file))
+    content = read_torch(file)
+    if not isinstance(content, dict):
+        raise SaeError(f"{file}: holds a {type(content).__name__}, not a state dict of tensors")
+    for key in ("ae", "sae"):  # what dictionary_learning's backups and Llamascopium nest it under
+        if isinstance(content.get(key), Mapping):
+            rest = {name: value for name, value in content.items() if name != key}
+            return Tensors(file, content[key], rest)
+    return Tensors(file, content)
 
 
 def read_torch(file: Path) -> Any:
@@ -146,15 +209,29 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def safetensors_names(file: Path) -> list[str]:
-    """The names of a safetensors file's tensors, from its header alone."""
-    from safetensors import SafetensorError, safe_open
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML mapping. Raises SaeError where the file is not one."""
+    import yaml
 
     try:
-        with safe_open(file, framework="pt") as handle:
-            return sorted(handle.keys())
-    except (SafetensorError, OSError) as error:
-        raise SaeError(f"{file}: cannot be read as safetensors: {first_line(error)}") from error
+        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SaeError(f"{file}: cannot be read as YAML: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise SaeError(f"{file}: holds a YAML {type(value).__name__}, not a mapping")
+    return value
+
+
+def companion(weights: Path, name: str, looks_like: str, *, above: bool = False) -> Path:
+    """The file `name` beside `weights` (with `above`, else in the folder above it).
+
+    Raises SaeError where it is missing, saying what the weights look like.
+    """
+    folders = (weights.parent, weights.parent.parent) if above else (weights.parent,)
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise SaeError(f"{name} is missing beside {weights}: this looks like {looks_like}")
 
 
 def require(file: Path, config: Mapping[str, Any], keys: Iterable[str]) -> None:
@@ -162,6 +239,19 @@ def require(file: Path, config: Mapping[str, Any], keys: Iterable[str]) -> None:
     missing = [key for key in keys if config.get(key) is None]
     if missing:
         raise SaeError(f"{file}: missing {', '.join(missing)}")
+
+
+def _without_wrappers(file: Path, tensors: Mapping[Any, Any]) -> dict[str, Any]:
+    """Names as the class has them, without what torch.compile and data parallelism add."""
+    plain: dict[str, Any] = {}
+    wrapped = all(str(name).startswith("module.") for name in tensors)
+    for name, value in tensors.items():
+        bare = str(name).replace("_orig_mod.", "")
+        bare = bare.removeprefix("module.") if wrapped else bare
+        if bare in plain:
+            raise SaeError(f"{file}: holds {bare} twice, with and without torch.compile's prefix")
+        plain[bare] = value
+    return plain
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 
 from featuredb.errors import MissingExtraError, SaeError
 from ingest.sae import load_sae
-from ingest.sae.detect import detect
+from ingest.sae.detect import detect, read
 from ingest.sae.naming import short_name
 from ingest.sae.references import Resolved, _wanted, resolve
 
@@ -92,7 +92,7 @@ def test_catalog_facts_reach_the_reader(tmp_path: Path) -> None:
         "norm_scaling_factor": 0.5,
         "overrides": {"normalize_activations": "expected_average_only_in"},
     }
-    place, read = detect(Resolved(folder, folder, hints))
+    place = detect(Resolved(folder, folder, hints))
     scaled = read(place)
     torch.testing.assert_close(scaled.encoder.W_enc, plain.W_enc * 0.5)
     torch.testing.assert_close(scaled.decoder.W_dec, plain.W_dec / 0.5)
@@ -113,7 +113,7 @@ def test_only_what_one_sae_needs_is_fetched() -> None:
     assert _wanted("o/r", "trainer_0", names) == [names[3], names[4]]
     assert _wanted("o/r", "L1", names) == [names[7], names[6]]
     assert _wanted("o/r", "L1/checkpoints/final.safetensors", names) == [names[7], names[6]]
-    with pytest.raises(SaeError, match="holds 2 SAEs, name one: layer_0/width_16k/average_l0_10"):
+    with pytest.raises(SaeError, match="holds 2 SAEs, name one: width_16k/average_l0_10"):
         _wanted("o/r", "layer_0", names)
 
 

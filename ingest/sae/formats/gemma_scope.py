@@ -13,7 +13,7 @@ from pathlib import PurePath
 from ingest.sae.activations import JumpReLU
 from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.sae import Decoder, Encoder
-from ingest.sae.tensors import read_tensors
+from ingest.sae.tensors import Tensors
 
 WEIGHTS = "params.npz"
 NEEDS = f"Gemma Scope: {WEIGHTS}"
@@ -28,9 +28,8 @@ _HOOKS = {
 }
 
 
-def read(place: SaeFiles) -> SaeParts:
+def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     """Load a Gemma Scope SAE or transcoder. Raises SaeError if the archive is not one."""
-    tensors = read_tensors(place.weights)
     upper = {name.lower(): name for name in tensors.names()}
     repository = _REPOSITORY.search(place.label.as_posix())
     site = repository[3] if repository else None

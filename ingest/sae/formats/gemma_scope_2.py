@@ -2,36 +2,49 @@
 
 JumpReLU with a threshold per feature and no subtraction of b_dec. A transcoder may add
 x · affine_skip_connection [d_in, d_out]. Hooks are Hugging Face module paths that end in
-`.input` or `.output`.
+`.input` or `.output`. Some folders of the release have no config.json: model, hooks and whether
+it is a transcoder are then read from the path, as SAELens does.
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 from typing import Any
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import JumpReLU
 from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.sae import Decoder, Encoder
-from ingest.sae.tensors import read_json, read_tensors
+from ingest.sae.tensors import Tensors, read_json
 
-WEIGHTS = "params.safetensors"
 CONFIG = "config.json"
-NEEDS = f"Gemma Scope 2: {CONFIG} and {WEIGHTS}"
+NEEDS = f"Gemma Scope 2: {CONFIG} and params.safetensors"
 
 CONTEXT_SIZE = 1024
 
+_REPOSITORY = re.compile(r"gemma-scope-2-(\d+[mb])(?:-(pt|it))?\b")
+_LAYER = re.compile(r"layer_(\d+)(?:_|$)")
+_BEFORE_MLP = "model.layers.{}.pre_feedforward_layernorm.output"
+_AFTER_MLP = "model.layers.{}.post_feedforward_layernorm.output"
+# Folder of a site in the release: where it reads, and where a transcoder writes.
+_SITES = {
+    "transcoder": (_BEFORE_MLP, _AFTER_MLP),
+    "resid_post": ("model.layers.{}.output", None),
+    "attn_out": ("model.layers.{}.self_attn.o_proj.input", None),
+    "mlp_out": (_AFTER_MLP, None),
+}
 
-def read(place: SaeFiles) -> SaeParts:
+
+def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     """Load a Gemma Scope 2 SAE or transcoder. Raises SaeError if its files are inconsistent."""
     file = place.folder / CONFIG
-    # A few folders of the release lack it. The weights have everything encode() needs.
     raw = read_json(file) if file.exists() else {}
     if raw.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
         raise SaeError(f"{file}: architecture {raw['architecture']!r} is not jump_relu")
-    tensors = read_tensors(place.weights)
-    hook, hook_out = raw.get("hf_hook_point_in"), raw.get("hf_hook_point_out")
+    hook, hook_out = _hooks_of_path(place.label)
+    hook = raw.get("hf_hook_point_in") or hook
+    hook_out = raw.get("hf_hook_point_out") or hook_out
     transcoder = hook_out is not None and hook_out != hook
     out = "d_out" if transcoder else "d_in"
     W_skip = None
@@ -54,19 +67,38 @@ def read(place: SaeFiles) -> SaeParts:
         config=raw,
         hook=hook,
         hook_out=hook_out if transcoder else None,
-        model_name=_model(raw),
+        model_name=_model(raw) or _model_of_path(place.label),
         prepend_bos=True,
         context_size=CONTEXT_SIZE,
         stated_l0=_l0(raw),
     )
 
 
+def _hooks_of_path(label: PurePath) -> tuple[str | None, str | None]:
+    """Hooks from …/gemma-scope-2-1b-pt/resid_post/layer_5_width_16k_l0_small/…"""
+    layers = [found[1] for part in label.parts if (found := _LAYER.match(part))]
+    # `resid_post_all` holds the same for every layer
+    sites = [s for part in label.parts for s in _SITES if re.fullmatch(rf"{s}(_\w+)?", part)]
+    if not layers or not sites or not _REPOSITORY.search(label.as_posix()):
+        return None, None
+    into, out = _SITES[sites[-1]]
+    return into.format(layers[-1]), out.format(layers[-1]) if out else None
+
+
+def _model_of_path(label: PurePath) -> str | None:
+    found = _REPOSITORY.search(label.as_posix())
+    return _on_hub(f"gemma-3-{found[1]}-{found[2] or 'pt'}") if found else None
+
+
 def _model(raw: dict[str, Any]) -> str | None:
     """The model's hub name. The files have `gemma-v3-1b-pt` for `google/gemma-3-1b-pt`."""
     name = raw.get("model_name")
-    if not isinstance(name, str):
-        return None
-    name = re.sub(r"-v3\b", "-3", name)
+    return _on_hub(re.sub(r"-v3\b", "-3", name)) if isinstance(name, str) else None
+
+
+def _on_hub(name: str) -> str:
+    if name == "gemma-3-270m-pt":  # the one without a suffix
+        name = "gemma-3-270m"
     return name if "/" in name or not name.startswith("gemma") else f"google/{name}"
 
 

@@ -17,8 +17,8 @@ NEEDS = "Goodfire: a .pt or .pth with encoder_linear and decoder_linear"
 _NAME = re.compile(r"(?P<model>Llama-[\w.-]+?)-SAE-l(?P<layer>\d+)")
 
 
-def parts(place: SaeFiles, tensors: Tensors) -> SaeParts:
-    """Load the SAE of an open file. Raises SaeError if its tensors are inconsistent."""
+def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
+    """Load one SAE. Raises SaeError if its tensors are inconsistent."""
     name = _NAME.search(place.label.name)
     W_enc = tensors.take("encoder_linear.weight", "d_sae", "d_in").T
     return SaeParts(

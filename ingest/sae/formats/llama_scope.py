@@ -19,7 +19,7 @@ from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, JumpReLU, ReLU, TopK
 from ingest.sae.parts import SaeFiles, SaeParts, fold_decoder_norms
 from ingest.sae.sae import Decoder, Encoder
-from ingest.sae.tensors import read_json, read_tensors, require
+from ingest.sae.tensors import Tensors, companion, read_json, require
 
 CONFIG = "hyperparams.json"
 WEIGHTS = "checkpoints/final.safetensors"
@@ -28,14 +28,18 @@ NEEDS = f"Llama Scope: {CONFIG} and {WEIGHTS}"
 MODEL = "meta-llama/Llama-3.1-8B"
 
 
-def read(place: SaeFiles) -> SaeParts:
+def recognizes(place: SaeFiles) -> bool:
+    """Whether its configuration lies beside the weights, or next to their `checkpoints/`."""
+    return any((folder / CONFIG).is_file() for folder in (place.folder, place.folder.parent))
+
+
+def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     """Load a Llama Scope SAE or transcoder. Raises SaeError if its files are inconsistent."""
-    file = _config_file(place)
+    file = companion(place.weights, CONFIG, "Llama Scope", above=True)
     raw = read_json(file)
     require(file, raw, ["d_model", "hook_point_in"])
     if raw.get("use_glu_encoder"):
         raise SaeError(f"{file}: use_glu_encoder is not supported")
-    tensors = read_tensors(place.weights)
     tensors.size("d_in", raw["d_model"], f"{CONFIG} d_model")
     tensors.size("d_sae", raw.get("d_sae"), f"{CONFIG} d_sae")
     W_enc = tensors.take("encoder.weight", "d_sae", "d_in").T
@@ -71,12 +75,6 @@ def read(place: SaeFiles) -> SaeParts:
     )
 
 
-def _config_file(place: SaeFiles) -> Path:
-    """Path of hyperparams.json: next to `checkpoints/`, or next to a single weight file."""
-    beside = place.folder / CONFIG
-    return beside if beside.exists() else place.folder.parent / CONFIG
-
-
 def _scales(file: Path, raw: Mapping[str, Any]) -> tuple[float, float]:
     """s_in and s_out, both 1 if the published weights already include the scale."""
     kind = raw.get("norm_activation", "dataset-wise")
@@ -94,7 +92,10 @@ def _scales(file: Path, raw: Mapping[str, Any]) -> tuple[float, float]:
 def _activation(file: Path, raw: Mapping[str, Any], rule: str) -> Activation:
     if rule == "jumprelu":
         require(file, raw, ["jump_relu_threshold"])
-        return JumpReLU(torch.tensor(float(raw["jump_relu_threshold"])))
+        threshold = float(raw["jump_relu_threshold"])
+        if threshold < 0:
+            raise SaeError(f"{file}: jump_relu_threshold is {threshold}, which is negative")
+        return JumpReLU(torch.tensor(threshold))
     if rule == "topk":
         require(file, raw, ["top_k"])
         return TopK(int(raw["top_k"]))

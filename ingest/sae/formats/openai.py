@@ -28,8 +28,8 @@ _HOOKS = {
 }
 
 
-def parts(place: SaeFiles, tensors: Tensors) -> SaeParts:
-    """Load the SAE of an open file. Raises SaeError if its tensors are inconsistent."""
+def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
+    """Load one SAE. Raises SaeError if its tensors are inconsistent."""
     W_enc = tensors.take("encoder.weight", "d_sae", "d_in").T
     pre_bias = tensors.take("pre_bias", "d_in")
     # A tied decoder is the encoder's transpose and is not saved.

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, Gated, JumpReLU, ReLU, TopK
+from ingest.sae.config import refuse_unheeded
 from ingest.sae.normalize import Normalization
 from ingest.sae.parts import SaeFiles, SaeParts, fold_decoder_norms
 from ingest.sae.sae import Decoder, Encoder
-from ingest.sae.tensors import Tensors, read_json, read_tensors
+from ingest.sae.tensors import Tensors, companion, read_json
 
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
@@ -30,6 +31,11 @@ _JUMPRELU = {"jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder"}
 _TOPK = {"topk", "abstopk"}
 _BATCH_TOPK = {"batchtopk", "matryoshka_batchtopk"}
 _KNOWN = _RELU | _JUMPRELU | _TOPK | _BATCH_TOPK | {"gated"}
+_HEEDED = frozenset(
+    {"normalize_activations", "rescale_acts_by_decoder_norm", "center_writing_weights"}
+)
+# Where centering the weights that write to the residual stream changes nothing.
+_NOT_CENTERED = ("attn.hook_z", "mlp.hook_post", "mlp.hook_pre")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class _Config:
     normalize: str
     k: int | None
     rescale_by_decoder_norm: bool
+    processed_weights: bool
     about: Mapping[str, Any]
     """Section with the model, hook and context: `metadata`, or the flat configuration."""
 
@@ -49,12 +56,11 @@ class _Config:
         return self.architecture.endswith("transcoder")
 
 
-def read(place: SaeFiles) -> SaeParts:
+def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     """Load a SAELens folder. Raises SaeError if its files are inconsistent or unsupported."""
-    file = place.folder / CONFIG
+    file = companion(place.weights, CONFIG, "an SAE of SAELens")
     raw = {**read_json(file), **place.hints.get("overrides", {})}
     config = _understand(file, raw)
-    tensors = read_tensors(place.weights)
     tensors.size("d_in", raw.get("d_in"), f"{CONFIG} d_in")
     tensors.size("d_sae", raw.get("d_sae"), f"{CONFIG} d_sae")
     if config.is_transcoder:
@@ -76,10 +82,11 @@ def read(place: SaeFiles) -> SaeParts:
         scale = _dataset_scale(place, raw, config)
         W_enc, W_dec, b_dec = W_enc * scale, W_dec / scale, b_dec / scale
 
-    per_token: Normalization = "none"
-    if config.normalize in ("layer_norm", "constant_norm_rescale"):
-        per_token = config.normalize  # type: ignore[assignment]
     about = config.about
+    # For Gemma 3 it writes blocks.9.hook_mlp_in, in TransformerLens the place before the norm,
+    # and the module path of the norm's output.
+    hook = about.get("hf_hook_name") or about.get("hook_name") or about.get("hook_point")
+    per_token = _per_token(file, config, hook)
     return SaeParts(
         encoder=Encoder(
             W_enc=W_enc,
@@ -97,9 +104,7 @@ def read(place: SaeFiles) -> SaeParts:
         format="saelens",
         architecture=config.architecture,
         config=raw,
-        # For Gemma 3 it writes blocks.9.hook_mlp_in, in TransformerLens the place before the norm,
-        # and the module path of the norm's output.
-        hook=about.get("hf_hook_name") or about.get("hook_name") or about.get("hook_point"),
+        hook=hook,
         hook_out=(about.get("hf_hook_name_out") or about.get("hook_name_out"))
         if config.is_transcoder
         else None,
@@ -107,7 +112,23 @@ def read(place: SaeFiles) -> SaeParts:
         prepend_bos=about.get("prepend_bos"),
         context_size=about.get("context_size"),
         stated_l0=float(config.k) if config.k else None,
+        processed_weights=config.processed_weights,
     )
+
+
+def _per_token(file: Path, config: _Config, hook: str | None) -> Normalization:
+    """The normalization of each token, centering included."""
+    stated: Normalization = "none"
+    if config.normalize in ("layer_norm", "constant_norm_rescale"):
+        stated = config.normalize  # type: ignore[assignment]
+    if not config.processed_weights or (hook or "").endswith(_NOT_CENTERED):
+        return stated
+    if stated == "constant_norm_rescale":
+        raise SaeError(
+            f"{file}: normalize_activations constant_norm_rescale on top of "
+            "center_writing_weights is not supported"
+        )
+    return "center" if stated == "none" else stated  # a layer norm centers by itself
 
 
 def _understand(file: Path, raw: dict[str, Any]) -> _Config:
@@ -138,6 +159,9 @@ def _understand(file: Path, raw: dict[str, Any]) -> _Config:
         normalize = "expected_average_only_in"
     if normalize not in ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale"):
         raise SaeError(f"{file}: normalize_activations {normalize!r} is not supported")
+    if (shape := raw.get("reshape_activations")) not in (None, "none", "hook_z"):
+        raise SaeError(f"{file}: reshape_activations {shape!r} is not supported")
+    refuse_unheeded(file, raw, _HEEDED)
     is_transcoder = architecture.endswith("transcoder")
     return _Config(
         architecture=architecture,
@@ -146,8 +170,21 @@ def _understand(file: Path, raw: dict[str, Any]) -> _Config:
         k=int(k) if k is not None and architecture in _TOPK | _BATCH_TOPK else None,
         rescale_by_decoder_norm=bool(raw.get("rescale_acts_by_decoder_norm"))
         and architecture in _TOPK | _BATCH_TOPK,
+        processed_weights=_processed_weights(file, raw, about),
         about=about,
     )
+
+
+def _processed_weights(file: Path, *sections: Mapping[str, Any]) -> bool:
+    """Whether it was trained on TransformerLens's centered weights, in either section."""
+    options: dict[str, Any] = {}
+    for section in sections:
+        options |= section.get("model_from_pretrained_kwargs") or {}
+        if section.get("center_writing_weights"):
+            options["center_writing_weights"] = True
+    if options.get("refactor_factored_attn_matrices"):
+        raise SaeError(f"{file}: refactor_factored_attn_matrices is not supported")
+    return bool(options.get("center_writing_weights"))
 
 
 def _activation(file: Path, config: _Config, tensors: Tensors) -> Activation:
@@ -163,6 +200,7 @@ def _activation(file: Path, config: _Config, tensors: Tensors) -> Activation:
                 f"{file}: k is {config.k}, which is not between 1 and d_sae, {tensors['d_sae']}"
             )
         signed = architecture == "abstopk"
+        tensors.ignore("threshold")  # for training's auxiliary loss
         return TopK(config.k, relu=not signed, by_magnitude=signed)
     if architecture == "gated":
         return Gated(

@@ -228,14 +228,16 @@ class Database:
         return feature_card(self._reader, feature, k)
 
     def search(self, query: str, k: int = 20) -> SearchHits:
-        """The features that fire on, or promote, tokens equal to a word of the query.
+        """The features that fire on, or promote, the words of the query.
 
         Args:
-            query: Words. Case and the spaces around a token do not matter.
+            query: Words. Case and punctuation do not matter. ``music*`` is every word that begins
+                so. Common words count little beside rare ones.
             k: Number of features.
 
         Returns:
             One row per feature, by score (`queries.search`) descending, ties by SAE and feature id.
+            Its ``suggestions`` name similar words for those that no feature mostly fires on.
         """
         from queries.search import search
 

@@ -1,29 +1,56 @@
 """Features found by the tokens they fire on and promote.
 
-A word of the query matches a token when the two are equal once spaces around the token and case
-are ignored. A feature's score is the share of its firing mass (count times mean activation) that
-falls on matching tokens among its `schemas.TOP_TOKENS` most frequent, plus `PROMOTED` divided by
-the rank of the first matching token among those it promotes. Features that match nowhere are
-left out. Order: score descending, ties by SAE in the snapshot's order, then feature id.
+**Words.** A query is split into words: letters, digits and marks of any script. Punctuation counts
+only in a query that has nothing else. ``music*`` stands for every word that begins so. A word
+matches a token equal to it without case and without what surrounds the token's letters. A word
+that no token of the vocabulary equals is matched by its pieces of at least `PIECE` characters, each
+worth its share of the word's characters.
+
+**Score.** Per word, the share of the feature's firing mass (count times mean activation) that falls
+on matching tokens among its `schemas.TOP_TOKENS` most frequent, plus `PROMOTED` divided by the rank
+of the first matching token among those it promotes. That is multiplied by count / (count + `FEW`),
+so that a feature seen a few times does not lead, and by the word's weight, and summed over words.
+
+**Weight.** ln(features / features that fire on the word), relative to the rarest word of the query.
+A word that more than `COMMON` of the features fire on weighs nothing beside a rarer one.
+
+Features that match nowhere are left out. Order: score descending, ties by SAE in the snapshot's
+order, then feature id.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from featuredb.render.view import Column, Heading, View
 from featuredb.store.snapshot import Snapshot
 from queries.answers import Answer
 from queries.arguments import check_k, check_text
+from queries.catalog import literals
 from queries.catalog.summaries import summaries
 from queries.connection import Reader
 from queries.question import Macro, Question
 from queries.show import counted, feature_sizes, feature_table, score_column
 from queries.sql import duckdb_errors
 
-PROMOTED = 0.2
+PROMOTED = 0.01
 """What the most promoted token weighs against firing on nothing but the word."""
+
+FEW = 10
+"""A feature that fired this often counts half."""
+
+COMMON = 0.01
+"""Share of the features above which a word is common."""
+
+PIECE = 3
+"""Characters that a piece of a word has at least."""
+
+_LIKE = 0.8
+"""Jaro-Winkler similarity from which on a token is suggested for a word that matched nothing."""
+
+_LETTER = r"\p{L}\p{N}\p{M}_"
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,22 +58,30 @@ class SearchHits(Answer):
     """Features found by `query`, by score descending.
 
     Columns: rank i32, sae string, feature_id i64, score f32, density f64, max_activation f32,
-    matched string (what the query met), top_tokens list<string>, promoted_tokens list<string>.
+    matched string (the tokens that the query met, the weightiest first), top_tokens list<string>,
+    promoted_tokens list<string>.
+
+    suggestions: for words that no feature mostly fires on, similar ones that some do.
     """
 
     kind: ClassVar[str] = "search_hits"
 
     query: str
+    suggestions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def view(self) -> View:
-        """The features with what was matched."""
+        """The features with what was matched, and what to search for instead."""
         heading = Heading("search ", self.query, f" · {counted(len(self), 'feature')}")
+        missed = [
+            Heading(f"no feature mostly fires on {word}", after=_did_you_mean(words))
+            for word, words in self.suggestions.items()
+        ]
         rows = list(self)
         if not rows:
-            return View([[heading]])
+            return View([[heading, *missed]])
         matched = Column("matched", [row.matched or "" for row in rows], tokens=True)
         columns = [score_column("score", rows, "score"), matched, *feature_sizes(rows)]
-        return View([[heading], [feature_table(rows, columns)]])
+        return View([[heading, *missed], [feature_table(rows, columns)]])
 
 
 def search(reader: Reader, query: str, k: int = 20) -> SearchHits:
@@ -54,28 +89,97 @@ def search(reader: Reader, query: str, k: int = 20) -> SearchHits:
     k = check_k(k)
     check_text(query, "a search")
     with duckdb_errors(reader.location):
-        table = reader.cursor().sql("FROM search(?, k := ?)", params=[query, k]).to_arrow_table()
-    return SearchHits(table, query=query)
+        cursor = reader.cursor()
+        table = cursor.sql("FROM search(?, k := ?)", params=[query, k]).to_arrow_table()
+        similar = cursor.execute(_similar(reader.snapshot), {"query": query}).fetchall()
+    return SearchHits(table, query=query, suggestions={word: tuple(like) for word, like in similar})
+
+
+def _did_you_mean(words: tuple[str, ...]) -> str:
+    return f": did you mean {', '.join(words)}?" if words else ""
+
+
+def _words_and_spellings(snapshot: Snapshot, query: str) -> str:
+    """Tables for a WITH: words of the query, the vocabulary, spellings (word, token, part)."""
+    trimmed = r"lower(trim(text, E' \t\n\r'))"
+    edges = f"'^[^{_LETTER}]+|[^{_LETTER}]+$'"
+    return f"""
+split AS (SELECT regexp_extract_all(lower({query}), '[{_LETTER}]+\\*?') AS words),
+words AS (
+    SELECT rtrim(w, '*') AS word, bool_or(suffix(w, '*')) AS prefix
+    FROM (SELECT unnest(CASE WHEN len(words) > 0 THEN words
+            ELSE regexp_split_to_array(trim(lower({query})), '\\s+') END) AS w FROM split)
+    WHERE w <> '' GROUP BY word
+),
+vocabulary AS (
+    SELECT DISTINCT text AS token, {trimmed} AS bare
+    FROM {literals.file(snapshot.vocabulary.path)} WHERE NOT special
+),
+-- Strings are compared before patterns are tried: a vocabulary has up to 262,144 tokens.
+near_whole AS (
+    SELECT word, prefix, token, CASE WHEN regexp_matches(word, '[{_LETTER}]')
+        THEN regexp_replace(bare, {edges}, '', 'g') ELSE bare END AS spelled
+    FROM vocabulary JOIN words ON contains(bare, word)
+),
+whole AS (
+    SELECT word, token FROM near_whole
+    WHERE CASE WHEN prefix THEN starts_with(spelled, word) ELSE spelled = word END
+),
+spellings AS MATERIALIZED (
+    SELECT word, token, 1.0 AS part FROM whole UNION ALL
+    SELECT word, token, len(bare) / len(word) FROM vocabulary JOIN words
+        ON len(bare) >= {PIECE} AND contains(word, bare) AND NOT prefix
+    WHERE word NOT IN (SELECT word FROM whole)
+        AND (starts_with(word, bare) OR starts_with(token, bare))
+)"""
+
+
+def _met(lists: str, columns: str) -> str:
+    """Rows of `features` whose `lists` have a token of `spellings`, one per token and word."""
+    # Features without one are left out before their lists are taken apart: that takes the time.
+    return f"""(
+        SELECT sae, feature_id, count, {columns}, unnest({lists}) AS t,
+            generate_subscripts({lists}, 1) AS place
+        FROM features WHERE list_has_any(
+            list_transform({lists}, lambda t: t['token']), (SELECT list(token) FROM spellings))
+    ) JOIN spellings ON t['token'] = token"""
 
 
 def _search(snapshot: Snapshot) -> str:
-    # Lists are searched where they are: unnesting both columns first takes four times as long.
-    words = "list_filter(regexp_split_to_array(lower(query), '\\s+'), lambda w: w <> '')"
-    met = f"list_contains({words}, lower(trim(t['token'], E' \\t\\n\\r')))"
-    mass = "t['count'] * CAST(t['mean_activation'] AS DOUBLE)"
+    mass = "t['count'] * CAST(t['mean_activation'] AS DOUBLE) * part"
     return f"""
-WITH met AS (
-    SELECT sae, feature_id, count, mean_activation, promoted_tokens,
-        list_filter(top_tokens, lambda t: {met}) AS fired,
-        list_position(list_transform(promoted_tokens, lambda t: {met}), true) AS place
-    FROM features
+WITH {_words_and_spellings(snapshot, "query")},
+fired AS (
+    SELECT sae, feature_id, count, word, sum({mass}) / (count * mean_activation) AS share,
+        first(token ORDER BY {mass} DESC, place) AS matched
+    FROM {_met("top_tokens", "mean_activation")}
+    GROUP BY sae, feature_id, count, mean_activation, word
+),
+promoted AS (
+    SELECT sae, feature_id, count, word, max({PROMOTED} * part / place) AS share,
+        first(token ORDER BY part / place DESC, place) AS matched
+    FROM {_met("promoted_tokens", "mean_activation")}
+    GROUP BY sae, feature_id, count, word
+),
+numbers AS (
+    SELECT word, count(*) AS n, (SELECT count(*) FROM features) AS of FROM fired GROUP BY word
+),
+weights AS (
+    SELECT word, CASE WHEN n > {COMMON} * of AND min(n) OVER () <= {COMMON} * of THEN 0
+        ELSE ln((of + 1) / n) / ln((of + 1) / min(n) OVER ()) END AS weight
+    FROM numbers
+),
+met AS (
+    SELECT sae, feature_id, word,
+        sum(share * count / (count + {FEW}) * coalesce(weight, 1)) AS score,
+        first(matched ORDER BY share DESC) AS matched
+    FROM (FROM fired UNION ALL FROM promoted) LEFT JOIN weights USING (word)
+    GROUP BY sae, feature_id, word
 ),
 scored AS (
-    SELECT sae, feature_id, coalesce(fired[1]['token'], promoted_tokens[place]['token']) AS matched,
-        CAST(coalesce(list_sum(list_transform(fired, lambda t: {mass}))
-                / (count * mean_activation), 0)
-            + coalesce({PROMOTED} / place, 0) AS FLOAT) AS score
-    FROM met WHERE len(fired) > 0 OR place > 0
+    SELECT sae, feature_id, CAST(sum(score) AS FLOAT) AS score,
+        string_agg(matched, ' ' ORDER BY score DESC, word) AS matched
+    FROM met WHERE score > 0 GROUP BY sae, feature_id
 ),
 best AS (
     SELECT CAST(row_number() OVER (ORDER BY score DESC, sae_index, feature_id) AS INTEGER)
@@ -87,6 +191,26 @@ SELECT b.rank, b.sae, b.feature_id, b.score, f.density, f.max_activation, b.matc
 FROM best AS b JOIN {summaries(snapshot)} AS f USING (sae, feature_id)
 WHERE b.rank <= featuredb_k(k)
 ORDER BY b.rank"""
+
+
+def _similar(snapshot: Snapshot) -> str:
+    """The query's words that no feature mostly fires on, each with at most three similar ones."""
+    return f"""
+WITH {_words_and_spellings(snapshot, "$query")},
+met AS MATERIALIZED (SELECT DISTINCT unnest(top_tokens)['token'] AS token FROM features),
+missed AS (
+    SELECT word FROM words WHERE word NOT IN (
+        SELECT word FROM spellings SEMI JOIN met USING (token) WHERE part = 1)
+),
+candidates AS (
+    SELECT DISTINCT word, lower(trim(token)) AS other FROM missed, met
+    WHERE regexp_full_match(token, '[^{_LETTER}][{_LETTER}]{{{PIECE},}}')
+        AND jaro_winkler_similarity(word, lower(trim(token))) >= {_LIKE}
+)
+SELECT word, coalesce(list(other ORDER BY jaro_winkler_similarity(word, other) DESC, other)
+    FILTER (other IS NOT NULL)[:3], [])
+FROM missed LEFT JOIN candidates USING (word)
+GROUP BY word ORDER BY word"""
 
 
 QUESTION = Question("search", SearchHits, "search", (Macro("search(query, k := 20)", _search),))

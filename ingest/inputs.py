@@ -14,7 +14,7 @@ from ingest.attached import AttachedSae, ModelWithSaes
 from ingest.centered_weights import on_plain_weights
 from ingest.corpus import CorpusReader, open_corpus
 from ingest.load_check.check import fit
-from ingest.model.load import LoadedModel, bos_token_id, load_model
+from ingest.model.load import LoadedModel, bos_token_id, load_model, no_tokenizer
 from ingest.options import Hooks, IngestOptions
 from ingest.sae import LoadedSae, load_sae
 from ingest.tokens.contexts import TokenizedBatch
@@ -108,6 +108,8 @@ def load_inputs(options: IngestOptions, revision: str | None = None) -> Inputs:
         max_documents=options.max_documents,
     )
     loaded = load_model_with_saes(options, revision)
+    if loaded.model.tokenizer is None and corpus.column.role != "tokens":
+        raise no_tokenizer(loaded.model.path)
     return Inputs(
         loaded,
         corpus,

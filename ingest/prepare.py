@@ -51,7 +51,7 @@ from ingest.options import IngestOptions
 from ingest.publish import now
 from ingest.run_plan import RunPlan, cut_partitions, new_plan_id, partition_tokens, write_plan
 from ingest.tokens.store import CorpusHeader, store_corpus
-from ingest.tokens.vocabulary import vocabulary
+from ingest.tokens.vocabulary import known_ids, vocabulary
 
 _CPU_BATCH_TOKENS = 4_096
 _GPU_BATCH_TOKENS = 32_768
@@ -246,6 +246,7 @@ def _store_directions(
     draft = report.corpus.draft
     lens = unembedding(loaded.model)
     token_texts = Texts(layout.root, draft, ParquetFiles(layout.root)).token_texts
+    known = known_ids(loaded.model.tokenizer, loaded.model.vocab_size)
     vectors: list[Vectors] = []
     for attached in loaded.saes:
         sae = attached.sae
@@ -253,7 +254,8 @@ def _store_directions(
         table_name = fresh_table(attached.name, draft.number)
         vectors.append(write_vectors(layout, attached.name, directions, table_name))
         buffer = io.BytesIO()
-        pq.write_table(logit_lens(sae.W_dec, lens, token_texts), buffer, compression="zstd")
+        effects = logit_lens(sae.W_dec, lens, token_texts, known)
+        pq.write_table(effects, buffer, compression="zstd")
         write_atomically(logits_path(layout, attached.name), buffer.getvalue())
     saes = tuple(a.record(report.measured[a.name].check) for a in loaded.saes)
     draft = msgspec.structs.replace(

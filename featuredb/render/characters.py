@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import accumulate
 
 # Everything that moves the cursor, starts an escape sequence, reorders the line or shows nothing:
 # C0 and C1 controls, soft hyphen, bidirectional and invisible formatting, line separators,
@@ -16,7 +17,8 @@ _UNSAFE = re.compile(
     "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
 )
 _WIDTHLESS = ("Mn", "Me", "Cf")  # accents and joiners, which need a letter to be seen
-_BYTE = re.compile("<0x([0-9A-F]{2})>")
+# Of a character of several bytes: a token that spells out one of ASCII means those six characters.
+_BYTE = re.compile("<0x([89A-F][0-9A-F])>")
 _PICTURES = {"\n": "⏎", "\t": "⇥", "\x7f": "␡"}
 
 
@@ -37,15 +39,21 @@ def label(token: str) -> str:
 def spelled(tokens: Iterable[str]) -> list[str]:
     """Consecutive tokens as they read together, one string for each.
 
-    A token may hold part of a character, written as its bytes (``<0xE6>``); the character then
-    stands in the token that completes it, and U+FFFD where none does.
+    A token may hold part of a character, written as its bytes (``<0xE6>``). The character then
+    stands in the token that completes it. Bytes that complete none stay as they are written.
     """
     tokens = list(tokens)
     if not any("<0x" in token for token in tokens):
         return tokens
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    read = [decoder.decode(_as_bytes(token)) for token in tokens]
-    read[-1] += decoder.decode(b"", final=True)
+    pieces = [_as_bytes(token) for token in tokens]
+    read = [""] * len(tokens)
+    at, ends = 0, list(accumulate(map(len, pieces)))
+    for character in b"".join(pieces).decode("utf-8", "surrogateescape"):
+        code = ord(character)
+        is_byte = 0xDC80 <= code <= 0xDCFF
+        at += 1 if is_byte else len(character.encode())
+        shown = f"<0x{code - 0xDC00:02X}>" if is_byte else character
+        read[bisect_left(ends, at)] += shown
     return read
 
 

@@ -27,11 +27,17 @@ _SLACK = 8
 
 
 @torch.inference_mode()
-def logit_lens(W_dec: Tensor, unembedding: Unembedding | None, texts: Sequence[str]) -> pa.Table:
+def logit_lens(
+    W_dec: Tensor,
+    unembedding: Unembedding | None,
+    texts: Sequence[str],
+    known: npt.NDArray[np.bool_],
+) -> pa.Table:
     """Rows of LOGITS for directions W_dec float32 [d_sae, d_out].
 
-    Strongest effect first, ties by token id. A model without unembedding, or directions outside
-    its residual stream, give empty lists.
+    Strongest effect first, ties by token id. known: bool [vocab], ids that are tokens. Other rows
+    of the unembedding are padding, and nothing promotes them. A model without unembedding, or
+    directions outside its residual stream, give empty lists.
     """
     n = len(W_dec)
     if unembedding is None or W_dec.shape[1] != unembedding.weight.shape[1]:
@@ -43,11 +49,12 @@ def logit_lens(W_dec: Tensor, unembedding: Unembedding | None, texts: Sequence[s
         directions = directions - directions.mean(dim=1, keepdim=True)
     if unembedding.gain is not None:
         directions = directions * unembedding.gain.to(directions)
-    k = min(schemas.TOP_TOKENS, len(weight))
+    padding = torch.from_numpy(~known).to(weight.device)
+    k = min(schemas.TOP_TOKENS, int(known.sum()))
     found: dict[bool, list[pa.StructArray]] = {True: [], False: []}
     for start in range(0, n, _BLOCK):
         block = directions[start : start + _BLOCK]
-        for largest, (values, ids) in _strongest(block, weight, k + _SLACK).items():
+        for largest, (values, ids) in _strongest(block, weight, padding, k + _SLACK).items():
             order = np.lexsort((ids, -values if largest else values), axis=1)[:, :k]
             values = np.take_along_axis(values, order, 1).reshape(-1)
             ids = np.take_along_axis(ids, order, 1).reshape(-1)
@@ -66,7 +73,7 @@ def logit_lens(W_dec: Tensor, unembedding: Unembedding | None, texts: Sequence[s
 
 
 def _strongest(
-    directions: Tensor, weight: Tensor, count: int
+    directions: Tensor, weight: Tensor, padding: Tensor, count: int
 ) -> dict[bool, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """The `count` largest (True) and smallest effects of each direction, and their token ids."""
     rows = _BLOCK_ELEMENTS // max(_BLOCK, weight.shape[1])
@@ -74,6 +81,7 @@ def _strongest(
     for start in range(0, len(weight), rows):
         effect = directions @ weight[start : start + rows].float().T
         for largest in (True, False):
+            effect[:, padding[start : start + rows]] = -torch.inf if largest else torch.inf
             top = effect.topk(min(count, effect.shape[1]), dim=1, largest=largest)
             values, ids = top.values, top.indices + start
             if largest in best:

@@ -18,8 +18,9 @@ from ingest.attached import AttachedSae
 from ingest.centered_weights import on_plain_weights
 from ingest.extract.batches import batches
 from ingest.extract.forward import Rule, run_batch
-from ingest.model.load import LoadedModel, load_model
+from ingest.model.load import LoadedModel, load_model, no_tokenizer
 from ingest.sae import LoadedSae, load_sae
+from ingest.tokens.contexts import ranges
 from ingest.tokens.tokenize import tokenize_batch
 
 _BATCH_TOKENS = 4_096
@@ -68,17 +69,25 @@ def encode_text(snapshot: Snapshot, text: str, token_texts: list[str]) -> Encode
     """
     corpus = snapshot.corpora[0]
     model, saes = _loaded(snapshot)
+    if model.tokenizer is None:
+        raise no_tokenizer(model.path)
     with model.lock:
         tokenized = tokenize_batch(
             model.tokenizer,
             [text],
             context_size=corpus.context_size,
             bos_id=corpus.bos_token_id,
+            stride=corpus.stride,
             vocab_size=model.vocab_size,
         )
     starts = np.concatenate(([0], np.cumsum(tokenized.context_lengths))).astype(np.int64)
     bos = int(corpus.bos_token_id is not None)
-    text_ids = np.delete(tokenized.token_ids, starts[:-1]) if bos else tokenized.token_ids
+    # Where windows overlap, a token counts in the first that has it, as of a stored document.
+    own = np.diff(starts) - bos
+    first = np.arange(len(own)) * (corpus.stride or corpus.context_size - bos)
+    covered = np.concatenate(([0], (first + own)[:-1]))[: len(own)]
+    skipped = bos + covered - first
+    text_ids = tokenized.token_ids[ranges(starts[:-1] + skipped, own + bos - skipped)]
     tokens = [token_texts[i] for i in text_ids]
     rule = Rule(bool(bos), snapshot.recording.values)
     pieces: list[list[EncodedTokens]] = [[] for _ in saes]
@@ -87,10 +96,12 @@ def encode_text(snapshot: Snapshot, text: str, token_texts: list[str]) -> Encode
         for each, parts, rows in zip(
             saes, pieces, run_batch(model, saes, batch, rule), strict=True
         ):
-            # Windows do not overlap, so a token's place in the text follows from its context.
             context = batch.contexts[rows.row]
-            place = starts[context] - context * bos + rows.token_index - bos
-            parts.append(EncodedTokens(each.name, place, rows.feature_id, rows.activation))
+            new = rows.token_index >= skipped[context]
+            place = (first[context] + rows.token_index - bos)[new]
+            parts.append(
+                EncodedTokens(each.name, place, rows.feature_id[new], rows.activation[new])
+            )
     return EncodedText(tokens, [_join(a.name, p) for a, p in zip(saes, pieces, strict=True)])
 
 

@@ -7,6 +7,7 @@ The output of transformers is suppressed: no progress bars, no warnings. Warning
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ingest.model.files import TOKENIZER_FILES, locate, tokenizer_files, weight_
 from ingest.model.hooks.families import base_of, family_of, join
 from ingest.model.hooks.hook_point import HookPoint
 from ingest.model.hooks.resolve import resolve_hook
+from ingest.model.missing import first_needed
 from ingest.model.quiet import quiet
 
 # Names of the final norm in architectures without a row in the table.
@@ -34,6 +36,7 @@ class LoadedModel:
     model: Any
     """The transformers model; its parameters ask for no gradients."""
     tokenizer: Any
+    """None for a model of ids that stand for no text."""
     id: str
     """As it was named: a hub id, or the folder's own name."""
     revision: str | None
@@ -43,7 +46,7 @@ class LoadedModel:
     weights_hash: str
     """SHA-256 over the bytes of the weight files, sorted by name, in hexadecimal."""
     tokenizer_hash: str
-    """SHA-256 over tokenizer.json, or over the vocabulary files where there is none."""
+    """SHA-256 over tokenizer.json, or over the vocabulary files, if any, where there is none."""
     dtype: torch.dtype
     device: torch.device
     d_model: int
@@ -96,9 +99,9 @@ def load_model(
     `device` "auto" is the GPU if there is one. `dtype` "auto" is bfloat16 on a GPU, and on a CPU
     that computes in it natively; else float32.
 
-    Raises ModelError where the folder, its weights or its tokenizer is missing or damaged, the
-    files leave some of the model's weights out, the architecture is not one transformers has, or
-    the device is not one torch has here.
+    Raises ModelError where the folder or its weights are missing, they or the tokenizer are
+    damaged, the files leave out weights that the layers or the logit lens need, the architecture is
+    not one transformers has, or the device is not one torch has here.
     """
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
@@ -107,15 +110,16 @@ def load_model(
     extra = {"gguf_file": gguf} if gguf else {}
     with quiet():
         tokenizer = _load_tokenizer(folder, gguf)
-        model = _load_weights(folder, kind, extra)
+        model, missing = _load_weights(folder, kind, extra)
     try:
         model = model.to(place).eval().requires_grad_(False)
     except (RuntimeError, NotImplementedError) as error:
         raise ModelError(f"{ref} does not fit on {place}: {first_line(error)}") from error
-    # Texts are tokenized whole and cut to contexts afterwards; this silences a warning about it.
-    tokenizer.model_max_length = int(1e30)
+    if tokenizer is not None:
+        # Texts are tokenized whole and cut to contexts later; this silences a warning about it.
+        tokenizer.model_max_length = int(1e30)
     text = model.config.get_text_config()
-    return LoadedModel(
+    loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
         id=str(ref) if commit else Path(gguf).stem if gguf else folder.resolve().name,
@@ -131,6 +135,9 @@ def load_model(
         context_length=int(getattr(text, "max_position_embeddings", 0) or 2048),
         architecture=type(model).__name__,
     )
+    if missing:
+        _refuse_missing(loaded, missing)
+    return loaded
 
 
 def bos_token_id(loaded: LoadedModel, prepend_bos: bool | None) -> int | None:
@@ -143,6 +150,8 @@ def bos_token_id(loaded: LoadedModel, prepend_bos: bool | None) -> int | None:
     """
     tokenizer = loaded.tokenizer
     if prepend_bos is None:
+        if tokenizer is None:
+            return None
         with quiet():
             plain = tokenizer("a", add_special_tokens=False).input_ids
             special = tokenizer("a", add_special_tokens=True).input_ids
@@ -154,10 +163,8 @@ def bos_token_id(loaded: LoadedModel, prepend_bos: bool | None) -> int | None:
         token = getattr(tokenizer, name, None)
         if token is not None:
             return int(token)
-    raise ModelError(
-        f"the SAE wants each context to begin with a BOS token, and the tokenizer of {loaded.id} "
-        "has none"
-    )
+    why = "has no tokenizer that says which" if tokenizer is None else "has none in its tokenizer"
+    raise ModelError(f"the SAE wants each context to begin with a BOS token, and {loaded.id} {why}")
 
 
 def unembedding(loaded: LoadedModel) -> Unembedding | None:
@@ -194,10 +201,9 @@ def _load_tokenizer(folder: Path, gguf: str | None) -> Any:
     from transformers import AutoTokenizer
 
     if gguf is None and not tokenizer_files(folder):
-        raise ModelError(
-            f"{folder} has no tokenizer: tokenizer.json (or {', '.join(TOKENIZER_FILES[1:])}) "
-            "is missing"
-        )
+        if (folder / "tokenizer_config.json").exists():
+            raise no_tokenizer(folder)
+        return None
     extra = {"gguf_file": gguf} if gguf else {}
     try:
         return AutoTokenizer.from_pretrained(folder, **extra)
@@ -207,7 +213,31 @@ def _load_tokenizer(folder: Path, gguf: str | None) -> Any:
         )
 
 
-def _load_weights(folder: Path, dtype: torch.dtype, extra: dict[str, Any]) -> Any:
+def no_tokenizer(folder: Path) -> ModelError:
+    """The error of a folder without a tokenizer where one is needed."""
+    return ModelError(
+        f"{folder} has no tokenizer: tokenizer.json (or {', '.join(TOKENIZER_FILES[1:])}) "
+        "is missing"
+    )
+
+
+def _refuse_missing(loaded: LoadedModel, missing: Sequence[str]) -> None:
+    """Raise ModelError if a tensor that the files leave out is needed."""
+    needed = first_needed(loaded.model, missing)
+    if needed is None:
+        lens = unembedding(loaded)
+        parts = [] if lens is None else [p for p in (lens.weight, lens.gain) if p is not None]
+        if all(bool(torch.isfinite(part).all()) for part in parts):
+            return
+        needed = missing[0]
+    raise ModelError(
+        f"the weights in {loaded.path} leave out {len(missing)} of the model's tensors, among them "
+        f"{needed}, which is needed: put back the whole checkpoint"
+    )
+
+
+def _load_weights(folder: Path, dtype: torch.dtype, extra: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The model, and the tensors that its files leave out."""
     import transformers
 
     try:
@@ -231,12 +261,11 @@ def _load_weights(folder: Path, dtype: torch.dtype, extra: dict[str, Any]) -> An
         raise ModelError(f"the weights in {folder} cannot be loaded: {first_line(error)}") from (
             error
         )
-    missing = sorted(report["missing_keys"])
     mismatched = sorted(str(key) for key in report["mismatched_keys"])
-    if missing or mismatched:
+    if mismatched:
         # transformers would go on with random numbers in their place
         raise ModelError(
-            f"the weights in {folder} leave out {len(missing) + len(mismatched)} of the model's "
-            f"tensors, the first of them {(missing + mismatched)[0]}"
+            f"the weights in {folder} have other shapes than the model's for {len(mismatched)} "
+            f"tensors, the first of them {mismatched[0]}"
         )
-    return model
+    return model, sorted(report["missing_keys"])

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featuredb.errors import CorpusError
+from featuredb.render.progress import log
 from featuredb.store import schemas
 from featuredb.store.corpora import DOCUMENT_ROW_GROUP, text_hash
 from featuredb.store.files.atomic import folder_in_place, remove_tree
@@ -68,6 +69,14 @@ def store_corpus(
             raise CorpusError(
                 f"{header.source} has no text to ingest: all of its {writer.n_documents} "
                 "documents are empty"
+            )
+
+        if 2 * writer.n_overlong > writer.n_documents:
+            log.warning(
+                f"{writer.n_overlong:,} of {writer.n_documents:,} documents of {header.source} "
+                f"have {header.context_size} tokens, and contexts of {header.context_size} begin "
+                "with BOS: the last token of each is a context of its own, unless a larger "
+                "--context-size keeps them whole"
             )
 
         def entry(name: str, rows: int) -> File:
@@ -129,6 +138,8 @@ class _Writer:
         self._pending: list[pa.Table] = []
         self.n_texts = 0
         self.n_documents = self.n_contexts = self.n_tokens = self.n_stored = 0
+        self.n_overlong = 0
+        """Documents that a context would hold but for its BOS."""
 
     @property
     def role_names(self) -> tuple[str, ...]:
@@ -218,6 +229,8 @@ class _Writer:
         self._pending.append(pa.table(cast, schema=self._document_schema))
         self.n_documents += n
         self.n_tokens += int(n_tokens.sum())
+        if self._header.bos_token_id is not None:
+            self.n_overlong += int((n_tokens == self._header.context_size).sum())
         waiting = sum(map(len, self._pending))
         self._flush(waiting - waiting % DOCUMENT_ROW_GROUP)
 

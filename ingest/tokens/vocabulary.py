@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from featuredb.store import schemas
@@ -35,8 +37,11 @@ def vocabulary(tokenizer: Any, size: int | None = None) -> pa.Table:
     put a space before the first word). `text` is `bytes` as UTF-8, a byte that is not part of a
     whole character as ``<0xE6>``.
     `special` is as the tokenizer says. An id that stands for nothing has no bytes, and the text
-    ``<unused ID>``.
+    ``<unused ID>``. Without a tokenizer no id stands for text, and each has the text ``<ID>``.
     """
+    if tokenizer is None:
+        names = [f"<{number}>" for number in range(size or 0)]
+        return _table([b""] * len(names), names, [False] * len(names))
     tokens, to_bytes = _tokens(tokenizer)
     added = {
         int(number): (str(token.content), bool(token.special))
@@ -60,8 +65,22 @@ def vocabulary(tokenizer: Any, size: int | None = None) -> pa.Table:
         known = number in added or number in tokens
         texts.append(_readable(spelled[-1]) if known else f"<unused {number}>")
         special.append(is_special)
+    return _table(spelled, texts, special)
+
+
+def known_ids(tokenizer: Any, size: int) -> npt.NDArray[np.bool_]:
+    """Which ids below `size` are tokens, bool [size]: rows of an embedding may be padding."""
+    known = np.ones(size, bool)
+    if tokenizer is not None:
+        ids = {*_tokens(tokenizer)[0], *map(int, tokenizer.added_tokens_decoder)}
+        known[:] = False
+        known[[number for number in ids if number < size]] = True
+    return known
+
+
+def _table(spelled: Sequence[bytes], texts: Sequence[str], special: Sequence[bool]) -> pa.Table:
     columns = [
-        pa.array(range(count), pa.uint32()),
+        pa.array(range(len(texts)), pa.uint32()),
         pa.array(spelled, pa.binary()),
         pa.array(texts, pa.string()),
         pa.array(special, pa.bool_()),
@@ -106,8 +125,9 @@ def _spelling(definition: dict[str, Any]) -> ToBytes:
         step["type"] == "Replace" and _SPACE in (step.get("content"), *_patterns(step))
         for step in steps
     )
-    if kinds.intersection(("Metaspace", "ByteFallback")) or replaces_space:
-        return _from_sentence_piece
+    bytes_alone = "ByteFallback" in kinds or bool(model.get("byte_fallback"))
+    if bytes_alone or "Metaspace" in kinds or replaces_space:
+        return _from_sentence_piece if bytes_alone else _from_metaspace
     return _as_it_is
 
 
@@ -162,7 +182,11 @@ def _from_byte_level(token: str) -> bytes:
 
 def _from_sentence_piece(token: str) -> bytes:
     byte = _BYTE.fullmatch(token)
-    return bytes([int(byte[1], 16)]) if byte else _as_it_is(token.replace(_SPACE, " "))
+    return bytes([int(byte[1], 16)]) if byte else _from_metaspace(token)
+
+
+def _from_metaspace(token: str) -> bytes:
+    return _as_it_is(token.replace(_SPACE, " "))
 
 
 def _from_word_piece(token: str, *, prefix: str) -> bytes:

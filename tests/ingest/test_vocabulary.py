@@ -21,7 +21,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from featuredb.store import schemas
-from ingest.tokens.vocabulary import vocabulary
+from ingest.tokens.vocabulary import known_ids, vocabulary
 
 
 @cache
@@ -164,3 +164,40 @@ def test_whole_words_are_their_own_text() -> None:
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     table = vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend))
     assert table.column("text").to_pylist() == ["the", "cat"]
+
+
+def test_ids_without_a_tokenizer_are_shown_as_numbers() -> None:
+    table = vocabulary(None, 3)
+    assert table.schema == schemas.VOCABULARY
+    assert table.column("text").to_pylist() == ["<0>", "<1>", "<2>"]
+    assert set(table.column("bytes").to_pylist()) == {b""}
+    assert known_ids(None, 3).all()
+
+
+def test_padding_rows_are_no_tokens() -> None:
+    tokenizer = byte_level()
+    count = len(tokenizer)
+    assert known_ids(tokenizer, count + 2).tolist() == [True] * count + [False] * 2
+    assert known_ids(tokenizer, 5).tolist() == [True] * 5
+
+
+def test_what_looks_like_bytes_and_spaces_but_is_text() -> None:
+    tokenizer = byte_level()
+    added = ["<0x41>", "<0xE6>", "Ġzzz", "a▁b"]
+    fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(
+        tokenizer.backend_tokenizer.to_str()
+    ))  # fmt: skip
+    fast.add_tokens(added)
+    text = " the" + "".join(added) + "▁Ġ the"
+    ids = fast(text, add_special_tokens=False)["input_ids"]
+    assert joined(vocabulary(fast), ids) == text.encode()
+
+
+def test_byte_tokens_are_bytes_only_where_the_model_falls_back_to_them() -> None:
+    words = {"▁": 0, "<0x41>": 1, "<unk>": 2}
+    for falls_back, expected in ((True, b"A"), (False, b"<0x41>")):
+        backend = Tokenizer(models.BPE(words, [], unk_token="<unk>", byte_fallback=falls_back))
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        backend.decoder = decoders.Metaspace()
+        table = vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend))
+        assert table.column("bytes").to_pylist()[:2] == [b" ", expected]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +174,9 @@ def _each(hooks: Hooks, count: int) -> Sequence[str | None]:
 def absolute(reference: str | Path) -> str:
     """A local path made absolute, so that the database can find it again. Others unchanged."""
     path = Path(reference).expanduser()
-    return str(path.resolve()) if path.exists() else str(reference)
+    # layer_5 of a circuit-tracer set is a name in its configuration
+    in_set = re.fullmatch(r"layer_?\d+", path.name) and path.parent.is_dir()
+    return str(path.resolve()) if path.exists() or in_set else str(reference)
 
 
 def _names(saes: Sequence[LoadedSae], given: Sequence[str] | None) -> list[str]:

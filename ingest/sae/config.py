@@ -32,7 +32,9 @@ _TRAINING = {
 _UNSET: tuple[Any, ...] = (None, False, 1, "", "none", "None", [], {})
 
 
-def refuse_unheeded(file: Path, config: Mapping[str, Any], heeded: frozenset[str]) -> None:
+def refuse_unheeded(
+    file: Path, config: Mapping[str, Any], heeded: frozenset[str] = frozenset()
+) -> None:
     """Raise SaeError where `config`, read from `file`, sets a key that changes encode().
 
     heeded: the keys that the reader takes into account.

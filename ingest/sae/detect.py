@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from featuredb.errors import SaeError
+from ingest.sae.config import refuse_unheeded
 from ingest.sae.formats import (
     circuit_tracer,
     dictionary_learning,
@@ -91,6 +92,7 @@ def read(place: SaeFiles) -> SaeParts:
     tensors = read_tensors(place.weights)
     parts = _reader(place, tensors)(place, tensors)
     tensors.refuse_leftovers()
+    refuse_unheeded(place.weights, tensors.words())
     return parts
 
 
@@ -105,6 +107,7 @@ def _files(folder: Path, depth: int = _DEPTH) -> Iterator[str]:
 
 def _reader(place: SaeFiles, tensors: Tensors) -> FormatReader:
     refuse_known(tensors)
+    llamascopium.refuse_other_types(place)
     names = set(tensors.names())
     if place.weights.suffix == ".npz":
         return gemma_scope.read

@@ -80,6 +80,8 @@ def _of_a_set(resolved: Resolved) -> Resolved | None:
         return None
     raw = circuit_tracer.read_set(folder / SET_CONFIG)
     listed = raw.get("transcoders") or []
+    if not listed:
+        return None
     if layer >= len(listed):
         raise SaeError(f"{folder / SET_CONFIG}: it lists {len(listed)} transcoders, no {name}")
     hook, hook_out = circuit_tracer.hooks(raw, layer)

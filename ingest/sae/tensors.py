@@ -23,6 +23,7 @@ from featuredb.errors import SaeError, first_line
 
 # Tensors of training that encode() and decode() do not depend on.
 _HARMLESS = {
+    "step",
     "stats_last_nonzero",  # OpenAI: steps since a feature last fired
     "num_batches_not_active",  # the same, in other trainers
     "num_tokens_since_fired",
@@ -61,15 +62,21 @@ class Tensors:
         """Leave these out of account: the reader knows them, and encode() does not use them."""
         self._read.update(names)
 
+    def words(self) -> dict[str, Any]:
+        """What the file holds besides tensors, in the state dictionary and around it."""
+        everything = {str(name): value for name, value in self.around.items()} | self._tensors
+        return {n: value for n, value in everything.items() if not isinstance(value, Tensor)}
+
     def refuse_leftovers(self) -> None:
         """Raise SaeError where the file holds a tensor that no reader took."""
+        everything = {str(name): value for name, value in self.around.items()} | self._tensors
         left = [
-            name
-            for name in self.names()
-            if isinstance(self._tensors[name], Tensor) and name not in self._read
+            f"{name} {list(value.shape)}"
+            for name, value in sorted(everything.items())
+            if isinstance(value, Tensor) and name not in self._read
         ]
         if left:
-            shown = ", ".join(f"{name} {list(self._tensors[name].shape)}" for name in left[:10])
+            shown = ", ".join(left[:10])
             raise SaeError(
                 f"{self.file}: refused: it also holds {shown}, which the reader of this format "
                 "does not know: without it the activations could be wrong"

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, JumpReLU, ReLU, TopK
+from ingest.sae.config import refuse_unheeded
 from ingest.sae.layout import SET_CONFIG
 from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.sae import Decoder, Encoder
@@ -38,6 +39,7 @@ def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     """Load one layer of a set. Raises SaeError if its files are inconsistent."""
     file = companion(place.weights, SET_CONFIG, _LOOKS_LIKE, above=True)
     raw = read_set(file)
+    refuse_unheeded(file, raw)
     W_enc = tensors.take("W_enc", "d_sae", "d_in").T
     W_skip = tensors.take("W_skip", "d_out", "d_in") if "W_skip" in tensors else None
     activation, architecture = _activation(place, file, raw, tensors)

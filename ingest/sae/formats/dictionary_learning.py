@@ -68,7 +68,7 @@ def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     file, raw = _config(place, tensors.around)
     trainer = raw.get("trainer") or {}
     buffer = raw.get("buffer") or {}
-    refuse_unheeded(file, trainer, frozenset())
+    refuse_unheeded(file, trainer, frozenset({"normalize_to_sqrt_d"}))
     kind = _kind(place, trainer, tensors)
     tensors.size("d_in", trainer.get("activation_dim"), f"{CONFIG} activation_dim")
     tensors.size("d_sae", trainer.get("dict_size"), f"{CONFIG} dict_size")

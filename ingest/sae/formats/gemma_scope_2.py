@@ -14,6 +14,7 @@ from typing import Any
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import JumpReLU
+from ingest.sae.config import refuse_unheeded
 from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.sae import Decoder, Encoder
 from ingest.sae.tensors import Tensors, read_json
@@ -42,6 +43,7 @@ def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     raw = read_json(file) if file.exists() else {}
     if raw.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
         raise SaeError(f"{file}: architecture {raw['architecture']!r} is not jump_relu")
+    refuse_unheeded(file, raw)
     hook, hook_out = _hooks_of_path(place.label)
     hook = raw.get("hf_hook_point_in") or hook
     hook_out = raw.get("hf_hook_point_out") or hook_out

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import ReLU
+from ingest.sae.config import refuse_unheeded
 from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.sae import Decoder, Encoder
 from ingest.sae.tensors import Tensors, read_json
@@ -32,6 +33,9 @@ def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     """Load one SAE. Raises SaeError if its files are inconsistent."""
     file = config_file(place.weights)
     raw = read_json(file)
+    refuse_unheeded(file, raw)
+    if raw.get("remove_rare_dir"):
+        raise SaeError(f"{file}: remove_rare_dir is not supported")
     tensors.size("d_in", raw.get("act_size"), f"{file.name} act_size")
     tensors.size("d_sae", raw.get("dict_size"), f"{file.name} dict_size")
     hook = raw.get("act_name")

@@ -17,6 +17,7 @@ import torch
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, JumpReLU, ReLU, TopK
+from ingest.sae.config import refuse_unheeded
 from ingest.sae.parts import SaeFiles, SaeParts, fold_decoder_norms
 from ingest.sae.sae import Decoder, Encoder
 from ingest.sae.tensors import Tensors, companion, read_json, require
@@ -38,8 +39,7 @@ def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     file = companion(place.weights, CONFIG, "Llama Scope", above=True)
     raw = read_json(file)
     require(file, raw, ["d_model", "hook_point_in"])
-    if raw.get("use_glu_encoder"):
-        raise SaeError(f"{file}: use_glu_encoder is not supported")
+    refuse_unheeded(file, raw, frozenset({"apply_decoder_bias_to_pre_encoder"}))
     tensors.size("d_in", raw["d_model"], f"{CONFIG} d_model")
     tensors.size("d_sae", raw.get("d_sae"), f"{CONFIG} d_sae")
     W_enc = tensors.take("encoder.weight", "d_sae", "d_in").T

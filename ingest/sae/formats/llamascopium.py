@@ -21,6 +21,7 @@ from torch import Tensor
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, JumpReLU, ReLU, TopK
+from ingest.sae.config import refuse_unheeded
 from ingest.sae.normalize import Normalization
 from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.refused import refuse_sae_type
@@ -40,12 +41,25 @@ def recognizes(place: SaeFiles, tensors: Tensors) -> bool:
     """Whether weights with the names of 2025 are of this format: other formats share those."""
     if any(name.startswith(_NORM) or name in _THRESHOLDS for name in tensors.names()):
         return True
+    return _sae_type(place) is not None
+
+
+def refuse_other_types(place: SaeFiles) -> None:
+    """Raise SaeError where the configuration near the weights is of a kind that is not read."""
+    if (kind := _sae_type(place)) not in (None, "sae"):
+        refuse_sae_type(place.weights, str(kind))
+
+
+def _sae_type(place: SaeFiles) -> str | None:
+    """`sae_type` of a config.json near the weights, None without one."""
     for folder in (place.folder, place.folder.parent):
         try:
-            return "sae_type" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError):
+            kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("sae_type")
+        except (OSError, ValueError, AttributeError):
             continue
-    return False
+        if kind is not None:
+            return str(kind)
+    return None
 
 
 def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
@@ -53,11 +67,7 @@ def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     file = companion(place.weights, CONFIG, _LOOKS_LIKE, above=True)
     raw = read_json(file)
     require(file, raw, ["sae_type", "d_model", "hook_point_in"])
-    if raw["sae_type"] != "sae":
-        refuse_sae_type(file, raw["sae_type"])
-    for key in ("use_glu_encoder", "apply_decoder_bias_to_pre_encoder"):
-        if raw.get(key):
-            raise SaeError(f"{file}: {key} is not supported")
+    refuse_unheeded(file, raw)
     tensors.size("d_in", raw["d_model"], f"{CONFIG} d_model")
     if raw.get("expansion_factor"):
         d_sae = int(raw["d_model"] * raw["expansion_factor"])

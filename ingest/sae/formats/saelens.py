@@ -184,7 +184,11 @@ def _processed_weights(file: Path, *sections: Mapping[str, Any]) -> bool:
             options["center_writing_weights"] = True
     if options.get("refactor_factored_attn_matrices"):
         raise SaeError(f"{file}: refactor_factored_attn_matrices is not supported")
-    return bool(options.get("center_writing_weights"))
+    if not options.get("center_writing_weights"):
+        return False
+    hook = next((s["hook_name"] for s in sections if s.get("hook_name")), "")
+    # At hook_z only the value biases are gone, where they were folded, as by default.
+    return not (hook.endswith("hook_z") and options.get("fold_value_biases") is False)
 
 
 def _activation(file: Path, config: _Config, tensors: Tensors) -> Activation:

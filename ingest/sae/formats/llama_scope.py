@@ -26,6 +26,8 @@ CONFIG = "hyperparams.json"
 WEIGHTS = "checkpoints/final.safetensors"
 NEEDS = f"Llama Scope: {CONFIG} and {WEIGHTS}"
 
+_HEEDED = frozenset({"apply_decoder_bias_to_pre_encoder", "dataset_average_activation_norm"})
+
 MODEL = "meta-llama/Llama-3.1-8B"
 
 
@@ -39,7 +41,7 @@ def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     file = companion(place.weights, CONFIG, "Llama Scope", above=True)
     raw = read_json(file)
     require(file, raw, ["d_model", "hook_point_in"])
-    refuse_unheeded(file, raw, frozenset({"apply_decoder_bias_to_pre_encoder"}))
+    refuse_unheeded(file, raw, _HEEDED)
     tensors.size("d_in", raw["d_model"], f"{CONFIG} d_model")
     tensors.size("d_sae", raw.get("d_sae"), f"{CONFIG} d_sae")
     W_enc = tensors.take("encoder.weight", "d_sae", "d_in").T

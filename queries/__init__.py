@@ -27,9 +27,9 @@ def __getattr__(name: str) -> Any:
 
 @cache
 def _questions() -> dict[str, Question]:
-    found = {}
+    questions = {}
     for module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg):
         question = getattr(importlib.import_module(f"queries.{module}"), "QUESTION", None)
         if question is not None:
-            found[module] = question
-    return found
+            questions[module] = question
+    return questions

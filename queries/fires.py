@@ -238,12 +238,12 @@ def _fires_in(snapshot: Snapshot) -> str:
     mask = token_mask(bits)
     branches = []
     for index, order, files in _files(snapshot):
-        found = (
+        match = (
             f"list_filter({_records(files)}, lambda x: context BETWEEN x['first'] AND x['last'])[1]"
         )
         anything = literals.text("/" + files[0].file.path)
-        path = f"coalesce({found}['path'], {anything})"
-        low = f"(context - {found}['base']) << {bits}"
+        path = f"coalesce({match}['path'], {anything})"
+        low = f"(context - {match}['base']) << {bits}"
         # Where no file covers the context the bounds are null and any file gives no rows.
         source = (
             f"{literals.below_root(path)} AS t "

@@ -77,15 +77,15 @@ def most_specific(store: Store, active: Sequence[Active], tokens: list[str], k: 
     rows, shown, indexes, counts, maxima = [], [], [], [], []
     for i in best:
         which = int(np.searchsorted(firsts, i, side="right")) - 1
-        found, at = peaks[which], int(i - firsts[which])
-        low, high = found.offsets[at : at + 2]
+        group, at = peaks[which], int(i - firsts[which])
+        low, high = group.offsets[at : at + 2]
         values = np.zeros(len(tokens), np.float32)
-        values[found.token_index[low:high]] = found.activation[low:high]
+        values[group.token_index[low:high]] = group.activation[low:high]
         shown.append(values)
-        indexes.append(int(found.peak_index[at]))
+        indexes.append(int(group.peak_index[at]))
         counts.append(int(high - low))
-        maxima.append(found.peak[at])
-        rows.append(store.features.row(found.sae, int(found.feature[at])))
+        maxima.append(group.peak[at])
+        rows.append(store.features.row(group.sae, int(group.feature[at])))
     about = store.features.summaries(rows)
     columns = {
         "rank": pa.array(range(1, len(best) + 1), pa.int32()),
@@ -117,14 +117,14 @@ def _peaks(store: Store, active: Active) -> _Peaks:
     peak = np.maximum.reduceat(activation, starts)
     reaching = np.flatnonzero(activation == np.repeat(peak, np.diff(offsets)))
     first = reaching[np.searchsorted(reaching, starts)]
-    own = feature[starts]
+    ids = feature[starts]
     score = specificity(
         peak,
-        store.features.max_activation(sae)[own],
-        store.features.count(sae)[own],
+        store.features.max_activation(sae)[ids],
+        store.features.count(sae)[ids],
         store.snapshot.recorded_tokens(sae.name),
     )
-    return _Peaks(sae, own, score, peak, token[first], offsets, token, activation)
+    return _Peaks(sae, ids, score, peak, token[first], offsets, token, activation)
 
 
 def _join(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:

@@ -117,9 +117,9 @@ def top_contexts(
         peaks = _from_examples(store, sae, number, k)
         maximum = peaks[0].activation if peaks else 0.0
     else:
-        found = feature_contexts(store, sae, number)
-        peaks = _from_all(reader, found, k, where, min_activation, max_activation)
-        maximum = float(found.peak.max()) if len(found.peak) else 0.0
+        contexts = feature_contexts(store, sae, number)
+        peaks = _from_all(reader, contexts, k, where, min_activation, max_activation)
+        maximum = float(contexts.peak.max()) if len(contexts.peak) else 0.0
     return TopContexts(
         _table(store, peaks, window),
         feature=feature_name(store.snapshot, sae, number),
@@ -157,36 +157,36 @@ def _from_examples(store: Store, sae: Sae, feature: int, k: int) -> list[Peak]:
 
 def _from_all(
     reader: Reader,
-    found: FeatureContexts,
+    contexts: FeatureContexts,
     k: int,
     where: str | None,
     low: float | None,
     high: float | None,
 ) -> list[Peak]:
     """From all of the feature's contexts."""
-    kept = np.ones(len(found.context_id), bool)
+    chosen = np.ones(len(contexts.context_id), bool)
     if low is not None:
-        kept &= found.peak >= low
+        chosen &= contexts.peak >= low
     if high is not None:
-        kept &= found.peak <= high
+        chosen &= contexts.peak <= high
     if where is not None:
         # Asked even when no context is left, so that a bad condition always fails.
-        kept &= np.isin(found.context_id, contexts_where(reader, where))
-    rows = np.flatnonzero(kept)
+        chosen &= np.isin(contexts.context_id, contexts_where(reader, where))
+    rows = np.flatnonzero(chosen)
     if len(rows) > 4 * k:
         # Only rows at or above the k-th highest peak need sorting.
-        floor = np.partition(found.peak[rows], len(rows) - k)[len(rows) - k]
-        rows = rows[found.peak[rows] >= floor]
+        floor = np.partition(contexts.peak[rows], len(rows) - k)[len(rows) - k]
+        rows = rows[contexts.peak[rows] >= floor]
     # Rows ascend by context id, so a stable sort by activation leaves ties in that order.
-    rows = rows[np.argsort(-found.peak[rows], kind="stable")[:k]]
-    return [_peak(found, int(i)) for i in rows]
+    rows = rows[np.argsort(-contexts.peak[rows], kind="stable")[:k]]
+    return [_peak(contexts, int(i)) for i in rows]
 
 
-def _peak(found: FeatureContexts, i: int) -> Peak:
-    tokens, activations = found.tokens(i)
+def _peak(contexts: FeatureContexts, i: int) -> Peak:
+    tokens, activations = contexts.tokens(i)
     # Of several tokens that reach the maximum, argmax names the first.
     first = int(tokens[np.argmax(activations)])
-    return Peak(int(found.context_id[i]), float(found.peak[i]), first, tokens, activations)
+    return Peak(int(contexts.context_id[i]), float(contexts.peak[i]), first, tokens, activations)
 
 
 def _table(store: Store, peaks: Sequence[Peak], window: int) -> pa.Table:
@@ -244,7 +244,7 @@ _COMPUTED = """
 
 
 def _choice(snapshot: Snapshot, row: str, otherwise: str) -> str:
-    """The macro that chooses: answers kept ready, else contexts, else all activations.
+    """The macro that chooses: stored windows, else contexts, else all activations.
 
     `query` plans only the text it is given, here a call with the names already read; planning all
     ways, each with the names spelled out, would take longer than answering. row: the feature's row
@@ -255,11 +255,11 @@ def _choice(snapshot: Snapshot, row: str, otherwise: str) -> str:
     derived = {t.sae: t for t in snapshot.derived.saes}
     for sae in snapshot.saes:
         tables = derived[sae.name]
-        kept = _reading("kept", tables.examples)
+        from_examples = _reading("kept", tables.examples)
         first = firsts[sae.name]
         for w in tables.windows:
             ends = [first + w.first_feature, first + w.end_feature - 1]
-            calls.append([*ends, _reading("ready", w.file), kept])
+            calls.append([*ends, _reading("ready", w.file), from_examples])
     shape = {"first": "BIGINT", "last": "BIGINT", "ready": "VARCHAR", "kept": "VARCHAR"}
     held = literals.holding(row, literals.records(shape, calls))
     reading = (

@@ -78,20 +78,20 @@ class Texts:
 
     def index(self, corpus: Corpus) -> npt.NDArray[np.int64]:
         """int64 [n_contexts + 1, 2]: (document_id, first token in tokens.bin). Last row: end."""
-        found = self._indexes.get(corpus.id)
-        if found is None:
-            found = self._location.array(corpus.index.path)
-            self._indexes[corpus.id] = found
-        return found
+        index = self._indexes.get(corpus.id)
+        if index is None:
+            index = self._location.array(corpus.index.path)
+            self._indexes[corpus.id] = index
+        return index
 
     def tokens(self, corpus: Corpus) -> npt.NDArray[np.unsignedinteger]:
         """All token ids of a corpus, context after context, memory-mapped."""
-        found = self._tokens.get(corpus.id)
-        if found is None:
+        ids = self._tokens.get(corpus.id)
+        if ids is None:
             dtype = schemas.token_id_dtype(self._snapshot.model.vocab_size)
-            found = self._location.flat(corpus.tokens.path, dtype)
-            self._tokens[corpus.id] = found
-        return found
+            ids = self._location.flat(corpus.tokens.path, dtype)
+            self._tokens[corpus.id] = ids
+        return ids
 
     def fetch(self, context_ids: Sequence[int]) -> None:
         """Prefetch the tokens and documents of contexts of a remote database.
@@ -104,10 +104,10 @@ class Texts:
         for context_id in context_ids:
             corpus, row = self.locate(context_id)
             rows.setdefault(corpus.id, (corpus, []))[1].append(row)
-        for corpus, own in rows.values():
+        for corpus, chosen in rows.values():
             index = self.index(corpus)
-            fetch_rows(index, [(row, row + 2) for row in own])
-            places = [index[row : row + 2] for row in own]
+            fetch_rows(index, [(row, row + 2) for row in chosen])
+            places = [index[row : row + 2] for row in chosen]
             fetch_rows(self.tokens(corpus), [(int(p[0, 1]), int(p[1, 1])) for p in places])
             if not self._keeps_documents(corpus):
                 documents = [int(p[0, 0]) - corpus.first_document for p in places]
@@ -130,11 +130,11 @@ class Texts:
         bos = int(corpus.bos_token_id is not None)
         covered = 0
         for row in range(int(rows[0]), int(rows[1])):
-            own = int(index[row + 1, 1] - index[row, 1]) - bos
+            n_tokens = int(index[row + 1, 1] - index[row, 1]) - bos
             number = row - int(rows[0])
             start = covered if corpus.stride is None else number * corpus.stride
             yield corpus.first_context + row, bos + covered - start, start - bos
-            covered = start + own
+            covered = start + n_tokens
 
     def with_text(self, corpus: Corpus, text: str) -> int | None:
         """The first document of a corpus whose text is exactly `text`, looked up by its hash.

@@ -64,7 +64,7 @@ def unfinished_publication(layout: Layout) -> Pointer | None:
     snapshot's already. A pull may have skipped numbers."""
     live = read_snapshot(layout).number if layout.current.exists() else 0
     above = [number for number in snapshot_numbers(layout) if number > live]
-    found = sha256_of(layout.catalog) if above and layout.catalog.exists() else None
+    digest = sha256_of(layout.catalog) if above and layout.catalog.exists() else None
     for number in above:
         try:
             raw = layout.snapshot(number).read_bytes()
@@ -72,7 +72,7 @@ def unfinished_publication(layout: Layout) -> Pointer | None:
         except (OSError, msgspec.MsgspecError):
             continue
         catalog = snapshot.catalog
-        if snapshot.number == number and catalog is not None and catalog.sha256 == found:
+        if snapshot.number == number and catalog is not None and catalog.sha256 == digest:
             return Pointer(layout.snapshot(number).stem, sha256(raw).hexdigest())
     return None
 
@@ -179,8 +179,8 @@ def read_raw(layout: Layout, number: int | None = None) -> tuple[Pointer, bytes,
         pointer = read_pointer(layout) if number is None else _recorded(layout, number)
     except FileNotFoundError:
         raise _nothing_published(layout) from None
-    if number is not None and number not in (kept := kept_numbers(layout)):
-        raise DatabaseNotFoundError(f"{root} has no snapshot {number}: it keeps {_listed(kept)}")
+    if number is not None and number not in (numbers := kept_numbers(layout)):
+        raise DatabaseNotFoundError(f"{root} has no snapshot {number}: it keeps {_listed(numbers)}")
     path = layout.snapshots / f"{pointer.name}.json"
     try:
         raw = path.read_bytes()
@@ -244,7 +244,7 @@ def kept_numbers(layout: Layout) -> list[int]:
 
 
 def kept_snapshots(layout: Layout, *, skip_damaged: bool = False) -> list[Snapshot]:
-    """The published snapshots that are kept, by number. Nothing where none was published.
+    """The published snapshots that no vacuum removed, by number. Nothing where none was published.
 
     Args:
         layout: The database.
@@ -256,14 +256,14 @@ def kept_snapshots(layout: Layout, *, skip_damaged: bool = False) -> list[Snapsh
     Raises:
         CorruptDatabaseError: A snapshot cannot be read.
     """
-    kept = []
+    snapshots = []
     for number in kept_numbers(layout):
         try:
-            kept.append(read_snapshot(layout, number))
+            snapshots.append(read_snapshot(layout, number))
         except CorruptDatabaseError:
             if not skip_damaged:
                 raise
-    return kept
+    return snapshots
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -330,8 +330,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     def segments_of(self, sae: str) -> tuple[Segment, ...]:
         """Segments of one SAE, by first context."""
-        found = [s for s in self.segments if s.sae == sae]
-        return tuple(sorted(found, key=lambda s: s.first_context))
+        segments = [s for s in self.segments if s.sae == sae]
+        return tuple(sorted(segments, key=lambda s: s.first_context))
 
     def recorded_tokens(self, sae: str) -> int:
         """Positions at which this SAE's activations were recorded."""

@@ -71,43 +71,43 @@ class Store:
 
     def by_feature(self, sae: Sae) -> list[SegmentByFeature]:
         """The primary copy of one SAE, a reader per segment, by first context."""
-        found = self._by_feature.get(sae.name)
-        if found is None:
-            found = [
+        copies = self._by_feature.get(sae.name)
+        if copies is None:
+            copies = [
                 SegmentByFeature(self.root, segment, self.files)
                 for segment in self.snapshot.segments_of(sae.name)
             ]
-            self._by_feature[sae.name] = found
-        return found
+            self._by_feature[sae.name] = copies
+        return copies
 
     def by_token(self, sae: Sae) -> list[SegmentByToken]:
         """The second copy of one SAE, a reader per segment, by first context."""
-        found = self._by_token.get(sae.name)
-        if found is None:
+        copies = self._by_token.get(sae.name)
+        if copies is None:
             bits = self.snapshot.position_bits
-            found = [
+            copies = [
                 SegmentByToken(segment, self.files, bits)
                 for segment in self.snapshot.segments_of(sae.name)
             ]
-            self._by_token[sae.name] = found
-        return found
+            self._by_token[sae.name] = copies
+        return copies
 
     def examples(self, sae: Sae) -> tuple[str, npt.NDArray[np.uint64]]:
         """The examples file of one SAE, and its row offsets uint64 [d_sae + 1] by feature."""
-        found = self._examples.get(sae.name)
-        if found is None:
+        examples = self._examples.get(sae.name)
+        if examples is None:
             tables = next(t for t in self.snapshot.derived.saes if t.sae == sae.name)
             path = tables.examples_directory.path
-            found = tables.examples.path, load_array(self.root, path)
-            self._examples[sae.name] = found
-        return found
+            examples = tables.examples.path, load_array(self.root, path)
+            self._examples[sae.name] = examples
+        return examples
 
     def graph_groups(self, path: str) -> GroupRanges:
         """The feature range of each row group of a neighbor table."""
-        found = self._graphs.get(path)
-        if found is None:
-            found = self._graphs[path] = GroupRanges.of(self.files, path)
-        return found
+        ranges = self._graphs.get(path)
+        if ranges is None:
+            ranges = self._graphs[path] = GroupRanges.of(self.files, path)
+        return ranges
 
     def close(self) -> None:
         """Close every file. A closed store reopens them on demand."""

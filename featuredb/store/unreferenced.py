@@ -25,7 +25,7 @@ def clean_up(layout: Layout, live: Snapshot) -> None:
 
 
 def remove_unreferenced(layout: Layout, live: Snapshot) -> tuple[int, int]:
-    """Remove what no kept snapshot names.
+    """Remove the files that no snapshot names.
 
     Only while no ingest is unfinished: no snapshot names its segments yet. Snapshots above `live`
     are of publications that were killed before they put anything in place, and go too.
@@ -44,10 +44,10 @@ def remove_unreferenced(layout: Layout, live: Snapshot) -> tuple[int, int]:
     for number in snapshot_numbers(layout):
         if number > live.number:
             layout.snapshot(number).unlink()
-    kept = kept_snapshots(layout)
+    snapshots = kept_snapshots(layout)
     count = freed = 0
     with storage_errors(layout.root):
-        for path in unreferenced(layout, kept):
+        for path in unreferenced(layout, snapshots):
             freed += path.stat().st_size
             count += 1
             path.unlink()
@@ -58,14 +58,14 @@ def remove_unreferenced(layout: Layout, live: Snapshot) -> tuple[int, int]:
     return count, freed
 
 
-def unreferenced(layout: Layout, kept: Iterable[Snapshot]) -> Iterator[Path]:
-    """Files of the database that none of the `kept` snapshots names.
+def unreferenced(layout: Layout, snapshots: Iterable[Snapshot]) -> Iterator[Path]:
+    """Files of the database that none of the snapshots names.
 
     Files of other names in the database's folder are not the database's, and the staging folder
     belongs to an ingest that may go on.
     """
     named: set[Path] = set()
-    for snapshot in kept:
+    for snapshot in snapshots:
         named |= {layout.root / file.path for file in snapshot.files()}
     yield from temporary_files(layout.root)
     for part in _parts(layout):

@@ -72,10 +72,10 @@ class Lengths:
         lengths = np.zeros(len(contexts), np.int64)
         for corpus in self._snapshot.corpora:
             rows = contexts - corpus.first_context
-            own = (rows >= 0) & (rows < corpus.n_contexts)
-            if own.any():
+            inside = (rows >= 0) & (rows < corpus.n_contexts)
+            if inside.any():
                 starts = self._texts.index(corpus)[:, 1]
-                lengths[own] = starts[rows[own] + 1] - starts[rows[own]]
+                lengths[inside] = starts[rows[inside] + 1] - starts[rows[inside]]
         return lengths
 
     def recorded(self, first: int, end: int) -> int:

@@ -64,8 +64,8 @@ def _check(
                     connection.execute(f"FROM {name(view)} LIMIT 1").fetchall()
                 counted = connection.execute("SELECT count(*) FROM activations").fetchall()
                 if counted != [(rows,)]:
-                    said = f"counts {counted[0][0]:,} activations, should count {rows:,}"
-                    yield Problem(path, said, remedy(path))
+                    what = f"counts {counted[0][0]:,} activations, should count {rows:,}"
+                    yield Problem(path, what, remedy(path))
     except duckdb.OutOfMemoryException:
         return  # which is no damage; every file behind the views was read before
     except duckdb.Error as error:

@@ -20,19 +20,19 @@ def check_file(layout: Layout, file: File, bar: Progress) -> Iterator[Problem]:
     try:
         size = path.stat().st_size
         if size != file.bytes:
-            said = f"has {size:,} bytes, should have {file.bytes:,}"
-            yield Problem(file.path, said, remedy(file.path))
+            what = f"has {size:,} bytes, should have {file.bytes:,}"
+            yield Problem(file.path, what, remedy(file.path))
             return
         if sha256_of(path, advance=bar.advance) != file.sha256:
-            said = "has changed since it was written (SHA-256)"
-            yield Problem(file.path, said, remedy(file.path))
+            what = "has changed since it was written (SHA-256)"
+            yield Problem(file.path, what, remedy(file.path))
             return
         rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else file.rows
         if rows != file.rows:
-            said = f"has {rows:,} rows, should have {file.rows:,}"
-            yield Problem(file.path, said, remedy(file.path))
+            what = f"has {rows:,} rows, should have {file.rows:,}"
+            yield Problem(file.path, what, remedy(file.path))
     except FileNotFoundError:
         yield Problem(file.path, "is missing", remedy(file.path))
     except OSError as error:
-        said = f"cannot be read ({error.strerror or error})"
-        yield Problem(file.path, said, remedy(file.path))
+        what = f"cannot be read ({error.strerror or error})"
+        yield Problem(file.path, what, remedy(file.path))

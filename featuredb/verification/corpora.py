@@ -107,7 +107,7 @@ def _documents(scope: Scope, corpus: Corpus, index: npt.NDArray[np.int64]) -> It
     columns = ["document_id", "n_tokens", "n_contexts"]
     hashes, file = [], corpus.text_hashes
     for table in _groups(scope, corpus.documents, columns + ["text"] * (file is not None)):
-        ids, own, contexts = (chunk_to_numpy(table.column(c)).astype(np.int64) for c in columns)
+        ids, counts, contexts = (chunk_to_numpy(table.column(c)).astype(np.int64) for c in columns)
         first = corpus.first_document + row
         if not _counts_up(ids, first):
             yield Problem(path, "has document ids with gaps", RESTORE)
@@ -116,15 +116,15 @@ def _documents(scope: Scope, corpus: Corpus, index: npt.NDArray[np.int64]) -> It
         if not (np.diff(edges) == contexts).all():
             yield Problem(path, "and index.npy disagree on the contexts of a document", RESTORE)
             return
-        n_tokens += int(own.sum())
+        n_tokens += int(counts.sum())
         if file is not None:
             texts = enumerate(table.column("text").to_pylist(), row)
-            found = [(text_hash(text), number) for number, text in texts if text is not None]
-            hashes.append(np.array(found, np.uint64).reshape(-1, 2))
+            pairs = [(text_hash(text), number) for number, text in texts if text is not None]
+            hashes.append(np.array(pairs, np.uint64).reshape(-1, 2))
         row += len(ids)
     if n_tokens != corpus.n_tokens:
-        said = f"has {n_tokens:,} tokens, should have {corpus.n_tokens:,}"
-        yield Problem(path, said, RESTORE)
+        what = f"has {n_tokens:,} tokens, should have {corpus.n_tokens:,}"
+        yield Problem(path, what, RESTORE)
     if file is not None:
         listed = np.concatenate(hashes)
         listed = listed[np.lexsort((listed[:, 1], listed[:, 0]))]

@@ -92,9 +92,9 @@ def _report(
     files = {file.path: file for file in listed if _is_kept(layout, live, file)}
     size = sum(file.bytes for file in files.values())
     bar.start("checksums", size)
-    found = {p: list(check_file(layout, f, bar)) for p, f in files.items()}
-    damaged = {path for path, wrong in found.items() if wrong}
-    problems += [problem for wrong in found.values() for problem in wrong]
+    problems_by_file = {p: list(check_file(layout, f, bar)) for p, f in files.items()}
+    damaged = {path for path, wrong in problems_by_file.items() if wrong}
+    problems += [problem for wrong in problems_by_file.values() for problem in wrong]
     bar.start("contents", size)
     parquet = ParquetFiles(layout.root, _OPEN_FILES, memory_map=False)
     known: dict[str, Profile | None] = {}
@@ -132,12 +132,12 @@ def _report(
             f"{'is' if len(orphaned) == 1 else 'are'} named by no snapshot; "
             "`featuredb vacuum` removes them"
         )
-    own = [layout.current, layout.snapshot(live.number)]
-    kept = {s.id: s.rows for snapshot in checked for s in snapshot.segments}
+    metadata = [layout.current, layout.snapshot(live.number)]
+    rows = {s.id: s.rows for snapshot in checked for s in snapshot.segments}
     return Report(
-        files=len(files) + sum(path.exists() for path in own),
-        bytes=size + sum(path.stat().st_size for path in own if path.exists()),
-        activations=sum(kept.values()),
+        files=len(files) + sum(path.exists() for path in metadata),
+        bytes=size + sum(path.stat().st_size for path in metadata if path.exists()),
+        activations=sum(rows.values()),
         problems=tuple(problems),
         notes=tuple(notes),
     )
@@ -151,8 +151,8 @@ def _live(layout: Layout) -> tuple[Snapshot | None, list[Problem]]:
     newest = max(snapshot_numbers(layout), default=None)
     current = layout.current.name
 
-    def instead(said: str) -> tuple[Snapshot | None, list[Problem]]:
-        wrong = [Problem(current, said, remedy(current))]
+    def instead(what: str) -> tuple[Snapshot | None, list[Problem]]:
+        wrong = [Problem(current, what, remedy(current))]
         if newest is None:
             return None, wrong
         try:
@@ -170,8 +170,8 @@ def _live(layout: Layout) -> tuple[Snapshot | None, list[Problem]]:
     except CorruptDatabaseError:
         return instead("is damaged")
     except OSError as error:
-        said = f"cannot be read ({error.strerror})"
-        return None, [Problem(current, said, remedy(current))]
+        what = f"cannot be read ({error.strerror})"
+        return None, [Problem(current, what, remedy(current))]
     named = layout.snapshots / f"{pointer.name}.json"
     where = layout.relative(named)
     if not named.exists():
@@ -181,8 +181,8 @@ def _live(layout: Layout) -> tuple[Snapshot | None, list[Problem]]:
     try:
         return read_snapshot(layout), []
     except CorruptDatabaseError:
-        said = "is not the snapshot that was published (SHA-256)"
-        return None, [Problem(where, said, remedy(where))]
+        what = "is not the snapshot that was published (SHA-256)"
+        return None, [Problem(where, what, remedy(where))]
 
 
 def _is_kept(layout: Layout, live: Snapshot, file: File) -> bool:
@@ -208,10 +208,10 @@ def _contents(scope: Scope, known: dict[str, Profile | None]) -> Iterator[Proble
     vocabulary = snapshot.vocabulary
     yield from scope.guarded(vocabulary.path, partial(check_vocabulary, scope), vocabulary)
     for corpus in snapshot.corpora:
-        own = [corpus.documents, corpus.contexts, corpus.tokens, corpus.index]
-        own += [f for f in (corpus.roles, corpus.text_hashes) if f is not None]
+        files = [corpus.documents, corpus.contexts, corpus.tokens, corpus.index]
+        files += [f for f in (corpus.roles, corpus.text_hashes) if f is not None]
         where = f"corpus/{corpus.id}"
-        yield from scope.guarded(where, partial(check_corpus, scope, corpus), *own)
+        yield from scope.guarded(where, partial(check_corpus, scope, corpus), *files)
     profiles: dict[str, Profile] = {}
     for sae in snapshot.saes:
         whole = yield from _activations(scope, sae, known)
@@ -226,23 +226,23 @@ def _contents(scope: Scope, known: dict[str, Profile | None]) -> Iterator[Proble
         if tables.sae in profiles:
             sae = snapshot.sae(tables.sae)
             look = partial(check_examples, scope, sae, tables, profiles[sae.name])
-            own = [tables.examples, tables.examples_directory]
-            yield from scope.guarded(tables.examples.path, look, *own)
+            files = [tables.examples, tables.examples_directory]
+            yield from scope.guarded(tables.examples.path, look, *files)
     for file in (derived.neighbors_decoder, derived.neighbors_encoder, derived.coactivation):
         yield from scope.guarded(file.path, partial(check_neighbors, scope, file), file)
     known_rows = {v.sae: v for v in snapshot.vectors}
     for index in derived.indexes:
-        own = [
+        files = [
             f
             for name in index.saes
             for f in (*known_rows[name].unit_files, *known_rows[name].files)
         ]
         look = partial(check_index, scope, index)
-        yield from scope.guarded(index.lists.path, look, index.centroids, index.lists, *own)
+        yield from scope.guarded(index.lists.path, look, index.centroids, index.lists, *files)
     for vectors in snapshot.vectors:
         compare = partial(check_directions, scope, snapshot.sae(vectors.sae), vectors)
-        own = [*vectors.unit_files, *vectors.files]
-        yield from scope.guarded(f"vectors.lance/{vectors.table}.lance", compare, *own)
+        files = [*vectors.unit_files, *vectors.files]
+        yield from scope.guarded(f"vectors.lance/{vectors.table}.lance", compare, *files)
 
 
 def _activations(
@@ -258,13 +258,13 @@ def _activations(
         needs += [sae.order] if sae.order is not None else []
         needs += [entry.file for entry in segment.feature_files]
         needs += [entry.file for entry in segment.token_files]
-        own = Profile(sae.d_sae)
+        profile = Profile(sae.d_sae)
         sound = not scope.damaged & {file.path for file in needs}
-        check = partial(check_segment, scope, segment, lengths, own)
+        check = partial(check_segment, scope, segment, lengths, profile)
         for problem in scope.guarded(f"segments/{segment.id}", check, *needs):
             sound = False
             yield problem
-        known[segment.id] = own if sound else None
+        known[segment.id] = profile if sound else None
         look = partial(check_sinks, scope, segment, lengths)
         yield from scope.guarded(segment.sinks.path, look, segment.sinks, *indexes)
     total = Profile(sae.d_sae)

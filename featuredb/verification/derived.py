@@ -45,20 +45,22 @@ def check_features(scope: Scope, profiles: Mapping[str, Profile]) -> Iterator[Pr
     for group in range(scope.files.metadata(path).num_row_groups):
         table = scope.files.read(path, [group], columns)
         stop = row + len(table)
-        own = _places(table.column("sae"), names)
+        sae_numbers = _places(table.column("sae"), names)
         features = chunk_to_numpy(table.column("feature_id"))
-        if not (np.array_equal(own, place[row:stop]) and np.array_equal(features, ids[row:stop])):
+        if not (
+            np.array_equal(sae_numbers, place[row:stop]) and np.array_equal(features, ids[row:stop])
+        ):
             yield Problem(path, "has not one row for each feature, in order", remedy(path))
             return
-        for sae in np.unique(own):
+        for sae in np.unique(sae_numbers):
             name = names[int(sae)]
             if name in profiles:
-                mine = table.filter(pa.array(own == sae))
+                mine = table.filter(pa.array(sae_numbers == sae))
                 recorded = snapshot.recorded_tokens(name)
                 wrong = _wrong_statistics(mine, profiles[name], recorded)
                 if wrong:
-                    said = f"{', '.join(wrong)} of {name} disagree with its activations"
-                    yield Problem(path, said, remedy(path))
+                    what = f"{', '.join(wrong)} of {name} disagree with its activations"
+                    yield Problem(path, what, remedy(path))
                     return
         row = stop
     if row != len(ids):
@@ -106,7 +108,7 @@ def _wrong_statistics(table: pa.Table, profile: Profile, recorded: int) -> list[
         if not (same & (empty == np.isnan(want.astype(np.float64)))).all():
             wrong.append(name)
     bins = table.column("histogram").combine_chunks()
-    totals = [sum(own or ()) for own in bins.to_pylist()]
+    totals = [sum(counts or ()) for counts in bins.to_pylist()]
     if not np.array_equal(totals, count):
         wrong.append("histogram")
     return wrong
@@ -163,13 +165,13 @@ def _wrong_examples(
     if list(zip(contexts[top].tolist(), values[top].tolist(), strict=True)) != best:
         return "are not its top contexts"
     for i, context in enumerate(contexts.tolist()):
-        index, own = rows.get(context, (np.empty(0, np.int64), np.empty(0, np.float32)))
+        index, activations = rows.get(context, (np.empty(0, np.int64), np.empty(0, np.float32)))
         if (
-            len(own) == 0
+            len(activations) == 0
             or table.column("token_indexes")[i].as_py() != index.tolist()
-            or table.column("activations")[i].as_py() != own.tolist()
-            or values[i] != own.max()
-            or table.column("token_index")[i].as_py() != index[int(np.argmax(own))]
+            or table.column("activations")[i].as_py() != activations.tolist()
+            or values[i] != activations.max()
+            or table.column("token_index")[i].as_py() != index[int(np.argmax(activations))]
         ):
             return f"disagree with its activations in context {context}"
     return None
@@ -185,7 +187,7 @@ def _looked_up(
     """
     bits, step = scope.snapshot.position_bits, max(1, scope.memory // _ROW_BYTES)
     best_context, best_value = np.empty(0, np.int64), np.empty(0, np.float32)
-    found: dict[int, list[tuple[Ints, npt.NDArray[np.float32]]]] = {}
+    pieces: dict[int, list[tuple[Ints, npt.NDArray[np.float32]]]] = {}
     for reader in readers:
         start, stop = (int(reader.directory[feature + i]) for i in (0, 1))
         for low in range(start, stop, step):
@@ -193,10 +195,10 @@ def _looked_up(
             position = piece.position.astype(np.int64)
             value = piece.activation.astype(np.float32)
             context = context_of(position, bits) + reader.segment.first_context
-            for own in np.intersect1d(context, wanted).tolist():
-                a, b = np.searchsorted(context, [own, own + 1])
+            for context_id in np.intersect1d(context, wanted).tolist():
+                a, b = np.searchsorted(context, [context_id, context_id + 1])
                 rows = token_of(position[a:b], bits), value[a:b]
-                found.setdefault(own, []).append(rows)
+                pieces.setdefault(context_id, []).append(rows)
             last = int(context[-1])
             context = np.concatenate((best_context, context))
             value = np.concatenate((best_value, value))
@@ -213,8 +215,11 @@ def _looked_up(
     order = np.lexsort((best_context, -best_value))[: schemas.EXAMPLES_TOP]
     best = list(zip(best_context[order].tolist(), best_value[order].tolist(), strict=True))
     joined = {
-        context: (np.concatenate([i for i, _ in own]), np.concatenate([v for _, v in own]))
-        for context, own in found.items()
+        context: (
+            np.concatenate([i for i, _ in context_id]),
+            np.concatenate([v for _, v in context_id]),
+        )
+        for context, context_id in pieces.items()
     }
     return best, joined
 
@@ -262,5 +267,5 @@ def _wrong_ids(sae: Ints, feature: Ints, sizes: Ints) -> str:
 
 def _places(column: pa.ChunkedArray, names: list[str]) -> Ints:
     """Where each SAE stands in the snapshot, int64 [n]; -1 for one that is not there."""
-    found = pc.fill_null(pc.index_in(column, value_set=pa.array(names, pa.string())), -1)
-    return chunk_to_numpy(found).astype(np.int64)
+    places = pc.fill_null(pc.index_in(column, value_set=pa.array(names, pa.string())), -1)
+    return chunk_to_numpy(places).astype(np.int64)

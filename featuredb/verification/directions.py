@@ -75,5 +75,5 @@ def _open(scope: Scope, vectors: Vectors) -> Any:
 def _rows(table: Any, name: str, start: int, stop: int) -> pa.Table:
     """Features start <= id < stop, in order. Ranges, since a stream of batches reads far ahead."""
     query = table.search().where(f"feature_id >= {start} AND feature_id < {stop}")
-    found: pa.Table = query.select(["feature_id", name]).limit(stop - start).to_arrow()
-    return found.sort_by("feature_id").combine_chunks()
+    stored: pa.Table = query.select(["feature_id", name]).limit(stop - start).to_arrow()
+    return stored.sort_by("feature_id").combine_chunks()

@@ -42,7 +42,7 @@ def check_index(scope: Scope, index: VectorIndex) -> Iterator[Problem]:
     for at in np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(np.int64):
         part = int(np.searchsorted(firsts, rows[at], side="right")) - 1
         products = centroids @ halves[part][rows[at] - firsts[part]].astype(np.float32)
-        own = int(np.searchsorted(begins, at, side="right")) - 1
-        if products[own] < products.max() - _TIE:
+        assigned = int(np.searchsorted(begins, at, side="right")) - 1
+        if products[assigned] < products.max() - _TIE:
             yield Problem(path, f"has direction {rows[at]} in a list it is far from", remedy(path))
             return

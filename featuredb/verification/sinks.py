@@ -35,7 +35,7 @@ def check_sinks(scope: Scope, segment: Segment, lengths: Lengths) -> Iterator[Pr
             return
     recorded = lengths.recorded(segment.first_context, segment.end_context) - file.rows
     if recorded != segment.recorded_tokens:
-        said = (
+        what = (
             f"leaves {recorded:,} positions recorded, the snapshot says {segment.recorded_tokens:,}"
         )
-        yield Problem(file.path, said, RESTORE)
+        yield Problem(file.path, what, RESTORE)

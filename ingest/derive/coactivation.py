@@ -56,7 +56,7 @@ def coactivation(
         counts += offsets[1:] - offsets[:-1]
     for_pairs = memory * 3 // 5
     block = max(1, min(d_sae, for_pairs // (4 * d_sae)))
-    found = []
+    blocks = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for first in range(0, d_sae, block):
             together = np.zeros((min(block, d_sae - first), d_sae), np.int32)
@@ -67,8 +67,8 @@ def coactivation(
                 return_freed_memory()
             if half:
                 _mirror(together)
-            found.append(_best(pool, first, together, counts))
-    return _table(sae, [np.concatenate(column) for column in zip(*found, strict=True)])
+            blocks.append(_best(pool, first, together, counts))
+    return _table(sae, [np.concatenate(column) for column in zip(*blocks, strict=True)])
 
 
 def _token_rows(
@@ -179,17 +179,17 @@ def _best(
     counts: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[Any]]:
     """(feature, rank, partner, score) of the NEIGHBORS_KEPT partners of each row's feature."""
-    kept = schemas.NEIGHBORS_KEPT
-    partner = np.empty((len(together), kept), np.int64)
-    score = np.empty((len(together), kept), np.float64)
-    found = np.zeros(len(together), np.int64)
+    limit = schemas.NEIGHBORS_KEPT
+    partner = np.empty((len(together), limit), np.int64)
+    score = np.empty((len(together), limit), np.float64)
+    lengths = np.zeros(len(together), np.int64)
     edges = np.linspace(0, len(together), _SHARES + 1).astype(np.int64)
 
     def share(edge: tuple[int, int]) -> None:
-        _best_rows(together, first, *edge, counts, partner, score, found)
+        _best_rows(together, first, *edge, counts, partner, score, lengths)
 
     list(pool.map(share, pairwise(edges)))
-    used = np.arange(kept) < found[:, None]
+    used = np.arange(limit) < lengths[:, None]
     row, place = np.nonzero(used)
     rank = (place + 1).astype(np.int32)
     return row + first, rank, partner[used], score[used].astype(np.float32)
@@ -204,9 +204,9 @@ def _best_rows(
     counts: npt.NDArray[np.int64],
     partner: npt.NDArray[np.int64],
     score: npt.NDArray[np.float64],
-    found: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
 ) -> None:
-    kept = partner.shape[1]
+    limit = partner.shape[1]
     for row in range(low, high):
         feature = first + row
         ids, scores, used = partner[row], score[row], 0
@@ -216,15 +216,15 @@ def _best_rows(
                 continue
             jaccard = both / (counts[feature] + counts[other] - both)
             # Ids ascend, so an equal score ranks after the existing ones.
-            if used == kept and jaccard <= scores[kept - 1]:
+            if used == limit and jaccard <= scores[limit - 1]:
                 continue
-            at = min(used, kept - 1)
+            at = min(used, limit - 1)
             while at > 0 and scores[at - 1] < jaccard:
                 ids[at], scores[at] = ids[at - 1], scores[at - 1]
                 at -= 1
             ids[at], scores[at] = other, jaccard
-            used = min(used + 1, kept)
-        found[row] = used
+            used = min(used + 1, limit)
+        lengths[row] = used
 
 
 def _table(sae: str, columns: Sequence[npt.NDArray[Any]]) -> pa.Table:

@@ -161,8 +161,8 @@ def _nearest_centroids(
     for half in halves:
         for low in range(0, len(half), _BLOCK):
             rows = half[low : low + _BLOCK].astype(np.float32)
-            found = faiss.knn(rows, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
-            owner[start : start + len(rows)] = found[:, 0]
+            assigned = faiss.knn(rows, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
+            owner[start : start + len(rows)] = assigned[:, 0]
             start += len(rows)
     return owner
 
@@ -178,15 +178,15 @@ def _measure(index: _Index, layout: Layout, vectors: Sequence[Vectors], kind: st
     asked = np.sort(np.random.default_rng(_SEED + 1).permutation(n)[:_SAMPLE])
     queries = rows.take(asked)
     true = [
-        _others(exact.search(query, nearest + 1).rows, own, nearest)
-        for query, own in zip(queries, asked, strict=True)
+        _others(exact.search(query, nearest + 1).rows, row, nearest)
+        for query, row in zip(queries, asked, strict=True)
     ]
     probes, recall = 1, 0.0
     while True:
         search = InvertedLists(index.centroids, index.lists, index.halves, rows.take, probes)
         hits = [
-            len(known & _others(search.search(query, nearest + 1).rows, own, nearest))
-            for query, own, known in zip(queries, asked, true, strict=True)
+            len(known & _others(search.search(query, nearest + 1).rows, row, nearest))
+            for query, row, known in zip(queries, asked, true, strict=True)
         ]
         recall = sum(hits) / (len(asked) * nearest)
         if recall >= RECALL or probes >= len(index.centroids):
@@ -194,5 +194,5 @@ def _measure(index: _Index, layout: Layout, vectors: Sequence[Vectors], kind: st
         probes *= 2
 
 
-def _others(rows: npt.NDArray[np.int64], own: int, nearest: int) -> set[int]:
-    return set(rows[rows != own][:nearest].tolist())
+def _others(rows: npt.NDArray[np.int64], row: int, nearest: int) -> set[int]:
+    return set(rows[rows != row][:nearest].tolist())

@@ -51,7 +51,7 @@ def logit_lens(
         directions = directions * unembedding.gain.to(directions)
     padding = torch.from_numpy(~known).to(weight.device)
     k = min(schemas.TOP_TOKENS, int(known.sum()))
-    found: dict[bool, list[pa.StructArray]] = {True: [], False: []}
+    tokens: dict[bool, list[pa.StructArray]] = {True: [], False: []}
     for start in range(0, n, _BLOCK):
         block = directions[start : start + _BLOCK]
         for largest, (values, ids) in _strongest(block, weight, padding, k + _SLACK).items():
@@ -59,14 +59,14 @@ def logit_lens(
             values = np.take_along_axis(values, order, 1).reshape(-1)
             ids = np.take_along_axis(ids, order, 1).reshape(-1)
             names = pa.array([texts[i] for i in ids.tolist()], pa.string())
-            found[largest].append(
+            tokens[largest].append(
                 pa.StructArray.from_arrays(
                     [names, pa.array(values, pa.float32())], fields=list(schemas.TOKEN_LOGIT)
                 )
             )
     offsets = pa.array(np.arange(n + 1, dtype=np.int32) * k)
     lists = [
-        pa.ListArray.from_arrays(offsets, pa.concat_arrays(found[largest]))
+        pa.ListArray.from_arrays(offsets, pa.concat_arrays(tokens[largest]))
         for largest in (True, False)
     ]
     return pa.table([pa.array(np.arange(n), pa.int64()), *lists], schema=schemas.LOGITS)
@@ -87,8 +87,8 @@ def _strongest(
             if largest in best:
                 values = torch.cat([best[largest][0], values], dim=1)
                 ids = torch.cat([best[largest][1], ids], dim=1)
-                kept = values.topk(min(count, values.shape[1]), dim=1, largest=largest)
-                values, ids = kept.values, ids.gather(1, kept.indices)
+                strongest = values.topk(min(count, values.shape[1]), dim=1, largest=largest)
+                values, ids = strongest.values, ids.gather(1, strongest.indices)
             best[largest] = values, ids
     return {
         which: (values.cpu().numpy(), ids.cpu().numpy()) for which, (values, ids) in best.items()

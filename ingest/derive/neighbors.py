@@ -126,10 +126,10 @@ class _Group:
         number = self.names.index(sae)
         first, end = self._firsts[number : number + 2].tolist()
         for start in range(first, end, self._sizes.queries):
-            own = np.arange(start, min(end, start + self._sizes.queries))
-            queries = self._rows[number][start - first : int(own[-1]) + 1 - first]
-            found, scores = self._nearest(queries, self._norms[own], self._kept + _SLACK)
-            yield self._table(number, own, found, scores)
+            ids = np.arange(start, min(end, start + self._sizes.queries))
+            queries = self._rows[number][start - first : int(ids[-1]) + 1 - first]
+            rows, scores = self._nearest(queries, self._norms[ids], self._kept + _SLACK)
+            yield self._table(number, ids, rows, scores)
 
     def _nearest(
         self, queries: Float32Matrix, norms: Float64, wanted: int
@@ -139,18 +139,20 @@ class _Group:
         best = self._candidates(_scaled(queries, norms), wanted)
         scores = self._scores(queries, norms, best.rows)
         order = np.lexsort((best.rows, -scores), axis=1)[:, : self._kept]
-        found = np.take_along_axis(best.rows, order, axis=1)
-        kept = np.take_along_axis(scores, order, axis=1)
+        nearest = np.take_along_axis(best.rows, order, axis=1)
+        sorted_scores = np.take_along_axis(scores, order, axis=1)
         # Every score of a zero query is 0, so its neighbors are the first rows.
-        found[norms == 0] = np.arange(self._kept)
+        nearest[norms == 0] = np.arange(self._kept)
         if wanted < self._n:
-            settled = kept[:, -1] > best.products[:, -1] + self._error
+            settled = sorted_scores[:, -1] > best.products[:, -1] + self._error
             doubtful = np.flatnonzero(~settled & (norms > 0))
             step = max(1, self._sizes.queries * (self._kept + _SLACK) // (wanted * _WIDEN))
             for start in range(0, len(doubtful), step):
                 some = doubtful[start : start + step]
-                found[some], kept[some] = self._nearest(queries[some], norms[some], wanted * _WIDEN)
-        return found, kept
+                nearest[some], sorted_scores[some] = self._nearest(
+                    queries[some], norms[some], wanted * _WIDEN
+                )
+        return nearest, sorted_scores
 
     def _candidates(self, unit: Float32Matrix, wanted: int) -> _Candidates:
         """The `wanted` rows of largest float32 product with each unit query."""
@@ -192,21 +194,21 @@ class _Group:
             for start in range(0, rows.shape[0], size):
                 yield first + start, rows[start : start + size]
 
-    def _table(self, number: int, own: Int64, found: Int64, scores: Float32Matrix) -> pa.Table:
-        other = found != own[:, None]
+    def _table(self, number: int, ids: Int64, rows: Int64, scores: Float32Matrix) -> pa.Table:
+        other = rows != ids[:, None]
         rank = np.cumsum(other, axis=1, dtype=np.int32)
-        kept = other & (rank <= schemas.NEIGHBORS_KEPT)
-        neighbor = found[kept]
+        valid = other & (rank <= schemas.NEIGHBORS_KEPT)
+        neighbor = rows[valid]
         owner = np.searchsorted(self._firsts, neighbor, side="right") - 1
         names = pa.array(self.names, pa.string())
         return pa.table(
             [
                 pa.repeat(names[number], len(neighbor)),
-                pa.array(np.repeat(own - self._firsts[number], kept.sum(axis=1))),
-                pa.array(rank[kept]),
+                pa.array(np.repeat(ids - self._firsts[number], valid.sum(axis=1))),
+                pa.array(rank[valid]),
                 names.take(pa.array(owner)),
                 pa.array(neighbor - self._firsts[owner]),
-                pa.array(scores[kept]),
+                pa.array(scores[valid]),
             ],
             schema=schemas.NEIGHBORS,
         )

@@ -143,7 +143,7 @@ def write_derived(layout: Layout, content: Content) -> Derived:
         for kind in Directions._fields:
             if content.same_saes and base is not None:
                 graphs[kind] = getattr(base.derived, f"neighbors_{kind}")
-                indexes += [found for found in base.derived.indexes if found.kind == kind]
+                indexes += [i for i in base.derived.indexes if i.kind == kind]
                 continue
             graphs[kind] = write(
                 _graph(layout, content, kind), f"neighbors.{kind}.parquet", NEIGHBORS_ROW_GROUP
@@ -282,9 +282,9 @@ def _graph(layout: Layout, content: Content, kind: str) -> pa.Table:
         if sae in changed:
             tables.append(fresh.filter(pc.equal(fresh.column("sae"), sae.name)))
         else:
-            kept = _rows_before(layout, content, sae, f"neighbors_{kind}")
-            assert kept is not None
-            tables.append(kept)
+            table = _rows_before(layout, content, sae, f"neighbors_{kind}")
+            assert table is not None
+            tables.append(table)
     return pa.concat_tables(tables)
 
 

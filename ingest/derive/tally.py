@@ -361,16 +361,16 @@ def _choose_examples(feature: int, row: int, wide: bool, work: Work, tallies: Ta
         _keep_example(row, used, 0, place + 1, top[place], work, tallies)
         used += 1
     for fifth in range(_FIFTHS):
-        own = sampled[fifth]
+        entries = sampled[fifth]
         place = 0
-        while place < _PER_FIFTH and own[place] >= 0:
+        while place < _PER_FIFTH and entries[place] >= 0:
             at = place
-            while at > 0 and ranks[own[at]] < ranks[own[at - 1]]:
-                own[at], own[at - 1] = own[at - 1], own[at]
+            while at > 0 and ranks[entries[at]] < ranks[entries[at - 1]]:
+                entries[at], entries[at - 1] = entries[at - 1], entries[at]
                 at -= 1
             place += 1
         for i in range(place):
-            _keep_example(row, used, fifth + 1, i + 1, own[i], work, tallies)
+            _keep_example(row, used, fifth + 1, i + 1, entries[i], work, tallies)
             used += 1
     tallies.n_examples[row] = used
 

@@ -101,12 +101,12 @@ def _windows(texts: Texts, corpora: Sequence[Corpus], words: pa.Array, top: pa.T
     places = context, first, peak + schemas.WINDOW + 1
     document, ids, lengths = _tokens(texts, corpora, *places)
     offsets = np.concatenate(([0], np.cumsum(lengths)))
-    indexes, own = (_flat(top, name) for name in ("token_indexes", "activations"))
+    indexes, values = (_flat(top, name) for name in ("token_indexes", "activations"))
     row = np.repeat(np.arange(len(context)), indexes[1])
     place = indexes[0].astype(np.int64) - first[row]
     inside = (place >= 0) & (place < lengths[row])
     activations = np.zeros(len(ids), np.float32)
-    activations[offsets[row[inside]] + place[inside]] = own[0][inside]
+    activations[offsets[row[inside]] + place[inside]] = values[0][inside]
     starts = pa.array(offsets, pa.int32())
     return pa.table(
         [

@@ -11,4 +11,4 @@ def metadata(snapshot: Snapshot, table: str) -> str:
     """The document's source and metadata as columns of an answer, each after a comma."""
     columns = names.document_columns(snapshot)
     called = zip(columns, names.metadata_columns(columns), strict=True)
-    return "".join(f", {table}.{name(own)} AS {name(new)}" for own, new in called)
+    return "".join(f", {table}.{name(column)} AS {name(new)}" for column, new in called)

@@ -71,8 +71,8 @@ def _plain_row(snapshot: Snapshot) -> str:
     shape = {"name": "VARCHAR", "first": "BIGINT", "last": "BIGINT"}
     listed = literals.records(shape, [[s.name + "/", firsts[s.name], s.d_sae - 1] for s in saes])
     held = f"concat(s['name'], {number}) = {_WHOLE} AND {number} BETWEEN 0 AND s['last']"
-    found = f"list_filter({listed}, lambda s: {held})"
-    return f"list_first(list_transform({found}, lambda s: s['first'])) + {number}"
+    matches = f"list_filter({listed}, lambda s: {held})"
+    return f"list_first(list_transform({matches}, lambda s: s['first'])) + {number}"
 
 
 def _row(snapshot: Snapshot) -> str:

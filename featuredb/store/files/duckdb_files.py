@@ -37,19 +37,19 @@ class DuckDBFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def glob(self, path: str, maxdepth: int | None = None, **options: Any) -> list[str]:
         """The path itself for a file of the snapshot, whatever characters it has."""
-        if self._own(path) is not None:
+        if self._relative(path) is not None:
             return [path]
-        found = self._remote.fs.glob(path, maxdepth=maxdepth, **options)
-        return [self._remote.fs.unstrip_protocol(name) for name in found]
+        names = self._remote.fs.glob(path, maxdepth=maxdepth, **options)
+        return [self._remote.fs.unstrip_protocol(name) for name in names]
 
     def unstrip_protocol(self, name: str) -> str:
         return name
 
     def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         """Raises `RemoteError` for writing below the database."""
-        own = self._own(path)
-        if own is not None and mode in ("r", "rb"):
-            return _File(self._remote, own, self._scan(own))
+        relative = self._relative(path)
+        if relative is not None and mode in ("r", "rb"):
+            return _File(self._remote, relative, self._scan(relative))
         if path.startswith(self._remote.url + "/") and mode not in ("r", "rb"):
             failure = RemoteError(f"{self._remote} is open for reading: write somewhere else")
             self._remote.failure = failure
@@ -57,28 +57,28 @@ class DuckDBFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return self._remote.fs.open(path, mode, **options)
 
     def size(self, path: str) -> int:
-        own = self._own(path)
-        if own is not None:
-            return self._remote.size(own)
+        relative = self._relative(path)
+        if relative is not None:
+            return self._remote.size(relative)
         size: int = self._remote.fs.size(path)
         return size
 
     def modified(self, path: str) -> datetime:
-        if self._own(path) is not None:
+        if self._relative(path) is not None:
             return _NEVER
         when: datetime = self._remote.fs.modified(path)
         return when
 
     def info(self, path: str, **options: Any) -> Any:
-        own = self._own(path)
-        if own is not None:
-            return {"name": path, "size": self._remote.size(own), "type": "file"}
+        relative = self._relative(path)
+        if relative is not None:
+            return {"name": path, "size": self._remote.size(relative), "type": "file"}
         return self._remote.fs.info(path, **options)
 
     def _scan(self, path: str) -> _Scan:
         return self._scans.setdefault(path, _Scan(self._remote, path))
 
-    def _own(self, path: str) -> str | None:
+    def _relative(self, path: str) -> str | None:
         """The path in the store of a file that the snapshot names."""
         place = path.removeprefix(self._remote.url + "/")
         return place if place != path and self._remote.knows(place) else None

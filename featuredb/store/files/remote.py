@@ -212,7 +212,7 @@ class RemoteFiles:
         """The blocks of the spans by number."""
         spans = list(spans)
         fresh = self._collect({path: self._missing(path, spans)})
-        found: dict[int, bytes] = {}
+        read: dict[int, bytes] = {}
         lost = []
         with self._lock:
             for number in _numbers(spans):
@@ -221,11 +221,11 @@ class RemoteFiles:
                 if block is None:
                     lost.append(number)
                 else:
-                    found[number] = block
+                    read[number] = block
         if lost:  # evicted in between by another thread
             again = self._collect({path: lost})
-            found |= {number: again[path, number] for number in lost}
-        return found
+            read |= {number: again[path, number] for number in lost}
+        return read
 
     def _missing(self, path: str, spans: Iterable[Span]) -> list[int]:
         """Numbers of the blocks to request, ascending, including read-ahead."""

@@ -121,8 +121,8 @@ def comparable(saes: Iterable[Sae], sae: Sae, kind: str) -> list[Sae]:
     They read the same hook, write the same hook, and their directions have the same length.
     kind: ``decoder`` or ``encoder``.
     """
-    own = (sae.hook, sae.hook_out, length(sae, kind))
-    return [s for s in saes if (s.hook, s.hook_out, length(s, kind)) == own]
+    key = (sae.hook, sae.hook_out, length(sae, kind))
+    return [s for s in saes if (s.hook, s.hook_out, length(s, kind)) == key]
 
 
 def length(sae: Sae, kind: str) -> int:
@@ -153,31 +153,31 @@ class DirectionRows:
     def take(self, rows: npt.NDArray[np.int64]) -> Float32Matrix:
         """Rows float32 [n, d], in the order asked for; a row may be asked for twice."""
         wanted, where = np.unique(rows, return_inverse=True)
-        found = np.empty((len(wanted), self.shape[1]), np.float32)
+        result = np.empty((len(wanted), self.shape[1]), np.float32)
         edges = np.searchsorted(wanted, self._firsts)
         for number, (low, high) in enumerate(pairwise(edges.tolist())):
             if low < high:
-                own = wanted[low:high] - self._firsts[number]
+                local = wanted[low:high] - self._firsts[number]
                 mapped = self._map(number)
                 if mapped is not None:
-                    found[low:high] = mapped[own]
+                    result[low:high] = mapped[local]
                     continue
-                question = self._table(number).take_offsets(own.tolist())
-                self._read(number, question, own, found[low:high])
-        return found[where]
+                question = self._table(number).take_offsets(local.tolist())
+                self._read(number, question, local, result[low:high])
+        return result[where]
 
     def __getitem__(self, rows: slice) -> Float32Matrix:
         """Consecutive rows float32 [n, d]."""
         start, stop, _ = rows.indices(len(self))
-        found = np.empty((max(0, stop - start), self.shape[1]), np.float32)
+        result = np.empty((max(0, stop - start), self.shape[1]), np.float32)
         for number, (first, end) in enumerate(pairwise(self._firsts.tolist())):
             # In pieces, since LanceDB holds what it reads more than once.
             for low in range(max(start, first), min(stop, end), _BLOCK):
-                own = np.arange(low, min(stop, end, low + _BLOCK)) - first
-                question = self._table(number).search().offset(int(own[0])).limit(len(own))
-                into = found[low - start : low - start + len(own)]
-                self._read(number, question, own, into)
-        return found
+                local = np.arange(low, min(stop, end, low + _BLOCK)) - first
+                question = self._table(number).search().offset(int(local[0])).limit(len(local))
+                into = result[low - start : low - start + len(local)]
+                self._read(number, question, local, into)
+        return result
 
     def _read(
         self, number: int, question: Any, features: npt.NDArray[np.int64], into: Float32Matrix
@@ -185,10 +185,10 @@ class DirectionRows:
         """Put the rows of `features`, which LanceDB is asked for, into `into`."""
         done = 0
         try:
-            found = question.select(["feature_id", self._kind]).to_arrow()
+            table = question.select(["feature_id", self._kind]).to_arrow()
         except Exception as error:  # LanceDB raises whatever its Rust half says
             raise self._damaged(number, error) from error
-        for batch in found.to_batches():
+        for batch in table.to_batches():
             rows = slice(done, done + len(batch))
             if not np.array_equal(batch.column("feature_id").to_numpy(), features[rows]):
                 break

@@ -79,9 +79,9 @@ class ExactSearch:
             scanned, rows = self._scan.top(unit, wanted)
             # Further down no row can be among the k; reading one costs more than passing it by.
             near = scanned >= scanned[k - 1] - _REACH
-            found = scored(query, rows[near], self._take, k)
-            if found.scores[-1] > scanned[-1] + SCAN_ERROR:
-                return found
+            nearest = scored(query, rows[near], self._take, k)
+            if nearest.scores[-1] > scanned[-1] + SCAN_ERROR:
+                return nearest
             wanted *= _WIDEN
         if not unit.any():
             return Found(np.arange(k), np.zeros(k, np.float32))
@@ -108,8 +108,8 @@ def cosines(
     norms: their float64 norms, where they are known already.
     """
     left, right = left.astype(np.float64), right.astype(np.float64)
-    own, others = norms if norms is not None else (row_norms(left), row_norms(right))
-    lengths = own * others
+    left_norms, right_norms = norms if norms is not None else (row_norms(left), row_norms(right))
+    lengths = left_norms * right_norms
     products = np.einsum("...d,...d->...", left, right)
     cosine = products / np.where(lengths == 0, 1.0, lengths)
     rounded: npt.NDArray[np.float32] = np.round(cosine, _DECIMALS).astype(np.float32)

@@ -46,8 +46,8 @@ class InvertedLists:
         """
         rows = self._candidates(unit_vector(query).astype(np.float32), k)
         scanned = ExactSearch([gathered(self._halves, rows)], lambda i: self._take(rows[i]), 1)
-        found = scanned.search(query, k)
-        return Found(rows[found.rows], found.scores)
+        nearest = scanned.search(query, k)
+        return Found(rows[nearest.rows], nearest.scores)
 
     def _candidates(self, unit: npt.NDArray[np.float32], k: int) -> Int64:
         """The rows of the nearest lists, ascending."""

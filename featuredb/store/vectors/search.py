@@ -77,8 +77,8 @@ class DirectionSearch:
     def index(self, sae: Sae, kind: str) -> VectorIndex | None:
         """What the snapshot has of an approximate index over `group`: None where it is small."""
         names = tuple(s.name for s in self.group(sae, kind))
-        found = (i for i in self._snapshot.derived.indexes if (i.kind, i.saes) == (kind, names))
-        return next(found, None)
+        matches = (i for i in self._snapshot.derived.indexes if (i.kind, i.saes) == (kind, names))
+        return next(matches, None)
 
     def approximate(self, sae: Sae, kind: str, index: VectorIndex) -> InvertedLists:
         """Search through that index."""
@@ -126,11 +126,11 @@ class DirectionSearch:
         return load_array(self._root, file.path, whole=True)
 
     def _kept(
-        self, kept: dict[tuple[str, str], T], sae: Sae, kind: str, make: Callable[[], T]
+        self, cache: dict[tuple[str, str], T], sae: Sae, kind: str, make: Callable[[], T]
     ) -> T:
         """What was made for the group before, else made now."""
         key = self.group(sae, kind)[0].name, kind
         with self._lock:
-            if key not in kept:
-                kept[key] = make()
-            return kept[key]
+            if key not in cache:
+                cache[key] = make()
+            return cache[key]

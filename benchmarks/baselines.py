@@ -1,7 +1,7 @@
 """Baselines: the same activations in common layouts, with the same queries.
 
-- *by-token Parquet*: a row per activation in the order of the text, zstd, scanned by DuckDB;
-- *DuckDB table*: a native table of the same rows, sorted by feature, so that its zone maps help;
+- *by-token Parquet*: a row per activation in the order of the text, zstd, scanned by DuckDB.
+- *DuckDB table*: a native table of the same rows, sorted by feature, so that its zone maps help.
 - *cache in memory*: the layout of Delphi's cache, locations int64 [n, 3] and values float32 [n],
   saved as arrays, loaded whole and masked by feature. At most `CACHED` activations of it.
 """

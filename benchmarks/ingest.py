@@ -1,10 +1,10 @@
 """Ingestion against the bare loop and against a cache that keeps everything in memory.
 
 Side by side in one process, the same model, SAE and batches, rounds interleaved because machines
-are noisy; figures are medians and ratios:
+are noisy. Figures are medians and ratios:
 
-(a) bare: forward to the hook, ``encode``, results dropped;
-(b) featuredb: the same, and every activation sorted and written in both copies;
+(a) bare: forward to the hook, ``encode``, results dropped.
+(b) featuredb: the same, and every activation sorted and written in both copies.
 (c) a cache as Delphi describes its own: locations [n, 3] and values of all non-zero activations
     collected in memory, concatenated and saved as safetensors at the end.
 
@@ -189,7 +189,7 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _flops_per_token(extractor: Extractor) -> float:
-    """Two per weight of the layers up to the last hook; attention's products are left out."""
+    """Two per weight of the layers up to the last hook. Attention's products are left out."""
     last = max(p.hook.layer if p.hook.layer is not None else -1 for p in extractor.saes)
     weights = 0
     for name, parameter in extractor.model.model.named_parameters():

@@ -277,7 +277,7 @@ def _cpu() -> float:
 
 
 def own_memory(pid: int) -> int:
-    """Bytes of anonymous memory of a process and those it started; 0 once it has ended."""
+    """Bytes of anonymous memory of a process and those it started. 0 once it has ended."""
     folder = Path(f"/proc/{pid}")
     try:
         status = (folder / "status").read_text(encoding="ascii")

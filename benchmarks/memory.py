@@ -6,8 +6,8 @@ token as there is with real ones and little to compute. Documents are made up of
 
 Each size is an ingest of its own through the command line, in a process of its own, which this
 one watches from outside through ``/proc`` (Linux). Its output gives the current phase. Two
-figures a phase: *own*, the anonymous memory (``RssAnon``), which is what an ingest has to fit in;
-and *resident* (``VmRSS``), which adds pages of mapped files, the runs being merged among them,
+figures a phase: *own*, the anonymous memory (``RssAnon``), which is what an ingest has to fit in.
+And *resident* (``VmRSS``), which adds pages of mapped files, the runs being merged among them,
 that the system takes back when it needs them.
 
 Run ``python -m benchmarks.memory --help``.
@@ -53,7 +53,7 @@ PHASES = {
 
 @dataclass
 class Watched:
-    """One ingest. Bytes by phase are peaks; the curve is (seconds, phase, own, resident)."""
+    """One ingest. Bytes by phase are peaks. The curve is (seconds, phase, own, resident)."""
 
     tokens: int
     seconds: float = 0.0
@@ -69,7 +69,7 @@ class Watched:
 
 
 def write_corpus(path: Path, tokens: int, seed: int = 0) -> Path:
-    """JSON Lines of at least `tokens` tokens, a token a word; a prefix of any larger one's text.
+    """JSON Lines of at least `tokens` tokens, a token a word. A prefix of any larger one's text.
 
     A document is one to eight out of a thousand short texts, in an order that never changes.
     """
@@ -144,7 +144,7 @@ def _listen(stream: IO[bytes], printed: list[str]) -> None:
 
 
 def _memory(pid: int) -> tuple[int, int]:
-    """Bytes of anonymous and of all resident memory; zeros once the process has ended."""
+    """Bytes of anonymous and of all resident memory. Zeros once the process has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     except OSError:

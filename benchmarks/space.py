@@ -3,8 +3,8 @@
     python -m benchmarks.space my.fdb
 
 The floor is the entropy of the same activations. *Position given feature*: each feature fires on
-each recorded token independently, with its own density p, so it costs H(p)/p bits an activation;
-that ignores that features come in bursts, which real encodings use. *Value*: the entropy of the
+each recorded token independently, with its own density p, so it costs H(p)/p bits an activation.
+That ignores that features come in bursts, which real encodings use. *Value*: the entropy of the
 stored values over all features together. *Value given feature* is lower, but counted from the
 values themselves it is too low, as a feature of n activations cannot show more than log2(n) bits:
 it is printed and not used. Both copies hold the same activations, so one floor is that of each.

@@ -57,7 +57,7 @@ class Figure(msgspec.Struct):
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None where there is none."""
+        """Whether the target is met. None where there is none."""
         if self.target is None:
             return None
         return self.value >= self.target if self.least else self.value <= self.target
@@ -252,7 +252,7 @@ _OURS = {
     "A and B on the same token": "A and B on the same token, both densest 1 %",
 }
 """The figure of the store that answers each question of the baselines. Its top contexts come with
-their tokens and documents; those of the others are ids and values."""
+their tokens and documents. Those of the others are ids and values."""
 
 
 def table_maker(db: Database) -> Callable[[Path], None]:

@@ -8,7 +8,7 @@ where it is known which documents have the feature on), of a value at float16 11
 `entropies` computes both.
 
 Documents have a few hundred to a few thousand tokens drawn by Zipf's law from made-up words, and a
-topic; they are cut into contexts of 256 tokens. Everything follows from the seed and the number of
+topic. They are cut into contexts of 256 tokens. Everything follows from the seed and the number of
 the partition, so that partitions are made in any order, in any process.
 """
 
@@ -73,7 +73,7 @@ class World:
 
     @cached_property
     def density(self) -> Floats:
-        """Share of tokens on which each feature fires, float64 [features]; they sum to `l0`."""
+        """Share of tokens on which each feature fires, float64 [features]. They sum to `l0`."""
         drawn = np.exp(self._rng(1).normal(0.0, 1.9, self.features))
         for _ in range(50):
             drawn = np.clip(drawn * (self.l0 / drawn.sum()), 1e-6, 0.2)
@@ -188,7 +188,7 @@ class World:
         return Codes(self._positions(documents)[keys], features, stored_values(value))
 
     def entropies(self) -> Entropies:
-        """Of the distribution drawn from; a feature's scale is taken as known."""
+        """Of the distribution drawn from. A feature's scale is taken as known."""
         rate = self.density * BURST
         each = self.density / self.l0
         octaves = SPREAD_OF_VALUES / np.log(2)

@@ -34,8 +34,8 @@ class Database:
     """An open database, read-only and pinned to the snapshot it had when it was opened.
 
     A context manager. Pickles as its path and snapshot. The class of each answer documents its
-    columns, and an answer without rows has them all. Every question raises `QueryError` where it
-    cannot be answered as asked, and `CorruptDatabaseError` where a file is damaged.
+    columns, and an answer without rows has them all. Every question raises `QueryError` where its
+    arguments are invalid, and `CorruptDatabaseError` where a file is damaged.
     """
 
     def __init__(self, store: Store) -> None:
@@ -51,7 +51,7 @@ class Database:
 
     @property
     def location(self) -> Path | RemoteFiles:
-        """Where the database is: its folder, or what stands for its URL, which `str` gives."""
+        """Where the database is: its folder, or an object whose `str` is its URL."""
         return self._store.root
 
     @property
@@ -248,10 +248,10 @@ class Database:
     ) -> duckdb.DuckDBPyRelation:
         """Any SQL over the views and macros, as a lazy DuckDB relation.
 
-        Every relation has a connection of its own: several can be read at once, by any threads,
-        but not joined to one another. What a statement creates is there for the next. What belongs
-        to a connection (temporary tables, variables, settings of a session) is there only for
-        statements in the same text. The macro ``fires_on`` takes new text here.
+        Every relation has its own connection. Several can be read at once, by any threads, but not
+        joined to one another. Later statements see what a statement creates. Temporary tables,
+        variables and session settings belong to a connection and exist only for statements in the
+        same text. The macro ``fires_on`` takes new text here.
 
         Args:
             query: One or more statements.

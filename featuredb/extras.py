@@ -10,7 +10,7 @@ from featuredb.errors import MissingExtraError
 
 @contextmanager
 def ingest_extra(purpose: str) -> Iterator[None]:
-    """Imports in this block need the extra ``featuredb[ingest]``; `purpose` begins the error.
+    """Imports in this block need the extra ``featuredb[ingest]``. `purpose` begins the error.
 
     Raises:
         MissingExtraError: A package they need is not installed.

@@ -1,7 +1,7 @@
 """The questions that a database answers: one file each, with its answer, its Python and its SQL.
 
 `QUESTIONS` holds every `Question` by name. A module of this package that defines ``QUESTION`` is
-one; the catalog, the tests of the docs and of the CLI, and the explorer iterate over it.
+one. The catalog, the tests of the docs and of the CLI, and the explorer iterate over it.
 """
 
 from __future__ import annotations

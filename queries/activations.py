@@ -88,12 +88,12 @@ def feature_activations(
 
 
 def feature_contexts(store: Store, sae: Sae, feature: int) -> FeatureContexts:
-    """Every context of a feature; all arrays empty (offsets [0]) when it never fires."""
+    """Every context of a feature. All arrays empty (offsets [0]) when it never fires."""
     bits = store.snapshot.position_bits
     pieces: list[FeatureContexts] = []
     rows = 0
     # A dense feature has millions of rows: what a row costs is kept to a few narrow passes, and a
-    # context lies in one segment alone, so that segments need not be joined first.
+    # context is in one segment only, so segments need not be joined first.
     for segment in store.by_feature(sae):
         if segment.count(feature) == 0:
             continue

@@ -1,7 +1,7 @@
 """What a question is answered with: a small frozen object over one Arrow table.
 
-`Answer` is a table, read as Arrow, pandas, polars, rows, text or HTML; each question has a kind of
-its own, in its own file. `Rows` is the answer of any SQL. `Info` holds nested names and values
+`Answer` is a table, read as Arrow, pandas, polars, rows, text or HTML. Each question has its own
+kind, in its own file. `Rows` is the answer of any SQL. `Info` holds nested names and values
 instead of a table. The kinds differ in columns, in the few attributes that are not per row, and
 in what they show (`view`). This module imports neither DuckDB, pandas, polars nor torch.
 """
@@ -63,7 +63,7 @@ class Row:
 class Answer:
     """An Arrow table and how to read it. An empty answer has no rows and every column.
 
-    `str(answer)` is plain text 100 columns wide; a notebook shows the same with tokens shaded.
+    `str(answer)` is plain text 100 columns wide. A notebook shows the same with tokens shaded.
     """
 
     kind: ClassVar[str] = "answer"
@@ -145,7 +145,7 @@ class Answer:
 class Rows(Answer):
     """The answer of a SQL statement, with its own columns in its own order.
 
-    SQL may give two columns one name; the second `a` becomes `a_1`, so that nothing is lost where
+    SQL may give two columns one name. The second `a` becomes `a_1`, so that nothing is lost where
     a name is a key.
     """
 
@@ -192,7 +192,7 @@ class Info:
         return View([[Facts(self.data)]])
 
     def arrow(self) -> pa.Table:
-        """Columns `name` (as in `saes.0.d_sae`) and `value`, both strings; null where unknown."""
+        """Columns `name` (as in `saes.0.d_sae`) and `value`, both strings. Null where unknown."""
         import pyarrow as pa
 
         leaves = list(_leaves(self.data))

@@ -35,7 +35,7 @@ def check_bounds(low: float | None, high: float | None) -> None:
 
 
 def check_text(text: object, what: str) -> str:
-    """A text that may be asked about; what: its name in the message.
+    """A valid text of a question. what: its name in the message.
 
     Raises `QueryError` for anything else, lone surrogates (bytes that were no UTF-8) among it.
     """

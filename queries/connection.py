@@ -49,7 +49,7 @@ class Reader:
         """One more connection to the same DuckDB.
 
         A connection refuses a statement while another thread, or a reader of rows that is not at
-        its end, uses it: so every question has its own.
+        its end, uses it. So every question has its own.
         """
         with self._lock:
             if self._connection is None:
@@ -82,19 +82,19 @@ def bare(location: Location) -> duckdb.DuckDBPyConnection:
 def connect(
     snapshot: Snapshot, location: Location, memory: int | None = None
 ) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB holding the catalog of `snapshot`, whose files are at `location`.
+    """An in-memory DuckDB with the catalog of `snapshot`, for files at `location`.
 
     memory: bytes to work in, results not counted. None for DuckDB's own bound, most of the
     machine's. What does not fit goes to a temporary folder.
 
-    Raises `CorruptDatabaseError` when a file the views stand on is missing or damaged.
+    Raises `CorruptDatabaseError` when a file of the views is missing or damaged.
     """
     import duckdb
 
     connection = bare(location)
     # Footers are parsed once: the files of a snapshot never change. Of every cursor too.
     connection.execute("SET GLOBAL parquet_metadata_cache = true")
-    with suppress(duckdb.InvalidInputException):  # in Jupyter without ipywidgets there is no bar
+    with suppress(duckdb.InvalidInputException):  # Jupyter without ipywidgets has no bar
         connection.execute("SET enable_progress_bar = false")
     connection.execute("SET temp_directory = ?", [str(spill_folder() or "")])
     if memory is not None:
@@ -115,7 +115,7 @@ def bound(connection: duckdb.DuckDBPyConnection, memory: int) -> None:
 
 
 def _first_files(snapshot: Snapshot) -> list[str]:
-    """The files whose footers DuckDB reads while it makes the views."""
+    """The files with footers that DuckDB reads to create the views."""
     derived = snapshot.derived
     files = [snapshot.vocabulary, derived.features, derived.coactivation]
     files += [derived.neighbors_decoder, derived.neighbors_encoder]

@@ -43,7 +43,7 @@ class FeatureCard(Answer):
         return self[0]
 
     def view(self) -> View:
-        """Each part of the card under its own heading."""
+        """Each part of the card under its heading."""
         row = self.statistics
         sections: list[list[Part]] = [
             [Heading("feature ", feature_name(row)), *_facts(row)],

@@ -14,7 +14,7 @@ from queries.sql import duckdb_errors
 def contexts_where(reader: Reader, condition: str) -> npt.NDArray[np.int64]:
     """Ids, int64 [c], of the contexts for which `condition` is true.
 
-    The condition may use every column of ``documents`` and of ``contexts``; where both have one
+    The condition may use every column of ``documents`` and of ``contexts``. Where both have one
     of the same name, ``documents.n_tokens`` says which. Raises `QueryError` for a blank condition,
     `SQLError` with DuckDB's message.
     """

@@ -124,7 +124,7 @@ def fires_on(store: Store, text: str, k: int, encode: Encode) -> Firing:
 
 
 def stored_document(store: Store, text: str) -> int | None:
-    """The first document whose text is exactly `text`, None when there is none."""
+    """The first document with exactly this text, None if there is none."""
     for corpus in store.snapshot.corpora:
         if corpus.text_hashes is not None:
             document = store.texts.with_text(corpus, text)
@@ -269,7 +269,7 @@ def _fires_on(snapshot: Snapshot) -> str:
     bits = snapshot.position_bits
     branches = []
     for index, order, files in _files(snapshot):
-        # Which tokens of which file are wanted is a small table; joining on the file's own
+        # Which tokens of which file are wanted is a small table. Joining on the file's own
         # positions lets DuckDB skip every row group that has none of them.
         source = f"""{literals.files([f.file.path for f in files])} AS t
         JOIN (

@@ -15,7 +15,7 @@ from queries.question import Question
 
 
 def info(reader: Reader) -> Info:
-    """What the database holds, where it comes from, how large it is. Reads the snapshot alone."""
+    """What the database holds, where it comes from, how large it is. Reads only the snapshot."""
     store = reader.store
     snapshot = store.snapshot
     activations = sum(s.rows for s in snapshot.segments)
@@ -60,7 +60,7 @@ def _values(store: Store) -> str:
 
 
 def _sizes(snapshot: Snapshot) -> dict[str, int]:
-    """Bytes below each folder of the database, as docs/format.md has them; their sum is `bytes`."""
+    """Bytes below each folder of the database, as docs/format.md has them. Their sum is `bytes`."""
     sizes: dict[str, int] = {}
     for file in snapshot.files():
         folder = PurePosixPath(PurePosixPath(file.path).parts[0]).stem

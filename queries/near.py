@@ -64,7 +64,7 @@ class Neighbors(Answer):
         return View([heading, [self.features()]] if len(self) else [heading])
 
     def features(self) -> Table:
-        """The neighbors alone, for a card."""
+        """Only the neighbors, for a card."""
         rows = list(self)
         score = "jaccard" if self.by == "coactivation" else "cosine"
         return feature_table(rows, [score_column(score, rows, "score"), *feature_sizes(rows)])
@@ -137,7 +137,7 @@ def _checked(vector: Any) -> npt.NDArray[np.float64]:
 
 
 def _place(store: Store, width: int, by: str, name: str | None) -> Sae:
-    """An SAE whose directions, and those comparable with them, the vector is compared with."""
+    """An SAE. The vector is compared with its directions and all comparable ones."""
     snapshot = store.snapshot
     if name is not None:
         sae = next((s for s in snapshot.saes if s.name == name), None)
@@ -179,7 +179,7 @@ def _from_graph(store: Store, sae: Sae, feature: int, k: int, by: str) -> Neares
     rows = np.flatnonzero(chunk_to_numpy(table.column("feature_id")) == feature)
     if len(rows) == 0:
         return _NOTHING
-    # One SAE's rows of a feature are consecutive; another SAE's may be in the same row groups.
+    # One SAE's rows of a feature are consecutive. Another SAE's may be in the same row groups.
     table = table.slice(int(rows[0]), int(rows[-1] - rows[0]) + 1)
     mask = np.array(table.column("sae").to_pylist(), dtype=object) == sae.name
     mask &= chunk_to_numpy(table.column("feature_id")) == feature
@@ -295,7 +295,7 @@ QUESTION = Question(
     Neighbors,
     "near",
     (
-        # Beyond the graph the directions have more to give; co-activation has not.
+        # Beyond the graph the directions have more to give. Co-activation has not.
         *_macros("near", lambda snapshot: snapshot.derived.neighbors_decoder, bounded=True),
         *_macros("near_encoder", lambda snapshot: snapshot.derived.neighbors_encoder, bounded=True),
         *_macros("coactive", lambda snapshot: snapshot.derived.coactivation, bounded=False),

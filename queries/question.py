@@ -39,7 +39,7 @@ class Question:
     """One question that a database answers.
 
     method: the method of `featuredb.Database`. verb: the command of the CLI, where there is one.
-    answer: the class of the answer. macros: in the order in which they are created; those whose
+    answer: the class of the answer. macros: in the order in which they are created. Those whose
     names begin with ``featuredb_`` are parts of the others.
     """
 

@@ -20,7 +20,7 @@ def feature_name(row: Row) -> str:
 
 
 def feature_table(rows: Sequence[Row], columns: Sequence[AnyColumn]) -> Table:
-    """Rank and feature, the question's own columns, then the tokens that tell what it is about."""
+    """Rank and feature, the question's own columns, then the tokens that characterize it."""
     return Table(
         [
             Column("", [str(row.rank) for row in rows], right=True, style="dim"),

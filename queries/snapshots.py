@@ -25,7 +25,7 @@ _SCHEMA = pa.schema(
 
 
 def list_snapshots(path: Path) -> Rows:
-    """One row per snapshot, oldest first; see `featuredb.snapshots`."""
+    """One row per snapshot, oldest first. See `featuredb.snapshots`."""
     layout = Layout(path.expanduser().absolute())
     live = read_snapshot(layout).number
     rows = []

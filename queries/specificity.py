@@ -14,9 +14,9 @@ from featuredb.store.store import Store
 
 
 class Active(NamedTuple):
-    """Activations of one SAE on a text, all [n], in any order; one per token and feature.
+    """Activations of one SAE on a text, all [n], in any order. One per token and feature.
 
-    token_index counts the tokens of the text; activation is as stored.
+    token_index counts the tokens of the text. Activation is as stored.
     """
 
     sae: Sae
@@ -26,7 +26,7 @@ class Active(NamedTuple):
 
 
 class _Peaks(NamedTuple):
-    """One entry per active feature of one SAE, ascending; offsets [f + 1] into the sorted rows."""
+    """One entry per active feature of one SAE, ascending. Offsets [f + 1] into the sorted rows."""
 
     sae: Sae
     feature: npt.NDArray[np.int64]

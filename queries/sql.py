@@ -27,12 +27,13 @@ _OF_A_CONNECTION = re.compile(
 
 @contextmanager
 def duckdb_errors(location: Location) -> Iterator[None]:
-    """Turn every DuckDB exception into `SQLError`, its message DuckDB's own but for want of memory.
+    """Turn every DuckDB exception into `SQLError`, with DuckDB's message, except when memory runs
+    out.
 
     A file of the store that is gone or unreadable is `CorruptDatabaseError` instead, a remote one
     that cannot be had what `RemoteFiles.fetch` raises.
     """
-    # Most questions never meet DuckDB, and importing it takes longer than they do.
+    # Most questions do not need DuckDB, and importing it takes longer than they do.
     import duckdb
 
     root = location.address[0]

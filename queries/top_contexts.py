@@ -53,7 +53,7 @@ class TopContexts(Answer):
         return View([[heading], [self.passages()]] if len(self) else [[heading]])
 
     def passages(self) -> Passages:
-        """The contexts alone, for a card."""
+        """Only the contexts, for a card."""
         rows = list(self)
         scale = abs(self.max_activation) or max((abs(r.activation) for r in rows), default=0.0)
         return Passages([_passage(row) for row in rows], scale)
@@ -246,9 +246,9 @@ _COMPUTED = """
 def _choice(snapshot: Snapshot, row: str, otherwise: str) -> str:
     """The macro that chooses: stored windows, else contexts, else all activations.
 
-    `query` plans only the text it is given, here a call with the names already read; planning all
+    `query` plans only the text it is given, here a call with the names already read. Planning all
     ways, each with the names spelled out, would take longer than answering. row: the feature's row
-    among all features; otherwise: the macro that is called where that is null.
+    among all features. otherwise: the macro that is called where that is null.
     """
     firsts = first_rows(snapshot)
     calls: list[list[int | str]] = []

@@ -39,7 +39,7 @@ def activations(path: Path, sae: str) -> pa.Table:
 
 
 def logical_content(path: Path) -> dict[str, pa.Table]:
-    """Every table of a database that users can see; checks on the way that it is sound."""
+    """Every table of a database that users can see. Checks on the way that it is sound."""
     report = verify(path)
     assert report.ok, str(report)
     snapshot = read_snapshot(Layout(path))

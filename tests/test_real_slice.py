@@ -31,7 +31,7 @@ DOCUMENTS = 10
 
 
 class RealOracle(Oracle):
-    """Sinks are not in a `World`; how many positions were recorded is told instead."""
+    """Sinks are not in a `World`. How many positions were recorded is told instead."""
 
     recorded = 0
 
@@ -117,7 +117,7 @@ def test_stored_activations_are_the_sae_on_the_models_own_hidden_states(
             error = np.abs(want[both] - have[both]) / np.maximum(np.abs(want[both]), 1)
             worst = max(worst, float(error.max()))
             context += 1
-    # float16 rounds by at most 2**-11; the rest is the model run in other batch shapes, which
+    # float16 rounds by at most 2**-11. The rest is the model run in other batch shapes, which
     # may also push a pre-activation that sits on its threshold to the other side.
     assert worst <= 2**-11 + 5e-4
     assert flips <= 1e-4 * total

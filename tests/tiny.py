@@ -69,7 +69,7 @@ def tiny_sae(
     bias: float = -0.02,
     **config: Any,
 ) -> Path:
-    """A ReLU SAE in SAELens's format; its last feature never fires."""
+    """A ReLU SAE in SAELens's format. Its last feature never fires."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(d_sae, d_in, generator=generator)
     directions /= directions.norm(dim=1, keepdim=True)

@@ -45,7 +45,7 @@ class Settings:
 class Active:
     """The active features of a batch of B tokens, in order of token, then feature.
 
-    token, feature: int64 [n]; value: float32 [n]; cut: the smallest selected value
+    token, feature: int64 [n]. value: float32 [n]. cut: the smallest selected value
     """
 
     token: Tensor
@@ -58,8 +58,8 @@ class Active:
 class Weights:
     """The parameters, for inputs scaled to a mean squared norm of d.
 
-    encoder, decoder: float32 [d_sae, d] (decoder rows have norm 1)
-    encoder_bias: float32 [d_sae]; decoder_bias: float32 [d]
+    encoder, decoder: float32 [d_sae, d] (decoder rows have norm 1) encoder_bias: float32 [d_sae].
+    decoder_bias: float32 [d]
     """
 
     encoder: Tensor

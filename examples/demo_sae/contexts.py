@@ -19,7 +19,7 @@ class Firings:
     """Every activation of some rows, by feature, then activation descending, then row.
 
     start: int64 [features + 1], the f-th feature's part is start[f]:start[f + 1]
-    row: int64 [n], an index into the stored rows; value: float32 [n]
+    row: int64 [n], an index into the stored rows. value: float32 [n]
     """
 
     start: npt.NDArray[np.int64]
@@ -67,7 +67,7 @@ def top_snippets(
 ) -> list[Snippet]:
     """The feature's `count` top contexts, at most one per document.
 
-    owner: per stored row its window, int64 [rows]; around: tokens shown before and after.
+    owner: per stored row its window, int64 [rows]. around: tokens shown before and after.
     """
     snippets: list[Snippet] = []
     seen: set[int] = set()

@@ -1,8 +1,8 @@
 """Scores of a saved SAE on held-out text.
 
-- FVU: sum of ||x - x_hat||^2 over sum of ||x - mean||^2;
-- L0: active features per token;
-- dead: features that fire on none of the tokens;
+- FVU: sum of ||x - x_hat||^2 over sum of ||x - mean||^2.
+- L0: active features per token.
+- dead: features that fire on none of the tokens.
 - loss recovered: (mean-ablated - spliced) / (mean-ablated - clean) cross-entropy, where BOS
   and sinks pass through unchanged in all three.
 

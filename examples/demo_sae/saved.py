@@ -24,7 +24,7 @@ class SavedSAE:
         z = (x - b_dec) W_enc + b_enc      a = z where z > threshold and z > 0, else 0
         x_hat = a W_dec + b_dec
 
-    W_enc: [d, d_sae]; W_dec: [d_sae, d]; b_enc, threshold: [d_sae]; b_dec: [d]; all float32
+    W_enc: [d, d_sae]. W_dec: [d_sae, d]. b_enc, threshold: [d_sae]. b_dec: [d]. All float32
     """
 
     W_enc: Tensor

@@ -30,7 +30,7 @@ _MEAN_ROWS = 200_000
 class Rows:
     """The stored activations of one layer and their split.
 
-    data: bfloat16 [rows, d]; sinks: bool [rows]; train, held_out: int64 row numbers
+    data: bfloat16 [rows, d]. sinks: bool [rows]. Train, held_out: int64 row numbers
     """
 
     data: Tensor

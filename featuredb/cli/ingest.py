@@ -20,13 +20,13 @@ _COUNT = click.IntRange(min=1)
 
 
 def _option(name: str, metavar: str, help: str, *flag: str, **settings: Any) -> partial[Any]:
-    """An option by the name of its argument; the flag is the same unless given."""
+    """An option by the name of its argument. The flag is the same unless given."""
     flags = (*(flag or [f"--{name.replace('_', '-')}"]), name)
     return partial(click.option, *flags, metavar=metavar, help=help, **settings)
 
 
 def _several(name: str, metavar: str, help: str) -> partial[Any]:
-    """An option that may be repeated; its flag is the singular."""
+    """An option that may be repeated. Its flag is the singular."""
     collect = {"multiple": True, "callback": lambda _context, _option, values: [*values] or None}
     return _option(name, metavar, help, f"--{name.removesuffix('s')}", **collect)
 

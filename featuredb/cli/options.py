@@ -30,7 +30,7 @@ def default(function: str, argument: str) -> dict[str, Any]:
 
 
 def database(command: Command) -> Command:
-    """DB, always the first argument; not validated here."""
+    """DB, always the first argument. Not validated here."""
     return click.argument("db", metavar="DB")(command)
 
 
@@ -53,7 +53,7 @@ def memory(function: str) -> Callable[[Command], Command]:
 
 
 def feature(command: Command) -> Command:
-    """FEATURE, such as `1234` or `sae/1234`; not validated here."""
+    """FEATURE, such as `1234` or `sae/1234`. Not validated here."""
     return click.argument("feature", metavar="FEATURE")(command)
 
 

@@ -29,6 +29,6 @@ def command(db: str, url: str) -> None:
 
 @contextmanager
 def progress(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar if standard error is a terminal; gives the `report` of push and pull."""
+    """A progress bar if standard error is a terminal. Gives the `report` of push and pull."""
     with shown(), progress_of(doing, "bytes") as bar:
         yield bar.move_to

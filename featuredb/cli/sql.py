@@ -49,14 +49,14 @@ def command(
         raise click.UsageError("there is no SQL in QUERY")
     with featuredb.open(db, snapshot=snapshot, memory=memory) as database:
         relation = database.sql(statement)
-        # A relation is lazy: what DuckDB refuses only while running is first heard of here.
+        # A relation is lazy: errors that DuckDB finds only while running are raised here.
         with duckdb_errors(location_of(database.location)):
             answer = Rows(_fetch(relation if k is None else relation.limit(k)))
     output.write(answer, rows=k)
 
 
 def _fetch(relation: duckdb.DuckDBPyRelation) -> pa.Table:
-    """Run the statement where it cannot keep Ctrl-C from being heard.
+    """Run the statement in a thread, so that Ctrl-C is handled.
 
     DuckDB looks for signals between the parts of a plan, and one part may take hours. So it works
     in a thread, and an interrupt ends the process under it: the database is open for reading, and

@@ -24,7 +24,7 @@ def histogram_rows(counts: Sequence[int], height: int = _HISTOGRAM_ROWS) -> list
 
 
 def sparkline(activations: Sequence[float]) -> str:
-    """Activation over a text, at most 16 cells; a long text shows each stretch's maximum."""
+    """Activation over a text, at most 16 cells. A long text shows the maximum of each part."""
     n = len(activations)
     cells = min(n, _LINE_CELLS)
     stretches = [
@@ -32,5 +32,5 @@ def sparkline(activations: Sequence[float]) -> str:
         for i in range(cells)
     ]
     top = max(stretches, default=0.0)
-    # The lowest bar means inactive. An active token, however weak, stands above it.
+    # The lowest bar means inactive. Every active token has a higher one.
     return "".join(_EIGHTHS[1 + max(1, round(7 * v / top))] if v else "▁" for v in stretches)

@@ -1,4 +1,4 @@
-"""Text that is safe to show: corpora hold escape sequences, and a screen would obey them."""
+"""Text that is safe to show: corpora contain escape sequences, which a terminal would execute."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def neutralize(text: str) -> str:
 
 
 def label(token: str) -> str:
-    """A token standing alone: neutralized, its spaces as `·`, never invisible."""
+    """A single token: neutralized, its spaces as `·`, never invisible."""
     if not token:
         return "(empty)"
     if all(unicodedata.category(character) in _WIDTHLESS for character in token):
@@ -39,8 +39,8 @@ def label(token: str) -> str:
 def spelled(tokens: Iterable[str]) -> list[str]:
     """Consecutive tokens as they read together, one string for each.
 
-    A token may hold part of a character, written as its bytes (``<0xE6>``). The character then
-    stands in the token that completes it. Bytes that complete none stay as they are written.
+    A token may hold part of a character, written as its bytes (``<0xE6>``). The token that
+    completes the character gets it. Bytes that complete none stay as they are written.
     """
     tokens = list(tokens)
     if not any("<0x" in token for token in tokens):

@@ -4,8 +4,8 @@ r"""Answers as bytes for other programs.
   answer (a feature card's contexts and neighbors) are lists of rows under their own names. An
   answer that is a document, such as `Info`, is that document, indented.
 - `jsonl`: one object per row, without the attributes.
-- `csv`: a header, then the rows, ending in `\n`; null is empty, lists and structs are JSON.
-- `parquet`: the Arrow table, zstd; the attributes are JSON under the key `featuredb` of the
+- `csv`: a header, then the rows, ending in `\n`. Null is empty, lists and structs are JSON.
+- `parquet`: the Arrow table, zstd. The attributes are JSON under the key `featuredb` of the
   schema's metadata.
 
 Single-precision values are written with the fewest digits that read back to the same float32. NaN
@@ -35,7 +35,7 @@ FORMATS: tuple[Format, ...] = ("json", "jsonl", "csv", "parquet")
 
 
 def to_bytes(answer: Shown, form: Format) -> bytes:
-    """The whole answer in one format; text formats are UTF-8."""
+    """The whole answer in one format. Text formats are UTF-8."""
     match form:
         case "json":
             return _json(answer)
@@ -136,7 +136,7 @@ def _plain(value: Any) -> Any:
 
 
 def _number(value: Decimal) -> int | float | str:
-    """DuckDB sums integers and reads `0.5` as decimals; text only where a float loses digits."""
+    """DuckDB sums integers and reads `0.5` as decimals. Text only where a float loses digits."""
     if value == value.to_integral_value():
         return int(value)
     return float(value) if Decimal(repr(float(value))) == value else str(value)

@@ -100,7 +100,7 @@ def _facts(data: Mapping[str, Any]) -> Markup:
 
 
 def _table(table: Table) -> Markup:
-    """A course along a text gets a line of its own below its row."""
+    """A course along a text gets a separate line below its row."""
     courses = [column for column in table.columns if isinstance(column, CourseColumn)]
     columns = [column for column in table.columns if not isinstance(column, CourseColumn)]
     lines = [list(row) for row in zip(*map(_cells, columns), strict=True)]

@@ -73,7 +73,7 @@ def under(label: Sequence[Text], body: Iterable[Text]) -> Iterator[Text]:
 def wrap(text: Text, width: int) -> list[Text]:
     """The text in lines of at most `width` cells, broken after spaces and wide characters.
 
-    A word longer than the line is broken where the line ends; spaces at a break may be dropped.
+    A word longer than the line is broken where the line ends. Spaces at a break may be dropped.
     """
     plain, offsets = text.plain, list[int]()
     start = chance = used = 0  # where the line begins, where it could end, cells so far

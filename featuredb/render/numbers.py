@@ -1,4 +1,4 @@
-"""Numbers as a person reads them. A missing number is `-`; nothing is rounded to zero."""
+"""Numbers as a person reads them. A missing number is `-`. Nothing is rounded to zero."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Page:
         return _TRAILING.sub("", buffer.getvalue())
 
     def tokens(self, tokens: Iterable[str], room: int | None = None) -> Text:
-        """Tokens standing alone, side by side, as many as fit in `room`, then `+N` for the rest."""
+        """Single tokens, side by side, as many as fit in `room`, then `+N` for the rest."""
         text = Text()
         labels = [label(token) for token in tokens]
         for i, shown in enumerate(labels):
@@ -73,8 +73,8 @@ class Page:
     ) -> Text:
         """Consecutive tokens as running text, the active ones shaded, `peak` underlined.
 
-        Without colors active tokens stand in single angle quotes, the peak in «double» ones. A
-        space before a word stays outside its shade, so that neighboring tokens are seen apart.
+        Without colors active tokens are in single angle quotes, the peak in «double» ones. A space
+        before a word is not shaded, so neighboring tokens are separated.
         """
         text = Text()
         for i, (token, value) in enumerate(zip(spelled(tokens), activations, strict=True)):
@@ -115,5 +115,5 @@ def _colors(environment: Mapping[str, str]) -> Literal["truecolor", "256", "stan
     if environment.get("COLORTERM", "").lower() in ("truecolor", "24bit"):
         return "truecolor"
     term = environment.get("TERM", "")
-    # Without a TERM somebody forced colors on a pipe: a log viewer, which knows 256 of them.
+    # Without TERM, FORCE_COLOR was set for a pipe: a log viewer, which supports 256 colors.
     return "256" if "256" in term or term in ("", "dumb", "unknown") else "standard"

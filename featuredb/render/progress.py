@@ -21,12 +21,12 @@ _LINE_EVERY_S = 15.0
 
 
 class _StandardError(logging.Handler):
-    """Prints messages as they are, above a progress bar where there is one."""
+    """Prints messages as they are, above any progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from rich.console import Console
 
-        # A console of its own for each message: a bar replaces sys.stderr while it is drawn.
+        # A new console for each message: a bar replaces sys.stderr while it is drawn.
         console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         console.print(record.getMessage(), soft_wrap=True)
 
@@ -53,7 +53,7 @@ def _is_shown() -> bool:
 
 
 class Progress:
-    """A bar if there is one to draw; else a message now and then, where there are details."""
+    """A bar if one is drawn, otherwise a message now and then, if details are given."""
 
     def __init__(self, bar: rich.progress.Progress | None = None) -> None:
         self._bar = bar
@@ -61,7 +61,7 @@ class Progress:
         self._started = self._logged = time.monotonic()
 
     def start(self, what: str, total: int, done: int = 0) -> None:
-        """Begin to count to `total`, of which `done` were done before."""
+        """Start counting to `total`, of which `done` are already done."""
         self._total, self._before, self._done = max(1, total), done, done
         self._started = self._logged = time.monotonic()
         if self._bar is not None:
@@ -80,7 +80,7 @@ class Progress:
             log.info(f"{self._done / self._total:4.0%}  {details}  {left / 60:.1f} min left")
 
     def move_to(self, done: int, total: int) -> None:
-        """Say how far it is, and how much there is."""
+        """Set the position and the total."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
@@ -89,7 +89,7 @@ class Progress:
 def progress(
     what: str, unit: Literal["bytes", "tokens"], *, transient: bool = False
 ) -> Iterator[Progress]:
-    """Progress of what the block does; a bar inside `shown` where standard error is a terminal.
+    """Progress of the block. Inside `shown` it is a bar if standard error is a terminal.
 
     transient: remove the bar in the end.
     """

@@ -15,7 +15,7 @@ from typing import Literal
 
 LEVELS = 8
 _ORANGE, _BLUE = 55.0, 255.0  # hues, in degrees
-# How 16-color terminals, whose colors the user picked, tell three strengths apart.
+# Three strengths on 16-color terminals, where the user chooses the colors.
 _SIXTEEN = {1: "black on {0}", 4: "black on bright_{0}", 7: "bold black on bright_{0}"}
 
 
@@ -27,7 +27,7 @@ class Ramp:
     colors: Literal["truecolor", "256", "standard"] = "truecolor"
 
     def style(self, value: float, scale: float, *, peak: bool = False) -> str:
-        """A rich style for a token; empty where it is not active."""
+        """A rich style for a token, empty if it is not active."""
         step = level(value, scale)
         if step == 0:
             return ""
@@ -54,7 +54,7 @@ def level(value: float, scale: float) -> int:
 
 
 def css(value: float, scale: float) -> str:
-    """A background for a token in HTML; translucent, so it suits light pages and dark ones."""
+    """A background for a token in HTML. Translucent, so it suits light pages and dark ones."""
     step = level(value, scale)
     if step == 0:
         return ""

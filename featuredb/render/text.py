@@ -100,7 +100,7 @@ def _facts(data: Mapping[str, Any], page: Page, depth: int) -> Iterator[Text]:
 
 
 def _table(table: Table, page: Page) -> Iterator[Text]:
-    """Columns side by side. Token lists get a line of their own where there is no room."""
+    """Columns side by side. Token lists get a separate line if they do not fit."""
     lists = [column for column in table.columns if isinstance(column, TokenColumn)]
     others = [_cells(c, page) for c in table.columns if not isinstance(c, TokenColumn)]
     if not lists:
@@ -192,7 +192,7 @@ def _paragraphs(names: list[str], row: list[Any]) -> Iterator[Text]:
 
 
 def _passages(passages: Passages, page: Page) -> Iterator[Text]:
-    """Rank and value, aligned over all passages; beside them what they are from, and the text."""
+    """Rank and value, aligned over all passages, then their source and the text."""
     items = passages.items
     ranked = any(item.rank for item in items)
     shown = numbers.aligned([item.value for item in items])

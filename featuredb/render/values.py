@@ -47,7 +47,7 @@ def cell(value: Any) -> str:
 
 
 def is_nested(value: Any) -> bool:
-    """A mapping, or a list of mappings. Anything else stands on one line."""
+    """A mapping, or a list of mappings. Anything else is one line."""
     if isinstance(value, list | tuple):
         return bool(value) and all(isinstance(item, Mapping) for item in value)
     return isinstance(value, Mapping) and bool(value)

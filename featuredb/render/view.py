@@ -1,6 +1,6 @@
 """What an answer shows, as neutral parts that text, HTML and pages draw.
 
-An answer says *what* to show; how it looks is decided by `featuredb.render.text` and
+An answer says *what* to show. How it looks is decided by `featuredb.render.text` and
 `featuredb.render.html`, which know these parts and no question.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Heading:
-    """A line that names what follows: `before` and `after` are plain, `subject` stands out."""
+    """A line that names what follows: `before` and `after` are plain, `subject` is emphasized."""
 
     before: str = ""
     subject: str = ""
@@ -49,7 +49,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TokenColumn:
-    """A list of tokens per row, of which as many are shown as there is room for."""
+    """A list of tokens per row, shown as far as they fit."""
 
     name: str
     cells: Sequence[Sequence[str]]
@@ -101,7 +101,7 @@ class Records:
 class Passage:
     """Consecutive tokens as running text, the active ones shaded.
 
-    peak: index of the strongest token. rank, value and about stand beside it, where given.
+    peak: index of the strongest token. rank, value and about are shown beside it, if given.
     inside: the passage begins inside its text.
     """
 
@@ -134,7 +134,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks of parts side by side, or one under the other where there is no room."""
+    """Blocks of parts side by side, or one under the other if they do not fit."""
 
     blocks: Sequence[Sequence[Part]]
 
@@ -144,7 +144,7 @@ Part: TypeAlias = Heading | Facts | Table | Records | Passages | Bars | Group
 
 @dataclass(frozen=True)
 class View:
-    """Sections from top to bottom, an empty line between two; parts of a section follow closely."""
+    """Sections from top to bottom, an empty line between two. Parts of a section follow closely."""
 
     sections: Sequence[Sequence[Part]] = field(default_factory=tuple)
 

@@ -39,7 +39,7 @@ class FeatureFileWriter:
     feature_id dictionary, position DELTA_BINARY_PACKED, activation as `value_encoding` says of
     the first row group, zstd-1.
 
-    stride: what is added to positions from one feature to the next, modulo 2**32; see `stride_of`.
+    stride: what is added to positions from one feature to the next, modulo 2**32. See `stride_of`.
     """
 
     def __init__(self, path: Path, values: str, stride: int) -> None:
@@ -74,7 +74,7 @@ class FeatureFileWriter:
         return self
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        """Write what is left and the footer; where the block failed, its error is the one told."""
+        """Write the rest and the footer. If the block failed, its error is raised."""
         if failed is None:
             try:
                 self._flush(self._n_waiting)
@@ -87,7 +87,7 @@ class FeatureFileWriter:
         self._let_go()
 
     def _let_go(self) -> None:
-        """Close the file as it is: it is of no use, and on a full disk closing fails as well."""
+        """Close the incomplete file. On a full disk closing fails too."""
         if self._writer is not None:
             with suppress(Exception):
                 self._writer.close()
@@ -160,14 +160,14 @@ class SegmentByFeature:
         return rows.position, rows.activation
 
     def rows(self, start: int, stop: int, *, with_features: bool = True) -> FeatureRows:
-        """Rows start <= i < stop of the segment, in order; feature_id empty unless asked for."""
+        """Rows start <= i < stop of the segment, in order. feature_id is empty unless requested."""
         columns = ["position", "activation"]
         if with_features:
             columns.insert(0, "feature_id")
         return self._rows(start, stop, columns, None)
 
     def _rows(self, start: int, stop: int, columns: list[str], feature: int | None) -> FeatureRows:
-        """feature: whose rows these are, where they are of one."""
+        """feature: the one that all rows belong to, if given."""
         pieces: list[FeatureRows] = []
         first = int(np.searchsorted(self._last_rows, start, side="right"))
         for index in range(first, len(self.segment.feature_files)):
@@ -184,7 +184,7 @@ class SegmentByFeature:
         return FeatureRows(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
 
     def group_end(self, row: int) -> int:
-        """Where the row group that holds row `row` - 1 ends: what decoding it gives anyway."""
+        """End of the row group with row `row` - 1, which is decoded anyway."""
         entry = self.segment.feature_files[int(np.searchsorted(self._last_rows, row, side="left"))]
         size = schemas.FEATURE_ROW_GROUP
         groups = -(-(row - entry.first_row) // size)

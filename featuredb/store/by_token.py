@@ -86,7 +86,7 @@ def write_token_file(
 def token_rows(
     position: npt.NDArray[np.uint32], feature_id: npt.NDArray[Any], activation: schemas.FloatArray
 ) -> TokenRows:
-    """Group activations sorted by (position, feature_id) by token. All arguments [n]."""
+    """Group activations, sorted by (position, feature_id), by token. All arguments [n]."""
     if len(position) == 0:
         zero = np.zeros(1, np.int64)
         return TokenRows(position, zero, feature_id, activation)
@@ -110,7 +110,7 @@ def _to_gaps(
 
 
 def _from_gaps(rows: TokenRows, order: FeatureOrder) -> TokenRows:
-    """The tokens of a file as they were before `_to_gaps`; rows.feature_id holds the gaps."""
+    """The tokens of a file as they were before `_to_gaps`. rows.feature_id holds the gaps."""
     firsts = rows.offsets[:-1]
     ranks = np.cumsum(rows.feature_id, dtype=np.int64)
     ranks -= np.repeat(ranks[firsts] - rows.feature_id[firsts], np.diff(rows.offsets))
@@ -136,7 +136,7 @@ class SegmentByToken:
         self._orders: dict[str, FeatureOrder] = {}
 
     def context(self, context_id: int) -> tuple[npt.NDArray[np.int64], TokenRows]:
-        """(token_index int64 [t], rows) of one context; empty when nothing fires in it."""
+        """(token_index int64 [t], rows) of one context. Empty when nothing fires in it."""
         for entry in self.segment.token_files:
             if entry.first_context <= context_id < entry.end_context:
                 low = pack(context_id - entry.base_context, 0, self._bits)

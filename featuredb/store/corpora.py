@@ -137,9 +137,9 @@ class Texts:
             covered = start + n_tokens
 
     def with_text(self, corpus: Corpus, text: str) -> int | None:
-        """The first document of a corpus whose text is exactly `text`, looked up by its hash.
+        """The first document of a corpus with exactly this text, looked up by its hash.
 
-        None when there is none. The corpus must have text_hashes.
+        None if there is none. The corpus must have text_hashes.
         """
         assert corpus.text_hashes is not None
         hashes = self._hashes.get(corpus.id)
@@ -165,7 +165,7 @@ class Texts:
 
     @cached_property
     def metadata_schema(self) -> pa.Schema:
-        """`metadata_names` with their types; text where corpora disagree beyond promotion."""
+        """`metadata_names` with their types. Text if the corpora's types have no common type."""
         types: dict[str, pa.DataType] = {}
         for corpus in self._snapshot.corpora:
             schema = self._files.metadata(corpus.documents.path).schema.to_arrow_schema()
@@ -225,7 +225,7 @@ class Texts:
 
 
 def _rows_of(hashes: npt.NDArray[np.uint64], wanted: int) -> list[int]:
-    """The rows listed beside a hash, ascending, from a sorted array uint64 [n, 2].
+    """The rows listed for a hash, ascending, from a sorted array uint64 [n, 2].
 
     Hashes are uniform, so a hash's position is known within a few square roots of n. A remote
     lookup takes one request, where binary search would take one per step.

@@ -1,4 +1,4 @@
-"""An SAE's features in order of how often they fire: what the by-token copy counts along.
+"""An SAE's features by how often they fire: the order that the by-token copy uses.
 
 Frequent features come first, so that a token's features, as steps along the order, are mostly
 small numbers. The order is fixed once per SAE, before its first run, from the load check's
@@ -48,8 +48,8 @@ def write_feature_order(
 ) -> File:
     """Store the order of one SAE. counts: [d_sae], how often each feature fired in a sample.
 
-    table: the name of the SAE's LanceDB table; number: of the snapshot it is first used in, which
-    keeps the file apart from that of an earlier SAE of the name. Raises `StorageError`.
+    table: the name of the SAE's LanceDB table. number: of the first snapshot that uses it, which
+    distinguishes the file from that of an earlier SAE with the same name. Raises `StorageError`.
     """
     features = by_frequency(counts)
     ranks = np.arange(len(features), dtype=np.uint32)

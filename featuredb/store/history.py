@@ -36,13 +36,13 @@ _SNAPSHOT = re.compile(r"[0-9]{6,}\.json")
 
 
 def write_snapshot(layout: Layout, snapshot: Snapshot, catalog: Path | None = None) -> Snapshot:
-    """Make `snapshot` the live one. Everything it names must be on the disk.
+    """Make `snapshot` the live one. All its files must be on disk.
 
-    catalog: its catalog under a temporary name, to be put in place; by default the one that is
+    catalog: its catalog under a temporary name, to be put in place. By default the one that is
     there. Between that rename and the one of ``CURRENT`` other DuckDB clients see the new snapshot
-    and featuredb the old one, both of them whole; a writer killed there is followed by
-    `finish_publication`. Returns the snapshot as written: with the catalog's checksum, and those
-    of the snapshots before it.
+    and featuredb the old one, both of them whole. After a kill there the next writer calls
+    `finish_publication`. Returns the snapshot as written: with the catalog's checksum, and those of
+    the snapshots before it.
     """
     path = layout.snapshot(snapshot.number)
     snapshot = msgspec.structs.replace(
@@ -60,8 +60,8 @@ def write_snapshot(layout: Layout, snapshot: Snapshot, catalog: Path | None = No
 
 
 def unfinished_publication(layout: Layout) -> Pointer | None:
-    """A snapshot above the live one of which all is in place but ``CURRENT``: the catalog is that
-    snapshot's already. A pull may have skipped numbers."""
+    """A snapshot newer than the live one that only lacks ``CURRENT``: the catalog is already its
+    own. A pull may have skipped numbers."""
     live = read_snapshot(layout).number if layout.current.exists() else 0
     above = [number for number in snapshot_numbers(layout) if number > live]
     digest = sha256_of(layout.catalog) if above and layout.catalog.exists() else None
@@ -78,13 +78,13 @@ def unfinished_publication(layout: Layout) -> Pointer | None:
 
 
 def finish_publication(layout: Layout) -> None:
-    """Publish what a writer was killed publishing, if all but the last step was done.
+    """Finish the publication of a killed writer, if only the last step is missing.
 
     To be called under the write lock.
     """
     pointer = unfinished_publication(layout)
     if pointer is not None:
-        fsync_path(layout.root)  # the catalog's name, which the writer may not have come to
+        fsync_path(layout.root)  # the catalog's name, which the writer may not have flushed
         # It takes over only now: readers of the one before have their grace from here.
         snapshot = layout.snapshots / f"{pointer.name}.json"
         os.utime(snapshot)
@@ -93,8 +93,8 @@ def finish_publication(layout: Layout) -> None:
 
 
 def refuse_nothing_to_write_to(layout: Layout) -> None:
-    """For writers, before they lock or make anything: raises what `read_snapshot` raises, but not
-    where the first snapshot is there as soon as `finish_publication` is done."""
+    """For writers, before they lock or create anything. Raises as `read_snapshot`, but not if
+    `finish_publication` will publish the first snapshot."""
     if unfinished_publication(layout) is None:
         read_snapshot(layout)
 
@@ -134,7 +134,7 @@ def _catalog(layout: Layout, path: Path) -> File | None:
 
 
 def _older(layout: Layout, number: int) -> tuple[File, ...]:
-    """The snapshots below `number` that are kept, with the checksums they were published with."""
+    """The older snapshots that exist, with the checksums they were published with."""
     if not layout.current.exists():
         return ()
     pointer = read_pointer(layout)
@@ -146,7 +146,7 @@ def _older(layout: Layout, number: int) -> tuple[File, ...]:
 
 
 def _recorded(layout: Layout, number: int) -> Pointer:
-    """A snapshot by number, with its checksum as far as the live one can be read for it."""
+    """A snapshot by number, with its checksum if the live one is readable."""
     path = layout.snapshot(number)
     try:
         pointer = read_pointer(layout)
@@ -194,7 +194,7 @@ def read_raw(layout: Layout, number: int | None = None) -> tuple[Pointer, bytes,
 
 
 def _is_replaced(layout: Layout, pointer: Pointer, number: int | None) -> bool:
-    """Whether a snapshot that cannot be read was vacuumed since its name was."""
+    """Whether an unreadable snapshot was vacuumed after its name was read."""
     if number is not None:
         return number not in kept_numbers(layout)
     try:
@@ -204,7 +204,7 @@ def _is_replaced(layout: Layout, pointer: Pointer, number: int | None) -> bool:
 
 
 def _nothing_published(layout: Layout) -> DatabaseError:
-    """What to say of a folder without ``CURRENT``."""
+    """The error for a folder without ``CURRENT``."""
     root = layout.root
     if not layout.staging.is_dir() and not layout.lock.exists():
         return DatabaseNotFoundError(
@@ -218,7 +218,7 @@ def _nothing_published(layout: Layout) -> DatabaseError:
 
 
 def _last_purpose(layout: Layout) -> str:
-    """What the last writer locked the database for; empty where its note does not say."""
+    """The last writer's purpose, from its note. Empty if the note does not have it."""
     try:
         return str(json.loads(layout.lock.read_bytes())["purpose"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -226,14 +226,14 @@ def _last_purpose(layout: Layout) -> str:
 
 
 def snapshot_numbers(layout: Layout) -> list[int]:
-    """The numbers of the snapshots on the disk, ascending. One above the live one is of a
-    publication that is under way, or was killed."""
+    """The numbers of the snapshots on the disk, ascending. One newer than the live one
+    belongs to a publication in progress or killed."""
     names = (path.name for path in layout.snapshots.glob("*.json"))
     return sorted(int(name[:-5]) for name in names if _SNAPSHOT.fullmatch(name))
 
 
 def kept_numbers(layout: Layout) -> list[int]:
-    """The numbers of the published snapshots that are kept, ascending; of all on the disk where
+    """The numbers of the published snapshots that are kept, ascending. Of all on the disk where
     ``CURRENT`` names none of them."""
     numbers = snapshot_numbers(layout)
     try:
@@ -281,7 +281,7 @@ def read_remote_snapshot(remote: RemoteFiles, number: int | None = None) -> Snap
     """Read the live snapshot of a database behind a URL, or an older one. Two requests.
 
     Args:
-        remote: Where the database is. It learns the sizes of its files.
+        remote: Where the database is. It gets the sizes of its files.
         number: The snapshot's number, None for the live one.
 
     Returns:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 FORMAT_VERSION = 3
-"""Version of the on-disk format, apart from the package's version."""
+"""Version of the on-disk format, separate from the package's version."""
 
 OLDEST_FORMAT = 3
 """Oldest format that is read. Formats 1 and 2 were never released."""
@@ -87,7 +87,7 @@ FEATURE_ORDER = pa.schema(
         pa.field("feature_id", pa.uint32(), nullable=False),
     ]
 )
-"""Every feature of one SAE, the most frequent first; ranks from 0."""
+"""Every feature of one SAE, the most frequent first. Ranks from 0."""
 
 
 def by_token(values: str, d_sae: int) -> pa.Schema:
@@ -113,11 +113,11 @@ DOCUMENT_FIELDS = (
     pa.field("n_contexts", pa.int32(), nullable=False),
     pa.field("text", pa.string()),
 )
-"""First columns of ``documents``, sorted by document_id; the corpus's own columns follow."""
+"""First columns of ``documents``, sorted by document_id. The corpus's own columns follow."""
 
 
 def contexts(vocab_size: int, *, roles: bool = False) -> pa.Schema:
-    """``contexts``, sorted by context_id. n_tokens counts BOS; token_start indexes tokens.bin.
+    """``contexts``, sorted by context_id. n_tokens counts BOS. token_start indexes tokens.bin.
 
     With `roles`, as for chats, a last column has the role of each token.
     """
@@ -170,7 +170,7 @@ LOGITS = pa.schema(
         pa.field("suppressed_tokens", pa.list_(TOKEN_LOGIT), nullable=False),
     ]
 )
-"""Logit lens of one SAE, sorted by feature_id; strongest effect first, ties by token id."""
+"""Logit lens of one SAE, sorted by feature_id. Strongest effect first, ties by token id."""
 
 FEATURES = pa.schema(
     [
@@ -196,7 +196,7 @@ FEATURES = pa.schema(
 
 A feature that never fires has count 0, null min/max/mean/std and empty lists. std is the
 population's. quantile q is the smallest stored value v with at least q of the values <= v.
-The histogram has equal-width bins from min(0, min) to max(0, max); a bin holds its upper edge.
+The histogram has equal-width bins from min(0, min) to max(0, max). A bin holds its upper edge.
 """
 
 SUMMARIES = pa.schema(
@@ -209,8 +209,8 @@ SUMMARIES = pa.schema(
         pa.field("promoted_tokens", pa.list_(pa.field("element", pa.string())), nullable=False),
     ]
 )
-"""What answers say of other features: rows of `FEATURES` in the same order, of its lists the tokens
-alone."""
+"""The columns that answers show of other features: rows of `FEATURES` in the same order, with only
+the tokens of its lists."""
 
 
 def examples(values: str) -> pa.Schema:
@@ -240,7 +240,7 @@ def windows(values: str) -> pa.Schema:
 
     The tokens are those up to `WINDOW` either side of token_index that the context has, as text:
     the first has index max(0, token_index - WINDOW). Their activations are 0 where the feature is
-    not active; that of token_index is the context's maximum.
+    not active. That of token_index is the context's maximum.
     """
     return pa.schema(
         [
@@ -267,7 +267,7 @@ NEIGHBORS = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
     ]
 )
-"""Nearest features, sorted by (sae, feature_id, rank); score descending, ties by (SAE, feature id).
+"""Nearest features, sorted by (sae, feature_id, rank). Score descending, ties by (SAE, feature id).
 
 ``neighbors_decoder`` and ``neighbors_encoder``: cosine of the directions. ``coactivation``:
 Jaccard of the two sets of active tokens (same SAE), only pairs that ever fire together.

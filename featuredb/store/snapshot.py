@@ -21,7 +21,7 @@ WRITER = __version__
 
 
 class File(msgspec.Struct, frozen=True):
-    """A file the snapshot stands on. path is relative to the database folder."""
+    """A file of the snapshot. path is relative to the database folder."""
 
     path: str
     rows: int
@@ -74,9 +74,9 @@ class Segment(msgspec.Struct, frozen=True):
 
 
 class LoadCheck(msgspec.Struct, frozen=True):
-    """What the SAE did on the first tokens of the corpus, before it was trusted.
+    """Measurements of the SAE on the first tokens of the corpus, before the ingest.
 
-    variance_explained: None for a transcoder of which nobody says where it writes.
+    variance_explained: None for a transcoder with unknown output.
     """
 
     tokens: int
@@ -128,7 +128,7 @@ class Corpus(msgspec.Struct, frozen=True):
     """Provenance and extent of one corpus. Its ids follow those of the corpora before it.
 
     roles: for chats, a uint8 for each token of `tokens`, an index into role_names. text_hashes:
-    see `featuredb.store.corpora.text_hash`; None where no document has a text.
+    see `featuredb.store.corpora.text_hash`. None if no document has a text.
     """
 
     id: str
@@ -164,9 +164,9 @@ class DirectionColumn(msgspec.Struct, frozen=True):
     """The directions of one kind: a column of a LanceDB table.
 
     values: ``float16`` where that holds every number exactly. offset: bytes before the first row in
-    `Vectors.data`, where the rows lie one after the other; None where they do not, as LanceDB packs
-    rows of fewer than 256 bytes. unit: the rows normalized to length 1, in float16, to scan; None
-    where there are few enough to compute them when asked.
+    `Vectors.data`, if the rows are contiguous there. Otherwise None, because LanceDB packs
+    rows of fewer than 256 bytes. unit: the rows normalized to length 1, in float16, to scan. None
+    if they are few and computed on first use.
     """
 
     rows: int
@@ -180,7 +180,7 @@ class Vectors(msgspec.Struct, frozen=True):
     """The directions of one SAE.
 
     table, version: of LanceDB. files: LanceDB's own files at that version. data: the one of them
-    that has the rows as they are.
+    with uncompressed rows.
     """
 
     sae: str
@@ -231,8 +231,8 @@ class SaeTables(msgspec.Struct, frozen=True):
 
 
 class NextIds(msgspec.Struct, frozen=True):
-    """The first corpus, document and context id that were never used: a dropped corpus's are not
-    given again."""
+    """The first unused corpus, document and context ids. Ids of a dropped corpus are not
+    reused."""
 
     corpus: int = 0
     document: int = 0
@@ -240,7 +240,7 @@ class NextIds(msgspec.Struct, frozen=True):
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
-    """What a snapshot will say before its activations exist."""
+    """The part of a snapshot that is known before its activations exist."""
 
     number: int
     operation: str = "ingest"
@@ -255,9 +255,9 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VectorIndex(msgspec.Struct, frozen=True):
-    """An approximate index over the directions of SAEs that may be compared.
+    """An approximate index over the directions of comparable SAEs.
 
-    saes: whose rows it counts through, in this order. recall: the share of the 10 nearest that it
+    saes: their rows are counted in this order. recall: the share of the 10 nearest that it
     finds, over `sample` stored directions, at that many probes.
     """
 
@@ -271,9 +271,9 @@ class VectorIndex(msgspec.Struct, frozen=True):
 
 
 class Derived(msgspec.Struct, frozen=True):
-    """What was computed from the segments when the snapshot was made.
+    """The tables computed from the segments when the snapshot was made.
 
-    summaries: what of `features` answers about others show.
+    summaries: the columns of `features` that answers show of other features.
     """
 
     features: File
@@ -288,9 +288,9 @@ class Derived(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Everything live at one moment.
 
-    operation: what made it: ``ingest``, ``append``, ``add-sae``, ``drop`` or ``compact``.
-    catalog: ``catalog.duckdb`` as it was published. older: the snapshots before this one that
-    were still kept when it was written.
+    operation: the one that made it: ``ingest``, ``append``, ``add-sae``, ``drop`` or ``compact``.
+    catalog: ``catalog.duckdb`` as it was published. older: the older snapshots that
+    existed when it was written.
     """
 
     format: int
@@ -342,7 +342,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return sum(s.rows for s in self.segments if s.sae == sae)
 
     def files(self) -> list[File]:
-        """Every file this snapshot stands on, but the catalog, which only the live one has."""
+        """Every file of this snapshot, except the catalog, which only the live one has."""
         listed = [self.vocabulary]
         for corpus in self.corpora:
             listed += [corpus.documents, corpus.contexts, corpus.tokens, corpus.index]

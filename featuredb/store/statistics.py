@@ -50,10 +50,11 @@ class Features:
         return self._files.rows(self._path, row, row + 1, schemas.FEATURES.names).combine_chunks()
 
     def summaries(self, rows: Sequence[int]) -> pa.Table:
-        """What answers say of other features, one row per entry of `rows`, in that order.
+        """The columns that answers show of other features, one row per entry of `rows`, in that
+        order.
 
         Columns sae, feature_id, density, max_activation, and top_tokens and promoted_tokens as
-        list<string> (the tokens alone, strongest first).
+        list<string> (only the tokens, strongest first).
         """
         starts = self._files.group_starts(self._path)
         groups = np.searchsorted(starts, np.asarray(rows, np.int64), side="right") - 1

@@ -16,7 +16,7 @@ from featuredb.store.snapshot import Snapshot
 def clean_up(layout: Layout, live: Snapshot) -> None:
     """Remove the staging folder and every unreferenced file, after publishing `live`.
 
-    Where an older snapshot is damaged nobody knows what it names, so every file stays. `verify`
+    If an older snapshot is damaged, its files are unknown, so every file stays. `verify`
     reports the damage, and `vacuum` stops at it.
     """
     remove_tree(layout.staging)
@@ -27,8 +27,8 @@ def clean_up(layout: Layout, live: Snapshot) -> None:
 def remove_unreferenced(layout: Layout, live: Snapshot) -> tuple[int, int]:
     """Remove the files that no snapshot names.
 
-    Only while no ingest is unfinished: no snapshot names its segments yet. Snapshots above `live`
-    are of publications that were killed before they put anything in place, and go too.
+    Only if no ingest is unfinished: no snapshot names its segments yet. Snapshots newer than `live`
+    belong to publications killed before they put anything in place, and are removed too.
 
     Args:
         layout: The database, whose write lock is held.
@@ -61,8 +61,8 @@ def remove_unreferenced(layout: Layout, live: Snapshot) -> tuple[int, int]:
 def unreferenced(layout: Layout, snapshots: Iterable[Snapshot]) -> Iterator[Path]:
     """Files of the database that none of the snapshots names.
 
-    Files of other names in the database's folder are not the database's, and the staging folder
-    belongs to an ingest that may go on.
+    Files with other names in the folder do not belong to the database. The staging folder belongs
+    to an ingest that may be resumed.
     """
     named: set[Path] = set()
     for snapshot in snapshots:

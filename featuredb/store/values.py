@@ -1,4 +1,4 @@
-"""What activations are rounded to, and how Parquet encodes them.
+"""Rounding of activations, and their Parquet encoding.
 
 numpy is imported inside the functions: the command line takes the names from here and must start
 without it.
@@ -40,7 +40,7 @@ _SAMPLE = 1 << 15
 
 
 def stored_values(values: npt.NDArray[np.float32], to: Values = "float16") -> FloatArray:
-    """Round activations to what the store keeps.
+    """Round activations to the stored values.
 
     Args:
         values: float32 [n], all non-zero and finite.
@@ -73,7 +73,7 @@ def stored_values(values: npt.NDArray[np.float32], to: Values = "float16") -> Fl
 
 
 def value_encoding(values: FloatArray) -> str | None:
-    """Choose Parquet's encoding for activations like `values`; None means a dictionary.
+    """Choose Parquet's encoding for activations like `values`. None means a dictionary.
 
     A logarithmic grid has few values, so a dictionary takes a byte each or less. Other float16
     values are PLAIN, since compression gains little in any other encoding. Other float32 values are
@@ -90,7 +90,7 @@ def value_encoding(values: FloatArray) -> str | None:
 class _Grid(NamedTuple):
     """The log8 grid from 1 to 2, as fractions of a float32.
 
-    points: uint32 [LOG8_STEPS + 1]; the last carries into the exponent. middles: uint32, between
+    points: uint32 [LOG8_STEPS + 1]. The last carries into the exponent. middles: uint32, between
     neighboring points. below: uint8 [256], how many middles lie at or below each multiple of 2**-8.
     largest: bits of the largest float32.
     """

@@ -39,7 +39,7 @@ def refuse_another_line(ours: State, live: State, origin: str, target: str) -> N
 
 
 def file_that_differs(one: Snapshot, other: Snapshot) -> str | None:
-    """The first path, by name, whose contents differ between the two snapshots."""
+    """The first path, by name, with different contents in the two snapshots."""
     checksums = {file.path: file.sha256 for file in one.files()}
     return min(
         (f.path for f in other.files() if checksums.get(f.path, f.sha256) != f.sha256), default=None

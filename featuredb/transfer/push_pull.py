@@ -97,7 +97,7 @@ class _Source:
 
 
 def push(folder: Path, remote: RemoteFiles, report: Report | None = None) -> Transfer:
-    """Copy the live snapshot of the database in `folder` to a URL; see `featuredb.push`."""
+    """Copy the live snapshot of the database in `folder` to a URL. See `featuredb.push`."""
     layout = Layout(folder.expanduser().absolute())
     source = _local_source(layout)
     existing = remote.find()
@@ -133,7 +133,7 @@ def push(folder: Path, remote: RemoteFiles, report: Report | None = None) -> Tra
 
 
 def pull(remote: RemoteFiles, folder: Path, report: Report | None = None) -> Transfer:
-    """Copy the live snapshot of the database at a URL to `folder`; see `featuredb.pull`."""
+    """Copy the live snapshot of the database at a URL to `folder`. See `featuredb.pull`."""
     layout = Layout(folder.expanduser().absolute())
     source = _remote_source(remote)
     with beginning(layout, "pull", DatabaseError, _take_back):

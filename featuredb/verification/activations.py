@@ -27,7 +27,7 @@ Ints = npt.NDArray[np.int64]
 class Profile:
     """What the activations of one SAE add up to, by feature, all [d_sae].
 
-    count and contexts int64; low and high float32, infinite where a feature never fires; total
+    count and contexts: int64. low and high: float32, infinite where a feature never fires. total:
     float64, the sum.
     """
 
@@ -39,7 +39,7 @@ class Profile:
         self.total = np.zeros(d_sae, np.float64)
 
     def add(self, rows: FeatureRows, new_context: npt.NDArray[np.bool_]) -> None:
-        """Take in rows sorted by feature. new_context [n]: the first row of its context."""
+        """Add rows sorted by feature. new_context [n]: the first row of its context."""
         first = np.ones(len(rows.feature_id), bool)
         first[1:] = rows.feature_id[1:] != rows.feature_id[:-1]
         starts = np.flatnonzero(first)
@@ -52,7 +52,7 @@ class Profile:
         self.total[ids] += np.add.reduceat(values, starts, dtype=np.float64)
 
     def join(self, other: Self) -> None:
-        """Take in the profile of other contexts."""
+        """Add the profile of other contexts."""
         self.count += other.count
         self.contexts += other.contexts
         self.low = np.minimum(self.low, other.low)
@@ -68,7 +68,7 @@ class Lengths:
         self._texts = Texts(scope.layout.root, scope.snapshot, scope.files)
 
     def of(self, contexts: Ints) -> Ints:
-        """int64 [n] of contexts [n]; 0 for one that no corpus has."""
+        """int64 [n] of contexts [n]. 0 for an unknown context."""
         lengths = np.zeros(len(contexts), np.int64)
         for corpus in self._snapshot.corpora:
             rows = contexts - corpus.first_context
@@ -95,7 +95,7 @@ class Lengths:
 def check_segment(
     scope: Scope, segment: Segment, lengths: Lengths, profile: Profile
 ) -> Iterator[Problem]:
-    """One segment; `profile`, empty, becomes what its activations add up to.
+    """Check one segment. `profile`, empty, becomes the totals of its activations.
 
     The copies hold the same set when they agree on the number of rows and on an order-free
     checksum of (feature, position, value) over all of them.

@@ -45,7 +45,7 @@ def check_catalog(
 def _check(
     copy: Path, layout: Layout, snapshot: Snapshot, memory: int, *, ask: bool
 ) -> Iterator[Problem]:
-    """Of a copy that nobody else has open."""
+    """Check a copy that no other process has open."""
     import duckdb
 
     path = layout.catalog.name
@@ -67,6 +67,6 @@ def _check(
                     what = f"counts {counted[0][0]:,} activations, should count {rows:,}"
                     yield Problem(path, what, remedy(path))
     except duckdb.OutOfMemoryException:
-        return  # which is no damage; every file behind the views was read before
+        return  # not damage: every file behind the views was read before
     except duckdb.Error as error:
         yield Problem(path, f"cannot be read ({first_line(error)})", remedy(path))

@@ -1,4 +1,4 @@
-"""Files against what the snapshot says of their bytes and rows."""
+"""Files against the bytes and rows in the snapshot."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def check_vocabulary(scope: Scope) -> Iterator[Problem]:
 
 
 def check_corpus(scope: Scope, corpus: Corpus) -> Iterator[Problem]:
-    """Documents, contexts and the arrays beside them of one corpus."""
+    """Documents, contexts and arrays of one corpus."""
     root = scope.layout.root
     dtype = np.dtype(schemas.token_id_dtype(scope.snapshot.model.vocab_size))
     for file, width in ((corpus.tokens, dtype.itemsize), (corpus.roles, 1)):

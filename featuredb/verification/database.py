@@ -39,7 +39,7 @@ from featuredb.verification.scope import Scope
 from featuredb.verification.sinks import check_sinks
 
 MEMORY = 10**9
-"""Bytes a verification works in unless it is told."""
+"""Default memory of a verification in bytes."""
 
 _OPEN_FILES = 16
 
@@ -51,16 +51,16 @@ def verify(
     all_snapshots: bool = False,
     progress: bool = False,
 ) -> Report:
-    """Check the live snapshot of the database at `path`; with `all_snapshots` every kept one.
+    """Check the live snapshot of the database at `path`, or all with `all_snapshots`.
 
-    First the bytes of every file: ``CURRENT``, the snapshot, the catalog, and all that the
-    snapshot names, by size and SHA-256. Then, as far as the files are sound, what they say: sort
-    order, directory and agreement of both copies of the activations; ids, tokens and lengths of
-    the corpora; statistics, neighbors, and a sample of examples against the activations; LanceDB's
-    directions against the unit rows; the catalog's views. memory: bytes to work in, beyond what the
-    interpreter and its libraries take. progress: a bar on standard error where that is a terminal.
+    First the bytes of every file: ``CURRENT``, the snapshot, the catalog, and all that the snapshot
+    names, by size and SHA-256. Then the content of sound files: sort order, directory and agreement
+    of both copies of the activations, ids, tokens and lengths of the corpora, statistics, neighbors
+    and a sample of examples against the activations, LanceDB's directions against the unit rows,
+    and the catalog's views. memory: bytes to work in, beyond what the interpreter and its libraries
+    take. progress: a bar on standard error where that is a terminal.
 
-    Whatever is wrong is in the report. Raises `DatabaseNotFoundError`, `DatabaseNotReadyError` and
+    All problems are in the report. Raises `DatabaseNotFoundError`, `DatabaseNotReadyError` and
     `FormatVersionError` as opening the database would.
     """
     layout = Layout(Path(path).expanduser().absolute())
@@ -80,7 +80,7 @@ def _report(
     bar: Progress,
 ) -> Report:
     sound = not problems
-    # Checksums tell of a damaged one, where older snapshots are checked.
+    # Checksums report a damaged one, if older snapshots are checked.
     readable = kept_snapshots(layout, skip_damaged=True)
     older = [snapshot for snapshot in readable if snapshot.number < live.number]
     listed = [live.catalog] if live.catalog is not None else []
@@ -144,9 +144,9 @@ def _report(
 
 
 def _live(layout: Layout) -> tuple[Snapshot | None, list[Problem]]:
-    """The live snapshot and what is wrong with it or with ``CURRENT``.
+    """The live snapshot and the problems of it and of ``CURRENT``.
 
-    Where only ``CURRENT`` is wrong the newest snapshot there is stands in for the live one.
+    If only ``CURRENT`` is wrong, the newest existing snapshot replaces the live one.
     """
     newest = max(snapshot_numbers(layout), default=None)
     current = layout.current.name
@@ -165,7 +165,7 @@ def _live(layout: Layout) -> tuple[Snapshot | None, list[Problem]]:
         pointer = read_pointer(layout)
     except FileNotFoundError:
         if newest is None or layout.staging.is_dir():
-            return read_snapshot(layout), []  # which says what there is instead
+            return read_snapshot(layout), []  # whose error says what exists instead
         return instead("is missing")
     except CorruptDatabaseError:
         return instead("is damaged")
@@ -201,8 +201,8 @@ def _published_since(layout: Layout, live: Snapshot) -> str | None:
 def _contents(scope: Scope, known: dict[str, Profile | None]) -> Iterator[Problem]:
     """What the files of one snapshot say.
 
-    known: by id, what the activations of each segment looked at before add up to, None for one
-    that is not sound; those of this snapshot are added.
+    known: by id, the totals of each segment checked before, None for an unsound one. Those of this
+    snapshot are added.
     """
     snapshot, derived = scope.snapshot, scope.snapshot.derived
     vocabulary = snapshot.vocabulary
@@ -248,7 +248,7 @@ def _contents(scope: Scope, known: dict[str, Profile | None]) -> Iterator[Proble
 def _activations(
     scope: Scope, sae: Sae, known: dict[str, Profile | None]
 ) -> Generator[Problem, None, Profile | None]:
-    """The segments of one SAE; returns what they add up to, None unless all are sound."""
+    """The segments of one SAE. Returns their totals, None unless all are sound."""
     lengths = Lengths(scope)
     indexes = [corpus.index for corpus in scope.snapshot.corpora]
     for segment in scope.snapshot.segments_of(sae.name):

@@ -22,7 +22,7 @@ from featuredb.verification.report import Problem
 from featuredb.verification.scope import Scope
 
 SAMPLE = 32
-"""Features per SAE whose examples are looked for again among all their activations."""
+"""Features per SAE with examples recomputed from all their activations."""
 
 _ROW_BYTES = 256
 """Memory taken per row of a feature while its contexts are looked for."""
@@ -182,8 +182,8 @@ def _looked_up(
 ) -> tuple[list[tuple[int, float]], dict[int, tuple[Ints, npt.NDArray[np.float32]]]]:
     """The feature's top contexts with their maxima, and its (token_index, activation) in `wanted`.
 
-    A piece at a time; between pieces only the best contexts so far are kept, and the last one,
-    which may go on in the next.
+    One piece at a time. Between pieces only the best contexts so far are kept, and the last one,
+    which may continue in the next.
     """
     bits, step = scope.snapshot.position_bits, max(1, scope.memory // _ROW_BYTES)
     best_context, best_value = np.empty(0, np.int64), np.empty(0, np.float32)
@@ -225,7 +225,7 @@ def _looked_up(
 
 
 def check_neighbors(scope: Scope, file: File) -> Iterator[Problem]:
-    """Order, ranks and ids of a neighbor table, whatever its score."""
+    """Order, ranks and ids of a neighbor table, for any score."""
     sizes = np.array([sae.d_sae for sae in scope.snapshot.saes])
     names = [sae.name for sae in scope.snapshot.saes]
     before = (-1, -1, 0, np.inf)
@@ -266,6 +266,6 @@ def _wrong_ids(sae: Ints, feature: Ints, sizes: Ints) -> str:
 
 
 def _places(column: pa.ChunkedArray, names: list[str]) -> Ints:
-    """Where each SAE stands in the snapshot, int64 [n]; -1 for one that is not there."""
+    """The number of each SAE in the snapshot, int64 [n], -1 for an unknown one."""
     places = pc.fill_null(pc.index_in(column, value_set=pa.array(names, pa.string())), -1)
     return chunk_to_numpy(places).astype(np.int64)

@@ -17,12 +17,12 @@ from featuredb.verification.report import Problem
 from featuredb.verification.scope import Scope
 
 _COPIES = 80
-"""Bytes held per float32 asked for: the float64 rows, their squares and unit rows, and what Lance
+"""Bytes held per requested float32: the float64 rows, their squares and unit rows, and what Lance
 reads beyond them. With 100 MB to work in, 120 MB were measured."""
 
 
 def check_directions(scope: Scope, sae: Sae, vectors: Vectors) -> Iterator[Problem]:
-    """Each row lies where the snapshot says, and rounds to the unit row stored for it, if any."""
+    """Each row is at the snapshot's offset and rounds to its stored unit row, if any."""
     where = f"vectors.lance/{vectors.table}.lance"
     block = max(256, scope.memory // (_COPIES * max(sae.d_in, sae.d_out)))
     try:
@@ -39,14 +39,14 @@ def check_directions(scope: Scope, sae: Sae, vectors: Vectors) -> Iterator[Probl
                 if wrong is not None:
                     yield Problem(where, f"its {name} directions are not {wrong}", RESTORE)
                     return
-    except Exception as error:  # LanceDB raises whatever its Rust half says
+    except Exception as error:  # LanceDB raises any class
         yield Problem(where, f"cannot be read ({first_line(error)})", RESTORE)
 
 
 def _wrong_rows(
     scope: Scope, vectors: Vectors, name: str, start: int, rows: Float32Matrix
 ) -> str | None:
-    """What the rows of LanceDB from `start` on should be and are not; None where they are."""
+    """The difference of LanceDB's rows from `start` on, None if there is none."""
     column = vectors.column(name)
     if column.unit is not None:
         unit = np.load(scope.layout.root / column.unit.path, mmap_mode="r")
@@ -64,7 +64,7 @@ def _wrong_rows(
 
 
 def _open(scope: Scope, vectors: Vectors) -> Any:
-    os.environ.setdefault("LANCEDB_LOG", "error")  # its remarks go to standard error
+    os.environ.setdefault("LANCEDB_LOG", "error")  # its messages go to standard error
     import lancedb
 
     table = lancedb.connect(scope.layout.vectors).open_table(vectors.table)

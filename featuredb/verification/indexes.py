@@ -1,4 +1,4 @@
-"""Approximate indexes over directions: whether they hold every row once, where it belongs."""
+"""Approximate indexes over directions: whether they hold every row once, in the right list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featuredb.verification.report import Problem
 from featuredb.verification.scope import Scope
 
 _SAMPLE = 256
-"""Directions whose list is looked at, spread over all."""
+"""Number of directions with a checked list, spread over all."""
 
 _TIE = 1e-3
 """Products this near each other are one to float16, which the index was made from."""

@@ -1,4 +1,4 @@
-"""What a verification found."""
+"""Results of a verification."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong: the file or part, what, and what to do."""
+    """A problem: the file or part, what is wrong, and what to do."""
 
     where: str
     what: str
@@ -41,10 +41,10 @@ class Recomputed:
 
 @dataclass(frozen=True)
 class Report:
-    """What a verification looked at and found. problems is empty for a sound database.
+    """Result of a verification. problems is empty for a sound database.
 
-    files, bytes, activations: what was checked. notes: what is worth knowing and not wrong.
-    recomputed: what comparing with the model gave, where that was asked for.
+    files, bytes, activations: what was checked. notes: remarks that are not problems.
+    recomputed: the comparison with the model, if requested.
     """
 
     files: int

@@ -27,8 +27,8 @@ _UNREADABLE = (
 class Scope:
     """One snapshot under verification.
 
-    memory: bytes to work in. damaged: paths already known to be wrong, whose content nobody looks
-    at again.
+    memory: bytes to work in. damaged: paths already known to be wrong, with content that is not
+    checked again.
     """
 
     layout: Layout
@@ -41,7 +41,7 @@ class Scope:
     def guarded(
         self, where: str, check: Callable[[], Iterator[Problem]], *needs: File
     ) -> Iterator[Problem]:
-        """A check's problems; a file that cannot be read is one more, `where`.
+        """A check's problems. A file that cannot be read is one more, `where`.
 
         Nothing is checked where one of the files it `needs` is damaged.
         """

@@ -15,7 +15,7 @@ from featuredb.verification.scope import Scope
 
 
 def check_sinks(scope: Scope, segment: Segment, lengths: Lengths) -> Iterator[Problem]:
-    """Order and places of a segment's sinks; and all positions but they and BOS are recorded."""
+    """Order and positions of a segment's sinks. All positions except sinks and BOS are recorded."""
     snapshot, file = scope.snapshot, segment.sinks
     last = -1
     for group in range(scope.files.metadata(file.path).num_row_groups):

@@ -2,7 +2,7 @@
 
 `cache_folder()` contains two kinds of entries:
 
-- ``downloads/<file>``: an archive of a package registry, pinned by version and hash;
+- ``downloads/<file>``: an archive of a package registry, pinned by version and hash.
 - ``derived/<name>/``: files built from such archives. ``manifest.json``, written last, lists
   the recipe and the hash of every file. It marks a finished build.
 

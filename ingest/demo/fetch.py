@@ -1,7 +1,7 @@
 """Inputs of the demo: a language model and texts from package registries, pinned by hash.
 
-- `model_folder`: SmolLM2-135M-Instruct (Apache 2.0), as a transformers folder;
-- `wikipedia_corpus`: 10,033 English Wikipedia summaries (CC BY-SA), as Parquet;
+- `model_folder`: SmolLM2-135M-Instruct (Apache 2.0), as a transformers folder.
+- `wikipedia_corpus`: 10,033 English Wikipedia summaries (CC BY-SA), as Parquet.
 - `brown_text`, `spam_assassin_text`: more text for training the demo's SAE, not needed to
   run the demo.
 

@@ -16,7 +16,7 @@ NAME = "layer13"
 
 
 def make_demo(root: Path, *, documents: int, rebuild: bool) -> None:
-    """Create the demo database at `root` unless it exists; see `featuredb.demo`."""
+    """Create the demo database at `root` unless it exists. See `featuredb.demo`."""
     if documents < 1:
         raise IngestError(f"documents must be at least 1, not {documents}")
     if rebuild:

@@ -18,7 +18,7 @@ def untag_brown(tagged: str) -> str:
     """A Brown corpus file as prose: no tags, normal punctuation, a line per paragraph.
 
     In the source a token is ``word/tag``, blank lines separate paragraphs, and a headline's tags
-    end in ``-hl``. Doubled ``? ?``, ``! !`` and ``; ;`` become one mark, and a mark after a
+    end in ``-hl``. Doubled ``? ?``, ``! !`` and ``. ;`` become one mark, and a mark after a
     closing quote moves inside it, as in American print.
     """
     lines: list[str] = []

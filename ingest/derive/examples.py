@@ -1,6 +1,6 @@
 """Table of example contexts per feature: the strongest, and samples from each quintile.
 
-Order and kinds are those of `featuredb.store.schemas.examples`; `ingest.derive.tally` chooses them.
+Order and kinds are those of `featuredb.store.schemas.examples`. `ingest.derive.tally` chooses them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Logit lens: the tokens each feature's decoder direction promotes and suppresses.
 
 effect = (γ ⊙ d_f) W_Uᵀ, with d_f the raw decoder direction, γ the final norm's learned scale and
-W_U the unembedding [vocab, d_model]; for a LayerNorm d_f is centered first, as the norm does. The
+W_U the unembedding [vocab, d_model]. For a LayerNorm d_f is centered first, as the norm does. The
 norm's division by the residual's size depends on the text and is left out, so effects compare
 tokens within a feature (nostalgebraist 2020; "Mapping the Mind", 2024).
 """

@@ -47,7 +47,7 @@ class Piece(NamedTuple):
 class MergedSegments:
     """The union of segments that cover disjoint contexts.
 
-    Files are opened when they are first read; `close` closes them.
+    Files are opened when they are first read. `close` closes them.
     """
 
     def __init__(self, layout: Layout, segments: Sequence[Segment], d_sae: int, bits: int) -> None:
@@ -80,7 +80,7 @@ class MergedSegments:
     def boundaries(self, rows_per_bucket: int, most: int) -> list[int]:
         """Feature ids that cut the features into buckets of about `rows_per_bucket` rows.
 
-        At most `most` buckets; a bucket is never empty of features. First is 0, last is d_sae.
+        At most `most` buckets. A bucket is never empty of features. First is 0, last is d_sae.
         """
         total = int(self.counts.sum())
         wanted = max(1, min(most, -(-total // rows_per_bucket), self.d_sae))
@@ -188,7 +188,7 @@ class _Cursor:
         self._rows: FeatureRows | None = None
 
     def take(self, start: int, stop: int) -> FeatureRows:
-        """Rows start <= i < stop; positions and activations only."""
+        """Rows start <= i < stop. Positions and activations only."""
         end = self._end()
         if self._rows is None or not self._first <= start <= end:
             self._first, self._rows = start, None

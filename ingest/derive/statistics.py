@@ -1,6 +1,6 @@
 """Table of statistics per feature, from the tallies of `ingest.derive.tally`.
 
-Definitions are in `featuredb.store.schemas.FEATURES`; density is active tokens over recorded
+Definitions are in `featuredb.store.schemas.FEATURES`. Density is active tokens over recorded
 tokens.
 """
 

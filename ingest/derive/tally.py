@@ -213,7 +213,7 @@ def tally(
 
 @jit
 def _levels(n: int, wide: bool, work: Work) -> tuple[Array, Array]:
-    """The distinct values, ascending, float64, and how often each occurs; counters reset."""
+    """The distinct values, ascending, float64, and how often each occurs. Counters reset."""
     if wide:
         ordered = sorted_keys(float32_keys(work.kept[:n]))
         values = np.empty(n, np.uint32)
@@ -271,7 +271,7 @@ def _describe(row: int, n: int, levels: Array, counts: Array, tallies: Tallies) 
 
 @jit
 def _rank_tokens(row: int, work: Work, tallies: Tallies) -> None:
-    """The tokens of largest total activation, ties by token id; sums reset."""
+    """The tokens of largest total activation, ties by token id. Sums reset."""
     best = tallies.tokens[row]
     sums = np.empty(_TOKENS, np.float64)
     used = 0

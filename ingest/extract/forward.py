@@ -24,8 +24,8 @@ from ingest.sae.codes import SparseCodes
 class Recorded(NamedTuple):
     """The activations of one SAE on a batch.
 
-    row: int64 [n], the context's row in the batch; token_index int64 [n]; feature_id [n];
-    activation as stored [n]: sorted by (row, token_index, feature_id). recorded: how many
+    row: int64 [n], the context's row in the batch. token_index int64 [n]. feature_id [n].
+    Activation as stored [n]: sorted by (row, token_index, feature_id). recorded: how many
     positions. sink_*: the positions left out, [s].
     """
 
@@ -71,7 +71,7 @@ def run_batch(
 def forward(model: LoadedModel, hooks: Sequence[HookPoint], batch: Batch) -> dict[str, Tensor]:
     """Hidden states [b, t, d] by hook name, padding positions included.
 
-    Holds the model's lock for the pass; on an accelerator that only launches it.
+    Holds the model's lock for the pass. On an accelerator that only launches it.
     """
     ids = torch.from_numpy(batch.token_ids).to(model.device, non_blocking=True)
     full = bool((batch.lengths == batch.token_ids.shape[1]).all())

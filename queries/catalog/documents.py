@@ -1,4 +1,4 @@
-"""What answers say of a document: its source and its metadata."""
+"""The columns of a document in answers: its source and its metadata."""
 
 from __future__ import annotations
 

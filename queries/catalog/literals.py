@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 ROOT = "featuredb_root()"
-"""The database's folder, a macro of the catalog; wildcards in its name are escaped."""
+"""The database's folder, a macro of the catalog. Wildcards in its name are escaped."""
 
 HERE = "{id}"
 """Where the texts that a macro chooses from have the feature's number."""
@@ -48,7 +48,7 @@ def files(relative: Sequence[str]) -> str:
 
 
 def rows(path: str) -> str:
-    """The rows of the Parquet file, or files, whose path is the SQL expression `path`.
+    """The rows of the Parquet file, or files, at the SQL expression `path`.
 
     A folder above the database that is called ``key=value`` is no column: DuckDB would add it, or
     put it in place of the file's own.
@@ -71,13 +71,13 @@ def records(fields: Mapping[str, str], rows: Sequence[Sequence[int | str]]) -> s
 
 
 def texts(row: str, ranges: Sequence[tuple[int, int, str]]) -> str:
-    """The texts of those of `ranges` (first, last, text) that hold `row`, a list; none for null."""
+    """The texts of those of `ranges` (first, last, text) that hold `row`, a list. None for null."""
     listed = records({"first": "BIGINT", "last": "BIGINT", "text": "VARCHAR"}, ranges)
     return f"list_transform({holding(row, listed)}, lambda r: r['text'])"
 
 
 def holding(row: str, listed: str) -> str:
-    """Those of the structs `listed` whose range, first to last, holds `row`; none for null."""
+    """Those of the structs `listed` whose range, first to last, holds `row`. None for null."""
     return f"list_filter({listed}, lambda r: {row} BETWEEN r['first'] AND r['last'])"
 
 

@@ -51,7 +51,7 @@ def naming_macros(snapshot: Snapshot) -> list[str]:
         f"THEN CAST(context AS BIGINT) ELSE error({no_context}) END",
         "CREATE MACRO featuredb_k(k) AS CASE WHEN k >= 1 AND TRY_CAST(k AS BIGINT) = k "
         f"THEN TRY_CAST(k AS BIGINT) ELSE error({literals.message(names.BAD_COUNT, k='k')}) END",
-        # No context is as long as 2^30 tokens; a token's index may be added to that as an INTEGER.
+        # No context is as long as 2^30 tokens. A token's index may be added to that as an INTEGER.
         "CREATE MACRO featuredb_window(size) AS CASE WHEN size >= 0 "
         "AND TRY_CAST(size AS BIGINT) = size THEN least(TRY_CAST(size AS BIGINT), 1073741824) "
         f"ELSE error({literals.message(names.BAD_WINDOW, window='size')}) END",
@@ -76,7 +76,7 @@ def _plain_row(snapshot: Snapshot) -> str:
 
 
 def _row(snapshot: Snapshot) -> str:
-    """The feature's row among all features, or an error that says what there is instead.
+    """The feature's row among all features, or an error that says what exists instead.
 
     A list of one element serves as a local variable.
     """

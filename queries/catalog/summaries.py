@@ -1,4 +1,4 @@
-"""What answers say of a feature besides its name and score."""
+"""The columns of a feature in answers besides its name and score."""
 
 from __future__ import annotations
 

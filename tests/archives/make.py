@@ -29,7 +29,7 @@ _TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
 
 
 def world() -> World:
-    """Two SAEs on one hook and one on another; ties, silence, nulls, values beyond float16."""
+    """Two SAEs on one hook and one on another. Ties, silence, nulls, values beyond float16."""
     rng = np.random.default_rng(20)
     vocabulary = ["<s>", " river", " bridge", " 水", "B", "\n", " the", " king", "'q'", " stone"]
     documents = []

@@ -64,7 +64,7 @@ def kill_at_random(scene: Scene, folder: Path, kills: int, seed: int) -> Tally:
     """Kill writers `kills` times, in turn at each step of a store's life.
 
     Right after each a reader must see the content from before the step or from after it, and
-    nothing else; after running the step again, the content of a life without kills. Raises
+    nothing else. After running the step again, the content of a life without kills. Raises
     AssertionError.
     """
     stage = Stage(scene)

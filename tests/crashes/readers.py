@@ -66,7 +66,7 @@ class Truth:
 
 
 def read_on(path: Path, truth: Truth, sae: str, seed: int, stop: Any, told: Any) -> None:
-    """Open, ask, compare, and open again, until told to stop; tells (answers, snapshots seen) or
+    """Open, ask, compare, and open again, until told to stop. Tells (answers, snapshots seen) or
     what was wrong."""
     chance = random.Random(seed)
     answers, seen = 0, set()

@@ -146,7 +146,7 @@ class Stage:
         self._context.set_forkserver_preload(["tests.crashes.steps"])
 
     def run(self, path: Path, step: str, death: Death | None = None) -> tuple[int, float] | None:
-        """A step's number of events and seconds; None where it died as it was to.
+        """A step's number of events and seconds. None where it died as it was to.
 
         A step that was to die and was done before that counts as alive.
         """

@@ -16,8 +16,8 @@ _NOTE = re.compile(r"<!-- (\w+)(?:: [^\n]*)? -->\s*\Z")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. heading: the nearest above it; note: the word of a comment right above it,
-    as `model` in ``<!-- model: needs the demo's model -->``; after: the text up to the next block
+    """A fenced block. heading: the nearest above it. note: the word of a comment right above it,
+    as `model` in ``<!-- model: needs the demo's model -->``. after: the text up to the next block
     or heading."""
 
     page: Path
@@ -74,7 +74,7 @@ def section(text: str, heading: str) -> str:
 
 
 def table(text: str) -> list[list[str]]:
-    """Cells of the first table in `text`, without its head; code marks and links taken off."""
+    """Cells of the first table in `text`, without its head. Code marks and links taken off."""
     rows: list[list[str]] = []
     for line in text.splitlines():
         if line.startswith("|"):

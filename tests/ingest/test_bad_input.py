@@ -76,7 +76,7 @@ def test_null_rows_are_left_out_and_counted(
 
 @pytest.mark.parametrize("size", [50_000_000 if LONG else 2_000_000])
 def test_one_huge_document(folder: Path, tmp_path: Path, size: int) -> None:
-    """The whole document is tokenized and cut; the model sees as much as there is time for."""
+    """The whole document is tokenized and cut. The model sees as much as there is time for."""
     words = " river bridge stone water tower music paint planet"
     (folder / "huge.txt").write_text(words * (size // len(words)))
     told = good(folder) | {"corpus": str(folder / "huge.txt"), "context_size": 128}

@@ -33,7 +33,7 @@ def options(tmp_path: Path) -> IngestOptions:
 
 
 def only(monkeypatch: pytest.MonkeyPatch, tokens: int, error: Exception) -> list[int]:
-    """Let forward passes of more than `tokens` tokens fail; gives the sizes of all of them."""
+    """Let forward passes of more than `tokens` tokens fail. Gives the sizes of all of them."""
     sizes: list[int] = []
 
     def limited(model: object, hooks: object, ids: torch.Tensor, mask: object) -> object:

@@ -63,7 +63,7 @@ def small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stored_activations_are_the_sae_on_the_models_own_hidden_states(
     inputs: IngestOptions, database: Path
 ) -> None:
-    """Context by context, unbatched, through `output_hidden_states`; float16 rounding and the
+    """Context by context, unbatched, through `output_hidden_states`. Float16 rounding and the
     different batch shapes are the only difference allowed."""
     model = AutoModelForCausalLM.from_pretrained(inputs.model)
     tokenizer = AutoTokenizer.from_pretrained(inputs.model)

@@ -1,6 +1,6 @@
 """The load check: a right load passes, each wrong one is refused in a line that names the mistake.
 
-The model is built so that an SAE explains it analytically; see `tests.ingest.loads`.
+The model is built so that an SAE explains it analytically. See `tests.ingest.loads`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def check(
     said: list[str] | None = None,
     **told: object,
 ) -> LoadCheck:
-    """The load check alone, on the corpus; `bos` False leaves the BOS out, whatever is stated."""
+    """The load check alone, on the corpus. `bos` False leaves the BOS out, whatever is stated."""
     options = IngestOptions(
         corpus=str(folder / "corpus.jsonl"),
         model=str(folder / "model"),

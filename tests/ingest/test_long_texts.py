@@ -196,7 +196,7 @@ def with_token(made: Tokenizer, content: str, **how: bool) -> Tokenizer:
 
 
 def bpe_of(*words: str) -> Tokenizer:
-    """BPE without splits; each word of two characters is a merge."""
+    """BPE without splits. Each word of two characters is a merge."""
     vocabulary = {word: i for i, word in enumerate([*string.ascii_letters, "▁", *words])}
     made = Tokenizer(models.BPE(vocabulary, [(word[0], word[1:]) for word in words]))
     made.normalizer = normalizers.Replace(" ", "▁")
@@ -299,7 +299,7 @@ print(int(got.n_tokens[0]), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 
 
 def test_what_a_long_document_takes(tmp_path: Path) -> None:
-    """Some 250 MB for the pieces at hand and 40 bytes a token; whole it was 780 bytes a token."""
+    """Some 250 MB for the pieces at hand and 40 bytes a token. Whole it was 780 bytes a token."""
     size = 50_000_000 if LONG else 8_000_000
     words = " river bridge stone water tower music paint planet"
     (tmp_path / "huge.txt").write_text(words * (size // len(words)))

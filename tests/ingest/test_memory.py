@@ -52,5 +52,5 @@ def test_memory_does_not_grow_with_the_corpus(
     many, high = peak(tmp_path / "large", replace(options, max_tokens=64_000))
     assert few < 6 < 24 < many
     # How far writing one partition overlaps collecting the next is a matter of timing, up to half
-    # as much again; keeping all of them would be several times as much.
+    # as much again. Keeping all of them would be several times as much.
     assert high < 2 * low

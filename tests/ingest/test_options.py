@@ -166,7 +166,7 @@ def test_max_tokens_stops_after_the_document_that_reaches_it(
 
 
 def test_stride(options: IngestOptions, plain: Path, tmp_path: Path) -> None:
-    """Windows begin every 10 tokens; what overlaps is the same text."""
+    """Windows begin every 10 tokens. What overlaps is the same text."""
     path = tmp_path / "db.fdb"
     ingest(path, replace(options, stride=10))
     with featuredb.open(path) as strided, featuredb.open(plain) as whole:

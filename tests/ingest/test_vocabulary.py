@@ -26,7 +26,7 @@ from ingest.tokens.vocabulary import known_ids, vocabulary
 
 @cache
 def byte_level(split: bool = False) -> Any:
-    """GPT-2's arrangement; with `split`, Llama 3's, where the byte level is inside a sequence."""
+    """GPT-2's arrangement. With `split`, Llama 3's, where the byte level is inside a sequence."""
     backend = Tokenizer(models.BPE())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not split)
     backend.pre_tokenizer = (

@@ -18,7 +18,7 @@ WIDTHS = [0, 3, schemas.WINDOW, schemas.WINDOW + 1, LONG]
 
 
 def world() -> World:
-    """Contexts of 1 to 80 tokens; feature 6 never fires."""
+    """Contexts of 1 to 80 tokens. Feature 6 never fires."""
     rng = np.random.default_rng(0)
     lengths = [LONG, 40, 1, 12, LONG, 33, 17, LONG]
     documents = [[rng.integers(1, 9, n).tolist()] for n in lengths]

@@ -22,7 +22,7 @@ from tests.queries.worlds import worlds
 
 few = settings(
     max_examples=12,
-    # A store takes a fifth of a second to make; shrinking one would take minutes.
+    # A store takes a fifth of a second to make. Shrinking one would take minutes.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -175,7 +175,7 @@ def test_fires_on_a_stored_text(world: World, data: st.DataObject) -> None:
 
 
 def in_order(row: Row, like: list[Row]) -> Row:
-    """The oracle's row with the answer's column order; equality of dicts does not ask for it."""
+    """The oracle's row with the answer's column order. Equality of dicts does not ask for it."""
     return {name: row[name] for name in (like[0] if like else row)}
 
 

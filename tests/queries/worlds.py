@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.make_store import MadeSae, World
 
 LEVELS = np.array([0.5, 1.0, 1.0, 2.0, 3.25, 0.1, 70_000.0, 1e-9], np.float32)
-"""Few values, so that ties are common; one beyond float16, one below it."""
+"""Few values, so that ties are common. One beyond float16, one below it."""
 
 VOCABULARY = ["<bos>", " a", "b", "B ", "\n", "日", " a", "", "'q'", '"x"', "long word"]
 
@@ -17,7 +17,7 @@ VOCABULARY = ["<bos>", " a", "b", "B ", "\n", "日", " a", "", "'q'", '"x"', "lo
 def worlds(draw: st.DrawFn, max_saes: int = 3) -> World:
     """Documents of 0 to 3 contexts of at most 8 tokens, 1 to `max_saes` SAEs of 1 to 60 features.
 
-    Some features never fire; directions repeat, so cosines tie.
+    Some features never fire. Directions repeat, so cosines tie.
     """
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     bos = draw(st.sampled_from([0, None]))

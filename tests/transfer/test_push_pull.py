@@ -80,7 +80,7 @@ def _here(folder: Path) -> dict[str, bytes]:
 def _next(folder: Path, run: str | None = None, moved: str = "features") -> Snapshot:
     """Publish another snapshot: the last with one derived file in another place.
 
-    run: the identity of an ingest that is to have made it; else it has the ingests of the last,
+    run: the identity of an ingest that is to have made it. Else it has the ingests of the last,
     as after a drop. moved: which file.
     """
     layout = Layout(folder)
@@ -342,7 +342,7 @@ def test_copies_that_were_dropped_from_apart_are_refused(
 
 
 def _with_other_features(folder: Path, path: str) -> Snapshot:
-    """The live snapshot with the same features in other bytes, at `path`; not yet published."""
+    """The live snapshot with the same features in other bytes, at `path`. Not yet published."""
     live = read_snapshot(Layout(folder))
     features = live.derived.features
     pq.write_table(pq.read_table(folder / features.path), folder / path, compression="none")
@@ -509,7 +509,7 @@ def test_a_pull_finishes_what_the_last_writer_had_all_but_done(
 def test_a_snapshot_that_was_never_live_is_not_kept(
     memory: Any, folder: Path, tmp_path: Path
 ) -> None:
-    """A writer was killed before it put its catalog in place; a pull goes beyond its number."""
+    """A writer was killed before it put its catalog in place. A pull goes beyond its number."""
     back = Path(shutil.copytree(folder, tmp_path / "back.fdb"))
     _next(folder)
     _next(folder)

@@ -28,7 +28,7 @@ _TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """An ingest of two SAEs at two hooks, with more options; the database's path."""
+    """An ingest of two SAEs at two hooks, with more options. The database's path."""
     folder = tmp_path_factory.mktemp("source")
     model = tiny_model(folder / "model")
     saes = [tiny_sae(folder / "a"), tiny_sae(folder / "b", d_sae=40, seed=5)]
@@ -80,7 +80,7 @@ def test_a_sample_is_the_same_sample_again(plain: Path) -> None:
 
 
 def changed(plain: Path, change: Callable[[pa.Table], pa.Table]) -> Report:
-    """What comparing gives when every by-token row were another; the files are put back."""
+    """What comparing gives when every by-token row were another. The files are put back."""
     files = [t.file.path for s in read_snapshot(Layout(plain)).segments for t in s.token_files]
     before = {name: (plain / name).read_bytes() for name in files}
     try:

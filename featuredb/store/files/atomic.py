@@ -24,12 +24,12 @@ _NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 @contextmanager
 def storage_errors(where: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write into a `StorageError`."""
+    """Turn the operating system's write errors into a `StorageError`."""
     try:
         yield
     except FeatureDBError:
         raise
-    except Exception as error:  # DuckDB and LanceDB raise classes of their own
+    except Exception as error:  # DuckDB and LanceDB raise their own classes
         refused = refusal(error, where)
         if refused is None:
             raise
@@ -39,8 +39,8 @@ def storage_errors(where: Path) -> Iterator[None]:
 def refusal(error: Exception, where: Path) -> StorageError | None:
     """The `StorageError` for a full disk or a missing permission, None for anything else.
 
-    pyarrow raises a plain OSError whose message alone carries the number, numpy one that says how
-    much it wrote, and DuckDB and LanceDB errors of their own, hence the tests of the text.
+    pyarrow raises a plain OSError with the number only in its message, numpy one with the bytes
+    written, and DuckDB and LanceDB their own errors. So the text is tested.
     """
     text = str(error)
     number = getattr(error, "errno", None)
@@ -72,7 +72,7 @@ def fsync_tree(folder: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A sibling of `path` that no reader looks at. `sweep` removes leftovers."""
+    """A sibling of `path` that readers ignore. `sweep` removes leftovers."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
@@ -113,7 +113,7 @@ def write_atomically(path: Path, data: bytes, *, make_folder: bool = True) -> No
 
 @contextmanager
 def folder_in_place(final: Path) -> Iterator[Path]:
-    """Fill a folder under a temporary name; on success it is flushed and renamed to `final`."""
+    """Fill a folder under a temporary name. On success it is flushed and renamed to `final`."""
     with storage_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_name(final)
@@ -161,7 +161,7 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def sha256_of(*paths: Path, advance: Callable[[int], None] | None = None) -> str:
-    """Hex SHA-256 of the bytes of files, one after another. advance: told of bytes as read."""
+    """Hex SHA-256 of the bytes of files, one after another. advance: called with the bytes read."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb", buffering=0) as handle:

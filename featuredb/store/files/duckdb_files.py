@@ -15,13 +15,13 @@ _AHEAD_LEAST, _AHEAD_MOST = 1 << 18, 4 << 20
 """Bytes read ahead of a scan: twice as many at every step."""
 
 _NEAR = 1 << 20
-"""Reads no further apart than this, or than what is ahead already, are of one scan."""
+"""Reads at most this far apart, or within the read-ahead, belong to one scan."""
 
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class DuckDBFileSystem(AbstractFileSystem):  # type: ignore[misc]
-    """What DuckDB asks of a file system, for the scheme of one database's URL.
+    """The file system that DuckDB needs, for the scheme of one database's URL.
 
     Files of the snapshot come through its `RemoteFiles`. Their sizes are known, they never change,
     and nothing is read twice. Any other URL of the scheme goes to fsspec unchanged.
@@ -36,7 +36,7 @@ class DuckDBFileSystem(AbstractFileSystem):  # type: ignore[misc]
         self._scans: dict[str, _Scan] = {}
 
     def glob(self, path: str, maxdepth: int | None = None, **options: Any) -> list[str]:
-        """The path itself for a file of the snapshot, whatever characters it has."""
+        """The path itself for a file of the snapshot, with any characters in it."""
         if self._relative(path) is not None:
             return [path]
         names = self._remote.fs.glob(path, maxdepth=maxdepth, **options)
@@ -87,8 +87,8 @@ class DuckDBFileSystem(AbstractFileSystem):  # type: ignore[misc]
 class _Scan:
     """Reading of one file by all of DuckDB's threads, one request at a time.
 
-    They read its row groups more or less in turn. So what lies ahead is read along, and a thread
-    waits for what another one is getting.
+    They read its row groups roughly in order. So the reader reads ahead, and a thread waits for
+    blocks that another one is fetching.
     """
 
     def __init__(self, remote: RemoteFiles, path: str) -> None:

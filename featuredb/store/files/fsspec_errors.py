@@ -35,7 +35,7 @@ def open_file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
 
 @contextmanager
 def remote_errors(url: str) -> Iterator[None]:
-    """Turn what the other side, or the way there, raises into one clear `RemoteError`.
+    """Turn errors of the server and the network into one clear `RemoteError`.
 
     FileNotFoundError passes: only the caller knows what a missing file means.
     """
@@ -43,7 +43,7 @@ def remote_errors(url: str) -> Iterator[None]:
         yield
     except (FeatureDBError, FileNotFoundError):
         raise
-    except Exception as error:  # every file system has classes of its own
+    except Exception as error:  # every file system has its own classes
         raise _refused(url, error) from error
 
 

@@ -67,7 +67,7 @@ class Location(Protocol):
 
     @property
     def failure(self) -> FeatureDBError | None:
-        """Why DuckDB could not read a file, where its own message does not say."""
+        """Why DuckDB could not read a file, if its message does not say."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Budget:
     bytes: int
 
     LEAST: ClassVar[int] = 100 * 10**6
-    """A smaller bound cannot be kept: the libraries alone take as much."""
+    """The least possible limit: the libraries take as much."""
 
     @classmethod
     def parse(cls, text: str) -> Self:

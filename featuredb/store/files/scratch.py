@@ -1,4 +1,4 @@
-"""Temporary folders outside every database, which a killed process does not leave for long."""
+"""Temporary folders outside every database, cleaned up after killed processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ScratchFolder:
         return self._folder
 
     def remove(self) -> None:
-        """Delete the folder, if there is one."""
+        """Delete the folder, if it exists."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             os.close(self._lock)
@@ -65,10 +65,10 @@ _spill_folders: dict[int, ScratchFolder] = {}
 
 
 def spill_folder() -> Path | None:
-    """A path at which DuckDB may make a folder for what does not fit its memory.
+    """A path at which DuckDB may make a folder to spill to.
 
-    DuckDB removes it with its database. It lies below a folder that only this user can read, which
-    is removed when the process ends. None where no temporary folder can be made.
+    DuckDB removes it with its database. Its parent can only be read by this user and is
+    removed when the process ends. None if no temporary folder can be made.
     """
     # Imported here: most commands spill nothing.
     from multiprocessing import util
@@ -88,14 +88,14 @@ def spill_folder() -> Path | None:
 
 
 def remove_spills() -> None:
-    """Remove what this process has spilled, for an exit that skips the usual clean-up."""
+    """Remove this process's spilled files, for an exit that skips the usual cleanup."""
     scratch = _spill_folders.pop(os.getpid(), None)
     if scratch is not None:
         scratch.remove()
 
 
 def _remove_orphans(place: Path, prefix: str) -> None:
-    """Delete the folders in `place` whose processes are gone."""
+    """Delete the folders in `place` of processes that have ended."""
     for folder in place.glob(f"{prefix}*"):
         try:
             if seconds_now() - folder.stat().st_mtime < _SETTLING_S:

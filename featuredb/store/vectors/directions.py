@@ -1,12 +1,12 @@
 """Decoder and encoder directions, stored in LanceDB.
 
 LanceDB has the rows that scores are computed from, exact, in float16 where that holds every number.
-It stores such a column uncompressed. Where its pages follow one another, row i lies a fixed number
-of bytes after the first, which is found, with every byte compared, when the table is written. So a
-few rows are read from a memory map: asking LanceDB for twenty takes 1.3 to 1.8 ms.
+It stores such a column uncompressed. If its pages are contiguous, row i is at a fixed
+number of bytes after the first. That place is found when the table is written, with every byte
+compared. A few rows are then read from a memory map: through LanceDB twenty take 1.3 to 1.8 ms.
 
-`featuredb.store.vectors.exact` scans unit rows in float16. They are written to ``matrices/`` where
-there are many, else computed when first asked for.
+`featuredb.store.vectors.exact` scans unit rows in float16. They are written to ``matrices/`` if
+there are many, otherwise computed on first use.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ UNIT_ROWS_BEYOND = 1 << 23
 """Numbers in a matrix above which its unit rows are stored: computing as many takes 0.1 s."""
 
 _BLOCK = 4_096
-"""Rows compared, normalized or asked for at a time."""
+"""Rows compared, normalized or read at a time."""
 
 
 class Directions(NamedTuple):
@@ -71,8 +71,8 @@ def write_vectors(
         layout: of the database.
         sae: name of the SAE.
         directions: its rows.
-        table: name of the table and of the folder; `table_of` the SAE by default. A table of that
-            name that an interrupted ingest left is replaced. No other table changes.
+        table: name of the table and of the folder. `table_of` the SAE by default. A table of that
+            name left by an interrupted ingest is replaced. No other table changes.
 
     Raises:
         StorageError: the disk is full or cannot be written.
@@ -96,9 +96,8 @@ def write_vectors(
 
 
 def table_of(sae: str) -> str:
-    """LanceDB table, and folder, of an SAE: its name, if that is plain, short and no dot file's.
-
-    Any other is made so and ends in the first 16 hexadecimal digits of its own SHA-256, so that
+    """LanceDB table, and folder, of an SAE: its name, if that is plain, short and without a leading
+    dot. Any other name is cleaned and ends in the first 16 hexadecimal digits of its SHA-256, so
     two names never share a table.
     """
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", sae).lstrip(".")[:80]
@@ -106,17 +105,17 @@ def table_of(sae: str) -> str:
 
 
 def fresh_table(sae: str, number: int) -> str:
-    """What to call the table of an SAE that comes with snapshot `number`.
+    """The name of the table of an SAE added in snapshot `number`.
 
-    `table_of` in the first; in a later one that of ``name/number``, which no SAE can be called. So
-    a name is never used again, not even where nothing here remembers the SAE that had it: a copy
-    elsewhere may, and goes by names.
+    In the first snapshot `table_of` its name, in a later one of ``name/number``, which no SAE can
+    be named. So a table name is never reused, even after the SAE was vacuumed here: copies
+    elsewhere rely on names.
     """
     return table_of(sae) if number == 1 else table_of(f"{sae}/{number}")
 
 
 def comparable(saes: Iterable[Sae], sae: Sae, kind: str) -> list[Sae]:
-    """The SAEs whose directions may be compared with those of `sae`, itself among them, in order.
+    """The SAEs with directions comparable with those of `sae`, including itself, in order.
 
     They read the same hook, write the same hook, and their directions have the same length.
     kind: ``decoder`` or ``encoder``.
@@ -131,11 +130,11 @@ def length(sae: Sae, kind: str) -> int:
 
 
 class DirectionRows:
-    """The float32 directions of some SAEs, one SAE after another, read from LanceDB when asked.
+    """The float32 directions of some SAEs, one SAE after another, read from LanceDB on demand.
 
     A row counts through the SAEs in their order. Nothing is kept in memory. Single rows are read
-    from LanceDB's file where the snapshot says that they lie there as they are. Every read raises
-    `CorruptDatabaseError` where the table is damaged.
+    from LanceDB's file if the snapshot gives their offset. Every read raises `CorruptDatabaseError`
+    where the table is damaged.
     """
 
     def __init__(self, layout: Layout, vectors: Sequence[Vectors], kind: str) -> None:
@@ -151,7 +150,7 @@ class DirectionRows:
         return self.shape[0]
 
     def take(self, rows: npt.NDArray[np.int64]) -> Float32Matrix:
-        """Rows float32 [n, d], in the order asked for; a row may be asked for twice."""
+        """Rows float32 [n, d], in the requested order. A row may be requested twice."""
         wanted, where = np.unique(rows, return_inverse=True)
         result = np.empty((len(wanted), self.shape[1]), np.float32)
         edges = np.searchsorted(wanted, self._firsts)
@@ -182,11 +181,11 @@ class DirectionRows:
     def _read(
         self, number: int, question: Any, features: npt.NDArray[np.int64], into: Float32Matrix
     ) -> None:
-        """Put the rows of `features`, which LanceDB is asked for, into `into`."""
+        """Read the rows of `features` through LanceDB into `into`."""
         done = 0
         try:
             table = question.select(["feature_id", self._kind]).to_arrow()
-        except Exception as error:  # LanceDB raises whatever its Rust half says
+        except Exception as error:  # LanceDB raises any class
             raise self._damaged(number, error) from error
         for batch in table.to_batches():
             rows = slice(done, done + len(batch))
@@ -199,18 +198,18 @@ class DirectionRows:
             raise self._damaged(number, reason)
 
     def _table(self, number: int) -> Any:
-        """LanceDB's table of one SAE, opened when it is first asked."""
+        """LanceDB's table of one SAE, opened on first use."""
         if number not in self._tables:
             try:
                 table = _connect(self._layout).open_table(self._vectors[number].table)
                 table.checkout(self._vectors[number].version)
-            except Exception as error:  # LanceDB raises whatever its Rust half says
+            except Exception as error:  # LanceDB raises any class
                 raise self._damaged(number, error) from error
             self._tables[number] = table
         return self._tables[number]
 
     def _map(self, number: int) -> npt.NDArray[np.floating] | None:
-        """The rows of one SAE where they lie, if they do."""
+        """The rows of one SAE in LanceDB's file, if uncompressed."""
         vectors = self._vectors[number]
         column = vectors.column(self._kind)
         if vectors.data is None or column.offset is None:
@@ -239,7 +238,7 @@ def read_directions(layout: Layout, vectors: Vectors) -> Directions:
 
 
 def unit_rows(matrix: Float32Matrix) -> npt.NDArray[np.float64]:
-    """Rows divided by their float64 norm; a zero row stays zero."""
+    """Rows divided by their float64 norm. A zero row stays zero."""
     wide = matrix.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
     return np.asarray(wide / np.where(norms == 0, 1.0, norms))
@@ -263,7 +262,7 @@ def scanned_rows(root: Path, vectors: Vectors, kind: str) -> HalfMatrix:
 
 
 def find_rows(path: Path, matrix: npt.NDArray[np.floating]) -> int | None:
-    """Byte offset in the file at which the rows of `matrix` [n, d] lie; None where they do not."""
+    """Byte offset in the file of the rows of `matrix` [n, d], or None."""
     nonzero = np.flatnonzero(matrix[:_BLOCK].any(axis=1))
     if len(nonzero) == 0 or path.stat().st_size < matrix.nbytes:
         return None
@@ -281,10 +280,10 @@ def find_rows(path: Path, matrix: npt.NDArray[np.floating]) -> int | None:
 
 
 def map_rows(path: Path, column: DirectionColumn) -> npt.NDArray[np.floating]:
-    """Rows [rows, width] of LanceDB's file, read as they are used; the column has an offset.
+    """Rows [rows, width] of LanceDB's file, read as they are used. The column has an offset.
 
     Raises:
-        OSError: there is no such file.
+        OSError: the file does not exist.
         ValueError: it is too short.
     """
     offset = column.offset or 0
@@ -301,7 +300,7 @@ def _same(path: Path, offset: int, matrix: npt.NDArray[np.floating]) -> bool:
 
 
 def _narrowed(matrix: Float32Matrix) -> npt.NDArray[np.floating]:
-    """The matrix in float16 where that holds every number exactly, else in float32."""
+    """The matrix in float16 if that holds every number exactly, otherwise in float32."""
     half = np.empty(matrix.shape, np.float16)
     for start in range(0, len(matrix), _BLOCK):
         rows = matrix[start : start + _BLOCK]
@@ -338,7 +337,7 @@ def _write_unit_rows(layout: Layout, table: str, directions: Directions) -> dict
 
 
 def _connect(layout: Layout) -> Any:
-    """LanceDB on the store's folder, without its remarks on standard error."""
+    """LanceDB on the database's folder, without its messages on standard error."""
     os.environ.setdefault("LANCEDB_LOG", "error")
     import lancedb
 
@@ -350,7 +349,7 @@ def _lance_folder(layout: Layout, table: str) -> Path:
 
 
 def _lance_files(layout: Layout, table: str) -> tuple[File, ...]:
-    """What LanceDB wrote for a table, by path."""
+    """The files that LanceDB wrote for a table, by path."""
     paths = sorted(p for p in _lance_folder(layout, table).rglob("*") if p.is_file())
     return tuple(File(layout.relative(p), 0, p.stat().st_size, sha256_of(p)) for p in paths)
 
@@ -358,7 +357,8 @@ def _lance_files(layout: Layout, table: str) -> tuple[File, ...]:
 def _plain_rows(
     layout: Layout, files: Sequence[File], matrices: Sequence[npt.NDArray[np.floating]]
 ) -> tuple[str | None, list[int | None]]:
-    """(the file that has the rows as they are, the offset of each matrix), as far as there are."""
+    """(the file with uncompressed rows, the offset of each matrix), None for what does not
+    exist."""
     for file in files:
         offsets = [find_rows(layout.root / file.path, matrix) for matrix in matrices]
         if offsets != [None, None]:

@@ -2,11 +2,11 @@
 
 Scoring rule, the same when the neighbor graph is built and when a query runs: the float64
 product of the float32 directions over the product of their float64 norms, rounded to seven
-decimals, so that equal directions tie whatever order the machine sums in, and kept as float32.
+decimals, so that equal directions tie in any order of summation, and kept as float32.
 Order: score descending, ties by row.
 
-A float16 scan can only misplace a row by `SCAN_ERROR`, so when the k-th score stands further than
-that above what the scan last looked at, no row was missed; when it does not, more are looked at.
+A float16 scan can only misplace a row by `SCAN_ERROR`, so if the k-th score is further than
+that above the last product scanned, no row was missed. Otherwise more candidates are taken.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SCAN_ERROR = 2.0**-11 + 2.0**-15
 subnormals and the float32 sums add far less than the second term)."""
 
 _SLACK = 32
-"""Candidates looked at beyond the number asked for."""
+"""Candidates beyond the requested number."""
 
 _WIDEN = 8
 _WIDEST = 4_096
-"""Where the candidates do not settle it, eight times as many are looked at; beyond this, all."""
+"""If the candidates do not suffice, eight times as many are taken. Beyond this, all."""
 
 _DECIMALS = 7
 
@@ -57,7 +57,7 @@ class ExactSearch:
     """Search over the directions of SAEs that may be compared.
 
     halves: unit rows float16 [d_sae, d] of each. take: gives rows float32, not normalized, counted
-    through the SAEs in the same order. threads: of one question, where there are rows for them.
+    through the SAEs in the same order. threads: per question, at most.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ExactSearch:
         wanted = k + _SLACK
         while unit.any() and wanted < self._n and wanted <= max(_WIDEST, k + _SLACK):
             scanned, rows = self._scan.top(unit, wanted)
-            # Further down no row can be among the k; reading one costs more than passing it by.
+            # No row further down can be among the k. Reading one costs more than skipping it.
             near = scanned >= scanned[k - 1] - _REACH
             nearest = scored(query, rows[near], self._take, k)
             if nearest.scores[-1] > scanned[-1] + SCAN_ERROR:
@@ -123,7 +123,7 @@ def row_norms(rows: npt.NDArray[np.floating]) -> Float64:
 
 
 def unit_vector(vector: npt.NDArray[np.floating]) -> Float64:
-    """`vector` over its norm; a zero vector stays zero."""
+    """`vector` over its norm. A zero vector stays zero."""
     norm = float(row_norms(vector))
     return vector.astype(np.float64) / (norm or 1.0)
 
@@ -133,7 +133,7 @@ class HalfScan:
 
     def __init__(self, halves: Sequence[HalfMatrix], threads: int = THREADS) -> None:
         pieces = [piece for half in halves for piece in _divided(half, threads)]
-        # A view does not own its rows; they must live as long as the index.
+        # A view does not own its rows. They must live as long as the index.
         self._rows = [np.ascontiguousarray(piece) for piece in pieces]
         self._views = [_view(piece) for piece in self._rows]
         self._index = self._views[0]
@@ -145,7 +145,7 @@ class HalfScan:
     def top(
         self, query: npt.NDArray[np.float32], k: int
     ) -> tuple[Float32Matrix, npt.NDArray[np.int64]]:
-        """The k largest products with `query` [d], descending, and their rows; k at most [n]."""
+        """The k largest products with `query` [d], descending, and their rows. k: at most [n]."""
         scores, rows = self._index.search(query[None, :], k)
         return scores[0], rows[0]
 
@@ -169,7 +169,7 @@ def _view(half: HalfMatrix) -> Any:
 
 
 def _faiss() -> Any:
-    """The library, whose type hints leave out what is used here."""
+    """The library. Its type hints lack what is used here."""
     import faiss
 
     return faiss

@@ -1,4 +1,4 @@
-"""Approximate search in an inverted file: only the lists whose centroids are nearest are scanned.
+"""Approximate search in an inverted file: only the lists with the nearest centroids are scanned.
 
 The file holds no directions, only which rows each list has: the rows themselves are read from the
 float16 matrices, and are searched as in `featuredb.store.vectors.exact`. So scores are exact, and

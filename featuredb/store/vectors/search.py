@@ -33,7 +33,7 @@ class HeldRows:
         self._rows = np.concatenate(matrices)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Float32Matrix:
-        """Rows float32 [n, d], in the order asked for."""
+        """Rows float32 [n, d], in the requested order."""
         return self._rows[rows]
 
     def __getitem__(self, rows: slice) -> Float32Matrix:
@@ -58,7 +58,7 @@ class DirectionSearch:
         self._lock = threading.RLock()
 
     def group(self, sae: Sae, kind: str) -> list[Sae]:
-        """The SAEs whose directions may be compared with those of `sae`, itself among them."""
+        """The SAEs with directions comparable with those of `sae`, including itself."""
         return comparable(self._snapshot.saes, sae, kind)
 
     def rows(self, sae: Sae, kind: str) -> DirectionRows | HeldRows:

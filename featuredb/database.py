@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from featuredb.errors import ClosedError
 from featuredb.extras import ingest_extra
 from featuredb.store.files.remote import RemoteFiles, local_folder
 from featuredb.store.snapshot import Sae, Snapshot
@@ -41,7 +42,14 @@ class Database:
     def __init__(self, store: Store) -> None:
         self._store = store
         # A function of the store, not of `self`: DuckDB keeps it, and the handle keeps DuckDB.
-        self._reader = Reader(store, partial(_answer_new_text, store))
+        self._open_reader: Reader | None = Reader(store, partial(_answer_new_text, store))
+
+    @property
+    def _reader(self) -> Reader:
+        """What questions are asked of. Raises `ClosedError`."""
+        if self._open_reader is None:
+            raise ClosedError(f"{self!r} is closed: open it again with featuredb.open")
+        return self._open_reader
 
     @property
     def path(self) -> Path:
@@ -244,7 +252,11 @@ class Database:
         return search(self._reader, query, k)
 
     def sql(
-        self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
+        self,
+        query: str,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        tables: Mapping[str, Any] | None = None,
     ) -> duckdb.DuckDBPyRelation:
         """Any SQL over the views and macros, as a lazy DuckDB relation.
 
@@ -256,6 +268,8 @@ class Database:
         Args:
             query: One or more statements.
             params: Values for ``?`` in order, or for ``$name`` by name.
+            tables: Your own tables by the name that the statement calls them: pandas, polars,
+                Arrow, or another answer.
 
         Raises:
             SQLError: DuckDB refuses the statement. An error that only running it can find is
@@ -263,7 +277,7 @@ class Database:
         """
         from queries.sql import sql
 
-        return sql(self._reader, query, params)
+        return sql(self._reader, query, params, tables)
 
     def info(self) -> Info:
         """What the database holds, where it comes from, and how large it is."""
@@ -272,8 +286,10 @@ class Database:
         return info(self._reader)
 
     def close(self) -> None:
-        """Close files and connections. Relations from `sql` stop working."""
-        self._reader.close()
+        """Close files and connections. Afterwards nothing answers, nor do relations from `sql`."""
+        if self._open_reader is not None:
+            self._open_reader.close()
+            self._open_reader = None
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@
     ├── QueryError                invalid query
     │   ├── UnknownFeatureError       no such feature id or SAE name
     │   ├── UnknownContextError       no such context id
+    │   ├── ClosedError               the handle is closed
     │   └── SQLError                  DuckDB refused the statement
     ├── OptionError               invalid option
     ├── IngestError               an ingest that cannot start or resume
@@ -84,6 +85,10 @@ class UnknownFeatureError(QueryError):
 
 class UnknownContextError(QueryError):
     """No context has that id."""
+
+
+class ClosedError(QueryError):
+    """The handle was closed."""
 
 
 class SQLError(QueryError):

@@ -51,6 +51,10 @@ class Row:
     def __len__(self) -> int:
         return len(self._values)
 
+    def __dir__(self) -> list[str]:
+        """The columns, for completion in a shell or notebook."""
+        return [*object.__dir__(self), *filter(str.isidentifier, self._index)]
+
     def keys(self) -> tuple[str, ...]:
         """The column names, in order."""
         return tuple(self._index)

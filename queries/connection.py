@@ -60,7 +60,7 @@ class Reader:
             return self._connection.cursor()
 
     def close(self) -> None:
-        """Close every file and connection. A closed reader opens them again when asked."""
+        """Close every file and connection."""
         with self._lock:
             if self._connection is not None:
                 self._connection.close()

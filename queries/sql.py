@@ -44,14 +44,15 @@ def duckdb_errors(location: Location) -> Iterator[None]:
         if location.failure is not None and str(location.failure) in text:
             raise location.failure from error
         if isinstance(error, duckdb.OutOfMemoryException):
-            raise SQLError(_out_of_memory(text)) from error
+            raise SQLError(_out_of_memory(text)) from None
         damaged = isinstance(error, duckdb.IOException | duckdb.InvalidInputException)
         if damaged and (root in text or location.duckdb_root in text):
             raise CorruptDatabaseError(
                 f"a file of {root} is missing or damaged ({first_line(text)}): "
                 "run `featuredb verify` to see what else is, and restore it from a copy"
             ) from error
-        raise SQLError(text) from error
+        # DuckDB's own exception says the same in thirty lines.
+        raise SQLError(text) from None
 
 
 def _out_of_memory(text: str) -> str:
@@ -66,7 +67,10 @@ def _out_of_memory(text: str) -> str:
 
 
 def sql(
-    reader: Reader, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
+    reader: Reader,
+    query: str,
+    params: Sequence[Any] | Mapping[str, Any] | None = None,
+    tables: Mapping[str, Any] | None = None,
 ) -> duckdb.DuckDBPyRelation:
     """See `featuredb.Database.sql`. Runs in memory: nothing stored can change."""
     check_text(query, "the statement")
@@ -77,11 +81,31 @@ def sql(
             "put both in one text, or create without TEMP"
         )
     with duckdb_errors(reader.location):
+        cursor = reader.cursor()
+        for name, table in (tables or {}).items():
+            _register(cursor, name, table)
         values = dict(params) if isinstance(params, Mapping) else params
-        relation = reader.cursor().sql(query, params=values)
+        relation = cursor.sql(query, params=values)
     if relation is None:
         raise SQLError("there is no statement in this SQL")
     return relation
+
+
+def _register(cursor: duckdb.DuckDBPyConnection, name: str, table: Any) -> None:
+    """Make a user's table known to one connection."""
+    import duckdb
+
+    taken = "SELECT 1 FROM duckdb_tables() WHERE table_name = ? UNION SELECT 1 FROM duckdb_views() "
+    if cursor.execute(taken + "WHERE view_name = ?", [name, name]).fetchall():
+        raise SQLError(f"the database has {name!r} itself: call your table something else")
+    for method in ("arrow", "to_arrow"):  # an answer, polars
+        table = getattr(table, method)() if hasattr(table, method) else table
+    try:
+        cursor.register(name, table)
+    except (duckdb.Error, TypeError) as error:
+        raise SQLError(
+            f"{name!r} is {type(table).__name__}: give a pandas or polars frame or an Arrow table"
+        ) from error
 
 
 QUESTION = Question("sql", Rows, "sql")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 import featuredb
-from featuredb.cli import options
+from featuredb.cli import completing, options
 
 if TYPE_CHECKING:
     from featuredb.database import Database
@@ -23,7 +23,13 @@ SENTENCE = "The Golden Gate Bridge opened in 1937."
 
 
 @click.command("demo")
-@click.option("--path", metavar="DB", help="Where to create it.", **options.default("demo", "path"))
+@click.option(
+    "--path",
+    metavar="DB",
+    shell_complete=completing.files,
+    help="Where to create it.",
+    **options.default("demo", "path"),
+)
 @click.option("--rebuild", is_flag=True, help="Delete an existing demo database first.")
 @click.option(
     "--documents",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 import featuredb
-from featuredb.cli import options
+from featuredb.cli import completing, options
 
 
 @click.command("drop")
 @options.database
-@click.option("--sae", metavar="NAME", help="The SAE to drop.")
+@click.option("--sae", metavar="NAME", shell_complete=completing.saes, help="The SAE to drop.")
 @click.option("--corpus", metavar="ID", help="The corpus to drop, with its activations.")
 @options.memory("drop")
 def command(db: str, sae: str | None, corpus: str | None, memory: str) -> None:

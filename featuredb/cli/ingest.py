@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 import featuredb
-from featuredb.cli import options
+from featuredb.cli import completing, options
 from featuredb.cli.options import Command
 from featuredb.store.values import Values
 
@@ -25,10 +25,10 @@ def _option(name: str, metavar: str, help: str, *flag: str, **settings: Any) -> 
     return partial(click.option, *flags, metavar=metavar, help=help, **settings)
 
 
-def _several(name: str, metavar: str, help: str) -> partial[Any]:
+def _several(name: str, metavar: str, help: str, **settings: Any) -> partial[Any]:
     """An option that may be repeated. Its flag is the singular."""
     collect = {"multiple": True, "callback": lambda _context, _option, values: [*values] or None}
-    return _option(name, metavar, help, f"--{name.removesuffix('s')}", **collect)
+    return _option(name, metavar, help, f"--{name.removesuffix('s')}", **collect, **settings)
 
 
 def _flag(name: str, help: str) -> partial[Any]:
@@ -37,10 +37,20 @@ def _flag(name: str, help: str) -> partial[Any]:
 
 _OPTIONS: dict[str, partial[Any]] = {
     "corpus": _option(
-        "corpus", "SRC", "A file, a folder, a glob, hf:DATASET, or - for text on standard input."
+        "corpus",
+        "SRC",
+        "A file, a folder, a glob, hf:DATASET, or - for text on standard input.",
+        shell_complete=completing.files,
     ),
-    "model": _option("model", "M", "The model: a folder or a hub name."),
-    "saes": _several("saes", "S", "An SAE: a folder, a file or a hub reference. Repeatable."),
+    "model": _option(
+        "model", "M", "The model: a folder or a hub name.", shell_complete=completing.files
+    ),
+    "saes": _several(
+        "saes",
+        "S",
+        "An SAE: a folder, a file or a hub reference. Repeatable.",
+        shell_complete=completing.files,
+    ),
     "names": _several("names", "N", "Name of the SAE, once per --sae. Default: from its files."),
     "hook": _option("hook", "H", "Hook point to read the SAEs at, instead of their own."),
     "hook_out": _option("hook_out", "H", "Hook point a transcoder's output should match."),

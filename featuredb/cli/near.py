@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 import featuredb
-from featuredb.cli import options
+from featuredb.cli import completing, options
 from featuredb.cli.output import Output
 from featuredb.errors import QueryError
 
 
 @click.command("near")
 @options.pinned_database
-@click.argument("feature", metavar="[FEATURE]", required=False)
+@click.argument("feature", metavar="[FEATURE]", required=False, shell_complete=completing.features)
 @click.option(
     "--by",
     type=click.Choice(("decoder", "encoder", "coactivation")),
@@ -29,7 +29,12 @@ from featuredb.errors import QueryError
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Use the vector in this .npy file instead of a FEATURE.",
 )
-@click.option("--sae", metavar="NAME", help="With --vector: the SAE to search.")
+@click.option(
+    "--sae",
+    metavar="NAME",
+    shell_complete=completing.saes,
+    help="With --vector: the SAE to search.",
+)
 @click.option("--exact", is_flag=True, help="Do not use the approximate index.")
 @options.limit(20, "neighbors")
 @options.output

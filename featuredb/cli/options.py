@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from featuredb import api
+from featuredb.cli import completing
 from featuredb.cli.output import CHOICES, Output
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -31,7 +32,7 @@ def default(function: str, argument: str) -> dict[str, Any]:
 
 def database(command: Command) -> Command:
     """DB, always the first argument. Not validated here."""
-    return click.argument("db", metavar="DB")(command)
+    return click.argument("db", metavar="DB", shell_complete=completing.files)(command)
 
 
 def pinned_database(command: Command) -> Command:
@@ -54,7 +55,7 @@ def memory(function: str) -> Callable[[Command], Command]:
 
 def feature(command: Command) -> Command:
     """FEATURE, such as `1234` or `sae/1234`. Not validated here."""
-    return click.argument("feature", metavar="FEATURE")(command)
+    return click.argument("feature", metavar="FEATURE", shell_complete=completing.features)(command)
 
 
 def limit(default: int | None, what: str) -> Callable[[Command], Command]:
@@ -82,6 +83,7 @@ def output(command: Command) -> Command:
         "--output",
         "path",
         metavar="FILE",
+        shell_complete=completing.files,
         help="Write to FILE. Its extension sets the format unless --format is given.",
     )
     form_option = click.option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import click
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 CHOICES = ("table", "json", "jsonl", "csv", "parquet")
 _ENDINGS = {"json": "json", "jsonl": "jsonl", "ndjson": "jsonl", "csv": "csv", "parquet": "parquet"}
+_AS_TEXT = ("", "txt", "text", "log", "md")
+"""Endings of files that get the table."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,13 @@ class Output:
     @classmethod
     def choose(cls, form: str | None, path: str | None) -> Output:
         """From `--format` and `-o`. Refuses Parquet on a terminal before any work."""
-        ending = _ENDINGS.get(path.rpartition(".")[2].lower()) if path and "." in path else None
+        suffix = Path(path).suffix[1:].lower() if path else ""
+        ending = _ENDINGS.get(suffix)
+        if not (form or ending) and suffix not in _AS_TEXT:
+            raise click.UsageError(
+                f"no format is known by the ending of {path}: give --format, or end it in .txt, "
+                + ", ".join(f".{known}" for known in _ENDINGS)
+            )
         chosen = cast("Format | Literal['table']", form or ending or "table")
         if chosen == "parquet" and path is None and sys.stdout.isatty():
             raise click.UsageError("parquet is binary: write it to a file with -o FILE, or a pipe")

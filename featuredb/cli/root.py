@@ -7,6 +7,7 @@ import importlib
 import os
 import pkgutil
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,8 +20,8 @@ from featuredb.version import __version__
 
 _WRITERS = ("demo", "ingest", "plan", "append", "add-sae", "drop")
 _QUESTIONS = ("info", "top", "feature", "near", "fires", "search", "sql")
-_CARE = ("snapshots", "compact", "vacuum", "verify", "push", "pull")
-_HELPERS = {"__main__", "exit_codes", "options", "output", "reference", "root"}
+_CARE = ("snapshots", "compact", "vacuum", "verify", "push", "pull", "completion")
+_HELPERS = {"__main__", "completing", "exit_codes", "options", "output", "reference", "root"}
 
 
 def _verbs() -> tuple[str, ...]:
@@ -51,6 +52,15 @@ class Verbs(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            similar = get_close_matches(args[0], VERBS, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(similar)}?" if similar else " See featuredb --help."
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         ours = not args and "args" not in kwargs  # else a caller's process, a test's for example
         if ours and len(sys.argv) > 2 and sys.argv[1] in LOOKUPS:
@@ -62,6 +72,8 @@ class Verbs(click.Group):
             return super().invoke(ctx)
         except FeatureDBError as error:
             _fail(ctx, str(error), error.exit_code)
+        except click.NoSuchOption as error:
+            raise _explained(error) from None
         except KeyboardInterrupt as error:
             _fail(ctx, str(error) or "interrupted", ExitCode.INTERRUPTED)
         except BrokenPipeError:
@@ -72,6 +84,20 @@ class Verbs(click.Group):
                 raise
             where = f"{error.filename}: " if error.filename else ""
             _fail(ctx, f"{where}{error.strerror}", StorageError.exit_code)
+
+
+def _explained(error: click.NoSuchOption) -> click.UsageError:
+    """What was meant: the options that begin so, or a feature with a minus before it."""
+    if error.option_name.lstrip("-").isdigit():
+        return click.UsageError(
+            f"{error.option_name} is not a feature: they are numbered from 0", ctx=error.ctx
+        )
+    parameters = error.ctx.command.params if error.ctx else []
+    names = [name for parameter in parameters for name in parameter.opts]
+    begin = [name for name in names if name.startswith(error.option_name)]
+    if not begin:
+        return error
+    return click.UsageError(f"{error.message} Did you mean {' or '.join(begin)}?", ctx=error.ctx)
 
 
 class _NoPandas:

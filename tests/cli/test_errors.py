@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,39 @@ def test_an_output_file_that_cannot_be_written_is_a_storage_error(invoke: Invoke
     assert result.stderr == (
         "featuredb: cannot write no/such/folder/x.json: No such file or directory\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("tpo", "db"), "No such command 'tpo'. Did you mean top?"),
+        (("serach", "db", "x"), "No such command 'serach'. Did you mean search?"),
+        (("help",), "No such command 'help'. See featuredb --help."),
+        (
+            ("top", "db", "5", "--max", "3"),
+            "No such option '--max'. Did you mean --max-activation?",
+        ),
+        (
+            ("top", "db", "5", "--formt", "csv"),
+            "No such option '--formt'. Did you mean '--format'?",
+        ),
+        (("top", "db", "-5"), "-5 is not a feature: they are numbered from 0"),
+        (("top", "db", "5", "-o", "out.xlsx"), "no format is known by the ending of out.xlsx"),
+    ],
+)
+def test_what_was_mistyped_gets_a_suggestion(
+    invoke: Invoke, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == ExitCode.USAGE
+    assert said in " ".join(result.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["out", "out.txt", "a.b/out", "/dev/null"])
+def test_a_table_in_a_file(invoke: Invoke, tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.b").mkdir()
+    assert invoke("top", "db", "5", "-o", name).exit_code == 0
 
 
 def test_an_interrupt_is_one_line(

@@ -25,6 +25,8 @@ def test_a_row_is_read_by_attribute_key_position_and_unpacking() -> None:
     assert (first, second, len(row)) == (1, "x", 2)
     assert dict(row) == {"a": 1, "b c": "x"}
     assert repr(row) == "Row(a=1, b c='x')"
+    assert "a" in dir(row)
+    assert "b c" not in dir(row)
 
 
 def test_an_unknown_column_names_the_ones_there_are(answer: TopContexts) -> None:

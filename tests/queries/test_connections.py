@@ -9,12 +9,16 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import duckdb
+import polars
+import pyarrow as pa
 import pytest
 
 import featuredb
-from featuredb.errors import SQLError
+from featuredb.errors import ClosedError, SQLError
+from queries.answers import Rows
 from tests.make_store import make_store
 from tests.queries.test_questions import small_world
 
@@ -106,7 +110,57 @@ def test_relations_stop_working_when_the_handle_is_closed(db: featuredb.Database
     db.close()
     with pytest.raises(duckdb.ConnectionException):
         relation.fetchall()
-    assert len(db.sql("FROM features").fetchall()) == 5
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda db: db.top_contexts(1),
+        lambda db: db.near(1),
+        lambda db: db.sql("FROM features"),
+        lambda db: db.info(),
+        lambda db: db.fires_in(0),
+    ],
+)
+def test_a_closed_handle_answers_nothing(
+    db: featuredb.Database, ask: Callable[[featuredb.Database], Any]
+) -> None:
+    ask(db)
+    db.close()
+    db.close()
+    with pytest.raises(ClosedError, match="open it again"):
+        ask(db)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "arrow", "an answer"])
+def test_sql_sees_the_tables_of_the_user(db: featuredb.Database, kind: str) -> None:
+    table = pa.table({"feature_id": [1, 3], "label": ["river", "king"]})
+    mine: Any = {
+        "pandas": table.to_pandas,
+        "polars": lambda: polars.from_arrow(table),
+        "arrow": lambda: table,
+        "an answer": lambda: Rows(table),
+    }[kind]()
+    query = "SELECT feature_id, label FROM mine JOIN features USING (feature_id) ORDER BY 1"
+    assert db.sql(query, tables={"mine": mine}).fetchall() == [(1, "river"), (3, "king")]
+    with pytest.raises(SQLError, match="mine"):
+        db.sql(query)
+
+
+def test_tables_that_cannot_be_had(db: featuredb.Database) -> None:
+    table = pa.table({"x": [1]})
+    for taken in ("features", "saes"):
+        with pytest.raises(SQLError, match=f"the database has '{taken}' itself"):
+            db.sql("SELECT 1", tables={taken: table})
+    with pytest.raises(SQLError, match="'mine' is int: give a pandas"):
+        db.sql("SELECT 1", tables={"mine": 7})
+
+
+def test_an_sql_error_is_one_exception(db: featuredb.Database) -> None:
+    with pytest.raises(SQLError) as caught:
+        db.sql("SELECT nothing FROM nowhere")
+    assert caught.value.__suppress_context__
+    assert caught.value.__cause__ is None
 
 
 _IN_JUPYTER = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import weakref
 from collections import Counter
@@ -17,12 +18,13 @@ from featuredb.errors import CorpusError
 from featuredb.render.progress import log
 from featuredb.store.files.scratch import ScratchFolder
 from ingest.corpus import schema as typing_rules
+from ingest.corpus.arrays import STRING, settled
+from ingest.corpus.containers import parts_of_object
 from ingest.corpus.hub import PREFIX, hub_part
 from ingest.corpus.locate import file_part, looks_like_path, parts_of
 from ingest.corpus.part import BATCH_BYTES, CorpusPart, DocumentColumn, PartRows, Scan
 from ingest.corpus.records import TEXT
-from ingest.corpus.spool import spool_documents, spool_stream
-from ingest.corpus.tables import TablePart
+from ingest.corpus.spool import spool_stream
 
 RESERVED_NAMES = (
     "document_id",
@@ -35,7 +37,7 @@ RESERVED_NAMES = (
 )
 _SHOWN_COLUMNS = 12
 _DOCUMENT_TYPES = {
-    "text": typing_rules.STRING,
+    "text": STRING,
     "tokens": typing_rules.TOKENS,
     "messages": typing_rules.MESSAGES,
 }
@@ -73,7 +75,7 @@ class CorpusReader:
         widened = typing_rules.widen_schemas(metadata)
         self._names = list(widened.names)
         free = typing_rules.free_names(self._names, {*RESERVED_NAMES, column.role})
-        types = [typing_rules.settled(field.type) for field in widened]
+        types = [settled(field.type) for field in widened]
         self.metadata_schema = pa.schema(list(zip(free, types, strict=True)))
         if id_column is not None and id_column not in self._names:
             raise CorpusError(
@@ -241,13 +243,15 @@ def open_corpus(
     `source` is one of:
 
     - a file: Parquet, Arrow IPC, JSON Lines, JSON (an array of objects), CSV, TSV, or text (one
-      document), each also in gzip or Zstandard;
+      document), each also in gzip, Zstandard, xz, bzip2 or lz4;
     - a folder (recursively), a glob, or a list of paths; files in order of their paths, lists in
       the order given;
     - ``-`` for standard input: any of these formats, detected by content;
     - ``hf:owner/dataset[:config][@split]``;
-    - an Arrow table; or an iterable of strings or of mappings from column names to values. A list
-      of strings that are all paths of files is a list of paths.
+    - a frame of pandas or polars, an Arrow table, array or stream, anything that exports one, or a
+      mapping from column names to values; a mapping from splits to any of these (`DatasetDict`);
+    - an iterable of strings or of mappings from column names to values. A list of strings that are
+      all paths of files is a list of paths.
 
     `tokens_column` names lists of token ids, `messages_column` chats; each takes the place of
     `text_column`. Row-based files are read once here to infer types, which also validates
@@ -282,8 +286,8 @@ def _parts(
     source: Any, column: DocumentColumn, spool: ScratchFolder
 ) -> tuple[str, list[CorpusPart]]:
     """Return the name and parts of `source`. `spool` holds what must be kept on disk."""
-    if isinstance(source, str | Path):
-        name = str(source)
+    if isinstance(source, str | os.PathLike):
+        name = str(os.fspath(source))
         if name == "-":
             path = spool_stream(sys.stdin.buffer, spool.folder)
             if not path.stat().st_size:
@@ -292,21 +296,15 @@ def _parts(
         if name.startswith(PREFIX):
             return name, [hub_part(name)]
         return name, parts_of(name, column)
-    if isinstance(source, pa.Table):
-        return "Arrow table", [TablePart("Arrow table", source)]
     if isinstance(source, list | tuple) and _are_paths(source):
         parts = [part for item in source for part in _parts(item, column, spool)[1]]
         return ", ".join(str(item) for item in source), parts
-    if not isinstance(source, Iterable):
-        raise CorpusError(
-            f"a corpus cannot be a {type(source).__name__}; give a path, a table or an iterable"
-        )
-    path = spool_documents(source, spool.folder, column.name)
-    return "Python", [file_part(path, "Python", column)]
+    parts = parts_of_object(source, column, spool)
+    return "Arrow table" if isinstance(source, pa.Table) else "Python", parts
 
 
 def _are_paths(items: Sequence[Any]) -> bool:
-    if any(isinstance(item, Path) for item in items):
+    if any(isinstance(item, os.PathLike) for item in items):
         return True
     return bool(items) and all(
         isinstance(item, str) and (item.startswith(PREFIX) or looks_like_path(item))
@@ -325,6 +323,7 @@ def _column(text: str, tokens: str | None, messages: str | None) -> DocumentColu
 
 
 def _fits(data_type: Any, role: str) -> bool:
+    data_type = settled(data_type)
     if role == "text":
         return bool(pa.types.is_string(data_type))
     if not pa.types.is_list(data_type):

@@ -12,9 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from featuredb.errors import CorpusError, MissingExtraError, first_line
-from ingest.corpus import schema as typing_rules
 from ingest.corpus.part import BATCH_ROWS, PartRows, Scan
-from ingest.corpus.tables import typed_rows
+from ingest.corpus.tables import storable_schema, typed_rows
 
 PREFIX = "hf:"
 _SOURCE = re.compile(r"hf:(?P<path>[^:@\s]+)(:(?P<config>[^@\s]+))?(@(?P<split>\S+))?")
@@ -42,8 +41,7 @@ class HubPart:
                 if first is None:
                     raise CorpusError(f"{self.name} is empty; name another split")
                 schema = first.schema
-        fields = [(field.name, typing_rules.storable(field.type)) for field in schema]
-        return Scan(pa.schema(fields), None)
+        return Scan(storable_schema(schema, self.name, of_bytes=pa.binary()), None)
 
     def rows(self, schema: Any) -> Iterator[PartRows]:
         first = 0

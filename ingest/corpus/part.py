@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
+Record = tuple[int, dict[str, Any]]
+"""A row's number and its values by column."""
+
 BATCH_ROWS = 1024
 BATCH_BYTES = 32 << 20
 

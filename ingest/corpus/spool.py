@@ -7,24 +7,28 @@ read only once is kept on disk as long as the corpus is.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
-from datetime import date, datetime, time
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import UUID
 
 import numpy as np
 
 from featuredb.errors import CorpusError
+from ingest.corpus.arrays import clock
 
 
-def spool_documents(documents: Iterable[Any], folder: Path, column: str) -> Path:
-    """Write strings (as `column`), mappings and None to a JSON Lines file in `folder`.
+def spool_documents(documents: Iterable[Any], path: Path, column: str) -> Path:
+    """Write strings (as `column`), mappings and None to a JSON Lines file at `path`.
 
     Raises:
         CorpusError: an element or a value is of another type, or cannot be written as UTF-8.
     """
-    path = folder / "documents.jsonl"
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for number, document in enumerate(documents):
             if isinstance(document, Mapping):
@@ -53,10 +57,36 @@ def spool_stream(stream: BinaryIO, folder: Path) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, date | datetime | time):
-        return value.isoformat()
-    if isinstance(value, set | frozenset):
-        return sorted(value)
+    """A value that JSON has no type for. Dates, decimals and durations become text."""
+    match value:
+        case np.datetime64() | np.timedelta64():
+            return None if np.isnat(value) else _moment(value)
+        case np.ndarray() if value.dtype.kind in "mM":
+            return [_plain(item) for item in value]
+        case np.generic() | np.ndarray():
+            return value.tolist()
+        case datetime() | date() | time():
+            return None if value != value else value.isoformat()  # NaT is no date
+        case timedelta():
+            return clock(value // timedelta(microseconds=1), "us")
+        case Decimal():
+            return f"{value:f}"
+        case UUID():
+            return str(value)
+        case Enum():
+            return value.value
+        case os.PathLike():
+            return os.fspath(value)
+        case bytes():
+            return value.decode()
+        case set() | frozenset():
+            return sorted(value)
+        case _ if type(value).__name__ in ("NAType", "NaTType"):
+            return None
     raise TypeError(f"a value is a {type(value).__name__}")
+
+
+def _moment(value: np.datetime64 | np.timedelta64) -> str:
+    if isinstance(value, np.datetime64):
+        return str(value)
+    return clock(int(value.astype("timedelta64[ns]").astype(np.int64)), "ns")

@@ -1,26 +1,21 @@
 """Read corpus files: streaming decompression and strict decoding.
 
-Gzip and Zstandard are detected by their first bytes, not by the file's name. Every error in a
-file's content becomes a `CorpusError` that names the file and the place.
+Every error in a file's content becomes a `CorpusError` that names the file and the place.
 """
 
 from __future__ import annotations
 
 import codecs
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
-
-import pyarrow as pa
+from typing import BinaryIO
 
 from featuredb.errors import CorpusError
 from featuredb.store.files.atomic import sha256_of
+from ingest.corpus.compression import CHUNK_BYTES, ERRORS, opened
 
-CHUNK_BYTES = 1 << 20
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -43,19 +38,10 @@ def reading(path: Path) -> Iterator[BinaryIO]:
         CorpusError: it cannot be opened, or a read inside the block fails.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(4)
-        codec = next((name for mark, name in _COMPRESSIONS.items() if head.startswith(mark)), None)
-        if codec is None:
-            with path.open("rb", buffering=CHUNK_BYTES) as plain:
-                yield plain
-        else:
-            compressed = pa.CompressedInputStream(pa.OSFile(str(path)), codec)
-            with io.BufferedReader(compressed, CHUNK_BYTES) as buffered:
-                yield cast(BinaryIO, buffered)
-    except OSError as error:
-        # pyarrow reports damaged compression as OSError too.
-        reason = error.strerror or str(error)
+        with opened(path) as file:
+            yield file
+    except ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise CorpusError(
             f"cannot read {path}: {reason}; check the file or leave it out"
         ) from error

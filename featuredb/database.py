@@ -204,6 +204,16 @@ class Database:
 
         return fires_on(self._store, text, k, partial(_encode, self._store))
 
+    def has_text(self, text: str) -> bool:
+        """Whether a stored document has exactly this text.
+
+        Args:
+            text: Any text.
+        """
+        from queries.fires import stored_document
+
+        return stored_document(self._store, text) is not None
+
     def fires_in(self, context_id: int, k: int = 20) -> Firing:
         """The features that fire in a stored context, the most specific first.
 

@@ -75,7 +75,6 @@ class Inputs:
     def identity(self, options: IngestOptions) -> dict[str, str]:
         """What decides the content of the database, as readable text by name."""
         settings = {
-            "corpus": self.corpus.source,
             "corpus content": self.corpus.fingerprint(),
             "text column": options.text_column,
             "tokens column": options.tokens_column,

@@ -116,7 +116,7 @@ def fires_on(store: Store, text: str, k: int, encode: Encode) -> Firing:
     and what `encode` raises.
     """
     k = check_k(k)
-    document = stored_document(store, check_text(text, "what fires_on is given"))
+    document = stored_document(store, text)
     if document is not None:
         return fires_in_document(store, document, k)
     active, tokens = encode(text)
@@ -124,7 +124,11 @@ def fires_on(store: Store, text: str, k: int, encode: Encode) -> Firing:
 
 
 def stored_document(store: Store, text: str) -> int | None:
-    """The first document with exactly this text, None if there is none."""
+    """The first document with exactly this text, None if there is none.
+
+    Raises `QueryError` for what is no text.
+    """
+    check_text(text, "what fires_on is given")
     for corpus in store.snapshot.corpora:
         if corpus.text_hashes is not None:
             document = store.texts.with_text(corpus, text)

@@ -26,7 +26,7 @@ def command(
     """List the features that fire on a text, most specific first.
 
     TEXT goes through the model and the SAEs, which needs featuredb[ingest]. TEXT - reads standard
-    input.
+    input, without a final line feed unless it is a stored text that ends in one.
     """
     if (text is None) == (context is None):
         raise click.UsageError("give either a TEXT (or - for standard input) or --context ID")
@@ -34,5 +34,6 @@ def command(
         if context is not None:
             answer = database.fires_in(context, k=k)
         else:
-            answer = database.fires_on(options.text_or_stdin(text or ""), k=k)
+            given = options.text_or_stdin(text or "", database.has_text)
+            answer = database.fires_on(given, k=k)
     output.write(answer)

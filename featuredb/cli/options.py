@@ -95,11 +95,13 @@ def output(command: Command) -> Command:
     return form_option(path_option(with_output))  # type: ignore[return-value]
 
 
-def text_or_stdin(argument: str) -> str:
+def text_or_stdin(argument: str, as_it_is: Callable[[str], bool] = lambda _: False) -> str:
     """The argument, or standard input if it is `-`, without the final line feed.
 
-    Invalid UTF-8 becomes lone surrogates, as in Python's own arguments. Queries refuse them.
+    as_it_is: says of all of standard input whether it is meant with it. Invalid UTF-8 becomes lone
+    surrogates, as in Python's own arguments. Queries refuse them.
     """
     if argument != "-":
         return argument
-    return sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n")
+    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+    return text if as_it_is(text) else text.removesuffix("\n")

@@ -170,7 +170,7 @@ class Texts:
         for corpus in self._snapshot.corpora:
             schema = self._files.metadata(corpus.documents.path).schema.to_arrow_schema()
             for name in ("source", *corpus.metadata):
-                types[folded(name)] = _common(types.get(folded(name)), schema.field(name).type)
+                types[folded(name)] = common(types.get(folded(name)), schema.field(name).type)
         return pa.schema(
             [(name, types.get(folded(name), pa.string())) for name in self.metadata_names]
         )
@@ -246,10 +246,17 @@ def unite(one: pa.DataType, other: pa.DataType) -> bool:
     """Whether a column may have these types in two corpora of a database.
 
     It may if Python and DuckDB unify them to the same type: equal types, numbers and booleans,
-    text with integers or booleans, and lists of these.
+    text with integers or booleans, and lists and structs of these. A struct may lack fields of the
+    other, but no two fields may differ in case alone. What integers a float column rounds is for
+    the caller to ask (`rounds`).
     """
     if one == other:
         return True
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        mine, others = ({field.name: field.type for field in each} for each in (one, other))
+        return len({folded(name) for name in mine | others}) == len(mine | others) and all(
+            unite(mine[name], others[name]) for name in mine.keys() & others.keys()
+        )
     if pa.types.is_list(one) and pa.types.is_list(other):
         return unite(one.value_type, other.value_type)
     if _is_number(one) and _is_number(other):
@@ -261,13 +268,18 @@ def unite(one: pa.DataType, other: pa.DataType) -> bool:
     )
 
 
-def _common(one: pa.DataType | None, other: pa.DataType) -> pa.DataType:
+def common(one: pa.DataType | None, other: pa.DataType) -> pa.DataType:
     """The common type, as DuckDB's UNION chooses it: text if no other type fits."""
     if one is None or one == other:
         return other
     types = pa.types
     if types.is_list(one) and types.is_list(other):
-        return pa.list_(_common(one.value_type, other.value_type))
+        return pa.list_(common(one.value_type, other.value_type))
+    if types.is_struct(one) and types.is_struct(other):
+        members: dict[str, pa.DataType] = {}
+        for field in (*one, *other):
+            members[field.name] = common(members.get(field.name), field.type)
+        return pa.struct(list(members.items()))
     for narrow, wide in ((one, other), (other, one)):
         if types.is_boolean(narrow) and _is_number(wide):
             return wide
@@ -282,8 +294,24 @@ def _common(one: pa.DataType | None, other: pa.DataType) -> pa.DataType:
         return pa.string()
 
 
+def rounds(data_type: pa.DataType, wider: pa.DataType) -> int | None:
+    """The integer beyond which `wider`, a common type, rounds those of `data_type`.
+
+    None if it rounds none, because it has no float where `data_type` has an integer.
+    """
+    types = pa.types
+    if types.is_integer(data_type) and types.is_floating(wider):
+        return 1 << 53 if types.is_float64(wider) else 1 << 24
+    bounds = []
+    if types.is_list(data_type) and types.is_list(wider):
+        bounds.append(rounds(data_type.value_type, wider.value_type))
+    if types.is_struct(data_type) and types.is_struct(wider):
+        bounds += [rounds(field.type, wider.field(field.name).type) for field in data_type]
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
 def _cast(column: pa.ChunkedArray, to: pa.Field) -> pa.ChunkedArray:
-    """Cast a column to a type of `_common`, rounding if that is floating.
+    """Cast a column to a type of `common`, rounding if that is floating.
 
     Types accepted by `unite` always cast. Older versions admitted others. Raises `QueryError`.
     """

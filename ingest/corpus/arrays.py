@@ -35,6 +35,10 @@ class Exact(pa.ExtensionType):  # type: ignore[misc]
     def __arrow_ext_serialize__(self) -> bytes:
         return b""
 
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: Any, serialized: bytes) -> Exact:
+        return cls(storage_type)
+
 
 def storable(data_type: Any, of_bytes: Any = STRING) -> Any:
     """The type in which a column of `data_type` is stored, if its values fit (`fitting`).
@@ -151,8 +155,16 @@ def stored(array: Any, target: Any) -> Any:
     if is_.is_map(target):
         if _repeats_keys(array):
             raise ValueError("a map repeats a key")
-        pairs = pa.struct([("key", target.key_type), ("value", target.item_type)])
-        return stored(array, pa.list_(pairs)).cast(target)
+        pairs, offsets = _elements(array)
+        keys, items = pairs.flatten()
+        mask = array.is_null() if array.null_count else None
+        return pa.MapArray.from_arrays(
+            offsets,
+            stored(keys, target.key_type),
+            stored(items, target.item_type),
+            type=target,
+            mask=mask,
+        )
     if is_.is_temporal(target) and not _python_holds(array, target):
         raise ValueError("it holds dates or times that Python cannot hold")
     if is_.is_null(array.type):
@@ -237,7 +249,11 @@ def _plain(array: Any) -> Any:
                 return pa.array([v if v is None else str(UUID(bytes=v)) for v in values], STRING)
             array = array.storage
         elif pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
+            values = _plain(array.dictionary)
+            if _is_text(values.type) or _is_bytes(values.type):  # views cannot be taken from
+                values = values.cast(STRING if _is_text(values.type) else BINARY)
+            indices = array.indices
+            array = pa.DictionaryArray.from_arrays(indices, values).dictionary_decode()
         elif pa.types.is_run_end_encoded(array.type):
             array = pc.run_end_decode(array)
         else:
@@ -323,7 +339,7 @@ def _texts(array: Any) -> Any:
     if _is_text(array.type):
         return array.cast(STRING)
     if _is_bytes(array.type):
-        return _each(array, _decoded)
+        return _each(array, decoded)
     if is_.is_timestamp(array.type) or is_.is_date(array.type):
         return _iso(array)
     if is_.is_time(array.type) or is_.is_duration(array.type):
@@ -345,7 +361,8 @@ def _each(array: Any, text: Any) -> Any:
     return pa.array([None if value is None else text(value) for value in values], STRING)
 
 
-def _decoded(value: bytes) -> str:
+def decoded(value: bytes) -> str:
+    """Bytes as text: UTF-8 where they are, else two hexadecimal digits each."""
     try:
         return value.decode()
     except UnicodeDecodeError:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
@@ -22,6 +23,9 @@ from ingest.corpus.tables import ArrowPart, TablePart
 _NAME = "Python"
 _NO_DOCUMENTS = (str, bytes, bytearray, memoryview, set, frozenset, io.IOBase)
 """Iterables whose elements are no documents, or come in no order."""
+
+_SCHEMAS = ("schema", "columns", "features")
+"""Attributes of which tables, frames and data sets have one, and columns have none."""
 
 
 def parts_of_object(
@@ -48,15 +52,17 @@ def parts_of_object(
             f"give dictionaries, one a row"
         ) from error
     if isinstance(rows, pa.Table):
-        return [TablePart("Arrow table" if name == _NAME else name, rows)]
+        is_named = isinstance(source, pa.Table) and name == _NAME
+        return [TablePart("Arrow table" if is_named else name, rows)]
+    path = _new_path(spool.folder, name)
     if isinstance(rows, pa.RecordBatchReader):
-        return [ArrowPart(name, _spool_batches(rows, spool.folder / f"{_safe(name)}.arrows"))]
+        return [ArrowPart(name, _spool_batches(rows, path.with_suffix(".arrows")))]
     if isinstance(rows, _NO_DOCUMENTS) or not isinstance(rows, Iterable):
         raise CorpusError(
             f"a corpus cannot be a {_kind(source)}; give a path, a table, or an iterable of "
             f"strings or dictionaries"
         )
-    path = spool_documents(rows, spool.folder / f"{_safe(name)}.jsonl", column.name)
+    path = spool_documents(rows, path.with_suffix(".jsonl"), column.name)
     return [file_part(path, name, column)]
 
 
@@ -83,6 +89,8 @@ def _tabular(source: Any, column: str) -> Any:
         return source
     if polars is not None and isinstance(source, polars.Series):
         return pa.table({column: pa.chunked_array(source)})
+    if polars is not None and isinstance(source, polars.DataFrame):
+        return _of_polars(source, polars)
     if hasattr(source, "__arrow_c_stream__"):
         return pa.RecordBatchReader.from_stream(source)
     return source
@@ -92,11 +100,10 @@ def _is_splits(source: Any) -> bool:
     """Whether an object maps names of splits to tables or data sets, and not columns to values."""
     if not isinstance(source, Mapping) or not source:
         return False
-    return not any(
-        isinstance(value, str | Sequence | np.ndarray | pa.Array | pa.ChunkedArray)
-        or _kind(value) == "Series"
+    return all(
+        isinstance(value, Mapping) or any(hasattr(value, name) for name in _SCHEMAS)
         for value in source.values()
-    ) and all(isinstance(value, Iterable | Mapping) for value in source.values())
+    )
 
 
 def _of_columns(columns: Mapping[str, Any], pandas: Any) -> Any:
@@ -124,13 +131,24 @@ def _listed(values: Any) -> Any:
     return values
 
 
+def _of_polars(frame: Any, polars: Any) -> Any:
+    """A polars frame as a stream, or as rows where Arrow has no type for a column."""
+    if polars.Object not in frame.dtypes:
+        with suppress(pa.ArrowInvalid):
+            return pa.RecordBatchReader.from_stream(frame)
+    return frame.iter_rows(named=True)
+
+
 def _of_frame(frame: Any, pandas: Any) -> Any:
     """A pandas frame as a table, or as rows where a column has values of several types."""
     named = any(name is not None for name in frame.index.names)
+    frame = frame.reset_index() if named else frame
+    kinds = frame.dtypes.items()
+    periods = [name for name, kind in kinds if isinstance(kind, pandas.PeriodDtype)]
+    frame = frame.astype(dict.fromkeys(periods, "string"))
     try:
-        return pa.Table.from_pandas(frame, preserve_index=named)
+        return pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        frame = frame.reset_index() if named else frame
         return _frame_rows(frame, pandas)
 
 
@@ -156,5 +174,7 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def _safe(name: str) -> str:
-    return name.encode().hex()[:100]
+def _new_path(folder: Path, name: str) -> Path:
+    """A path in `folder` that shows a name in errors, and is nobody else's."""
+    taken = len(list(folder.iterdir()))
+    return folder / f"{re.sub('[^A-Za-z0-9]', '_', name)[:40]}-{taken}"

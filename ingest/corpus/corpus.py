@@ -94,6 +94,14 @@ class CorpusReader:
         ]
         return pa.schema([*fields, *self.metadata_schema])
 
+    def keep_as(self, name: str, data_type: Any) -> None:
+        """Read a metadata column in another type: text, or one that `store.corpora.common` gave.
+
+        A value that does not fit is refused when it is read.
+        """
+        number = self.metadata_schema.get_field_index(name)
+        self.metadata_schema = self.metadata_schema.set(number, pa.field(name, data_type))
+
     @property
     def rows(self) -> int | None:
         """Number of rows including nulls, at most `max_documents`. None if unknown."""
@@ -298,7 +306,7 @@ def _parts(
         return name, parts_of(name, column)
     if isinstance(source, list | tuple) and _are_paths(source):
         parts = [part for item in source for part in _parts(item, column, spool)[1]]
-        return ", ".join(str(item) for item in source), parts
+        return ", ".join(os.fspath(item) for item in source), parts
     parts = parts_of_object(source, column, spool)
     return "Arrow table" if isinstance(source, pa.Table) else "Python", parts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,21 +12,10 @@ from pathlib import Path
 from featuredb.errors import CorpusError
 from featuredb.render.progress import log
 
-_COMPANIONS = frozenset(
-    {
-        "authors",
-        "changelog",
-        "citation",
-        "code_of_conduct",
-        "contributing",
-        "copying",
-        "datacard",
-        "dataset_card",
-        "licence",
-        "license",
-        "notice",
-        "readme",
-    }
+_COMPANION = re.compile(
+    r"(readme|licen[cs]e)(_.*)?|authors|changelog|citation|code_of_conduct|contributing|copying"
+    r"|credits|data_?card|dataset_card|disclaimer|history|install|notice|requirements|security"
+    r"|terms|todo|version"
 )
 """Names, without endings, of texts that come with files of rows and are not documents."""
 
@@ -58,16 +48,15 @@ def files_of(
             path = place / name
             if not is_corpus_file(path):
                 others[path.suffix or name] += 1
-            elif name[0] in "._" or name in _DESCRIPTIONS or name not in (saved or names):
+            elif name[0] in "._" or name in _DESCRIPTIONS or name not in (saved or {name}):
                 others[name] += 1
             elif path.is_file():
                 files.append(path)
             elif path.is_symlink():
                 raise CorpusError(f"{path} is a link to nothing; fetch its target or remove it")
     if any(is_row_file(path) for path in files):
-        companions = [path for path in files if _is_companion(path) and not is_row_file(path)]
-        files = [path for path in files if path not in companions]
-        others.update(path.name for path in companions)
+        others.update(path.name for path in files if _is_companion(path) and not is_row_file(path))
+        files = [path for path in files if is_row_file(path) or not _is_companion(path)]
     seen = ", ".join(f"{count} {name}" for name, count in others.most_common(3))
     if not files:
         raise CorpusError(
@@ -119,4 +108,5 @@ def _saved_files(folder: Path) -> frozenset[str] | None:
 
 
 def _is_companion(path: Path) -> bool:
-    return path.name.split(".")[0].lower().replace("-", "_") in _COMPANIONS
+    name = path.name.split(".")[0].lower().replace("-", "_")
+    return _COMPANION.fullmatch(name) is not None

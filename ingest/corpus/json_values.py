@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-EXACT_DOUBLE = 2**53
-"""From here on float64 skips integers."""
+EXACT_DOUBLE, EXACT_SINGLE = 2**53, 2**24
+"""From here on float64 and float32 skip integers."""
 
 _SMALLEST = 1e-300
 _LONGEST_INTEGER = 4_000

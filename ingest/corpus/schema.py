@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from ingest.corpus.arrays import STRING, Exact, settled
-from ingest.corpus.json_values import EXACT_DOUBLE, Numeral, as_text
+from ingest.corpus.json_values import EXACT_DOUBLE, EXACT_SINGLE, Numeral, as_text
 
 NULL = pa.null()
 _BOOL, _INT, _FLOAT = pa.bool_(), pa.int64(), pa.float64()
@@ -142,5 +142,12 @@ def _converter(data_type: Any) -> Callable[[Any], Any]:
         inner = _converter(data_type.value_type)
         return lambda value: None if value is None else [inner(item) for item in value]
     if pa.types.is_floating(data_type):
-        return lambda value: None if value is None else float(value)
+        bound = EXACT_DOUBLE if pa.types.is_float64(data_type) else EXACT_SINGLE
+        return lambda value: _float(value, bound)
     return lambda value: value
+
+
+def _float(value: Any, bound: int) -> float | None:
+    if isinstance(value, int) and abs(value) > bound:
+        raise ValueError(f"{value} would be rounded")
+    return None if value is None else float(value)

@@ -60,7 +60,8 @@ def field_value(value: str | None, data_type: Any) -> Any:
         return None
     if pa.types.is_boolean(data_type):
         return _truth(value)
-    return float(value) if pa.types.is_floating(data_type) else int(value)
+    is_integer = _INTEGER.fullmatch(value) is not None
+    return int(value) if is_integer else float(value)
 
 
 def _truth(value: str) -> bool | None:
@@ -97,9 +98,9 @@ def _records(path: Path, reader: Any, delimiter: str) -> Iterator[Record]:
 def _is_quoted(path: Path) -> bool:
     """Whether a TSV file was written with the quotes of CSV.
 
-    It was if without them some line has too few or too many fields, or if all quotes stand as a
-    writer of CSV sets them: around whole fields, those inside doubled, and there are some inside,
-    or every field of the header has them. One stray quote, and quotes are text.
+    It was if every field of the header is in quotes, or without quotes some line has too few or too
+    many fields, or if all quotes stand as such a writer sets them: around whole fields, with
+    doubled ones inside some. Quotes around a field that needs none are text.
     """
     header: list[str] | None = None
     stray = doubled = False
@@ -109,14 +110,15 @@ def _is_quoted(path: Path) -> bool:
             continue
         if header is None:
             header = fields
-        elif len(fields) != len(header):
+            if all(_content(name) is not None for name in header):
+                return True
+        if len(fields) != len(header):
             return True
         for field in fields if '"' in line.text else ():
             content = _content(field) if '"' in field else ""
             stray |= content is None
             doubled |= bool(content) and '"' in str(content)
-    everywhere = all(_content(name) is not None for name in header or ())
-    return not stray and (doubled or everywhere)
+    return doubled and not stray
 
 
 def _content(field: str) -> str | None:

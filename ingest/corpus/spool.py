@@ -20,7 +20,7 @@ from uuid import UUID
 import numpy as np
 
 from featuredb.errors import CorpusError
-from ingest.corpus.arrays import clock
+from ingest.corpus.arrays import clock, decoded
 
 
 def spool_documents(documents: Iterable[Any], path: Path, column: str) -> Path:
@@ -44,7 +44,10 @@ def spool_documents(documents: Iterable[Any], path: Path, column: str) -> Path:
                 file.write(json.dumps(record, ensure_ascii=False, default=_plain) + "\n")
             except (TypeError, ValueError) as error:
                 # UnicodeEncodeError, for half of a surrogate pair, is a ValueError.
-                raise CorpusError(f"document {number} cannot be kept as JSON: {error}") from error
+                reason = "an integer has too many digits; give it as text"
+                if "Exceeds the limit" not in str(error):
+                    reason = str(error)
+                raise CorpusError(f"document {number} cannot be kept as JSON: {reason}") from error
     return path
 
 
@@ -78,11 +81,13 @@ def _plain(value: Any) -> Any:
         case os.PathLike():
             return os.fspath(value)
         case bytes():
-            return value.decode()
+            return decoded(value)
         case set() | frozenset():
             return sorted(value)
         case _ if type(value).__name__ in ("NAType", "NaTType"):
             return None
+        case _ if hasattr(value, "tolist"):  # a tensor
+            return value.tolist()
     raise TypeError(f"a value is a {type(value).__name__}")
 
 

@@ -22,7 +22,8 @@ from ingest.corpus.json_values import EXACT_DOUBLE
 from ingest.corpus.part import BATCH_BYTES, BATCH_ROWS, PartRows, Scan
 from ingest.corpus.stream import digest, reading
 
-_PLAIN = ("BOOLEAN", "FLOAT", "DOUBLE")
+_INTEGERS = ("INT", "NONE")
+_PLAIN = ("BOOLEAN", "FLOAT", "DOUBLE", "INT32", "INT64")
 _NANOSECONDS = 9_223_372_036_854_775_807
 """What 64 bits count to on both sides of 1970: from 1677 to 2262."""
 _VALUE_ERRORS = (pa.ArrowException, ValueError, TypeError, OverflowError)
@@ -253,35 +254,48 @@ class _Counted:
             yield batch
 
 
+def exceeds(metadata: Any, name: str, bound: int) -> bool:
+    """Whether a column of a Parquet file may have an integer beyond `bound`, by its footer."""
+    return any(_leaf_exceeds(metadata, leaf, bound) for leaf in _leaves(metadata, name))
+
+
 def _has_small_integers(file: Any, field: Any) -> bool:
     """Whether the footer says that only integers matter in a column, and none lies beyond 2^53."""
     metadata = file.metadata
-    numbers = [
-        number
-        for number in range(metadata.num_columns)
-        if metadata.schema.column(number).path.split(".")[0] == field.name
-    ]
-    if not numbers or _has_map(field.type):
+    leaves = _leaves(metadata, field.name)
+    if not leaves or _has_map(field.type):
         return False
-    for number in numbers:
-        leaf = metadata.schema.column(number)
-        logical = leaf.logical_type.type
-        if leaf.physical_type == "INT64" and logical in ("NONE", "INT"):
-            if not _has_small_values(metadata, number):
-                return False
-        elif logical not in ("STRING", "INT") and leaf.physical_type not in _PLAIN:
-            return False
-    return True
+    kinds = [metadata.schema.column(leaf) for leaf in leaves]
+    plain = all(
+        kind.logical_type.type in ("STRING", "INT")
+        or (kind.logical_type.type == "NONE" and kind.physical_type in _PLAIN)
+        for kind in kinds
+    )
+    return plain and not exceeds(metadata, field.name, EXACT_DOUBLE)
 
 
-def _has_small_values(metadata: Any, number: int) -> bool:
+def _leaves(metadata: Any, name: str) -> list[int]:
+    """The numbers of a column's leaves in a Parquet file. None if its name has dots."""
+    schema = metadata.schema
+    paths = (schema.column(number).path for number in range(metadata.num_columns))
+    return [number for number, path in enumerate(paths) if path.split(".")[0] == name]
+
+
+def _leaf_exceeds(metadata: Any, leaf: int, bound: int) -> bool:
+    kind = metadata.schema.column(leaf)
+    if kind.physical_type not in ("INT32", "INT64") or kind.logical_type.type not in _INTEGERS:
+        return False
     for group in range(metadata.num_row_groups):
-        statistics = metadata.row_group(group).column(number).statistics
-        if statistics is None or not statistics.has_min_max:
-            return False
-        if max(-statistics.min, statistics.max) > EXACT_DOUBLE:
-            return False
-    return True
+        chunk = metadata.row_group(group).column(leaf)
+        statistics = chunk.statistics
+        if statistics is None:
+            return True
+        if not statistics.has_min_max:
+            if statistics.null_count != chunk.num_values:
+                return True
+        elif max(-statistics.min, statistics.max) > bound:
+            return True
+    return False
 
 
 def _has_map(data_type: Any) -> bool:

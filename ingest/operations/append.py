@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from featuredb.errors import IngestError, ModelError, SaeError
 from featuredb.render.progress import shown
-from featuredb.store.corpora import unite
+from featuredb.store.corpora import common, rounds, unite
 from featuredb.store.files.atomic import storage_errors
 from featuredb.store.files.lock import write_lock
 from featuredb.store.files.parquet import ParquetFiles
@@ -19,6 +21,7 @@ from featuredb.store.outcomes import Outcome
 from featuredb.store.snapshot import Snapshot
 from ingest.attached import ModelWithSaes
 from ingest.change import after_the_last_writer, take_back, tidy
+from ingest.corpus.tables import exceeds
 from ingest.engines import engine_for
 from ingest.inputs import Inputs, bos_of, load_inputs, load_model_with_saes
 from ingest.operations.ingest import carry_out, done_already, unfinished_plan
@@ -180,22 +183,33 @@ def _fits(base: Snapshot, inputs: Inputs) -> None:
 
 
 def _same_types(layout: Layout, base: Snapshot, inputs: Inputs) -> None:
-    """Refuse columns that Python and SQL would not unite in the same way.
+    """Read columns as the stored ones of their names need it, and refuse those that do not unite.
 
-    SQL could not read the documents, or would spell their values otherwise. Names that differ only
-    in case are one column in SQL.
+    Python and SQL would not unite them in the same way, or would round integers. What is text in
+    the database is read as text. Names that differ only in case are one column in SQL.
     """
     files = ParquetFiles(layout.root)
     for corpus in base.corpora:
-        stored = files.metadata(corpus.documents.path).schema.to_arrow_schema()
-        types = {name.casefold(): stored.field(name).type for name in corpus.metadata}
+        metadata = files.metadata(corpus.documents.path)
+        stored = metadata.schema.to_arrow_schema()
+        names = {name.casefold(): name for name in corpus.metadata}
         for field in inputs.corpus.metadata_schema:
-            before = types.get(field.name.casefold(), field.type)
-            if not unite(before, field.type):
+            name = names.get(field.name.casefold())
+            if name is None:
+                continue
+            before, here = stored.field(name).type, field.type
+            wider = common(before, here)
+            if pa.types.is_string(before) and not unite(before, here):
+                inputs.corpus.keep_as(field.name, before)
+                continue
+            bound = rounds(before, wider)
+            if not unite(before, here) or (bound and exceeds(metadata, name, bound)):
                 raise IngestError(
-                    f"the column {field.name!r} is {field.type} here and {before} in corpus "
+                    f"the column {field.name!r} is {here} here and {before} in corpus "
                     f"{corpus.id}: give it another name, or leave it out"
                 )
+            if rounds(here, wider):
+                inputs.corpus.keep_as(field.name, wider)
     files.close()
 
 

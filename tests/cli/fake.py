@@ -50,6 +50,9 @@ class FakeDatabase:
     def fires_on(self, text: str, k: int) -> Any:
         return self._ask(answers.firing, "fires_on", text, k)
 
+    def has_text(self, text: str) -> bool:
+        return text == "stored\n"
+
     def fires_in(self, context_id: int, k: int) -> Any:
         return self._ask(answers.firing, "fires_in", context_id, k)
 

@@ -77,7 +77,10 @@ def test_a_dash_reads_standard_input(invoke: Invoke, database: FakeDatabase, ver
     assert database.asked[0][1] == "SELECT 42"
 
 
-@pytest.mark.parametrize(("typed", "asked"), [("a\n", "a"), ("a\n\n", "a\n"), ("\na ", "\na ")])
+@pytest.mark.parametrize(
+    ("typed", "asked"),
+    [("a\n", "a"), ("a\n\n", "a\n"), ("\na ", "\na "), ("stored\n", "stored\n")],
+)
 def test_the_line_feed_that_ends_standard_input_is_no_part_of_the_text(
     invoke: Invoke, database: FakeDatabase, typed: str, asked: str
 ) -> None:

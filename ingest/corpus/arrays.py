@@ -131,8 +131,11 @@ def fitting(array: Any, target: Any) -> Any:
     return target
 
 
-def stored(array: Any, target: Any) -> Any:
+def stored(array: Any, target: Any, *, omit_nulls: bool = False) -> Any:
     """Convert an array to `target`: what `fitting` gave for it, or a type that holds more.
+
+    `omit_nulls` leaves the fields that are null out of structs that become JSON: a typed column
+    cannot say that a row has no such field.
 
     Raises:
         ValueError: a value does not fit. pyarrow.ArrowInvalid is one.
@@ -140,13 +143,12 @@ def stored(array: Any, target: Any) -> Any:
     array = _plain(array)
     is_ = pa.types
     if target.equals(STRING):
-        return _texts(array)
+        return _texts(array, omit_nulls)
     if is_list(target):
         values, offsets = _elements(array)
+        values = stored(values, target.value_type, omit_nulls=omit_nulls)
         mask = array.is_null() if array.null_count else None
-        return pa.ListArray.from_arrays(
-            offsets, stored(values, target.value_type), type=target, mask=mask
-        )
+        return pa.ListArray.from_arrays(offsets, values, type=target, mask=mask)
     if is_.is_struct(target):
         children = dict(zip((f.name for f in array.type), array.flatten(), strict=True))
         columns = [stored(children[field.name], field.type) for field in target]
@@ -333,7 +335,7 @@ def _repeats_keys(array: Any) -> bool:
     return bool(keys.group_by(["owner", "key"]).aggregate([]).num_rows < len(keys))
 
 
-def _texts(array: Any) -> Any:
+def _texts(array: Any, omit_nulls: bool) -> Any:
     """Any array as text: dates and times in ISO 8601, decimals in full, nested values as JSON."""
     is_ = pa.types
     if _is_text(array.type):
@@ -353,7 +355,14 @@ def _texts(array: Any) -> Any:
         target = storable(array.type)
         if not target.equals(STRING):
             array = stored(array, settled(fitting(array, target)))
-    return _each(array, as_text)
+    return _each(array, lambda value: as_text(_present(value) if omit_nulls else value))
+
+
+def _present(value: Any) -> Any:
+    """A value without what is null in its structs."""
+    if isinstance(value, dict):
+        return {key: _present(item) for key, item in value.items() if item is not None}
+    return [_present(item) for item in value] if isinstance(value, list) else value
 
 
 def _each(array: Any, text: Any) -> Any:

@@ -22,7 +22,7 @@ from ingest.corpus.arrays import STRING, settled
 from ingest.corpus.containers import parts_of_object
 from ingest.corpus.hub import PREFIX, hub_part
 from ingest.corpus.locate import file_part, looks_like_path, parts_of
-from ingest.corpus.part import BATCH_BYTES, CorpusPart, DocumentColumn, PartRows, Scan
+from ingest.corpus.part import BATCH_BYTES, CHATS, CorpusPart, DocumentColumn, PartRows, Scan
 from ingest.corpus.records import TEXT
 from ingest.corpus.spool import spool_stream
 
@@ -207,7 +207,10 @@ class CorpusReader:
     def _documents(self) -> Iterator[Any]:
         """Yield the parts' batches as `schema`, without nulls, up to `max_documents`."""
         fields = [*zip(self._names, self.metadata_schema.types, strict=True)]
-        schema = pa.schema([(self.column.name, _DOCUMENT_TYPES[self.column.role]), *fields])
+        name, role = self.column.name, self.column.role
+        chats = CHATS if role == "messages" else None
+        document = pa.field(name, _DOCUMENT_TYPES[role], metadata=chats)
+        schema = pa.schema([document, *fields])
         left = self.max_documents
         for part in self._parts:
             for rows in part.rows(schema):

@@ -11,6 +11,8 @@ Record = tuple[int, dict[str, Any]]
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 32 << 20
+CHATS = {b"documents": b"chats"}
+"""Metadata of the field of a column of chats."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import pyarrow.parquet
 from featuredb.errors import CorpusError, first_line
 from ingest.corpus import arrays
 from ingest.corpus.json_values import EXACT_DOUBLE
-from ingest.corpus.part import BATCH_BYTES, BATCH_ROWS, PartRows, Scan
+from ingest.corpus.part import BATCH_BYTES, BATCH_ROWS, CHATS, PartRows, Scan
 from ingest.corpus.stream import digest, reading
 
 _INTEGERS = ("INT", "NONE")
@@ -232,7 +232,7 @@ def typed_rows(batch: Any, first: int, schema: Any, where: str) -> PartRows:
         try:
             column = batch.column(field.name)
             column.validate(full=True)  # Parquet promises UTF-8 and does not check it
-            columns.append(arrays.stored(column, field.type))
+            columns.append(arrays.stored(column, field.type, omit_nulls=field.metadata == CHATS))
         except _VALUE_ERRORS as error:
             raise _does_not_fit(rows, field.name, field.type, error) from error
     offsets = pa.array(range(first, first + batch.num_rows), pa.int64())

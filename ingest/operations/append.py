@@ -186,7 +186,7 @@ def _same_types(layout: Layout, base: Snapshot, inputs: Inputs) -> None:
     """Read columns as the stored ones of their names need it, and refuse those that do not unite.
 
     Python and SQL would not unite them in the same way, or would round integers. What is text in
-    the database is read as text. Names that differ only in case are one column in SQL.
+    the database is read as text, but for lists. Names that differ only in case are one in SQL.
     """
     files = ParquetFiles(layout.root)
     for corpus in base.corpora:
@@ -199,7 +199,8 @@ def _same_types(layout: Layout, base: Snapshot, inputs: Inputs) -> None:
                 continue
             before, here = stored.field(name).type, field.type
             wider = common(before, here)
-            if pa.types.is_string(before) and not unite(before, here):
+            kept = pa.types.is_string(before) and not pa.types.is_list(here)
+            if kept and not unite(before, here):
                 inputs.corpus.keep_as(field.name, before)
                 continue
             bound = rounds(before, wider)

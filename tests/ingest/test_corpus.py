@@ -285,6 +285,19 @@ def test_tokens_and_messages() -> None:
         assert [json.loads(message) for message in documents(corpus)[0]["messages"]] == chat
 
 
+def test_a_message_of_a_typed_column_has_what_it_had() -> None:
+    """The rows of a column of structs have all fields of all of them."""
+    calls = [{"arguments": {"city": "Rome"}}, {"arguments": {"n": 1}}]
+    chat = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "tool_calls": calls},
+        {"role": "tool", "content": None},
+    ]
+    corpus = open_corpus(pa.table({"chat": [chat]}), messages_column="chat")
+    messages = [json.loads(message) for message in documents(corpus)[0]["messages"]]
+    assert messages == [*chat[:2], {"role": "tool"}]
+
+
 def test_the_fingerprint_follows_content_alone(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "a.txt").write_text("a")

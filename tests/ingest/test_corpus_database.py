@@ -155,11 +155,6 @@ APPENDED: dict[str, tuple[pa.Array, pa.Array, list[Any]]] = {
     ),
     "text and structs": (pa.array(["x"]), pa.array([{"a": 1}]), ["x", '{"a": 1}']),
     "text and fractions": (pa.array(["x"]), pa.array([0.5]), ["x", "0.5"]),
-    "lists of text and of dates": (
-        pa.array(["[]"]),
-        pa.array([[18_000]], pa.list_(pa.date32())),
-        ["[]", '["2019-04-14"]'],
-    ),
 }
 
 

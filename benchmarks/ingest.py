@@ -5,7 +5,7 @@ are noisy. Figures are medians and ratios:
 
 (a) bare: forward to the hook, ``encode``, results dropped.
 (b) featuredb: the same, and every activation sorted and written in both copies.
-(c) a cache as Delphi describes its own: locations [n, 3] and values of all non-zero activations
+(c) a cache as described by Delphi: locations [n, 3] and values of all non-zero activations
     collected in memory, concatenated and saved as safetensors at the end.
 
 Run ``python -m benchmarks.ingest --help``.
@@ -123,7 +123,7 @@ def _inputs(extractor: Extractor, batch: Batch) -> list[tuple[AttachedSae, torch
 def main(
     documents: int, rounds: int, shape: str | None, saes: int, batch_tokens: int | None
 ) -> None:
-    """Print tokens per second of each way and the ratios, with the demo's model unless told."""
+    """Print tokens per second of each way and the ratios, by default with the demo's model."""
     folder = Path(tempfile.mkdtemp(prefix="featuredb-bench-"))
     model, references = str(model_folder()), [str(SAE_FOLDER)]
     if shape is not None:

@@ -197,7 +197,7 @@ def _published(
     memory: int,
     note: Callable[[str], None],
 ) -> list[Stage]:
-    """Publish in a separate process, so that its memory is measured alone."""
+    """Publish in a separate process, so that only its memory is measured."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(

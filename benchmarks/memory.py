@@ -1,10 +1,10 @@
 """Host memory of an ingest as the corpus grows.
 
-No real model: a Llama of random weights, 32 wide, of which two layers run, and a TopK SAE of 512
-features of which 30 are active on every token, so that there is as much to sort and write per
-token as there is with real ones and little to compute. Documents are made up of a few words.
+No real model: a Llama of random weights, 32 wide, with two layers run, and a TopK SAE of 512
+features with 30 active on every token. So sorting and writing per token are as with real ones, and
+little is computed. Documents consist of a few words.
 
-Each size is an ingest of its own through the command line, in a process of its own, which this
+Each size is a separate ingest through the command line, in a separate process, which this
 one watches from outside through ``/proc`` (Linux). Its output gives the current phase. Two
 figures a phase: *own*, the anonymous memory (``RssAnon``), which is what an ingest has to fit in.
 And *resident* (``VmRSS``), which adds pages of mapped files, the runs being merged among them,

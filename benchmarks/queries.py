@@ -33,7 +33,7 @@ def timed(question: Question, arguments: list[int]) -> list[float]:
 
 
 def cold(database: str, feature: int, rounds: int = 5) -> list[float]:
-    """Milliseconds of ``featuredb top`` as a process of its own."""
+    """Milliseconds of ``featuredb top`` in a new process."""
     command = [sys.executable, "-m", "featuredb.cli", "top", database, str(feature)]
     times = []
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""Bytes per activation of a database, part by part, beside the least they could take.
+"""Bytes per activation of a database, part by part, beside their entropy.
 
     python -m benchmarks.space my.fdb
 

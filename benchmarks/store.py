@@ -57,7 +57,7 @@ class Figure(msgspec.Struct):
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met. None where there is none."""
+        """Whether the target is met, None without a target."""
         if self.target is None:
             return None
         return self.value >= self.target if self.least else self.value <= self.target
@@ -384,7 +384,8 @@ def _others(folder: Path, results: Results) -> list[Results]:
 
 
 def grown(results: Results, smaller: Results) -> list[Figure]:
-    """Times of the questions whose cost should not follow the corpus, to those on less."""
+    """Ratios to the times on fewer activations, for questions that should not depend on the
+    corpus."""
     before = {f.what: f.value for f in smaller.figures if f.unit == "ms"}
     names = ("top contexts from examples, median", "SQL top_contexts, median")
     millions = smaller.activations / 1e6

@@ -2,7 +2,7 @@
 
 Run ``python -m benchmarks.vectors --features 131072 --dims 768``. Directions are made up, in
 clusters, since independent ones would have no meaningful neighbors. The graph is made in a
-process of its own, whose peak of memory is compared with what it held before it began.
+separate process. Its peak memory is compared with its memory at the start.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from ingest.derive.tables import FEATURES_ROW_GROUP, NEIGHBORS_ROW_GROUP, write_
 
 SAE = "made"
 _SPREAD = 0.8
-"""Length of what sets a direction apart from its cluster's, over the cluster's."""
+"""Length of a direction's difference from its cluster's, over the cluster's."""
 
 _PER_CLUSTER = 64
 _ASKED = 40
@@ -110,7 +110,7 @@ def _peak() -> int:
 
 
 def publish(folder: Path, sae: Sae, vectors: Vectors, indexes: tuple[VectorIndex, ...]) -> None:
-    """A database of directions alone: no corpus, no activations."""
+    """A database with only directions: no corpus, no activations."""
     n = sae.d_sae
     token = [{"token": f"token {i}", "count": i, "mean_activation": 1.0} for i in range(20)]
     logit = [{"token": f"token {i}", "logit": 1.0} for i in range(20)]

@@ -14,8 +14,8 @@ from ingest.sae import LoadedSae
 class AttachedSae:
     """An SAE at the hook it reads.
 
-    hook_out: where its output belongs, None if unknown or the same place. source: the reference it
-    was loaded from. sink_norm: positions of a larger norm are sinks, None to record all.
+    hook_out: hook point that its output matches, None if unknown or the same. source: the reference
+    it was loaded from. sink_norm: positions of a larger norm are sinks, None to record all.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""SAEs trained on weights that TransformerLens had processed, on a model whose weights are not.
+"""SAEs trained on weights processed by TransformerLens, on a model with unprocessed weights.
 
 `HookedTransformer.from_pretrained` centers by default what writes to the residual stream, and
 folds the value biases away. For models with layer norms that changes nothing they compute: the
@@ -26,7 +26,7 @@ _VALUES = ("v_proj", "value", "c_attn", "query_key_value")
 def on_plain_weights(sae: LoadedSae, model: LoadedModel, hook: HookPoint) -> LoadedSae:
     """`sae`, made to read the values of `model` at `hook` as they are.
 
-    Raises SaeError where the processing does not leave the model's function alone (RMS norms), or
+    Raises SaeError if the processing changes the model's function (RMS norms), or
     is not known at this hook.
     """
     if not sae.processed_weights:

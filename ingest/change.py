@@ -73,7 +73,7 @@ def changing(path: str | Path, purpose: str) -> Iterator[tuple[Layout, Snapshot]
 
 
 def after_the_last_writer(layout: Layout) -> Snapshot:
-    """The live snapshot, after finishing what a killed writer had left to do.
+    """The live snapshot, after finishing the publication of a killed writer.
 
     The caller holds the write lock.
     """

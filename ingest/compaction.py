@@ -1,7 +1,7 @@
 """Merge segments of one SAE into one, its features in bucket files.
 
 Buckets may be written in any order and by several processes, with `write_bucket`. The segment
-appears when all of them are there. `Compaction.memory` bounds memory, whatever the number of
+appears when all of them are there. `Compaction.memory` bounds memory for any number of
 activations: a bucket is merged in pieces, a dense feature in several.
 """
 
@@ -39,7 +39,7 @@ from ingest.derive.profiles import Profiler, Profiles
 from ingest.tokens.lookup import TokenLookup
 
 ROWS_PER_BUCKET = 1 << 20
-"""Target rows per bucket file: about 32 row groups, whose footer is parsed in well under 1 ms."""
+"""Target rows per bucket file: about 32 row groups. Its footer is parsed in well under 1 ms."""
 
 FAN_IN = 128
 """Segments merged at once. Each keeps a file open and a decoded row group. More are merged in
@@ -99,7 +99,7 @@ class Place(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """A written bucket, and the profiles of its features if asked for."""
+    """A written bucket, and the profiles of its features if requested."""
 
     file: FeatureFile
     profiles: Profiles | None
@@ -243,7 +243,7 @@ def write_bucket(
     """Write one bucket below `folder`, which will become the segment's, and profile it."""
     first, end = place.first_feature, place.end_feature
     path = folder / "fm" / f"b{place.number:03d}.parquet"
-    # On a cluster a worker given up for dead may still write a bucket that another repeats.
+    # On a cluster a worker assumed dead may still write a bucket that another repeats.
     temporary = temporary_name(path)
     profiler = Profiler(source, lookup, job.recorded_tokens, first, end) if job.profiled else None
     stride = stride_of(job.end_context - job.first_context, job.bits)

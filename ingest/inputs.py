@@ -150,7 +150,7 @@ def attach_saes(
     """Load the model and the SAEs and match them. Arguments as in `IngestOptions`.
 
     revision: of the model, if it is from the hub. check: refuse a transcoder that cannot be
-    measured because nothing says where its output belongs. Raises the `IngestError` of what is
+    measured because the hook point of its output is unknown. Raises the `IngestError` of what is
     wrong.
     """
     loaded = [load_sae(reference) for reference in saes]

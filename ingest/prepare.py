@@ -86,7 +86,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class StoredCorpus:
-    """The draft of a snapshot whose corpora are stored, and those of them to run. The load is
+    """The draft of a snapshot with stored corpora, and those of them to run. The load is
     checked on the first."""
 
     draft: Draft

@@ -55,7 +55,7 @@ def publish(
     segments: by SAE name, covering disjoint contexts. Unmerged ones are merged, and all if more
     than `most` would be left. logits: rows of LOGITS by name of an SAE that `base` does not have.
     history: the ingests behind this snapshot. merge: who merges the buckets. base: the snapshot
-    before. Its derived tables are kept where they still hold. changed: the SAEs whose activations
+    before. Its derived tables are reused where still valid. changed: the SAEs whose activations
     are not those of `base`. Default: all.
 
     Readers see nothing of it until ``CURRENT`` is renamed. Interrupted before, the next call starts

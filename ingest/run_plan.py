@@ -38,7 +38,7 @@ class Partition(msgspec.Struct, frozen=True):
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What an ingest will do.
 
-    id: random, so that a repeated command's plan is told from one that was given up. identity: what
+    id: random, to distinguish a repeated command's plan from a discarded one. identity: what
     must not change between attempts, as readable text by name. corpora, saes: ids and names of
     those of the draft that are run.
     """
@@ -122,7 +122,7 @@ def refuse_without_plan(layout: Layout, plan_id: str) -> None:
 def write_summary(layout: Layout, summary: Summary) -> None:
     """Mark a partition as done. Its segments are already in place.
 
-    Creates no folder: without ``staging/`` there is no plan. Raises as `refuse_without_plan`.
+    Creates no folder: without ``staging/`` no plan exists. Raises as `refuse_without_plan`.
     """
     refuse_without_plan(layout, summary.plan)
     path = summary_path(layout, summary.partition)

@@ -1,4 +1,4 @@
-"""The logical content of a database, to compare two of them whatever files they are made of."""
+"""The logical content of a database, to compare databases with different files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def activations(path: Path, sae: str) -> pa.Table:
 
 
 def logical_content(path: Path) -> dict[str, pa.Table]:
-    """Every table of a database that users can see. Checks on the way that it is sound."""
+    """Every table of a database that users can see. Also checks that it is sound."""
     report = verify(path)
     assert report.ok, str(report)
     snapshot = read_snapshot(Layout(path))

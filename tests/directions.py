@@ -27,7 +27,8 @@ def made_directions(n: int, d: int, seed: int = 0) -> Directions:
 
 
 def with_ties(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The same with a zero row, and a direction that more rows share than a search looks at."""
+    """The same with a zero row, and one direction in more rows than a search takes as
+    candidates."""
     tied = rows.copy()
     tied[3] = 0
     tied[10:210] = tied[10] * np.linspace(0.5, 2, 200, dtype=np.float32)[:, None]
@@ -37,7 +38,7 @@ def with_ties(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 def cosines_of_all(
     rows: npt.NDArray[np.float32], asked: Sequence[int] | None = None
 ) -> npt.NDArray[np.float32]:
-    """Scores [q, n] of the rows asked for, or of all, with every row, by the definition."""
+    """Scores [q, n] of the given rows, or of all, with every row, by the definition."""
     wide = rows.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1)
     lengths = np.where(norms == 0, 1, norms)

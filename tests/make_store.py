@@ -49,7 +49,7 @@ class MadeSae:
 
 @dataclass
 class World:
-    """What a test store holds.
+    """The content of a test store.
 
     documents: per document its contexts, each a list of token ids (BOS included when bos is set).
     metadata: one value per document and column.
@@ -124,7 +124,7 @@ def make_store(path: Path, world: World) -> Snapshot:
 
 
 def stored(world: World, sae: MadeSae) -> list[Float32]:
-    """`sae.dense` as the store keeps it: rounded, BOS rows zero."""
+    """`sae.dense` as stored: rounded, BOS rows zero."""
     answer = []
     for dense in sae.dense:
         kept = np.zeros_like(dense)

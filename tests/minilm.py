@@ -35,7 +35,7 @@ def minilm_folder() -> Path:
     """The model in a folder that `from_pretrained` opens: float32 safetensors and a tokenizer.
 
     Raises:
-        FetchError: the archive could not be fetched, or what it holds is not the model.
+        FetchError: the archive could not be fetched, or does not hold the model.
     """
     return derived(MODEL_NAME, f"{MODEL.filename} {MODEL.sha256} v1", _unpack)
 

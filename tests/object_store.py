@@ -1,4 +1,4 @@
-"""An object store on loopback that counts what it is asked: the S3 protocol, spoken by moto."""
+"""An object store on loopback that counts requests: moto's S3 server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUCKET = "shelf"
 
 
 class Request(NamedTuple):
-    """One request as the server got it. range: the header, as ``bytes=0-99``. None without."""
+    """One request. range: the header, such as ``bytes=0-99``, or None."""
 
     method: str
     path: str
@@ -25,7 +25,7 @@ class Request(NamedTuple):
 
 @dataclass
 class ObjectStore:
-    """The server. requests: all it got since `counted` began."""
+    """The server. requests: all since `counted` began."""
 
     endpoint: str
     requests: list[Request] = field(default_factory=list)
@@ -35,7 +35,7 @@ class ObjectStore:
 
     @contextmanager
     def counted(self) -> Iterator[list[Request]]:
-        """What is asked for inside the block."""
+        """The requests made inside the block."""
         self.requests.clear()
         asked: list[Request] = []
         yield asked
@@ -43,7 +43,7 @@ class ObjectStore:
 
     @staticmethod
     def forget() -> None:
-        """Have fsspec look at the environment again: it keeps what it made from it."""
+        """Make fsspec read the environment again: it caches its file systems."""
         import s3fs
 
         s3fs.S3FileSystem.clear_instance_cache()
@@ -51,7 +51,7 @@ class ObjectStore:
     def copy(self, folder: Path, name: str, access: str = "public-read") -> str:
         """Put a database's files there, without `featuredb push`. Returns its URL.
 
-        access: what those who sign nothing may do.
+        access: the rights of unsigned requests.
         """
         for path in folder.rglob("*"):
             if path.is_file() and path.name != "LOCK":
@@ -80,7 +80,7 @@ def client(endpoint: str) -> Any:
 
 @contextmanager
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
-    """A server with one empty bucket, which the environment's AWS variables name."""
+    """A server with one empty bucket, set in the environment's AWS variables."""
     from moto.moto_server.werkzeug_app import (
         DomainDispatcherApplication,
         MotoRequestHandler,
@@ -121,7 +121,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
 
 
 def reset(endpoint: str) -> None:
-    """Empty the server: moto keeps what it holds in the process, not in the server."""
+    """Empty the server: moto keeps its objects in the process, not in the server."""
     import requests
 
     requests.post(f"{endpoint}/moto-api/reset", timeout=10)

@@ -1,7 +1,7 @@
-"""Every question answered the slow and obvious way, from dense arrays of stored values.
+"""Every question answered slowly and directly, from dense arrays of stored values.
 
-Nothing here shares code with the store: loops over every context, token and feature, so that a
-reader can check the definitions (`featuredb.store.schemas`) against it line by line.
+Shares no code with the store. It loops over every context, token and feature, so that a reader can
+compare it with the definitions (`featuredb.store.schemas`) line by line.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Oracle:
                 "tokens": tokens[start:stop],
                 "activations": values[start:stop],
             }
-            # A column of the corpus gives way to a column of the answer.
+            # A corpus column is renamed if the answer has a column of that name.
             extra = {f"document_{n}" if n in answer else n: v for n, v in metadata.items()}
             rows.append(answer | extra)
         return rows
@@ -99,7 +99,8 @@ class Oracle:
         return self._named(sorted(found)[:k], "score")
 
     def coactive(self, sae: str, feature: int, k: int) -> list[Row]:
-        """Jaccard index of the sets of active tokens. Pairs that never meet are left out."""
+        """Jaccard index of the sets of active tokens. Pairs that never fire together are left
+        out."""
         active: dict[int, set[tuple[int, int]]] = defaultdict(set)
         for context_id, dense in enumerate(self.dense[sae]):
             for token, other in np.argwhere(dense != 0):

@@ -61,7 +61,7 @@ def test_the_handle_gives_the_answers_of_then(store: Path, questions: list[dict[
 def test_its_catalog_gives_the_answers_of_then(
     store: Path, questions: list[dict[str, Any]]
 ) -> None:
-    """The file as it was written then, moved, in a plain DuckDB client."""
+    """The original file, moved, in a plain DuckDB client."""
     with duckdb.connect(str(store / "catalog.duckdb"), read_only=True) as client:
         client.execute(f"SET VARIABLE featuredb_root = '{store}'")
         asked = [q for q in questions if "sql" in q]
@@ -72,14 +72,14 @@ def test_its_catalog_gives_the_answers_of_then(
 
 
 def assert_rows(have: Rows, want: Rows) -> None:
-    """The same rows in the columns there were then. Columns may have been added since."""
+    """The same rows in the columns of that time. Columns may have been added since."""
     assert len(have) == len(want)
     for mine, theirs in zip(have, want, strict=True):
         assert {name: mine[name] for name in theirs} == {n: _close(n, v) for n, v in theirs.items()}
 
 
 def _close(name: str, value: Any) -> Any:
-    """Stored values are compared exactly, what a machine computes anew as closely as it can."""
+    """Stored values are compared exactly, recomputed ones approximately."""
     if name in ("score", "specificity", "total") and value is not None:
         return pytest.approx(value, rel=1e-6, abs=2e-7)
     return value

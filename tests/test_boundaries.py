@@ -41,7 +41,7 @@ def test_public_names_are_the_namespace() -> None:
 
 
 def test_public_names_stay_what_they_are_once_used(tmp_path: Path) -> None:
-    """A submodule of the same name would take a function's place on the package."""
+    """A submodule of the same name would replace a function of the package."""
     for _ in range(2):
         with pytest.raises(DatabaseNotFoundError):
             featuredb.verify(tmp_path / "absent")

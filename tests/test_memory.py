@@ -1,8 +1,8 @@
 """Publishing, compacting, verifying and whole-table SQL stay within the memory they are given.
 
-The data is several times that: activations of which one feature alone, decoded, would be too much.
-Each step runs in a process of its own, which reports how far its resident memory rose above what it
-was after the same step on a small store: interpreter, libraries and compiled code are in neither.
+The data is several times that: one decoded feature would exceed the limit. Each step runs in a
+separate process, which reports how far its resident memory rose above that after the same step on a
+small store. So interpreter, libraries and compiled code do not count.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MB = 10**6
 BOUND = 160 * MB
 SQL_BOUND = 200 * MB
 ROW = 4 + 8 + 4 + 4
-"""Bytes of a row of `activations`, but for the name of its SAE."""
+"""Bytes of a row of `activations`, without the name of its SAE."""
 
 DENSE = 0
 """A feature that fires on three tokens of five."""
@@ -53,7 +53,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 
 class Loud(World):
-    """A world whose features get rarer evenly, but for one that is nearly always on."""
+    """A world with evenly rarer features, and one that is nearly always on."""
 
     def codes(self, partition: int) -> Codes:
         """As `World.codes`. `l0` features are drawn per token, and counted once."""
@@ -121,7 +121,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
 
 
 class Published(NamedTuple):
-    """The stores of one segment, and by how much memory grew while the large one was made."""
+    """The stores of one segment, and the growth of memory while the large one was made."""
 
     folders: tuple[Path, Path]
     grown: int

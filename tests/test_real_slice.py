@@ -31,7 +31,7 @@ DOCUMENTS = 10
 
 
 class RealOracle(Oracle):
-    """Sinks are not in a `World`. How many positions were recorded is told instead."""
+    """Sinks are not in a `World`. The number of recorded positions replaces them."""
 
     recorded = 0
 
@@ -60,7 +60,7 @@ def snapshot(root: Path) -> Snapshot:
 
 @pytest.fixture(scope="module")
 def oracle(root: Path, snapshot: Snapshot) -> Oracle:
-    """The oracle over the stored values: that they are the SAE's own is a test of its own."""
+    """The oracle over the stored values. Another test compares them with the SAE's."""
     db = featuredb.open(root)
     contexts = db.sql("SELECT document_id, token_ids FROM contexts ORDER BY context_id").fetchall()
     documents = db.sql(
@@ -194,7 +194,7 @@ def test_new_text_live_in_python_and_in_sql(root: Path) -> None:
 
 
 def test_stored_text_answers_live_as_from_the_store(root: Path) -> None:
-    """The same document asked from the store and through the model: batching apart, the same."""
+    """The same document from the store and through the model: equal, except for batching."""
     from ingest.extract.new_text import encode_text
 
     db = featuredb.open(root)
@@ -220,7 +220,7 @@ def test_statistics_and_the_oracle(root: Path, oracle: Oracle, shown: list[int])
 
 
 def approximately(value: Any) -> Any:
-    """Sums are taken in another order: floats, wherever they stand, to six digits."""
+    """Sums are taken in another order: all floats are compared to six digits."""
     if isinstance(value, list):
         return [approximately(v) for v in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The wheel, built and installed: what is in it, and that it works from there."""
+"""The wheel, built and installed: its content, and that it works."""
 
 from __future__ import annotations
 

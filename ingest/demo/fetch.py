@@ -175,7 +175,7 @@ def _wikipedia_table() -> pa.Table:
 
 
 def _read_tar(archive: Archive, prefix: str) -> dict[str, bytes]:
-    """The bytes of the archive's regular files whose names begin with `prefix`, by name."""
+    """The bytes of the archive's regular files with names that begin with `prefix`, by name."""
     path = download(archive)
     members = {}
     try:

@@ -34,9 +34,9 @@ class Profiles(NamedTuple):
 class Profiler:
     """Computes the profiles of consecutive features from their pieces.
 
-    recorded_tokens: denominator of densities. Memory beside a piece: 65,536 counters, two numbers
-    for every token of the vocabulary, and 32 bytes for every context that the most widespread
-    feature can fire in. If values are float32, that feature's values too.
+    recorded_tokens: denominator of densities. Memory in addition to a piece: 65,536 counters, two
+    numbers for every token of the vocabulary, and 32 bytes for every context that the most
+    widespread feature can fire in. If values are float32, that feature's values too.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ _ENCODINGS = {
     "score": "BYTE_STREAM_SPLIT",
     "token_indexes.list.element": "BYTE_STREAM_SPLIT",
 }
-"""Of columns whose numbers are small, close to each other or alike in their first bytes."""
+"""For columns of numbers that are small, close to each other or alike in their first bytes."""
 
 _ROWS = 4_096
 
@@ -269,7 +269,7 @@ def _coactivation(layout: Layout, content: Content) -> pa.Table:
 
 
 def _graph(layout: Layout, content: Content, kind: str) -> pa.Table:
-    """Rows of NEIGHBORS by direction, reused for SAEs whose comparable SAEs are unchanged."""
+    """Rows of NEIGHBORS by direction, reused for SAEs with unchanged comparable SAEs."""
     group = _comparable(content.draft.saes, kind)
     before = {} if content.base is None else _comparable(content.base.saes, kind)
     changed = [s for s in content.draft.saes if group[s.name] != before.get(s.name)]

@@ -1,6 +1,6 @@
 """The top contexts of every feature with the tokens around their peaks, stored for SQL.
 
-From the activations alone an answer has to look up every context in the corpus and decode its
+With only the activations an answer has to look up every context in the corpus and decode its
 tokens. In SQL the cost of that grows with the corpus, so it is done once.
 """
 

@@ -1,4 +1,4 @@
-"""Dispatch partitions to workers that may die, whatever kind of workers they are."""
+"""Dispatch partitions to workers of any kind, which may die."""
 
 from __future__ import annotations
 

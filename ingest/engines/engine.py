@@ -14,7 +14,7 @@ from ingest.run_plan import Summary
 
 
 class Engine(Protocol):
-    """An execution backend whose workers are available."""
+    """An execution backend with available workers."""
 
     @property
     def device(self) -> str:

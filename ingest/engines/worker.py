@@ -1,4 +1,4 @@
-"""One copy of the model and the SAEs in a process of its own, running partitions of a plan."""
+"""One copy of the model and the SAEs in a separate process, running partitions of a plan."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ class Worker:
                 f"{self.name} has other files than the ingest was planned with "
                 f"({'; '.join(changed)}): give every worker the same model and SAEs"
             )
-        # A worker that was given up for dead may still be writing when another repeats its
-        # partition, so each worker's runs have names of their own.
+        # A worker assumed dead may still be writing when another repeats its partition, so each
+        # worker's runs have their own names.
         self._extractor = replace(
             Extractor.of(layout, plan, loaded),
             memory=DeviceMemory(plan.batch_tokens, note),

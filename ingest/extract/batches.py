@@ -1,4 +1,4 @@
-"""Cut contexts into batches by a token budget, sorted by length so that there is little padding."""
+"""Cut contexts into batches by a token budget, sorted by length to reduce padding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 def cut(lengths: npt.NDArray[np.int64], budget: int) -> list[npt.NDArray[np.int64]]:
     """The rows of each batch: contexts by length, longest first, ties by row.
 
-    A batch has at most `budget` padded tokens, except that a longer context is a batch of its own.
+    A batch has at most `budget` padded tokens, except that a longer context is a separate batch.
     Longest first, so that a batch too big for the device's memory fails at once.
     """
     order = np.argsort(-lengths, kind="stable")

@@ -25,7 +25,7 @@ class Recorded(NamedTuple):
     """The activations of one SAE on a batch.
 
     row: int64 [n], the context's row in the batch. token_index int64 [n]. feature_id [n].
-    Activation as stored [n]: sorted by (row, token_index, feature_id). recorded: how many
+    activation [n]: as stored. Sorted by (row, token_index, feature_id). recorded: how many
     positions. sink_*: the positions left out, [s].
     """
 

@@ -23,7 +23,7 @@ _AHEAD_ON_A_GPU = 2
 def batches_ahead(device: torch.device) -> int:
     """How many batches to have in flight at once. 0 runs them one after the other.
 
-    On a CPU there is nothing to overlap: the same cores do the forward pass and what follows.
+    On a CPU nothing can overlap: the same cores do the forward pass and the rest.
     """
     return 0 if device.type == "cpu" else _AHEAD_ON_A_GPU
 
@@ -51,7 +51,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], ahead: int) 
 
 
 def order_on(device: torch.device) -> Order:
-    """The function that sorts feature ids: on an accelerator if there is one, else on the CPU."""
+    """The function that sorts feature ids: on an accelerator if present, otherwise on the CPU."""
     if device.type == "cpu":
         return stable_order
 

@@ -20,7 +20,7 @@ from ingest.sae.activations import JumpReLU, ReLU
 from ingest.sae.normalize import Normalization
 
 TRIAL_TOKENS = 1_024
-"""Tokens that each reading is tried on: enough to tell 0.80 from 0.76."""
+"""Tokens that each alternative is tried on: enough to tell 0.80 from 0.76."""
 
 CLEARLY_LESS = 0.9
 """A reading explains clearly more if it leaves less than this share of what the given one leaves

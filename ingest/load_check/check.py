@@ -155,7 +155,7 @@ def judge(
 ) -> None:
     """Raise `LoadCheckError` if the SAE explains nothing, or another reading of it clearly more.
 
-    The error names the likely cause if it can be told. What is doubtful but no ground for refusal
+    The error names the likely cause if it is known. What is doubtful but no ground for refusal
     is logged.
     """
     sae, name, place = attached.sae, attached.name, attached.hook.name

@@ -34,7 +34,7 @@ def append(path: str | Path, corpus: Any, **options: Any) -> Outcome:
 
     options: the arguments of `IngestOptions` about a corpus or about how to compute. The model and
     the SAEs are the database's, found where they were at the first ingest unless model and saes say
-    where they are now. A corpus that is already there is left as it is. Raises `FeatureDBError`.
+    where they are now. An existing corpus is not added again. Raises `FeatureDBError`.
     """
     layout = Layout(Path(path).expanduser().resolve())
     base = _at_rest(layout, "append")
@@ -97,7 +97,8 @@ def add_saes(
 
 
 def _at_rest(layout: Layout, purpose: str) -> Snapshot:
-    """The live snapshot if nobody else writes. Called before a model is loaded, to fail early."""
+    """The live snapshot, if no other process writes. Called before loading a model, to fail
+    early."""
     refuse_nothing_to_write_to(layout)
     with write_lock(layout, purpose), storage_errors(layout.root):
         return after_the_last_writer(layout)
@@ -105,7 +106,7 @@ def _at_rest(layout: Layout, purpose: str) -> Snapshot:
 
 @contextmanager
 def _adding(layout: Layout, purpose: str) -> Iterator[Snapshot]:
-    """Lock the database and give its live snapshot. A failure before the plan leaves nothing."""
+    """Lock the database and give its live snapshot. A failure before the plan leaves no files."""
     with write_lock(layout, purpose), storage_errors(layout.root):
         base = after_the_last_writer(layout)
         try:

@@ -59,8 +59,8 @@ def drop_corpus(path: str | Path, corpus: str, *, memory: str = "4GB") -> Snapsh
     """Publish the database without a corpus, given by its id, and its activations.
 
     Ids of other documents and contexts do not change, and those of the corpus are not reused.
-    Statistics, examples and co-activation are of what is left. Raises `DatabaseError` if there is
-    no such corpus or it is the only one, `StorageError`.
+    Statistics, examples and co-activation are computed from the rest. Raises `DatabaseError` if
+    there is no such corpus or it is the only one, `StorageError`.
     """
     with changing(path, "drop") as (layout, base):
         dropped = next((c for c in base.corpora if c.id == corpus), None)

@@ -99,7 +99,7 @@ def done_already(snapshot: Snapshot, identity: Mapping[str, str]) -> bool:
 
 
 def _of_every_sae(identity: Mapping[str, str]) -> bool:
-    """Whether an ingest is of a corpus, with whatever SAEs the database has."""
+    """Whether an ingest is of a corpus, with any SAEs."""
     return identity.get("operation") == "append"
 
 

@@ -46,7 +46,7 @@ def vacuum(path: str | Path, *, grace: timedelta, unfinished: bool = False) -> V
         # If a clock was ahead, an age would be negative.
         ages = {number: max(now - when, timedelta(0)) for number, when in replaced.items()}
         expired = [s.number for s in older if ages[s.number] >= grace]
-        # Snapshots before their files, so that nobody opens one whose files are being removed.
+        # Snapshots before their files, so that no reader opens one while its files are removed.
         for number in expired:
             layout.snapshot(number).unlink()
         if expired:

@@ -2,8 +2,8 @@
 
     python -m tests.archives.make
 
-writes ``format-<number>/`` beside this file, once for each format number: what is there is never
-written again, since an archive is only worth something while it is older than the code.
+writes ``format-<number>/`` beside this file, once for each format number. It never overwrites an
+archive, because an archive is only useful if it is older than the code.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def ingested(path: Path, folder: Path) -> None:
 
 
 def questions(db: Database) -> list[Question]:
-    """What a store is asked: every kind of question, in Python and in SQL, without answers."""
+    """The questions for a store: every kind, in Python and in SQL, without answers."""
     asked: list[Question] = []
     for sae in db.saes:
         densest = (

@@ -16,7 +16,7 @@ Question = dict[str, Any]
 
 
 def pack(store: Path, archive: Path) -> None:
-    """The store as a .tar.gz whose bytes depend on names and content alone."""
+    """The store as a .tar.gz with bytes that depend only on names and content."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in sorted(p for p in store.rglob("*") if p.is_file() and p.name != "LOCK"):
@@ -29,7 +29,7 @@ def pack(store: Path, archive: Path) -> None:
 
 
 def unpack(archive: Path, store: Path) -> Path:
-    """The other way."""
+    """The inverse of `pack`."""
     with tarfile.open(archive) as tar:
         tar.extractall(store, filter="data")
     return store

@@ -1,4 +1,4 @@
-"""The entropy floor that `benchmarks.space` prints, on activations whose entropy is known."""
+"""The entropy floor that `benchmarks.space` prints, on activations with a known entropy."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ _CARD = pa.schema(
 
 
 def top_contexts() -> TopContexts:
-    """Two contexts: plain English, and one made to do harm."""
+    """Two contexts: plain English, and a hostile one."""
     first = _context(1, 7.5, 3, ["The", " battle", " of", " Hastings"], [0, 2.5, 0, 7.5])
     second = _context(2, 0.1, 10, ["a", HOSTILE, "東京"], [0, 0.1, 0])
     first |= {"window_start": 0, "token_index": 3, "title": "Battle", "topic": "History"}
@@ -136,7 +136,7 @@ def firing() -> Firing:
 
 
 def feature_card() -> FeatureCard:
-    """A feature with everything."""
+    """A feature with every part."""
     row = {
         "sae": "sae",
         "feature_id": 1234,
@@ -162,7 +162,7 @@ def feature_card() -> FeatureCard:
 
 
 def rows() -> Rows:
-    """What SQL can give: null, NaN, infinities, nested values, a hostile name."""
+    """Values that SQL can return: null, NaN, infinities, nested values, a hostile name."""
     return Rows(
         pa.table(
             {
@@ -178,7 +178,7 @@ def rows() -> Rows:
 
 
 def info() -> Info:
-    """A small database's."""
+    """That of a small database."""
     return Info(
         {
             "path": "/data/my.fdb",

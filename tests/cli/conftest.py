@@ -17,7 +17,7 @@ Invoke = Callable[..., Result]
 
 @pytest.fixture
 def database(monkeypatch: pytest.MonkeyPatch) -> FakeDatabase:
-    """What `featuredb.open` gives."""
+    """The handle that `featuredb.open` returns."""
     fake = FakeDatabase()
     monkeypatch.setattr(featuredb, "open", lambda path, **_: fake, raising=False)
     return fake

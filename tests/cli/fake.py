@@ -14,7 +14,7 @@ from tests.cli import answers
 
 @dataclass
 class FakeDatabase:
-    """Stands for `featuredb.Database` where only the command line is under test."""
+    """Replaces `featuredb.Database` in tests of the command line."""
 
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     error: BaseException | None = None

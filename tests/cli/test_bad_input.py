@@ -63,7 +63,7 @@ def run(*call: str) -> Result:
 
 
 def refused(result: Result, code: int) -> str:
-    """The line of an error, which comes last, after whatever progress was shown before it."""
+    """The line of an error, which comes last, after any progress messages."""
     assert result.exit_code == code
     assert result.stdout == ""
     lines = result.stderr.splitlines()
@@ -86,7 +86,7 @@ def test_an_ingest_that_is_refused(folder: Path, tmp_path: Path, case: str) -> N
 
 @pytest.mark.parametrize("case", ["corpus missing", "pickle that runs code", "model gives NaN"])
 def test_as_a_process(folder: Path, tmp_path: Path, case: str) -> None:
-    """With warnings as errors, as nothing may print a line of its own."""
+    """With warnings as errors, because no other line may be printed."""
     told = good(folder) | CASES[case].change(folder)
     call = [sys.executable, "-W", "error", "-m", "featuredb.cli", "ingest"]
     done = subprocess.run(

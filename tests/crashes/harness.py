@@ -1,4 +1,4 @@
-"""Kill a step at a random point, read what is left, rerun it, compare with an undisturbed run."""
+"""Kill a step at a random point, read the database, rerun it, compare with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Tally:
 
 
 def content(path: Path) -> Content:
-    """Verified content that a reader sees, or None if there is nothing to read yet."""
+    """Verified content that a reader sees, or None before the first snapshot."""
     try:
         return logical_content(path)
     except (DatabaseNotFoundError, DatabaseNotReadyError):
@@ -61,14 +61,14 @@ def readable(path: Path) -> None:
 
 
 def kill_at_random(scene: Scene, folder: Path, kills: int, seed: int) -> Tally:
-    """Kill writers `kills` times, in turn at each step of a store's life.
+    """Kill writers `kills` times, in turn at each step of a database's life.
 
-    Right after each a reader must see the content from before the step or from after it, and
-    nothing else. After running the step again, the content of a life without kills. Raises
+    Right after each kill a reader must see the content from before the step or from after it. After
+    running the step again, it must see the content of a run without kills. Raises
     AssertionError.
     """
     stage = Stage(scene)
-    # One life without kills: a copy before each step, what is there after it, how long it takes.
+    # One run without kills: a copy before each step, the content after it, and its duration.
     life = folder / "life.fdb"
     before, after, lasts = {}, {}, {}
     for step in STEPS:

@@ -21,8 +21,8 @@ K = 60
 
 @dataclass(frozen=True)
 class Truth:
-    """Dense activations of one SAE on each corpus, float32 [contexts, tokens, features], by what
-    the corpus's source is."""
+    """Dense activations of one SAE on each corpus, float32 [contexts, tokens, features], by the
+    corpus's source."""
 
     dense: dict[str, npt.NDArray[np.float32]]
 
@@ -66,8 +66,8 @@ class Truth:
 
 
 def read_on(path: Path, truth: Truth, sae: str, seed: int, stop: Any, told: Any) -> None:
-    """Open, ask, compare, and open again, until told to stop. Tells (answers, snapshots seen) or
-    what was wrong."""
+    """Open, query, compare, and open again, until asked to stop. Sends (answers, snapshots seen) or
+    the error."""
     chance = random.Random(seed)
     answers, seen = 0, set()
     try:
@@ -80,7 +80,7 @@ def read_on(path: Path, truth: Truth, sae: str, seed: int, stop: Any, told: Any)
                     _ask(database, truth, sae, chance)
                     answers += 1
         told.send((answers, sorted(seen)))
-    except BaseException as error:  # whatever it is, the test must hear of it
+    except BaseException as error:  # the test reports any error
         told.send(f"{type(error).__name__}: {error}")
 
 

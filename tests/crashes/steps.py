@@ -110,8 +110,7 @@ STEPS: dict[str, Callable[[Scene, Path], None]] = {
 
 @dataclass(frozen=True)
 class Death:
-    """When a step dies: before its n-th change of a file's name or opening for writing, or after
-    some seconds."""
+    """When to kill a step: before its n-th rename or opening for writing, or after some seconds."""
 
     event: int | None = None
     seconds: float | None = None
@@ -146,9 +145,9 @@ class Stage:
         self._context.set_forkserver_preload(["tests.crashes.steps"])
 
     def run(self, path: Path, step: str, death: Death | None = None) -> tuple[int, float] | None:
-        """A step's number of events and seconds. None where it died as it was to.
+        """A step's number of events and seconds. None if it was killed as planned.
 
-        A step that was to die and was done before that counts as alive.
+        A step that finishes before its kill counts as alive.
         """
         ours, theirs = self._context.Pipe(duplex=False)
         event = death.event if death else None
@@ -173,7 +172,7 @@ class Stage:
 
 
 def copy(path: Path, to: Path) -> Path:
-    """A copy of a database, if there is one."""
+    """A copy of a database, if it exists."""
     if path.exists():
         shutil.copytree(path, to)
     return to

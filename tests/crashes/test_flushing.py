@@ -23,8 +23,8 @@ from tests.queries.test_questions import small_world
 
 
 class Disk:
-    """What of the files below `root` has been flushed, by inode: size and time of a file, names and
-    inodes of a folder."""
+    """The flushed state of files below `root`, by inode: size and time of a file, names and inodes
+    of a folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -38,14 +38,14 @@ class Disk:
         self.flushed[os.fstat(handle).st_ino] = _state(Path(os.readlink(f"/proc/self/fd/{handle}")))
 
     def replace(self, source: Any, target: Any) -> None:
-        """In place of `os.replace`: what the new name leads to must survive without the rest."""
+        """In place of `os.replace`: everything below the new name must survive without the rest."""
         layout, path = Layout(self.root), Path(target)
         for needed in self._needed(layout, Path(source), path):
             self._check(needed, path.name)
         self._replace(source, target)
 
     def _needed(self, layout: Layout, source: Path, target: Path) -> Iterator[Path]:
-        """All that is found through `target` once it is what `source` is."""
+        """All files below `target` after `source` is renamed to it."""
         if self.root not in target.parents:
             return
         if target == layout.current:

@@ -21,7 +21,7 @@ FEATURES = 40
 @pytest.fixture(scope="session")
 def made_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the columns of the demo's, in which every question of the cookbook has an
-    answer. Its features 0, 1, 2, … stand for those the pages name, in the cookbook's order."""
+    answer. Its features 0, 1, 2, … replace those in the pages, in the cookbook's order."""
     path = tmp_path_factory.mktemp("docs") / "made.fdb"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tests.make_store, "_no_logits", _logits)

@@ -30,12 +30,12 @@ class Block:
 
     @property
     def id(self) -> str:
-        """What a test of it is called."""
+        """The id of its test."""
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
 def pages() -> list[Path]:
-    """Every page whose examples are run."""
+    """Every page with examples to run."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -65,7 +65,7 @@ def blocks(page: Path, *languages: str) -> list[Block]:
 
 
 def section(text: str, heading: str) -> str:
-    """What stands under a heading, up to the next of the same depth or higher."""
+    """The text under a heading, up to the next of the same depth or higher."""
     match = re.search(rf"^(#+) {re.escape(heading)}$", text, re.MULTILINE)
     assert match is not None, f"no section {heading!r}"
     rest = text[match.end() :]
@@ -89,13 +89,13 @@ def _plain(cell: str) -> str:
 
 
 def named_features() -> list[str]:
-    """The demo's features that the pages speak of, in the order of the cookbook's table."""
+    """The demo's features in the pages, in the order of the cookbook's table."""
     head = section(COOKBOOK.read_text(encoding="utf-8"), "SQL cookbook")
     return [row[0] for row in table(head)]
 
 
 def on_made_store(text: str) -> str:
-    """An example with the demo's features replaced by those that stand for them in `made_store`."""
+    """An example with the demo's features replaced by those of `made_store`."""
     for stand_in, feature in enumerate(named_features()):
         text = re.sub(rf"\b{feature}\b", str(stand_in), text)
     return text

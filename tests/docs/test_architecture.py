@@ -1,4 +1,4 @@
-"""docs/architecture.md: a question is added as it says, and its rooms are there."""
+"""docs/architecture.md: its steps add a question, and its rooms exist."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Every statement of docs/cookbook.md runs, with the columns the page states, and finds something.
 
-Against a made store always, and against the demo's database where there is one.
+Always on a made store, and on the demo's database if it exists.
 """
 
 from __future__ import annotations

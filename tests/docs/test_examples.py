@@ -1,7 +1,7 @@
 """The other examples of README.md and docs/: Python runs, commands run or at least parse.
 
-A block under a comment ``<!-- model: … -->`` or ``<!-- illustration: … -->`` needs what a test has
-not (a model, another database). It is compiled, its options parsed, and no more.
+A block under a comment ``<!-- model: … -->`` or ``<!-- illustration: … -->`` needs something
+that a test lacks (a model, another database). It is only compiled, or its options parsed.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def test_commands(where: str, words: list[str], beside_demo: Path) -> None:
 
 
 def test_statements_outside_the_cookbook(beside_demo: Path) -> None:
-    """They are right by the catalog's names, whatever they find. format.md's has its own test."""
+    """They are valid by the catalog's names, with any results. format.md's has its own test."""
     with duckdb.connect("demo.fdb/catalog.duckdb", read_only=True) as client:
         for page in pages():
             for block in blocks(page, "sql") if page not in (COOKBOOK, FORMAT) else []:

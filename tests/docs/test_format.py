@@ -1,4 +1,4 @@
-"""docs/format.md says what the code does: columns, types, files, snapshot fields, SQL names."""
+"""docs/format.md matches the code: columns, types, files, snapshot fields, SQL names."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def spelled(kind: pa.DataType) -> str:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_column_stands_there_with_its_type(name: str) -> None:
+def test_every_column_is_listed_with_its_type(name: str) -> None:
     rows = table(section(TEXT, name))
     plain, *variants = TABLES[name]
     assert [row[:3] for row in rows] == [
@@ -87,14 +87,14 @@ def test_every_column_stands_there_with_its_type(name: str) -> None:
 
 
 def test_every_schema_of_the_code_has_a_table() -> None:
-    known = {str(s) for own in TABLES.values() for s in own}
+    known = {str(s) for variants in TABLES.values() for s in variants}
     for value in vars(schemas).values():
         if isinstance(value, pa.Schema):
             assert str(value) in known
 
 
 @pytest.mark.parametrize("name", STRUCTS)
-def test_every_snapshot_field_stands_there(name: str) -> None:
+def test_every_snapshot_field_is_listed(name: str) -> None:
     kind = getattr(snapshot, name)
     found = re.search(rf"^\*\*{name}\*\*(.*?)(?=^\*\*|^## )", TEXT, re.MULTILINE | re.DOTALL)
     assert found is not None
@@ -127,7 +127,7 @@ def tree() -> list[re.Pattern[str]]:
         depth = (len(line) - len(line.lstrip())) // 2
         folders = [*folders[:depth], name]
         if not name.endswith("/"):
-            # Placeholders stand for one name without a slash, two stars for anything below.
+            # A placeholder matches one name without a slash, two stars anything below.
             parts = re.split(r"(<\w+>|\*\*)", "".join(folders))
             spelled_out = [
                 ".+" if p == "**" else "[^/]+" if p.startswith("<") else re.escape(p) for p in parts
@@ -164,7 +164,7 @@ def test_paths_of_an_unfinished_ingest_are_in_the_tree(tmp_path: Path) -> None:
 
 
 def test_the_tree_names_nothing_that_is_never_written(made_store: Path) -> None:
-    """Each line matches a file of a real store, of an ingest at work, of chats or a large SAE."""
+    """Each line matches a file of a real store, of a running ingest, of chats or a large SAE."""
     names = [p.relative_to(made_store).as_posix() for p in made_store.rglob("*") if p.is_file()]
     passing = ["LOCK", "staging/plan.json", "staging/p000000.json", "staging/logits.x.parquet"]
     passing += ["segments/r/fm.parquet", "segments/r/tm.parquet", "corpus/0/roles.bin"]
@@ -212,7 +212,7 @@ def test_parameters_of_macros_and_columns_of_views(made_store: Path) -> None:
 
 
 def test_positions_and_directory(made_store: Path) -> None:
-    """Reading a store by the page alone gives what the SQL view gives."""
+    """Reading a store by the page gives the rows of the SQL view."""
     live = read_snapshot(Layout(made_store))
     with featuredb.open(made_store) as db:
         for segment in live.segments:
@@ -238,7 +238,7 @@ def test_positions_and_directory(made_store: Path) -> None:
 
 
 def test_gaps_and_orders(made_store: Path) -> None:
-    """Reading the by-token copy by the page alone gives the same again."""
+    """Reading the by-token copy by the page gives the same rows."""
     live = read_snapshot(Layout(made_store))
     mask = (1 << live.position_bits) - 1
     with featuredb.open(made_store) as db:

@@ -66,7 +66,7 @@ def test_a_feature(made_store: Path) -> None:
 
 
 def test_an_sae_and_a_corpus_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a model and an SAE of random weights. They explain nothing, so nothing is checked."""
+    """With a model and an SAE of random weights. They explain nothing, so the load check is off."""
     tiny = pytest.importorskip("tests.tiny", reason="ingesting needs featuredb[ingest]")
     model, sae = tiny.tiny_model(tmp_path / "model"), tiny.tiny_sae(tmp_path / "sae")
     monkeypatch.setattr("tempfile.mkdtemp", lambda: str(_made(tmp_path / "folder")))

@@ -14,7 +14,7 @@ from tests.docs.pages import ROOT
 
 REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 ELSEWHERE = {"DuckDBPyRelation", "None", "Path", "RemoteFiles"}
-"""Classes of other libraries, and what stands for the URL of a remote database."""
+"""Classes of other libraries, and that of a remote database's location."""
 
 
 def _documented() -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Without the extra ``featuredb[ingest]``: what needs it says so, what does not works."""
+"""Without the extra ``featuredb[ingest]``: functions that need it say so, the others work."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Bad:
 
 
 def good(folder: Path) -> Told:
-    """An ingest that works, of the files that `tests.ingest.test_bad_input` puts in `folder`."""
+    """A valid ingest of the files that `tests.ingest.test_bad_input` puts in `folder`."""
     return {
         "corpus": str(folder / "corpus.jsonl"),
         "model": str(folder / "model"),

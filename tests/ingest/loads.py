@@ -20,7 +20,7 @@ HOOK = "blocks.2.hook_resid_post"
 
 
 def offset_model(folder: Path) -> Path:
-    """A GPT-2 whose layers each add an offset of their own, as real models' residual streams
+    """A GPT-2 with an offset added in each layer, as real models' residual streams
     drift, and which puts one more on every token of a context that begins with a BOS."""
     tiny_model(folder)
     torch.manual_seed(3)
@@ -40,7 +40,7 @@ def offset_model(folder: Path) -> Path:
             block.mlp.c_proj.bias += torch.randn(WIDTH)
             block.mlp.c_fc.weight *= 20
             block.mlp.c_proj.weight *= 10
-        # The last dimension belongs to BOS alone: all queries look for it, and find this value.
+        # Only BOS uses the last dimension: all queries look for it, and find this value.
         model.transformer.wte.weight[:, -1] = 0
         model.transformer.wte.weight[0, -1] = 20
         attention = model.transformer.h[0].attn

@@ -1,4 +1,5 @@
-"""Files of SAE releases, small and random, and the comparison with numbers worked out apart."""
+"""Files of SAE releases, small and random, and the comparison with independently computed
+numbers."""
 
 from __future__ import annotations
 
@@ -90,7 +91,7 @@ def torch_file(file: Path, content: Any, **configs: Any) -> Path:
 
 
 def rounded(weights: dict[str, Array], dtype: torch.dtype) -> dict[str, Array]:
-    """What `weights` are once stored in `dtype`."""
+    """`weights` after storage in `dtype`."""
     return {name: value.to(dtype).double().numpy() for name, value in tensors(weights).items()}
 
 

@@ -27,7 +27,7 @@ def test_a_threshold_that_costs_next_to_nothing_when_it_is_lost(
 ) -> None:
     model = open_model(folder)
     right = load_sae(explaining_sae(tmp_path, model, noise=20, architecture="jumprelu"))
-    # Features that should be silent, and of which each writes next to nothing.
+    # Features that should be silent, each with a tiny contribution.
     W_dec = right.decoder.W_dec.clone()
     W_dec[40:] *= 0.17
     right = replace(right, decoder=replace(right.decoder, W_dec=W_dec))

@@ -76,7 +76,7 @@ def test_null_rows_are_left_out_and_counted(
 
 @pytest.mark.parametrize("size", [50_000_000 if LONG else 2_000_000])
 def test_one_huge_document(folder: Path, tmp_path: Path, size: int) -> None:
-    """The whole document is tokenized and cut. The model sees as much as there is time for."""
+    """The whole document is tokenized and cut. The model runs on as much as time allows."""
     words = " river bridge stone water tower music paint planet"
     (folder / "huge.txt").write_text(words * (size // len(words)))
     told = good(folder) | {"corpus": str(folder / "huge.txt"), "context_size": 128}
@@ -227,7 +227,7 @@ def small_disk(tmp_path: Path) -> Iterator[Any]:
         return place
 
     yield mount
-    # Lazily: a memory map that is still open must not keep the file system mounted for ever.
+    # Lazily: a memory map that is still open must not keep the file system mounted.
     subprocess.run(["umount", "--lazy", place], capture_output=True)
 
 

@@ -72,7 +72,7 @@ def test_compacting_changes_no_answer(world: World, unmerged: Path, tmp_path: Pa
     assert [str(new.top_contexts(f, k=60)) for f in range(9)] == before
     assert [str(old.top_contexts(f, k=60)) for f in range(9)] == before
     clean_up(Layout(unmerged), outcome.snapshot)
-    reopened = Store.open(unmerged, 2)  # what an older snapshot names is kept
+    reopened = Store.open(unmerged, 2)  # files of an older snapshot are kept
     assert [str(Database(reopened).top_contexts(f, k=60)) for f in range(9)] == before
     again = compact(unmerged)
     assert (again.before, again.after, again.snapshot.number) == (1, 1, 3)

@@ -79,7 +79,7 @@ def test_a_process_that_ends_leaves_nothing_and_one_that_is_killed_is_cleaned_up
     (left,) = temporary.iterdir()
     living = open_corpus(["a"])
     (own,) = set(temporary.iterdir()) - {left}
-    # Too young to be sure that nobody is about to lock it.
+    # Too young: its process may not have locked it yet.
     assert left.exists()
     for folder in (left, own):
         os.utime(folder, (time.time() - 3_600,) * 2)

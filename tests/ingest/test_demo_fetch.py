@@ -1,4 +1,4 @@
-"""The demo's cache: verified on every use, repaired once, honest when it cannot be."""
+"""The demo's cache: verified on every use, repaired once, with a clear error otherwise."""
 
 from __future__ import annotations
 

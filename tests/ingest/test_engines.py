@@ -269,7 +269,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> IngestOptions:
 
 @pytest.fixture
 def job(inputs: IngestOptions, tmp_path: Path) -> Job:
-    """Job of a worker on a plan of which nothing is done."""
+    """Job of a worker on a plan with no finished partition."""
     sae = tiny_sae(tmp_path / "sae")
     options = replace(inputs, saes=[str(sae)])
     loaded = load_inputs(options)

@@ -42,7 +42,7 @@ _PARTITION = 500
 
 @pytest.fixture(scope="module", autouse=True)
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Make partitions and buckets small enough that there are several of each."""
+    """Make partitions and buckets small, so there are several of each."""
     with pytest.MonkeyPatch.context() as patch:
         # Ray stores a token in the home folder.
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))

@@ -1,4 +1,4 @@
-"""Hooks read what the model computes at a place, and nothing after the last of them runs."""
+"""Hooks read the model's values at a point, and nothing after the last hook runs."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_z_is_attention_over_the_values(loaded: LoadedModel, padded: tuple[Tenso
     with torch.no_grad():
         query, key, value = (heads(getattr(attention, n)) for n in ("query", "key", "value"))
         scores = query @ key.transpose(2, 3) / (WIDTH // 12) ** 0.5
-        # An encoder looks both ways; only padding is out of sight.
+        # An encoder attends both ways, except to padding.
         weights = scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1)
         expected = (weights @ value).transpose(1, 2).flatten(2)
     assert torch.allclose(z[mask], expected[mask], atol=1e-5)

@@ -40,7 +40,7 @@ from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 @dataclass(frozen=True)
 class World:
-    """Two corpora, two SAEs and what they make."""
+    """Two corpora, two SAEs and their databases."""
 
     folder: Path
 
@@ -107,7 +107,7 @@ def mine(grown: Path, tmp_path: Path) -> Path:
 
 
 def derived_anew(path: Path, into: Path) -> Path:
-    """A copy of a database with everything derived from its segments once more."""
+    """A copy of a database with all derived tables recomputed."""
     shutil.copytree(path, into)
     layout = Layout(into)
     base = read_snapshot(layout)
@@ -122,7 +122,7 @@ def derived_anew(path: Path, into: Path) -> Path:
 
 
 def files_of(path: Path) -> dict[Path, int]:
-    """When each file of a database was last changed, but for the lock, which every change takes."""
+    """When each file of a database was last changed, without the lock, which every change takes."""
     files = {p.relative_to(path): p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
     files.pop(Path("LOCK"), None)
     return files
@@ -294,7 +294,7 @@ def test_an_unfinished_change_goes_on_or_is_given_up(
         with pytest.raises(KeyboardInterrupt):
             change()
     assert_same_content(path, first)
-    # What is done already leaves alone what is not.
+    # A finished ingest does not touch an unfinished one.
     assert not ingest(path, world.options("one")).fresh
     assert (path / "staging" / "plan.json").exists()
     for other in (

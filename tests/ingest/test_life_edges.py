@@ -1,4 +1,4 @@
-"""A store's life at its edges: hooks, columns, weights and disks that are not what they were."""
+"""Edge cases of changes: hooks, columns, weights and disks that have changed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def files_of(path: Path) -> set[Path]:
 
 
 def test_an_append_reads_every_sae_where_it_was_read_before(made: Path, mine: Path) -> None:
-    """The same weights at two hooks, neither of which the files say of the second."""
+    """The same weights at two hooks. The files do not name the second."""
     add(mine, made, "one", "late", hook=LATE)
     append(mine, made, "b")
     assert [sae.hook for sae in read_snapshot(Layout(mine)).saes][1] == LATE
@@ -149,7 +149,7 @@ def test_columns_of_two_types_read_the_same_everywhere(
 def test_names_of_columns_differ_in_more_than_case(
     made: Path, mine: Path, tmp_path: Path, one: Any, other: Any
 ) -> None:
-    """SQL takes them for one column, of which there is no common type."""
+    """SQL treats them as one column, without a common type."""
     for name, value in (("extra", one), ("eXtra", other)):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"text": f" river {name}", name: value}])
     featuredb.append(mine, str(tmp_path / "extra.jsonl"), check=False)
@@ -263,7 +263,7 @@ def cut(made: Path, mine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def staged(path: Path, name: str) -> tuple[Path, dict[str, Any]]:
-    """A file of an unfinished change, and what it says."""
+    """A file of an unfinished change, and its content."""
     file = path / "staging" / name
     return file, json.loads(file.read_text())
 
@@ -327,7 +327,7 @@ def test_a_worker_writes_nothing_once_its_plan_is_gone(
         monkeypatch.setattr("ingest.extract.partition.write_run", write_run)
     else:
         monkeypatch.setattr(local, "collect", collect)
-    # What is left is looked at, not tidied up.
+    # The leftovers are reported, not cleaned up.
     monkeypatch.setattr("ingest.operations.append.take_back", lambda _: None)
     with pytest.raises(IngestError, match="given up or finished by others"):
         append(mine, made, "b")
@@ -395,7 +395,7 @@ def test_an_interrupted_change_leaves_no_file(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own."""
+    """A separate file system."""
     place = tmp_path / "disk"
     place.mkdir()
     done = subprocess.run(

@@ -45,7 +45,8 @@ def check(
     said: list[str] | None = None,
     **told: object,
 ) -> LoadCheck:
-    """The load check alone, on the corpus. `bos` False leaves the BOS out, whatever is stated."""
+    """The load check alone, on the corpus. `bos` False leaves the BOS out, even if the SAE states
+    one."""
     options = IngestOptions(
         corpus=str(folder / "corpus.jsonl"),
         model=str(folder / "model"),

@@ -299,7 +299,8 @@ print(int(got.n_tokens[0]), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 
 
 def test_what_a_long_document_takes(tmp_path: Path) -> None:
-    """Some 250 MB for the pieces at hand and 40 bytes a token. Whole it was 780 bytes a token."""
+    """Some 250 MB for the current pieces and 40 bytes a token. The whole text took 780 bytes a
+    token."""
     size = 50_000_000 if LONG else 8_000_000
     words = " river bridge stone water tower music paint planet"
     (tmp_path / "huge.txt").write_text(words * (size // len(words)))

@@ -1,4 +1,4 @@
-"""An ingest holds a partition or two at a time, however many there are."""
+"""An ingest holds one or two partitions at a time, of any number."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_memory_does_not_grow_with_the_corpus(
         device="cpu",
         check=False,
     )
-    peak(tmp_path / "first", replace(options, max_tokens=1_000))  # what is only made once
+    peak(tmp_path / "first", replace(options, max_tokens=1_000))  # allocated only once
     few, low = peak(tmp_path / "small", replace(options, max_tokens=8_000))
     many, high = peak(tmp_path / "large", replace(options, max_tokens=64_000))
     assert few < 6 < 24 < many
-    # How far writing one partition overlaps collecting the next is a matter of timing, up to half
-    # as much again. Keeping all of them would be several times as much.
+    # How far writing one partition overlaps collecting the next depends on timing, up to half as
+    # much again. Keeping all of them would take several times as much.
     assert high < 2 * low

@@ -1,4 +1,4 @@
-"""The graph of nearest directions is the one all pairs give, in whatever memory it is made."""
+"""The graph of nearest directions equals that of all pairs, with any memory."""
 
 from __future__ import annotations
 

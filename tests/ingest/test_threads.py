@@ -1,4 +1,4 @@
-"""Several threads share one model: each gets the answers it would get alone."""
+"""Several threads share one model: each gets the same answers as alone."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def path(folder: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def slow_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every forward pass dawdle once its hooks are placed, so that threads do meet there."""
+    """Slow down every forward pass after its hooks are placed, so that threads overlap there."""
     run = Capture.run
 
     def slowly(self: Capture, *args: Any) -> Any:

@@ -148,7 +148,7 @@ def test_a_plan_that_cannot_be_read_is_given_up(mine: Path) -> None:
 def test_staging_is_gone_for_good_before_what_its_plan_needs(
     mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A power cut takes what was not flushed, in any order."""
+    """A power cut loses what was not flushed, in any order."""
     (mine / "staging").mkdir()
     (mine / "staging" / "plan.json").write_text("{}")
     flushed: set[str] = {"staging"}

@@ -1,4 +1,4 @@
-"""What each token id stands for, for every way of spelling bytes."""
+"""The bytes of each token id, in every encoding of bytes."""
 
 from __future__ import annotations
 

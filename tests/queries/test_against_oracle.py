@@ -59,7 +59,7 @@ def everywhere(
 
 
 def same_type(one: Any, other: Any) -> bool:
-    """Equal, whatever the elements of a list are called."""
+    """Equal, with any names for the elements of a list."""
     if hasattr(one, "value_type") and hasattr(other, "value_type"):
         return same_type(one.value_type, other.value_type)
     return bool(one == other)
@@ -175,7 +175,7 @@ def test_fires_on_a_stored_text(world: World, data: st.DataObject) -> None:
 
 
 def in_order(row: Row, like: list[Row]) -> Row:
-    """The oracle's row with the answer's column order. Equality of dicts does not ask for it."""
+    """The oracle's row with the answer's column order. Equality of dicts ignores it."""
     return {name: row[name] for name in (like[0] if like else row)}
 
 

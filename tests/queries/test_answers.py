@@ -1,4 +1,4 @@
-"""Results: rows, slices, conversions, and what they say about themselves."""
+"""Results: rows, slices, conversions, and their text."""
 
 from __future__ import annotations
 

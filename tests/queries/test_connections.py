@@ -31,7 +31,7 @@ def db(tmp_path: Path) -> Iterator[featuredb.Database]:
 
 
 def test_threads_ask_one_handle_all_at_once(db: featuredb.Database) -> None:
-    """The first question too, for which the catalog is made."""
+    """Also for the first question, which creates the catalog."""
     ask: list[Callable[[], object]] = [
         lambda: db.sql("FROM top_contexts(1)").fetchall(),
         lambda: db.sql("SELECT count(*) FROM activations").fetchall(),
@@ -182,7 +182,7 @@ with featuredb.open(sys.argv[1]) as db:
 
 
 def test_sql_in_jupyter_without_ipywidgets(db: featuredb.Database, tmp_path: Path) -> None:
-    """DuckDB looks for a kernel when it is imported, hence the process."""
+    """DuckDB looks for a kernel when it is imported, so this runs in a new process."""
     command = [sys.executable, "-c", _IN_JUPYTER, str(tmp_path / "s.fdb")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.stdout.splitlines() == ["refused", "[(1,)]"], run.stderr

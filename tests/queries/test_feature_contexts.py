@@ -1,4 +1,4 @@
-"""All of a feature's activations, by context, against the same taken from the dense worlds."""
+"""All of a feature's activations, by context, against the dense worlds."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_against_the_dense_world(world: World, path: Path, feature: int) -> None
 def test_the_token_shown_is_the_first_to_reach_the_maximum(world: World, path: Path) -> None:
     kept = [values[:, 0] for values in stored(world, world.saes[0])]
     with featuredb.open(path) as db:
-        # More than are kept ready: computed from all activations.
+        # More than are stored: computed from all activations.
         answer = db.top_contexts(0, k=100).arrow().to_pylist()
     assert len(answer) > 20
     assert {row["context_id"]: row["token_index"] for row in answer} == {

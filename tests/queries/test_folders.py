@@ -1,4 +1,4 @@
-"""Answers do not depend on what the folders above a database are called."""
+"""Answers do not depend on the names of the folders above a database."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_folder_s_name_is_only_a_name(
     plain: featuredb.Database, tmp_path: Path, name: str
 ) -> None:
     expected = answers(plain)
-    # Beside it what its name, read as a pattern, would match as well.
+    # Beside it a folder that its name, read as a pattern, would match too.
     world = small_world(("demo",))
     for sae in world.saes:
         sae.dense[:] = [context + 1 for context in sae.dense]

@@ -104,7 +104,7 @@ def test_an_unknown_sae(db: featuredb.Database) -> None:
 
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Snapshot, list[str]]:
-    """A store whose comparable SAEs are large enough for an index, at a bound made for that."""
+    """A store with comparable SAEs large enough for an index, with a lowered limit."""
     path = tmp_path_factory.mktemp("indexed") / "s.fdb"
     snapshot = make_store(path, a_world({**SAES, "wide": WIDE}))
     layout = Layout(path)

@@ -320,7 +320,7 @@ def test_a_stored_text_is_found_by_its_hash(one: Database, monkeypatch: pytest.M
     first = {text: number for number, text in reversed(rows)}
     asked = [*first, "no such text", "", rows[0][1] + " "]
     assert [stored_document(one._store, text) for text in asked] == [*first.values()] + [None] * 3
-    # All hashes collide: only the texts tell them apart.
+    # All hashes collide: only the texts differ.
     monkeypatch.setattr(
         "featuredb.store.corpora._rows_of", lambda hashes, _: sorted(hashes[:, 1].tolist())
     )
@@ -331,7 +331,7 @@ def test_a_stored_text_is_found_by_its_hash(one: Database, monkeypatch: pytest.M
 def test_rows_of_a_hash_are_found_wherever_they_stand(n: int) -> None:
     rng = np.random.default_rng(n)
     drawn = rng.integers(0, 2**64, n, np.uint64)
-    # Crowded at one place, as no hash is, and with a run longer than what is looked at first.
+    # Clustered in one place, unlike hashes, with a run longer than the first read.
     drawn[: n // 2] = rng.integers(7, 2**20, n // 2, np.uint64)
     drawn[: n // 3] = 2**63
     hashes = np.stack([np.sort(drawn), rng.permutation(n).astype(np.uint64)], axis=1)

@@ -1,4 +1,4 @@
-"""Every question is whole: a method, an answer that can be shown, a verb, its macros."""
+"""Every question is complete: a method, an answer that can be shown, a verb, its macros."""
 
 from __future__ import annotations
 

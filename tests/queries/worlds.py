@@ -1,4 +1,4 @@
-"""Small generated worlds, rich in what goes wrong: ties, silence, repeats, edges."""
+"""Small generated worlds with difficult cases: ties, silence, repeats, edges."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def worlds(draw: st.DrawFn, max_saes: int = 3) -> World:
         step = size - first
         pieces = [own[i : i + step] for i in range(0, n_tokens, step)]
         documents.append([([bos] if bos is not None else []) + p for p in pieces])
-    # A corpus without any token is refused, and a column of nulls alone has no type.
+    # A corpus without any token is refused, and a column of only nulls has no type.
     documents.append([([bos] if bos is not None else []) + [1]])
     n_contexts = sum(map(len, documents))
     contexts = [c for d in documents for c in d]

@@ -25,7 +25,7 @@ _KINDS = pytest.mark.parametrize("answer", answers.every_answer(), ids=lambda a:
 
 @pytest.fixture
 def small() -> Neighbors:
-    """Everything a format has to care for, in two rows."""
+    """Every special case of a format, in two rows."""
     table = pa.table(
         {
             "rank": pa.array([1, 2], pa.int32()),

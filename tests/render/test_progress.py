@@ -1,4 +1,4 @@
-"""Messages and bars: shown when asked for, once, on standard error."""
+"""Messages and bars: shown on request, once, on standard error."""
 
 from __future__ import annotations
 

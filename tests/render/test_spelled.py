@@ -1,4 +1,4 @@
-"""Characters split over tokens come together when the tokens are read in a row."""
+"""Characters split over tokens are joined in running text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers as text: what is shown, what is never let through, and that nothing is lost."""
+"""Answers as text: what is shown, what is escaped, and that nothing is lost."""
 
 from __future__ import annotations
 

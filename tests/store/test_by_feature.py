@@ -1,4 +1,4 @@
-"""The by-feature copy: rows round-trip, whatever the stride of its files."""
+"""The by-feature copy: rows round-trip with any stride."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_encodings(tmp_path: Path, values: Values, encoding: str) -> None:
 
 
 def test_frequent_features_take_less_space_along_their_order(tmp_path: Path) -> None:
-    """What the order is for: the same tokens, coded along it and along the ids."""
+    """The purpose of the order: the same tokens, coded by rank and by id."""
     rng = np.random.default_rng(0)
     density = rng.permutation(np.exp(rng.normal(-5, 2, 2_000)).clip(0, 0.3))
     fires = rng.random((4_000, 2_000)) < density

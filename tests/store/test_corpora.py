@@ -45,7 +45,7 @@ APART = [
 def documents(
     root: Path, *columns: pa.Array, called: tuple[str, ...] = ("m", "m")
 ) -> tuple[Texts, list[Path]]:
-    """A store whose corpora have `columns` (3 rows each) as their metadata, ``m`` by name."""
+    """A store with `columns` (3 rows each) as its corpora's metadata, named ``m``."""
     [corpus] = make_store(root, small_world(("demo",))).corpora
     stored = pq.read_table(root / corpus.documents.path)
     corpora, paths = [], []

@@ -33,7 +33,7 @@ def test_every_row_s_nearest(n: int, cuts: list[int]) -> None:
 
 
 def test_ties_beyond_what_is_looked_at_go_by_row() -> None:
-    """Six thousand rows of one direction: the scan alone cannot say which come first."""
+    """Six thousand rows of one direction: the scan cannot decide which come first."""
     rows = np.tile(clustered(1, 8), (6_000, 1))
     rows *= np.random.default_rng(0).uniform(0.5, 2, (6_000, 1)).astype(np.float32)
     found = search(rows, [3_000]).search(rows[5], 30)

@@ -136,7 +136,7 @@ def test_a_file_reads_like_a_file(memory: Any) -> None:
 def test_threads_that_share_a_file_read_what_they_sought(
     memory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As DuckDB's do: each seeks and reads, with nothing to keep another from coming between."""
+    """As DuckDB's threads do: each seeks and reads, without a lock."""
     for name, value in {"BLOCK": 64, "WHOLE": 0, "KEPT": 4_096}.items():
         monkeypatch.setattr(remote, name, value)
     data = np.random.default_rng(0).bytes(50_000)

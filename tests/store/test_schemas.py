@@ -1,4 +1,4 @@
-"""What a stored activation is, and how positions are laid out."""
+"""Rounding of stored activations, and the layout of positions."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_still_being_pulled(tmp_path: Path) -> None:
 def test_a_snapshot_that_is_vacuumed_while_it_is_opened(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader that was between ``CURRENT`` and the snapshot goes on with the one that is live."""
+    """A reader between ``CURRENT`` and the snapshot continues with the live one."""
     layout = Layout(root)
     old = read_pointer(layout)
     second = write_snapshot(layout, replace(read_snapshot(layout), number=2))
@@ -97,7 +97,7 @@ def test_a_snapshot_that_is_vacuumed_while_it_is_opened(
 
 
 def test_a_publication_that_is_all_but_done(root: Path) -> None:
-    """The next writer finishes it, a first one too, whatever numbers were skipped."""
+    """The next writer finishes it, also the first one, and with skipped numbers."""
     layout = Layout(root)
     first = layout.current.read_bytes()
     layout.current.unlink()

@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(made: Path, tmp_path: Path) -> Path:
-    """A database of this test's own."""
+    """A database for this test."""
     return Path(shutil.copytree(made, tmp_path / "my.fdb"))
 
 
@@ -80,8 +80,8 @@ def _here(folder: Path) -> dict[str, bytes]:
 def _next(folder: Path, run: str | None = None, moved: str = "features") -> Snapshot:
     """Publish another snapshot: the last with one derived file in another place.
 
-    run: the identity of an ingest that is to have made it. Else it has the ingests of the last,
-    as after a drop. moved: which file.
+    run: the identity of the ingest that made it. By default it has the ingests of the last, as
+    after a drop. moved: which file.
     """
     layout = Layout(folder)
     last = read_snapshot(layout)
@@ -270,7 +270,7 @@ def test_readers_see_the_old_snapshot_until_the_new_one_is_whole(
 def test_a_snapshot_that_goes_while_it_is_opened(
     memory: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the URL is a folder in use: a reader goes on with the one that is live."""
+    """The URL is a folder in use: a reader continues with the live one."""
     _pushed(folder)
     first = Pointer.parse(memory.cat_file("/shelf/my.fdb/CURRENT"))
     second = _next(folder)
@@ -342,7 +342,7 @@ def test_copies_that_were_dropped_from_apart_are_refused(
 
 
 def _with_other_features(folder: Path, path: str) -> Snapshot:
-    """The live snapshot with the same features in other bytes, at `path`. Not yet published."""
+    """The live snapshot with the same features in other bytes, at `path`, unpublished."""
     live = read_snapshot(Layout(folder))
     features = live.derived.features
     pq.write_table(pq.read_table(folder / features.path), folder / path, compression="none")
@@ -354,7 +354,7 @@ def _with_other_features(folder: Path, path: str) -> Snapshot:
 def test_files_of_one_name_that_differ_are_refused(
     memory: Any, folder: Path, tmp_path: Path
 ) -> None:
-    """Though the snapshot that would tell is gone."""
+    """Even without the older snapshot."""
     other = Path(shutil.copytree(folder, tmp_path / "other.fdb"))
     _next(folder)
     second = _next(other)
@@ -461,7 +461,7 @@ def test_a_half_pulled_folder_says_that_it_is_pulled(
 def test_killed_around_the_catalog_it_is_whole(
     memory: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The catalog is the live snapshot's, or that of one that the next writer makes live."""
+    """The catalog belongs to the live snapshot, or to one that the next writer makes live."""
     back = Path(shutil.copytree(folder, tmp_path / "back.fdb"))
     _next(folder)
     third = _next(folder)
@@ -494,7 +494,7 @@ def test_killed_around_the_catalog_it_is_whole(
 def test_a_pull_finishes_what_the_last_writer_had_all_but_done(
     memory: Any, folder: Path, tmp_path: Path
 ) -> None:
-    """So that it is compared with what the folder holds, and not written over."""
+    """So it is compared with the folder's file and not overwritten."""
     back = Path(shutil.copytree(folder, tmp_path / "back.fdb"))
     _next(folder)
     _pushed(folder)
@@ -539,7 +539,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(
 def test_a_pull_that_copied_nothing_leaves_nothing(
     memory: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else its lock would make the folder look like one of featuredb's."""
+    """Otherwise its lock would make the folder look like a database."""
     _pushed(folder)
 
     def broken(remote: RemoteFiles, path: str, to: Path) -> None:

@@ -55,7 +55,7 @@ def twice(lists: Lists, first: int) -> Lists:
 
 
 def swapped(lists: Lists, first: int) -> Lists:
-    """A row of the first list in the last, and the other way round."""
+    """A row of the first list in the last, and the reverse."""
     low, high = lists[first : first + lists[1]], lists[first + lists[first - 2] :]
     low[0], high[0] = high[0], low[0]
     low.sort()

@@ -80,7 +80,7 @@ def test_a_sample_is_the_same_sample_again(plain: Path) -> None:
 
 
 def changed(plain: Path, change: Callable[[pa.Table], pa.Table]) -> Report:
-    """What comparing gives when every by-token row were another. The files are put back."""
+    """The comparison with every by-token row changed. The files are restored."""
     files = [t.file.path for s in read_snapshot(Layout(plain)).segments for t in s.token_files]
     before = {name: (plain / name).read_bytes() for name in files}
     try:

@@ -218,7 +218,7 @@ def test_a_snapshot_published_meanwhile_is_no_damage(
 
 
 def written_so(root: Path, name: str, rows: int | None = None) -> None:
-    """Have the snapshot say that the file was meant to be as it now is."""
+    """Update the snapshot's entry to the file's current bytes."""
 
     def visit(node: Any) -> Iterator[dict[str, Any]]:
         if isinstance(node, dict):
@@ -401,7 +401,7 @@ def test_a_catalog_that_this_process_asks_is_checked_as_it_is_on_the_disk(root: 
         before = client.execute("SELECT current_setting('memory_limit')").fetchall()
         client.execute("FROM activations LIMIT 1").fetchall()
         assert verify(root).ok
-        # What DuckDB would hand out again for this path is the file that was there before.
+        # DuckDB would reuse the earlier file at this path.
         build_catalog(Layout(root), read_snapshot(Layout(root)))
         written_so(root, "catalog.duckdb")
         assert verify(root).ok

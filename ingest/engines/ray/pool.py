@@ -48,7 +48,7 @@ def share_of(
 
     Args:
         total: Resources of the cluster, as Ray names them.
-        workers: Number of workers, None for as many as there is room for.
+        workers: Number of workers, None for as many as fit.
         gpus: GPUs that each worker requests, if the cluster has any.
         largest: Cores of the largest node. A worker that requests more would never start.
     """
@@ -192,7 +192,7 @@ class RayPool:
         self._ready.discard(worker)
         self._started.discard(worker)
         self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
-        # It may be unreachable rather than dead, and must not go on.
+        # It may be unreachable rather than dead, and must not continue.
         self._ray.kill(self._actors[worker])
         return f"is gone ({type(error).__name__})"
 

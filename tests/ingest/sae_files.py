@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from ingest.sae import LoadedSae, load_sae
+from ingest.sae import LoadedSae
 
 Array = NDArray[np.float64]
 
@@ -20,12 +20,12 @@ Array = NDArray[np.float64]
 def arrays(**shapes: tuple[int, ...]) -> dict[str, Array]:
     """Random tensors by name: decoder norms far from 1, and from one another."""
     r = np.random.default_rng(7)
-    made = {name.replace("__", "."): r.normal(size=shape) * 0.5 for name, shape in shapes.items()}
-    for name in made:
-        if name in ("W_dec", "w_dec", "W_D"):
-            made[name] *= np.geomspace(0.1, 8, len(made[name]))[:, None]
-        if name == "decoder.weight":
-            made[name] *= np.geomspace(0.1, 8, made[name].shape[1])
+    made = {name: r.normal(size=shape) * 0.5 for name, shape in shapes.items()}
+    for name, value in made.items():
+        if name in ("W_dec", "w_dec", "W_D") and value.ndim == 2:
+            value *= np.geomspace(0.1, 8, len(value))[:, None]
+        if name == "decoder.weight" and value.ndim == 2:
+            value *= np.geomspace(0.1, 8, value.shape[1])
     return made
 
 
@@ -93,7 +93,3 @@ def torch_file(file: Path, content: Any, **configs: Any) -> Path:
 def rounded(weights: dict[str, Array], dtype: torch.dtype) -> dict[str, Array]:
     """`weights` after storage in `dtype`."""
     return {name: value.to(dtype).double().numpy() for name, value in tensors(weights).items()}
-
-
-def load(path: Path) -> LoadedSae:
-    return load_sae(path)

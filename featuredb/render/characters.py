@@ -71,11 +71,11 @@ def escape_json(document: str) -> str:
 
     The encoder leaves none of them outside strings except the newlines between rows.
     """
-    return _UNSAFE.sub(lambda found: _escape(found[0]), document)
+    return _UNSAFE.sub(lambda match: _escape(match[0]), document)
 
 
-def _picture(found: re.Match[str]) -> str:
-    character = found[0]
+def _picture(match: re.Match[str]) -> str:
+    character = match[0]
     if character in _PICTURES:
         return _PICTURES[character]
     if character < " ":

@@ -58,16 +58,16 @@ def download(archive: Archive) -> Path:
         FetchError: the registry's client failed, or the file had the wrong hash twice.
     """
     target = cache_folder() / "downloads" / archive.filename
-    found = ""
+    digest = ""
     for _ in range(2):
         if not target.is_file():
             _run_client(archive, target)
-        found = sha256_of(target)
-        if found == archive.sha256:
+        digest = sha256_of(target)
+        if digest == archive.sha256:
             return target
         discard(target)
     raise FetchError(
-        f"{archive.filename} has SHA-256 {found} where {archive.sha256} is expected, "
+        f"{archive.filename} has SHA-256 {digest} where {archive.sha256} is expected, "
         f"also after fetching it again; the registry serves another file than the pinned one"
     )
 

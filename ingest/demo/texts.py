@@ -62,8 +62,8 @@ def email_body(message: str) -> str:
         text = payload.decode(part.get_content_charset() or "latin-1", errors="replace")
     except (LookupError, ValueError, email.errors.MessageError):
         return ""  # An unknown charset or a broken header, as spam has.
-    kept = [line for line in text.splitlines() if not line.lstrip().startswith((">", "|"))]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()[:_MAX_BODY]
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith((">", "|"))]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()[:_MAX_BODY]
 
 
 def _plain_part(message: Message) -> Message | None:

@@ -200,8 +200,8 @@ def _same_types(layout: Layout, base: Snapshot, inputs: Inputs) -> None:
                 continue
             before, here = stored.field(name).type, field.type
             wider = common(before, here)
-            kept = pa.types.is_string(before) and not pa.types.is_list(here)
-            if kept and not unite(before, here):
+            stays_text = pa.types.is_string(before) and not pa.types.is_list(here)
+            if stays_text and not unite(before, here):
                 inputs.corpus.keep_as(field.name, before)
                 continue
             bound = rounds(before, wider)

@@ -52,8 +52,8 @@ def vacuum(path: str | Path, *, grace: timedelta, unfinished: bool = False) -> V
         if expired:
             fsync_path(layout.snapshots)
         unused, unused_bytes = remove_unreferenced(layout, live)
-        kept = {n: _later(when, grace) for n, when in replaced.items() if n not in expired}
-        return Vacuumed(tuple(expired), files + unused, freed + unused_bytes, kept)
+        remaining = {n: _later(when, grace) for n, when in replaced.items() if n not in expired}
+        return Vacuumed(tuple(expired), files + unused, freed + unused_bytes, remaining)
 
 
 def _remove_staging(layout: Layout) -> tuple[int, int]:

@@ -33,7 +33,7 @@ class Refusal:
 
 _TWO_MODELS = Refusal(
     "a crosscoder of two models",
-    "it needs the activations of both models on the same tokens; give each model an SAE of its own",
+    "it needs the activations of both models on the same tokens",
     lambda t: _axes(t, "W_enc") == 3 or _axes(t, "encoder.weight") == 3,
 )
 _LORSA = Refusal(

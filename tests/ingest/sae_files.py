@@ -16,6 +16,9 @@ from ingest.sae import LoadedSae
 
 Array = NDArray[np.float64]
 
+ERRORS: dict[str, float] = {}
+"""The largest error of encode() so far, by format and rule. Printed at the end of a run."""
+
 
 def arrays(**shapes: tuple[int, ...]) -> dict[str, Array]:
     """Random tensors by name: decoder norms far from 1, and from one another."""
@@ -54,8 +57,8 @@ def top(z: Array, k: int, by: Array | None = None) -> Array:
     return out
 
 
-def check(sae: LoadedSae, x: Array, acts: Array, y: Array | None, atol: float = 1e-4) -> float:
-    """Dense, sparse and decoded agree with `acts` and `y`. The largest error of `acts`."""
+def check(sae: LoadedSae, x: Array, acts: Array, y: Array, atol: float = 1e-4) -> None:
+    """Dense, sparse and decoded agree with `acts` and `y`."""
     given = torch.from_numpy(x).float()
     got = sae.encode(given)
     assert np.array_equal(got.numpy() != 0, acts != 0)
@@ -65,9 +68,14 @@ def check(sae: LoadedSae, x: Array, acts: Array, y: Array | None, atol: float = 
     dense = torch.zeros_like(got)
     dense[codes.rows, codes.features] = codes.values
     assert torch.equal(dense, got)
-    if y is not None:
-        np.testing.assert_allclose(sae.decode(got, given).numpy(), y, atol=10 * atol, rtol=1e-4)
-    return float(np.abs(got.numpy() - acts).max())
+    np.testing.assert_allclose(sae.decode(got, given).numpy(), y, atol=10 * atol, rtol=1e-4)
+    record(sae, float(np.abs(got.numpy() - acts).max()))
+
+
+def record(sae: LoadedSae, error: float) -> None:
+    """Keep `error` for the table of errors, if it is the largest of its format."""
+    name = f"{sae.format} {sae.architecture}"
+    ERRORS[name] = max(error, ERRORS.get(name, 0.0))
 
 
 def safetensors(

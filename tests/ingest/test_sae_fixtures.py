@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ingest.sae import LoadedSae, load_sae
+from tests.ingest.sae_files import record
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "saes"
 NAMES = sorted(path.name for path in FIXTURES.iterdir())
@@ -32,7 +33,9 @@ def test_codes_and_reconstructions_match(folder: Path) -> None:
     sae, golden = load_sae(folder), load_file(folder / "golden.safetensors")
     acts = sae.encode(golden["x"])
     assert torch.equal(acts != 0, golden["acts"] != 0)
-    assert float((acts - golden["acts"]).abs().max()) <= ENCODE
+    error = float((acts - golden["acts"]).abs().max())
+    assert error <= ENCODE
+    record(sae, error)
     recon = sae.decode(golden["acts"], golden["x"])
     assert float((recon - golden["recon"]).abs().max()) <= DECODE
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from featuredb.errors import SaeError
 from ingest.sae import LoadedSae, load_sae
+from tests.ingest.sae_files import record
 
 Array = NDArray[np.float64]
 D, F, N, K = 12, 40, 9, 5
@@ -67,6 +68,7 @@ def check(sae: LoadedSae, x: Array, acts: Array, recon: Array) -> None:
     assert np.array_equal(got.numpy() != 0, acts != 0)
     assert 0 < np.count_nonzero(acts) < acts.size
     np.testing.assert_allclose(got.numpy(), acts, atol=1e-5)
+    record(sae, float(np.abs(got.numpy() - acts).max()))
     np.testing.assert_allclose(sae.decode(got, given).numpy(), recon, atol=1e-4)
     codes = sae.encode_sparse(given)
     dense = torch.zeros_like(got)

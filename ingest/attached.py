@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from featuredb.store.snapshot import LoadCheck, Sae
 from ingest.model.hooks import HookPoint
@@ -16,6 +17,8 @@ class AttachedSae:
 
     hook_out: hook point that its output matches, None if unknown or the same. source: the reference
     it was loaded from. sink_norm: positions of a larger norm are sinks, None to record all.
+    hooks_out: by place of its set, what is written there matches, for an SAE that writes to several
+    layers together with others.
     """
 
     name: str
@@ -24,6 +27,7 @@ class AttachedSae:
     hook_out: HookPoint | None = None
     source: str = ""
     sink_norm: float | None = None
+    hooks_out: Mapping[int, HookPoint] = field(default_factory=dict)
 
     def record(self, check: LoadCheck) -> Sae:
         """What the snapshot keeps."""
@@ -41,6 +45,9 @@ class AttachedSae:
             d_sae=sae.d_sae,
             encode_dtype=str(sae.dtype).removeprefix("torch."),
             check=check,
+            hooks_out=tuple(
+                self.hooks_out[place].name for place in sae.places_out if place in self.hooks_out
+            ),
         )
 
 
@@ -59,8 +66,8 @@ class ModelWithSaes:
             "model dtype": str(self.model.dtype),
         }
         for attached in self.saes:
-            place = f"{attached.sae.hash} at {attached.hook.canonical}"
-            if attached.hook_out is not None:
-                place += f" to {attached.hook_out.canonical}"
-            identity[f"SAE {attached.name}"] = place
+            text = f"{attached.sae.hash} at {attached.hook.canonical}"
+            for hook in (attached.hook_out, *attached.hooks_out.values()):
+                text += f" to {hook.canonical}" if hook is not None else ""
+            identity[f"SAE {attached.name}"] = text
         return identity

@@ -17,7 +17,7 @@ from ingest.corpus import CorpusReader, open_corpus
 from ingest.load_check.check import fit
 from ingest.model.load import LoadedModel, bos_token_id, load_model, no_tokenizer
 from ingest.options import Hooks, IngestOptions
-from ingest.sae import LoadedSae, load_sae
+from ingest.sae import LoadedSae, load_sae, members
 from ingest.tokens.contexts import TokenizedBatch
 from ingest.tokens.store import MAX_CONTEXT_SIZE
 from ingest.tokens.tokenize import iter_contexts
@@ -153,21 +153,35 @@ def attach_saes(
     measured because the hook point of its output is unknown. Raises the `IngestError` of what is
     wrong.
     """
-    loaded = [load_sae(reference) for reference in saes]
+    references = [members(reference) for reference in saes]
+    loaded = [[load_sae(reference) for reference in group] for group in references]
+    every = [sae for group in loaded for sae in group]
     names = _names(loaded, names)
     into = load_model(model, device=device, dtype=dtype, revision=revision)
     attached = tuple(
         _attach(into, sae, name, reference, read, write, check=check)
         for sae, name, reference, read, write in zip(
-            loaded, names, saes, _each(hook, len(saes)), _each(hook_out, len(saes)), strict=True
+            every,
+            names,
+            [reference for group in references for reference in group],
+            _each(hook, loaded),
+            _each(hook_out, loaded),
+            strict=True,
         )
     )
     return ModelWithSaes(into, attached)
 
 
-def _each(hooks: Hooks, count: int) -> Sequence[str | None]:
-    """The hook of each of `count` SAEs."""
-    return [hooks] * count if isinstance(hooks, str | None) else hooks
+def _each(hooks: Hooks, groups: Sequence[Sequence[LoadedSae]]) -> list[str | None]:
+    """The hook of each SAE. Raises `HookError` if one is given for a set of several."""
+    given = [hooks] * len(groups) if isinstance(hooks, str | None) else hooks
+    for hook, group in zip(given, groups, strict=True):
+        if hook is not None and len(group) > 1:
+            raise HookError(
+                f"{hook} cannot be the hook of {len(group)} SAEs that each have a layer of their "
+                "own: name one of them instead of the whole set, or leave the hook out"
+            )
+    return [hook for hook, group in zip(given, groups, strict=True) for _ in group]
 
 
 def absolute(reference: str | Path) -> str:
@@ -178,8 +192,15 @@ def absolute(reference: str | Path) -> str:
     return str(path.resolve()) if path.exists() or in_set else str(reference)
 
 
-def _names(saes: Sequence[LoadedSae], given: Sequence[str] | None) -> list[str]:
-    names = list(given) if given is not None else [s.name for s in saes]
+def _names(groups: Sequence[Sequence[LoadedSae]], given: Sequence[str] | None) -> list[str]:
+    """given: one for each group, from which the names of a set's members are made, or for each."""
+    names = list(given) if given is not None else [sae.name for group in groups for sae in group]
+    if len(names) == len(groups):
+        names = [
+            f"{name}-{sae.cross_layer.member}" if len(group) > 1 and sae.cross_layer else name
+            for name, group in zip(names, groups, strict=True)
+            for sae in group
+        ]
     for name in names:
         if not name or "/" in name or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name):
             raise IngestError(
@@ -209,11 +230,24 @@ def _attach(
         raise HookError(f"the files of SAE {name} do not say where it reads: give it with --hook")
     hook = model.hook(read)
     sae = on_plain_weights(sae, model, hook)
+    if write is not None and sae.cross_layer is not None:
+        raise HookError(
+            f"SAE {name} writes to several layers, and its files say which: leave out {write}"
+        )
     hook_out = model.hook(write) if write else None
     if hook_out is not None and hook_out.canonical == hook.canonical:
         hook_out = None
-    fit(sae, name, hook, hook_out, check=check)
-    return AttachedSae(name, sae.to(device=model.device), hook, hook_out, absolute(reference))
+    sites = sae.cross_layer.sites if sae.cross_layer is not None else ()
+    hooks_out = {place: model.hook(site) for place, site in enumerate(sites) if site is not None}
+    fit(sae, name, hook, [*hooks_out.values(), *([hook_out] if hook_out else [])], check=check)
+    return AttachedSae(
+        name,
+        sae.to(device=model.device),
+        hook,
+        hook_out,
+        absolute(reference),
+        hooks_out=hooks_out,
+    )
 
 
 def _context_size(loaded: ModelWithSaes, size: int | None) -> int:

@@ -100,6 +100,7 @@ def _sae(store: Store, sae: Sae) -> dict[str, Any]:
         "features": sae.d_sae,
         "hook": sae.hook,
         "writes_hook": sae.hook_out,
+        "hooks_out": list(sae.writes),
         "d_in": sae.d_in,
         "architecture": sae.architecture,
         "format": sae.format,

@@ -106,7 +106,8 @@ class Sae(msgspec.Struct, frozen=True):
     """Provenance and shape of one SAE.
 
     order: its features by frequency, as its by-token files count them. None only in a draft,
-    before the first run.
+    before the first run. hooks_out: where an SAE writes that is one of several which write to
+    several layers together, else empty.
     """
 
     name: str
@@ -122,6 +123,17 @@ class Sae(msgspec.Struct, frozen=True):
     encode_dtype: str
     check: LoadCheck
     order: File | None = None
+    hooks_out: tuple[str, ...] = ()
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Where it writes, apart from where it reads. Empty for an autoencoder."""
+        return self.hooks_out or ((self.hook_out,) if self.hook_out is not None else ())
+
+    @property
+    def places(self) -> tuple[str, tuple[str, ...]]:
+        """Where it reads and writes. Directions of SAEs may be compared if these are the same."""
+        return self.hook, self.writes
 
 
 class Corpus(msgspec.Struct, frozen=True):

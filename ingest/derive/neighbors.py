@@ -87,8 +87,8 @@ def iter_neighbors(
     """
     group: _Group | None = None
     for sae in saes:
-        space = (sae.hook, sae.hook_out, rows[sae.name].shape[1])
-        names = [s.name for s in saes if (s.hook, s.hook_out, rows[s.name].shape[1]) == space]
+        space = (sae.places, rows[sae.name].shape[1])
+        names = [s.name for s in saes if (s.places, rows[s.name].shape[1]) == space]
         if group is None or group.names != names:
             group = None  # free the previous one before the next is built
             group = _Group(names, [rows[name] for name in names], memory)

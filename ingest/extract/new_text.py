@@ -171,7 +171,7 @@ def _load_model(record: Model) -> LoadedModel:
     return model
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _load_sae(source: str, sha256: str) -> LoadedSae:
     sae = load_sae(source)
     if sae.hash != sha256:

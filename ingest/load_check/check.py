@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from ingest.attached import AttachedSae, ModelWithSaes
 from ingest.extract.device import DeviceMemory
 from ingest.load_check.alternatives import begins_with_sinks, find_alternatives
 from ingest.load_check.sample import SampleTokens, explain, read_states
+from ingest.load_check.together import explain_together
 from ingest.model.hooks import HookPoint
 from ingest.model.load import LoadedModel
 from ingest.sae import LoadedSae
@@ -48,7 +50,7 @@ def fit(
     sae: LoadedSae,
     name: str,
     hook: HookPoint,
-    hook_out: HookPoint | None = None,
+    hooks_out: Sequence[HookPoint] = (),
     *,
     check: bool = True,
 ) -> None:
@@ -61,16 +63,18 @@ def fit(
             f"SAE {name} reads {sae.d_in} dimensions but {hook.name} gives {hook.width}: "
             "give the hook it was trained on with --hook, or the model it was trained on"
         )
-    if check and hook_out is None and sae.d_out != sae.d_in:
+    if check and not hooks_out and sae.d_out != sae.d_in:
         raise HookError(
             f"SAE {name} reads {sae.d_in} dimensions and writes {sae.d_out}, and its files do not "
             f"say where what it writes belongs: give the place with --hook-out; {_OVERRIDE}"
         )
-    if hook_out is not None and sae.d_out != hook_out.width:
-        raise HookError(
-            f"SAE {name} writes {sae.d_out} dimensions but {hook_out.name} has {hook_out.width}: "
-            "give the place it writes to with --hook-out, or the model it was trained on"
-        )
+    for hook_out in hooks_out:
+        if sae.d_out != hook_out.width:
+            raise HookError(
+                f"SAE {name} writes {sae.d_out} dimensions but {hook_out.name} has "
+                f"{hook_out.width}: give the place it writes to with --hook-out, or the model it "
+                "was trained on"
+            )
 
 
 def check_load(
@@ -117,27 +121,33 @@ def measure(
 
     Sinks and BOS are excluded, as they are from the database, but the median norm counts all
     recorded positions. Variance explained is 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖², with y the hook that the
-    SAE rebuilds, None if that is unknown and the widths differ. Raises `ModelError` for NaN or
-    infinite hidden states.
+    SAE rebuilds, None if that is unknown and the widths differ. SAEs that write to several layers
+    are measured together, see `explain_together`. Raises `ModelError` for NaN or infinite hidden
+    states.
     """
-    hooks = {h.name: h for a in loaded.saes for h in (a.hook, a.hook_out) if h is not None}
+    hooks = {
+        hook.name: hook
+        for attached in loaded.saes
+        for hook in (attached.hook, attached.hook_out, *attached.hooks_out.values())
+        if hook is not None
+    }
     states = read_states(loaded.model, list(hooks.values()), sample.first(SAMPLE_TOKENS), memory)
+    together = explain_together(loaded.saes, states, sink_threshold)
     measured = []
     for attached in loaded.saes:
         sae, at_hook = attached.sae, states[attached.hook.name]
         ordinary, median = at_hook.ordinary(sink_threshold)
         x = at_hook.x[ordinary]
         known = attached.hook_out is not None or sae.d_out == sae.d_in
-        y = (
-            states[(attached.hook_out or attached.hook).name].x[ordinary]
-            if known
-            else x.new_zeros(len(x), sae.d_out)
-        )
+        known = known and sae.cross_layer is None
+        y = states[(attached.hook_out or attached.hook).name].x[ordinary] if known else None
         explained = explain(sae, x, y)
         check = LoadCheck(
             tokens=len(x),
             l0=explained.l0,
-            variance_explained=explained.variance_explained if known else None,
+            variance_explained=explained.variance_explained
+            if known
+            else together.get(attached.name),
             dead_share=explained.dead_share,
             median_norm=median,
             sink_threshold=sink_threshold,
@@ -159,15 +169,28 @@ def judge(
     is logged.
     """
     sae, name, place = attached.sae, attached.name, attached.hook.name
+    target = place
+    if sae.cross_layer is not None:
+        target = sae.cross_layer.sites[sae.cross_layer.place] or place
+        if check.variance_explained is None:
+            log.info(
+                f"SAE {name} is not checked: what is written to {target} is the sum of several "
+                f"SAEs, and not all of them are here (give the whole set, {sae.cross_layer.group})"
+            )
+            return
     assert check.variance_explained is not None, "fit has refused what cannot be measured"
     figures = f"{check.variance_explained:.2f} on {check.tokens} tokens, L0 {check.l0:.1f}"
     wrong, causes = None, _CAUSES
     if not check.variance_explained > 0:
-        wrong = f"explains none of the variance at {place} ({figures})"
+        wrong = f"explains none of the variance at {target} ({figures})"
     elif sae.stated_l0 and check.l0 > L0_FACTOR * sae.stated_l0:
         wrong = f"has L0 {check.l0:.1f} at {place} where its files state {sae.stated_l0:g}"
         causes = _LOUD_CAUSES
-    better = find_alternatives(model, attached, sample, sink_threshold, refused=wrong is not None)
+    better = []
+    if sae.cross_layer is None:
+        better = find_alternatives(
+            model, attached, sample, sink_threshold, refused=wrong is not None
+        )
     if wrong is not None:
         raise LoadCheckError(
             f"SAE {name} {wrong}: {better[0].sentence() if better else causes}; {_OVERRIDE}"
@@ -178,7 +201,7 @@ def judge(
         )
         best = (everywhere or better)[0]
         raise LoadCheckError(
-            f"SAE {name} explains {check.variance_explained:.2f} of the variance at {place}, but "
+            f"SAE {name} explains {check.variance_explained:.2f} of the variance at {target}, but "
             f"{best.sentence()}; {_OVERRIDE}"
         )
     if sample.bos is None and sae.prepend_bos is None:

@@ -108,8 +108,8 @@ def read_states(
 
 
 @torch.inference_mode()
-def explain(sae: LoadedSae, x: Tensor, y: Tensor, *, top: int | None = None) -> Explained:
-    """Compare decode(encode(x)) with y. x [n, d_in], y [n, d_out].
+def explain(sae: LoadedSae, x: Tensor, y: Tensor | None, *, top: int | None = None) -> Explained:
+    """Compare decode(encode(x)) with y. x [n, d_in], y [n, d_out] or None to compare nothing.
 
     top: only so many of each token's activations, the largest.
     """
@@ -123,12 +123,18 @@ def explain(sae: LoadedSae, x: Tensor, y: Tensor, *, top: int | None = None) -> 
             acts = torch.zeros_like(acts).scatter_(1, largest.indices, largest.values)
         fires = acts != 0
         counts += fires.sum(dim=0)
-        rebuilt = sae.decode(acts, part)
-        squared += float((y[start : start + _ROWS].double() - rebuilt.double()).square().sum())
-    variance = float((y.double() - y.double().mean(dim=0)).square().sum()) if len(y) else 0.0
+        if y is not None:
+            rebuilt = sae.decode(acts, part)
+            squared += float((y[start : start + _ROWS].double() - rebuilt.double()).square().sum())
     return Explained(
-        1.0 - squared / variance if variance else 0.0,
+        0.0 if y is None else share_explained(squared, y),
         float(counts.sum()) / max(1, len(x)),
         1.0 - float((counts > 0).float().mean()),
         counts.cpu().numpy(),
     )
+
+
+def share_explained(squared: float, y: Tensor) -> float:
+    """1 - squared / Σ‖y - ȳ‖², with `squared` the error of a reconstruction of y [n, d]."""
+    variance = float((y.double() - y.double().mean(dim=0)).square().sum()) if len(y) else 0.0
+    return 1.0 - squared / variance if variance else 0.0

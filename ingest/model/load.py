@@ -59,6 +59,8 @@ class LoadedModel:
     """The model's class, e.g. "LlamaForCausalLM"."""
     lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     """Held for a forward pass with hooks: they sit in the one model, and every pass fires them."""
+    _hooks: dict[str, HookPoint] = field(default_factory=dict, init=False, repr=False)
+    """Hook points that were asked for, by name: a set of SAEs asks for each many times."""
 
     def hook(self, name: str) -> HookPoint:
         """The hook point called `name`. Runs the model where only that tells its width.
@@ -66,7 +68,9 @@ class LoadedModel:
         Raises HookError where the model has no such place.
         """
         with self.lock:
-            return resolve_hook(self.model, name)
+            if name not in self._hooks:
+                self._hooks[name] = resolve_hook(self.model, name)
+            return self._hooks[name]
 
 
 @dataclass(frozen=True, eq=False)

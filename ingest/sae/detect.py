@@ -7,13 +7,14 @@ files beside the weights do. File names are the last resort: releases reuse them
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from featuredb.errors import SaeError
 from ingest.sae.config import refuse_unheeded
 from ingest.sae.formats import (
     circuit_tracer,
+    cross_layer,
     dictionary_learning,
     gemma_scope,
     gemma_scope_2,
@@ -26,7 +27,13 @@ from ingest.sae.formats import (
     saelens,
     sparsify,
 )
-from ingest.sae.layout import SET_CONFIG, WEIGHT_SUFFIXES, weights_below, weights_in
+from ingest.sae.layout import (
+    SET_CONFIG,
+    WEIGHT_SUFFIXES,
+    members_in,
+    weights_below,
+    weights_in,
+)
 from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.references import Resolved
 from ingest.sae.refused import refuse_known, refuse_opensae
@@ -42,6 +49,7 @@ _NEEDED = (
     llama_scope.NEEDS,
     llamascopium.NEEDS,
     circuit_tracer.NEEDS,
+    cross_layer.NEEDS,
     qwen_scope.NEEDS,
     kissane.NEEDS,
     dictionary_learning.NEEDS,
@@ -70,16 +78,20 @@ def detect(resolved: Resolved) -> SaeFiles:
     if len(here) == 1:
         return SaeFiles(path / here[0], resolved.label / here[0], resolved.hints)
     several = here or weights_below(names)
+    if whole := members_in(names):
+        raise SaeError(
+            f"{path} is a cross-layer transcoder or crosscoder of {len(whole)} SAEs, one for each "
+            f"layer: name the one to load, of {_some(whole)} (an ingest takes the whole folder)"
+        )
     if several:
-        shown = ", ".join(several[:_SHOWN]) + (", …" if len(several) > _SHOWN else "")
         count = "an SAE further down" if len(several) == 1 else f"{len(several)} SAEs"
-        raise SaeError(f"{path} holds {count}: name the one to load, of {shown}")
+        raise SaeError(f"{path} holds {count}: name the one to load, of {_some(several)}")
     if (path / SET_CONFIG).is_file():
         circuit_tracer.refuse_whole_set(path)
     found = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
-    shown = ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "") or "nothing"
     raise SaeError(
-        f"{path} is not an SAE: it holds {shown}; needed is one of: {'; '.join(_NEEDED)}"
+        f"{path} is not an SAE: it holds {_some(found) or 'nothing'}; needed is one of: "
+        f"{'; '.join(_NEEDED)}"
     )
 
 
@@ -96,6 +108,10 @@ def read(place: SaeFiles) -> SaeParts:
     return parts
 
 
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
 def _files(folder: Path, depth: int = _DEPTH) -> Iterator[str]:
     """The files below `folder`, relative to it, with slashes."""
     for child in sorted(folder.iterdir()):
@@ -109,6 +125,8 @@ def _reader(place: SaeFiles, tensors: Tensors) -> FormatReader:
     refuse_known(tensors)
     llamascopium.refuse_other_types(place)
     names = set(tensors.names())
+    if cross_layer.recognizes(tensors):
+        return cross_layer.read
     if place.weights.suffix == ".npz":
         return gemma_scope.read
     if "w_enc" in names:

@@ -45,6 +45,21 @@ _COMPANIONS = {
 }
 SET_CONFIG = "config.yaml"
 """Configuration of a circuit-tracer set: one transcoder per layer."""
+MEMBER = re.compile(r"(?:W_enc|params_layer)_(\d+)\.safetensors")
+"""One of the SAEs, one for each layer, that write to several layers together."""
+_DECODERS = re.compile(r"W_dec_\d+\.safetensors")
+
+
+def layer_files(name: str) -> list[str]:
+    """What the file of `layer_5`, or of 5 as SAELens's catalog says, may be called in its set."""
+    found = re.fullmatch(r"(?:layer_?)?(\d+)", name)
+    return [f"{name}.safetensors", f"W_enc_{found[1]}.safetensors"] if found else []
+
+
+def members_in(names: Iterable[str]) -> list[str]:
+    """The files directly in a folder that are SAEs which write together, in the order of layers."""
+    found = [match for name in names if (match := MEMBER.fullmatch(name))]
+    return [match[0] for match in sorted(found, key=lambda match: int(match[1]))]
 
 
 def weights_in(names: Iterable[str]) -> list[str]:
@@ -63,7 +78,10 @@ def weights_in(names: Iterable[str]) -> list[str]:
     return sorted(
         name
         for name in known
-        if "/" not in name and name.endswith(WEIGHT_SUFFIXES) and name not in _NOT_WEIGHTS
+        if "/" not in name
+        and name.endswith(WEIGHT_SUFFIXES)
+        and name not in _NOT_WEIGHTS
+        and not _DECODERS.fullmatch(name)
     )
 
 
@@ -86,10 +104,12 @@ def weights_below(names: Iterable[str]) -> list[str]:
 
 
 def companions(names: Iterable[str], weights: str) -> list[str]:
-    """The small files that a reader of `weights` may need: beside it, or in the folder above."""
+    """The files that a reader of `weights` needs or may need: beside it, or in the folder above."""
     path = PurePosixPath(weights)
     near = {str(folder) for folder in list(path.parents)[:2]}
     own = {str(path.with_name(f"{path.stem}_cfg.json"))}
+    if path.name.startswith("W_enc_"):
+        own.add(str(path.with_name(path.name.replace("W_enc_", "W_dec_"))))
     return [
         name
         for name in names

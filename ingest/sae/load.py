@@ -42,11 +42,15 @@ def load_sae(
             f"{place.folder}: its configuration does not make sense ({type(error).__name__}: "
             f"{first_line(error)})"
         ) from error
-    files = (place.weights,)
+    files = (place.weights, *parts.files)
+    name = short_name(place.label)
+    if parts.cross_layer is not None:
+        folder = short_name(place.label.with_name("sae.safetensors"))
+        name = f"{folder}-{parts.cross_layer.member}"
     sae = LoadedSae(
         encoder=parts.encoder,
         decoder=parts.decoder,
-        name=short_name(place.label),
+        name=name,
         format=parts.format,
         architecture=parts.architecture,
         hook=parts.hook or place.hints.get("hook"),
@@ -60,5 +64,7 @@ def load_sae(
         hash=sha256_of(*files),
         source=str(ref),
         processed_weights=parts.processed_weights,
+        cross_layer=parts.cross_layer,
+        places_out=parts.places_out,
     )
     return sae.to(device, dtype or torch.float32)

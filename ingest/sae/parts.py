@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ingest.sae.cross_layer import CrossLayer
 from ingest.sae.sae import Decoder, Encoder
 
 
@@ -46,6 +47,11 @@ class SaeParts:
     stated_l0: float | None = None
     processed_weights: bool = False
     """Trained on a model whose weights TransformerLens had centered, see `LoadedSae`."""
+    files: tuple[Path, ...] = ()
+    """Weight files besides the one that was named."""
+    cross_layer: CrossLayer | None = None
+    places_out: tuple[int, ...] = ()
+    """As in `LoadedSae`."""
 
 
 def fold_decoder_norms(

@@ -1,6 +1,7 @@
 """Resolve an SAE reference: a path, a file on the hub, or an entry of SAELens's catalog.
 
-- a folder or weight file; `SET/layer_5` of a circuit-tracer set;
+- a folder or weight file; `SET/layer_5` of a circuit-tracer set. A whole cross-layer transcoder or
+  crosscoder is several (`members`);
 - `hf:owner/repo/path/in/repo[@revision]`, from the hub's cache or, where allowed, the network
   (HF_HUB_OFFLINE is honored);
 - `sae-lens:release/id`, found through the catalog in the sae-lens package and then read from
@@ -9,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -19,7 +21,15 @@ from urllib.parse import parse_qs, urlparse
 
 from featuredb.errors import MissingExtraError, SaeError, first_line
 from ingest.sae.formats import circuit_tracer
-from ingest.sae.layout import SET_CONFIG, companions, weights_below, weights_in
+from ingest.sae.layout import (
+    SET_CONFIG,
+    WEIGHT_SUFFIXES,
+    companions,
+    layer_files,
+    members_in,
+    weights_below,
+    weights_in,
+)
 
 # Seconds to wait for the hub's list of files before falling back on the cache.
 _TIMEOUT = 10.0
@@ -69,13 +79,14 @@ def resolve(ref: str | Path, *, revision: str | None = None) -> Resolved:
 
 
 def _of_a_set(resolved: Resolved) -> Resolved | None:
-    """`SET/layer_5`, where SET holds layer_5.safetensors, or a config.yaml that lists it."""
+    """`SET/layer_5`, where SET holds a file for it, or a config.yaml that lists it."""
     folder, name = resolved.path.parent, resolved.path.name
+    for file in layer_files(name):
+        if (folder / file).is_file():
+            return replace(resolved, path=folder / file, label=resolved.label.with_name(file))
     layer = circuit_tracer.layer_of(name)
     if layer is None:
         return None
-    if (file := folder / f"{name}.safetensors").is_file():
-        return replace(resolved, path=file, label=resolved.label.with_name(file.name))
     if not (folder / SET_CONFIG).is_file():
         return None
     raw = circuit_tracer.read_set(folder / SET_CONFIG)
@@ -119,37 +130,75 @@ def _known(repo: str) -> Mapping[str, Any]:
     return next((facts for name, facts in _KNOWN if fnmatchcase(repo, name)), {})
 
 
-def _download(repo: str, inside: str, revision: str | None) -> Path:
-    """The root of a local snapshot of `repo` that holds the files at `inside`, and few others."""
+def members(ref: str | Path) -> list[str]:
+    """References of the SAEs that `ref` names.
+
+    Several for the folder of a cross-layer transcoder or crosscoder, one for each layer. Otherwise
+    `ref` itself. Raises SaeError where the file of a layer is missing.
+    """
+    text = str(ref)
+    if text.startswith("sae-lens:") or text.endswith(WEIGHT_SUFFIXES):
+        return [text]
+    if text.startswith("hf:"):
+        address, at, revision = text.removeprefix("hf:").partition("@")
+        parts = [part for part in address.split("/") if part]
+        repo, inside = "/".join(parts[:2]), "/".join(parts[2:])
+        if len(parts) < 2:
+            return [text]
+        start = f"{inside}/" if inside else ""
+        names = _listing(repo, revision or None)
+        if names is None:
+            root = _snapshot(repo, revision or None, None)
+            names = [file.relative_to(root).as_posix() for file in root.rglob("*")]
+        found = members_in(name.removeprefix(start) for name in names if name.startswith(start))
+        folder, end = f"hf:{'/'.join(parts)}", at + revision
+    else:
+        path = Path(ref).expanduser()
+        found = members_in(child.name for child in path.iterdir()) if path.is_dir() else []
+        folder, end = text.rstrip("/"), ""
+    for number, name in enumerate(found):
+        if name != (right := re.sub(r"\d+", str(number), name)):
+            raise SaeError(f"{ref} holds {', '.join(found)}, but {right} is missing")
+    return [f"{folder}/{name}{end}" for name in found] or [text]
+
+
+def _listing(repo: str, revision: str | None) -> list[str] | None:
+    """The names of a repository's files, None where the hub cannot be reached."""
     try:
-        from huggingface_hub import HfApi, constants, snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub import HfApi, constants
     except ImportError as error:
         raise MissingExtraError(
             "hf: references need huggingface-hub: pip install 'featuredb[hub]'"
         ) from error
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        listing = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
+    except Exception as error:  # the hub client has its own, and its transport's
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403, 404):
+            raise SaeError(f"hf:{repo}: the hub does not give it: {first_line(error)}") from error
+        return None  # no network: whatever is cached has to do
+    return [sibling.rfilename for sibling in listing.siblings or []]
 
-    offline = bool(constants.HF_HUB_OFFLINE)
-    wanted: list[str] | None = None
-    if not offline:
-        try:
-            listing = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
-        except Exception as error:  # the hub client has its own, and its transport's
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            if status in (401, 403, 404):
-                raise SaeError(
-                    f"hf:{repo}: the hub does not give it: {first_line(error)}"
-                ) from error
-            offline = True  # no network: whatever is cached has to do
-        else:
-            names = [sibling.rfilename for sibling in listing.siblings or []]
-            wanted = _wanted(repo, inside, names)
+
+def _download(repo: str, inside: str, revision: str | None) -> Path:
+    """The root of a local snapshot of `repo` that holds the files at `inside`, and few others."""
+    names = _listing(repo, revision)
+    return _snapshot(repo, revision, None if names is None else _wanted(repo, inside, names))
+
+
+def _snapshot(repo: str, revision: str | None, wanted: list[str] | None) -> Path:
+    """The root of a local snapshot with the files `wanted`, None for those that are cached."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
         root = snapshot_download(
             repo,
             revision=revision,
             allow_patterns=None if wanted is None else [escape(name) for name in wanted],
-            local_files_only=offline,
+            local_files_only=wanted is None,
         )
     except LocalEntryNotFoundError as error:
         raise SaeError(
@@ -182,8 +231,10 @@ def _wanted(repo: str, inside: str, names: list[str]) -> list[str]:
         shown = ", ".join(below[:10]) + (", …" if len(below) > 10 else "")
         raise SaeError(f"hf:{repo}/{inside} is not an SAE: it holds {shown}")
     # `SET/layer_5`
-    if (file := f"{inside}.safetensors") in names:
-        return [file, *companions(names, file)]
+    path = PurePosixPath(inside)
+    for file in (str(path.with_name(each)) for each in layer_files(path.name)):
+        if file in names:
+            return [file, *companions(names, file)]
     config = str(PurePosixPath(inside).with_name(SET_CONFIG)) if inside else SET_CONFIG
     return [config] if config in names else []
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation
 from ingest.sae.codes import SparseCodes
+from ingest.sae.cross_layer import CrossLayer
 from ingest.sae.normalize import Normalization, normalize, undo
 
 
@@ -108,6 +109,11 @@ class LoadedSae:
     processed_weights: bool = False
     """Trained on a model whose weights TransformerLens had centered and whose value biases it had
     folded, and not yet attached to a model without that."""
+    cross_layer: CrossLayer | None = None
+    """Its place among SAEs that write to several layers together. Its own W_dec is then the sum of
+    what it writes to each."""
+    places_out: tuple[int, ...] = ()
+    """The places of `cross_layer` that it writes to."""
 
     @property
     def d_in(self) -> int:
@@ -141,6 +147,14 @@ class LoadedSae:
         return self.decoder.W_dec.float()
 
     @property
+    def hooks_out(self) -> tuple[str, ...]:
+        """Where it writes: several places for one of a cross-layer transcoder or crosscoder."""
+        if self.cross_layer is None:
+            return () if self.hook_out is None else (self.hook_out,)
+        sites = (self.cross_layer.sites[place] for place in self.places_out)
+        return tuple(site for site in sites if site is not None)
+
+    @property
     def needs_input_to_decode(self) -> bool:
         """Whether `decode` must be given x: a skip connection, or a normalization to undo."""
         return self.decoder.needs_input
@@ -167,8 +181,15 @@ class LoadedSae:
         """The reconstruction float32 [..., d_out] of acts [..., d_sae].
 
         `x` [..., d_in], the input that gave `acts`, is needed where `needs_input_to_decode`; any
-        other SAE ignores it. Raises SaeError where x is needed and missing, or a shape is wrong.
+        other SAE ignores it. Raises SaeError where x is needed and missing, a shape is wrong, or
+        the SAE rebuilds nothing by itself (`cross_layer`).
         """
+        if self.cross_layer is not None:
+            raise SaeError(
+                f"SAE {self.name} rebuilds nothing by itself: it is one of "
+                f"{len(self.cross_layer.sites)} SAEs whose layers write together "
+                "(sae.cross_layer.towards(place) is what it adds to each)"
+            )
         if acts.shape[-1] != self.d_sae:
             raise SaeError(
                 f"SAE {self.name} decodes [..., {self.d_sae}] activations, not {_shape(acts)}"

@@ -216,6 +216,18 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
+def safetensors_shapes(file: Path) -> dict[str, list[int]]:
+    """The shape of each tensor of a safetensors file, from its header alone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as handle:
+            names: list[str] = handle.keys()
+            return {name: list(handle.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise SaeError(f"{file}: cannot be read as safetensors: {first_line(error)}") from error
+
+
 def read_yaml(file: Path) -> dict[str, Any]:
     """A YAML mapping. Raises SaeError where the file is not one."""
     import yaml

@@ -123,6 +123,7 @@ def _saes(snapshot: Snapshot) -> list[str]:
         "rows": "BIGINT",
         "l0": "DOUBLE",
         "variance_explained": "DOUBLE",
+        "hooks_out": "VARCHAR[]",
     }
     rows = [
         [
@@ -134,6 +135,7 @@ def _saes(snapshot: Snapshot) -> list[str]:
             snapshot.rows(sae.name),
             snapshot.rows(sae.name) / max(1, snapshot.recorded_tokens(sae.name)),
             sae.check.variance_explained,
+            list(sae.writes),
         ]
         for index, sae in enumerate(snapshot.saes)
     ]

@@ -120,8 +120,8 @@ def comparable(saes: Iterable[Sae], sae: Sae, kind: str) -> list[Sae]:
     They read the same hook, write the same hook, and their directions have the same length.
     kind: ``decoder`` or ``encoder``.
     """
-    key = (sae.hook, sae.hook_out, length(sae, kind))
-    return [s for s in saes if (s.hook, s.hook_out, length(s, kind)) == key]
+    key = (sae.places, length(sae, kind))
+    return [s for s in saes if (s.places, length(s, kind)) == key]
 
 
 def length(sae: Sae, kind: str) -> int:

@@ -80,10 +80,14 @@ def hooks(raw: Mapping[str, Any], layer: int | None) -> tuple[str | None, str | 
     if layer is None:
         return None, None
     read, write = raw.get("feature_input_hook"), raw.get("feature_output_hook")
-    return (
-        f"blocks.{layer}.{read}" if read else None,
-        f"blocks.{layer}.{write}" if write else None,
-    )
+    return _at(read, layer), _at(write, layer)
+
+
+def _at(hook: str | None, layer: int) -> str | None:
+    """`hook_mlp_out`, or as some converters write it, `blocks.{layer}.hook_mlp_out`."""
+    if hook is None or "{layer}" in hook:
+        return hook and hook.replace("{layer}", str(layer))
+    return f"blocks.{layer}.{hook}"
 
 
 def refuse_whole_set(folder: Path) -> NoReturn:

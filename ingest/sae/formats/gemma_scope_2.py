@@ -29,7 +29,7 @@ _LAYER = re.compile(r"layer_(\d+)(?:_|$)")
 _BEFORE_MLP = "model.layers.{}.pre_feedforward_layernorm.output"
 _AFTER_MLP = "model.layers.{}.post_feedforward_layernorm.output"
 # Folder of a site in the release: where it reads, and where a transcoder writes.
-_SITES = {
+SITES = {
     "transcoder": (_BEFORE_MLP, _AFTER_MLP),
     "resid_post": ("model.layers.{}.output", None),
     "attn_out": ("model.layers.{}.self_attn.o_proj.input", None),
@@ -39,11 +39,8 @@ _SITES = {
 
 def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     """Load a Gemma Scope 2 SAE or transcoder. Raises SaeError if its files are inconsistent."""
-    file = place.folder / CONFIG
-    raw = read_json(file) if file.exists() else {}
-    if raw.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
-        raise SaeError(f"{file}: architecture {raw['architecture']!r} is not jump_relu")
-    refuse_unheeded(file, raw)
+    told = release(place)
+    raw = told["config"]
     hook, hook_out = _hooks_of_path(place.label)
     hook = raw.get("hf_hook_point_in") or hook
     hook_out = raw.get("hf_hook_point_out") or hook_out
@@ -64,26 +61,39 @@ def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
             b_dec=tensors.take("b_dec", out),
             W_skip=W_skip,
         ),
-        format="gemma_scope_2",
         architecture="jump_relu",
-        config=raw,
         hook=hook,
         hook_out=hook_out if transcoder else None,
-        model_name=_model(raw) or _model_of_path(place.label),
-        prepend_bos=True,
-        context_size=CONTEXT_SIZE,
-        stated_l0=_l0(raw),
+        **told,
     )
+
+
+def release(place: SaeFiles) -> dict[str, Any]:
+    """What the configuration and the path say that is the same for every kind of SAE, as fields of
+    `SaeParts`. Raises SaeError for an unknown architecture."""
+    file = place.folder / CONFIG
+    raw = read_json(file) if file.exists() else {}
+    if raw.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
+        raise SaeError(f"{file}: architecture {raw['architecture']!r} is not jump_relu")
+    refuse_unheeded(file, raw)
+    return {
+        "format": "gemma_scope_2",
+        "config": raw,
+        "model_name": _model(raw) or _model_of_path(place.label),
+        "prepend_bos": True,
+        "context_size": CONTEXT_SIZE,
+        "stated_l0": _l0(raw),
+    }
 
 
 def _hooks_of_path(label: PurePath) -> tuple[str | None, str | None]:
     """Hooks from …/gemma-scope-2-1b-pt/resid_post/layer_5_width_16k_l0_small/…"""
     layers = [found[1] for part in label.parts if (found := _LAYER.match(part))]
     # `resid_post_all` holds the same for every layer
-    sites = [s for part in label.parts for s in _SITES if re.fullmatch(rf"{s}(_\w+)?", part)]
+    sites = [s for part in label.parts for s in SITES if re.fullmatch(rf"{s}(_\w+)?", part)]
     if not layers or not sites or not _REPOSITORY.search(label.as_posix()):
         return None, None
-    into, out = _SITES[sites[-1]]
+    into, out = SITES[sites[-1]]
     return into.format(layers[-1]), out.format(layers[-1]) if out else None
 
 

@@ -80,6 +80,10 @@ class Database:
         where: str | None = None,
         min_activation: float | None = None,
         max_activation: float | None = None,
+        *,
+        offset: int = 0,
+        per_document: bool = False,
+        distinct: bool = False,
     ) -> TopContexts:
         """The contexts in which a feature is most active.
 
@@ -91,9 +95,13 @@ class Database:
                 ``"topic = 'History'"``.
             min_activation: Lower bound on the context's maximum, inclusive.
             max_activation: Upper bound on the context's maximum, inclusive.
+            offset: Contexts passed over before the first: the page after `k` begins at `k`.
+            per_document: Show no document twice, only its first context by this order.
+            distinct: Show no text twice. Of contexts whose tokens are all equal, only the first.
 
         Returns:
-            One row per context, by maximum activation descending, ties by context id.
+            One row per context, by maximum activation descending, ties by context id. Ranks go on
+            from `offset`.
 
         Raises:
             UnknownFeatureError: There is no such feature.
@@ -101,7 +109,18 @@ class Database:
         """
         from queries.top_contexts import top_contexts
 
-        return top_contexts(self._reader, feature, k, window, where, min_activation, max_activation)
+        return top_contexts(
+            self._reader,
+            feature,
+            k,
+            window,
+            where,
+            min_activation,
+            max_activation,
+            offset=offset,
+            per_document=per_document,
+            distinct=distinct,
+        )
 
     def activations(self, feature: Feature) -> Activations:
         """Every stored activation of a feature.

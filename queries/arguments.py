@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from featuredb.errors import QueryError
-from featuredb.store.names import BAD_COUNT, BAD_WINDOW
+from featuredb.store.names import BAD_COUNT, BAD_OFFSET, BAD_WINDOW
 
 _END = 2**63
 """DuckDB's and numpy's whole numbers end there."""
@@ -16,6 +16,13 @@ def check_k(k: int) -> int:
     if not _whole(k) or not 1 <= k < _END:
         raise QueryError(BAD_COUNT.format(k=k))
     return int(k)
+
+
+def check_offset(offset: int) -> int:
+    """How many are passed over. Raises `QueryError` unless it is a whole number, 0 to 2^63 - 1."""
+    if not _whole(offset) or not 0 <= offset < _END:
+        raise QueryError(BAD_OFFSET.format(offset=offset))
+    return int(offset)
 
 
 def check_window(window: int) -> int:

@@ -20,12 +20,13 @@ from featuredb.store.snapshot import File, Sae, Snapshot
 from featuredb.store.store import Store
 from queries.activations import FeatureContexts, feature_contexts
 from queries.answers import Answer, Row
-from queries.arguments import check_bounds, check_k, check_window
+from queries.arguments import check_bounds, check_k, check_offset, check_window
 from queries.catalog import literals
 from queries.catalog.documents import metadata
 from queries.catalog.naming import first_rows
 from queries.connection import Reader
 from queries.filters import contexts_where
+from queries.paging import Paging
 from queries.question import Macro, Question
 
 
@@ -88,6 +89,9 @@ def _spelled(value: Any) -> str:
     return str(value)
 
 
+_KEPT_ROWS = schemas.EXAMPLES_TOP
+
+
 class Peak(NamedTuple):
     """One context of a feature: its maximum, the first token reaching it, all active tokens."""
 
@@ -106,22 +110,32 @@ def top_contexts(
     where: str | None = None,
     min_activation: float | None = None,
     max_activation: float | None = None,
+    *,
+    offset: int = 0,
+    per_document: bool = False,
+    distinct: bool = False,
 ) -> TopContexts:
     """See `featuredb.Database.top_contexts`."""
     store = reader.store
     sae, number = parse_feature(store.snapshot, feature)
-    k, window = check_k(k), check_window(window)
+    page = Paging(check_k(k), check_offset(offset), per_document, distinct)
+    window = check_window(window)
     check_bounds(min_activation, max_activation)
     filtered = where is not None or min_activation is not None or max_activation is not None
-    if k <= schemas.EXAMPLES_TOP and not filtered:
-        peaks = _from_examples(store, sae, number, k)
-        maximum = peaks[0].activation if peaks else 0.0
-    else:
+    peaks = None
+    if page.end <= schemas.EXAMPLES_TOP and not filtered:
+        first = _from_examples(store, sae, number, page.end if page.repeats else _KEPT_ROWS)
+        maximum = first[0].activation if first else 0.0
+        places = page.chosen(store.texts, [peak.context_id for peak in first])
+        # Enough of them, or the feature has no others.
+        if page.repeats or len(places) == page.end or len(first) < _KEPT_ROWS:
+            peaks = [first[place] for place in places[page.offset :]]
+    if peaks is None:
         contexts = feature_contexts(store, sae, number)
-        peaks = _from_all(reader, contexts, k, where, min_activation, max_activation)
+        peaks = _from_all(reader, contexts, page, where, min_activation, max_activation)
         maximum = float(contexts.peak.max()) if len(contexts.peak) else 0.0
     return TopContexts(
-        _table(store, peaks, window),
+        _table(store, peaks, window, page.offset),
         feature=feature_name(store.snapshot, sae, number),
         max_activation=maximum,
     )
@@ -158,7 +172,7 @@ def _from_examples(store: Store, sae: Sae, feature: int, k: int) -> list[Peak]:
 def _from_all(
     reader: Reader,
     contexts: FeatureContexts,
-    k: int,
+    page: Paging,
     where: str | None,
     low: float | None,
     high: float | None,
@@ -173,13 +187,26 @@ def _from_all(
         # Asked even when no context is left, so that a bad condition always fails.
         chosen &= np.isin(contexts.context_id, contexts_where(reader, where))
     rows = np.flatnonzero(chosen)
+    wanted = page.end
+    while True:
+        best = _best(rows, contexts.peak, wanted)
+        places = page.chosen(reader.store.texts, contexts.context_id[best].tolist())
+        if len(places) == page.end or wanted >= len(rows):
+            return [_peak(contexts, int(best[place])) for place in places[page.offset :]]
+        # Some were shown before: look further.
+        wanted *= 4
+
+
+def _best(
+    rows: npt.NDArray[np.int64], peak: npt.NDArray[np.float32], k: int
+) -> npt.NDArray[np.int64]:
+    """The first k of `rows`, which ascend, by peak descending."""
     if len(rows) > 4 * k:
         # Only rows at or above the k-th highest peak need sorting.
-        floor = np.partition(contexts.peak[rows], len(rows) - k)[len(rows) - k]
-        rows = rows[contexts.peak[rows] >= floor]
+        floor = np.partition(peak[rows], len(rows) - k)[len(rows) - k]
+        rows = rows[peak[rows] >= floor]
     # Rows ascend by context id, so a stable sort by activation leaves ties in that order.
-    rows = rows[np.argsort(-contexts.peak[rows], kind="stable")[:k]]
-    return [_peak(contexts, int(i)) for i in rows]
+    return rows[np.argsort(-peak[rows], kind="stable")[:k]]
 
 
 def _peak(contexts: FeatureContexts, i: int) -> Peak:
@@ -189,7 +216,7 @@ def _peak(contexts: FeatureContexts, i: int) -> Peak:
     return Peak(int(contexts.context_id[i]), float(contexts.peak[i]), first, tokens, activations)
 
 
-def _table(store: Store, peaks: Sequence[Peak], window: int) -> pa.Table:
+def _table(store: Store, peaks: Sequence[Peak], window: int, offset: int) -> pa.Table:
     texts = store.texts
     texts.fetch([peak.context_id for peak in peaks])
     documents, firsts = [], []
@@ -213,7 +240,8 @@ def _table(store: Store, peaks: Sequence[Peak], window: int) -> pa.Table:
         offsets.append(offsets[-1] + stop - first)
     starts = pa.array(offsets, pa.int32())
     columns = {
-        "rank": pa.array(range(1, len(peaks) + 1), pa.int32()),
+        # Of a page that no list is long enough for there are none to rank.
+        "rank": pa.array([offset + i for i in range(1, len(peaks) + 1)], pa.int32()),
         "context_id": pa.array([p.context_id for p in peaks], pa.int64()),
         "document_id": pa.array(documents, pa.int64()),
         "activation": pa.array([p.activation for p in peaks], pa.float32()),
@@ -233,22 +261,68 @@ def _table(store: Store, peaks: Sequence[Peak], window: int) -> pa.Table:
 _KEPT = f"""
     SELECT rank, context_id, activation, CAST(token_index AS INTEGER) AS token_index,
         CAST(token_indexes AS INTEGER[]) AS token_indexes, activations
-    FROM {literals.below_root("path")} WHERE feature_id = id AND kind = 0 AND rank <= k"""
+    FROM {literals.below_root("path")}
+    WHERE feature_id = id AND kind = 0 AND rank > skip AND rank <= k"""
 
 _COMPUTED = """
     SELECT * FROM (
         SELECT CAST(row_number() OVER (ORDER BY activation DESC, context_id) AS INTEGER) AS rank,
             context_id, activation, token_index, token_indexes, activations
         FROM featuredb_contexts_of(feature)
-    ) WHERE rank <= k"""
+    ) WHERE rank > skip AND rank <= k"""
+
+# The first context of each document, of each text, or of both: whatever else is shown, no other is.
+_FIRSTS = """
+    SELECT *, row_number() OVER (ORDER BY activation DESC, context_id) AS place
+    FROM (
+        SELECT f.*, c.document_id, c.token_ids
+        FROM featuredb_contexts_of(feature) AS f JOIN contexts AS c USING (context_id)
+        QUALIFY row_number() OVER (
+            PARTITION BY CASE WHEN per_document THEN document_id END,
+                CASE WHEN no_twice THEN token_ids END
+            ORDER BY activation DESC, context_id) = 1
+    )"""
+
+_ONCE = f"""
+    SELECT CAST(place AS INTEGER) AS rank, context_id, activation, token_index, token_indexes,
+        activations
+    FROM ({_FIRSTS}) WHERE place > skip AND place <= k"""
+
+# Documents and texts both once: which context comes next depends on all that came before.
+_BOTH_ONCE = f"""
+    WITH RECURSIVE firsts AS MATERIALIZED (
+        SELECT *, min(place) OVER (PARTITION BY token_ids) AS text
+        FROM ({_FIRSTS.replace("per_document", "true").replace("no_twice", "true")})
+    ),
+    shown AS (
+        SELECT 1 AS rank, place, [document_id] AS documents, [text] AS texts
+        FROM firsts WHERE place = 1
+        UNION ALL
+        SELECT rank + 1, place, list_append(documents, document_id), list_append(texts, text)
+        FROM (
+            SELECT s.rank, s.documents, s.texts, f.place, f.document_id, f.text
+            FROM shown AS s JOIN firsts AS f ON f.place > s.place
+            WHERE s.rank < k AND NOT list_contains(s.documents, f.document_id)
+                AND NOT list_contains(s.texts, f.text)
+            ORDER BY f.place LIMIT 1
+        )
+    )
+    SELECT CAST(s.rank AS INTEGER) AS rank, context_id, activation, token_index, token_indexes,
+        activations
+    FROM shown AS s JOIN firsts USING (place) WHERE s.rank > skip"""
 
 
-def _choice(snapshot: Snapshot, row: str, otherwise: str) -> str:
+_OFFSET, _DISTINCT = literals.name("offset"), literals.name("distinct")
+"""Parameters that SQL takes for its own words unless they are quoted."""
+
+
+def _choice(snapshot: Snapshot, row: str, otherwise: str, end: str, once: str = "NULL") -> str:
     """The macro that chooses: stored windows, else contexts, else all activations.
 
     `query` plans only the text it is given, here a call with the names already read. Planning all
     ways, each with the names spelled out, would take longer than answering. row: the feature's row
-    among all features. otherwise: the macro that is called where that is null.
+    among all features. otherwise: the macro that is called where that is null. end: how many there
+    are up to the last one shown. once: the call where some are left out, null where none is.
     """
     firsts = first_rows(snapshot)
     calls: list[list[int | str]] = []
@@ -267,12 +341,28 @@ def _choice(snapshot: Snapshot, row: str, otherwise: str) -> str:
         f"CASE WHEN window_size <= {schemas.WINDOW} THEN r['ready'] ELSE r['kept'] END)"
     )
     return (
-        f"FROM query(concat(coalesce(CASE WHEN k <= {schemas.EXAMPLES_TOP} "
+        f"FROM query(concat(coalesce({once}, CASE WHEN k <= {schemas.EXAMPLES_TOP} - {_OFFSET} "
         f"THEN replace(list_first({reading}), '{literals.HERE}', featuredb_number(feature)) "
         f"ELSE concat('FROM featuredb_top_computed(', {literals.FEATURE}, ', ') END, "
         f"concat('FROM {otherwise}(', {literals.FEATURE}, ', ')), "
-        "featuredb_k(k), ', ', featuredb_window(window_size), ')'))"
+        f"{end}, ', ', featuredb_window(window_size), ', ', featuredb_offset({_OFFSET}), ')'))"
     )
+
+
+def _once() -> str:
+    """The call where documents or texts are shown once, null where neither is."""
+    feature = literals.FEATURE
+    flags = f"{_flag('per_document')}, ', ', {_flag(_DISTINCT)}"
+    return (
+        f"CASE WHEN per_document AND {_DISTINCT} "
+        f"THEN concat('FROM featuredb_top_both_once(', {feature}, ', ') "
+        f"WHEN per_document OR {_DISTINCT} "
+        f"THEN concat('FROM featuredb_top_once(', {feature}, ', ', {flags}, ', ') END"
+    )
+
+
+def _flag(parameter: str) -> str:
+    return f"CAST(CAST({parameter} AS BOOLEAN) AS VARCHAR)"
 
 
 def _reading(way: str, file: File) -> str:
@@ -292,7 +382,7 @@ SELECT w.rank, w.context_id, w.document_id,
     w.tokens[1 + {low}:{high}] AS tokens,
     CAST(w.activations[1 + {low}:{high}] AS FLOAT[]) AS activations{metadata(snapshot, "d")}
 FROM {literals.below_root("path")} AS w JOIN documents AS d USING (document_id)
-WHERE w.feature_id = id AND w.rank <= k
+WHERE w.feature_id = id AND w.rank > skip AND w.rank <= k
 ORDER BY w.rank"""
 
 
@@ -329,16 +419,28 @@ QUESTION = Question(
     TopContexts,
     "top",
     (
-        Macro("featuredb_top_ready(path, id, k, size)", _ready),
-        Macro("featuredb_top_kept(path, id, k, size)", lambda s: _windows(_KEPT, s)),
-        Macro("featuredb_top_computed(feature, k, size)", lambda s: _windows(_COMPUTED, s)),
+        Macro("featuredb_top_ready(path, id, k, size, skip)", _ready),
+        Macro("featuredb_top_kept(path, id, k, size, skip)", lambda s: _windows(_KEPT, s)),
+        Macro("featuredb_top_computed(feature, k, size, skip)", lambda s: _windows(_COMPUTED, s)),
         Macro(
-            "featuredb_top_named(feature, k, window_size)",
-            lambda s: _choice(s, "featuredb_row(feature)", "featuredb_top_computed"),
+            "featuredb_top_once(feature, per_document, no_twice, k, size, skip)",
+            lambda s: _windows(_ONCE, s),
+        ),
+        Macro("featuredb_top_both_once(feature, k, size, skip)", lambda s: _windows(_BOTH_ONCE, s)),
+        Macro(
+            f"featuredb_top_named(feature, k, window_size, {_OFFSET})",
+            lambda s: _choice(s, "featuredb_row(feature)", "featuredb_top_computed", "k"),
         ),
         Macro(
-            "top_contexts(feature, k := 20, window_size := 16)",
-            lambda s: _choice(s, "featuredb_plain_row(feature)", "featuredb_top_named"),
+            f"top_contexts(feature, k := 20, window_size := 16, {_OFFSET} := 0, "
+            f"per_document := false, {_DISTINCT} := false)",
+            lambda s: _choice(
+                s,
+                "featuredb_plain_row(feature)",
+                "featuredb_top_named",
+                f"CAST(featuredb_k(k) AS HUGEINT) + featuredb_offset({_OFFSET})",
+                _once(),
+            ),
         ),
     ),
 )

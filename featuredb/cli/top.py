@@ -32,6 +32,15 @@ from featuredb.cli.output import Output
 @click.option(
     "--max-activation", metavar="X", type=float, help="Only contexts whose maximum is at most X."
 )
+@click.option(
+    "--offset",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Contexts to pass over: the next page of 20 is --offset 20.",
+)
+@click.option("--per-document", is_flag=True, help="Only the first context of each document.")
+@click.option("--distinct", is_flag=True, help="Only the first of contexts with equal tokens.")
 @options.output
 def command(
     db: str,
@@ -42,6 +51,9 @@ def command(
     where: str | None,
     min_activation: float | None,
     max_activation: float | None,
+    offset: int,
+    per_document: bool,
+    distinct: bool,
     output: Output,
 ) -> None:
     """List the contexts where a feature is most active.
@@ -57,5 +69,8 @@ def command(
             where=where,
             min_activation=min_activation,
             max_activation=max_activation,
+            offset=offset,
+            per_document=per_document,
+            distinct=distinct,
         )
     output.write(answer)

@@ -20,6 +20,7 @@ WHICH_SAE = "feature {feature} does not say of which SAE: write NAME/NUMBER, NAM
 NOT_A_FEATURE = "{feature} is not a feature: give its number, or SAE/NUMBER as in {example}"
 NO_CONTEXT = "there is no context {context}: this database has {spans}"
 BAD_COUNT = "k must be a whole number, at least 1 and below 2^63, not {k}"
+BAD_OFFSET = "offset must be a whole number, at least 0 and below 2^63, not {offset}"
 BAD_WINDOW = "window must be a whole number, at least 0 and below 2^63, not {window}"
 """Templates shared with the catalog's macros, so that Python and SQL give equal messages."""
 

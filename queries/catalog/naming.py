@@ -16,6 +16,7 @@ from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
 
 _WHOLE = "CAST(feature AS VARCHAR)"
+_OFFSET = literals.name("offset")
 _NUMBER = f"split_part({_WHOLE}, '/', -1)"
 
 
@@ -51,6 +52,9 @@ def naming_macros(snapshot: Snapshot) -> list[str]:
         f"THEN CAST(context AS BIGINT) ELSE error({no_context}) END",
         "CREATE MACRO featuredb_k(k) AS CASE WHEN k >= 1 AND TRY_CAST(k AS BIGINT) = k "
         f"THEN TRY_CAST(k AS BIGINT) ELSE error({literals.message(names.BAD_COUNT, k='k')}) END",
+        f"CREATE MACRO featuredb_offset({_OFFSET}) AS CASE WHEN {_OFFSET} >= 0 "
+        f"AND TRY_CAST({_OFFSET} AS BIGINT) = {_OFFSET} THEN TRY_CAST({_OFFSET} AS BIGINT) "
+        f"ELSE error({literals.message(names.BAD_OFFSET, offset=_OFFSET)}) END",
         # No context is as long as 2^30 tokens. A token's index may be added to that as an INTEGER.
         "CREATE MACRO featuredb_window(size) AS CASE WHEN size >= 0 "
         "AND TRY_CAST(size AS BIGINT) = size THEN least(TRY_CAST(size AS BIGINT), 1073741824) "

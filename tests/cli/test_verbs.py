@@ -48,7 +48,7 @@ _EACH = pytest.mark.parametrize("call", QUERIES, ids=lambda call: call[0])
         (("search", "db", "war", "-k", "2"), ("search", "war", 2)),
         (("sql", "db", "SELECT 1"), ("sql", "SELECT 1")),
         (
-            ("top", "db", "7", "--where", "topic = 'x'", "--min-activation", "1.5"),
+            ("top", "db", "7", "--where", "topic = 'x'", "--min-activation", "1.5", "--distinct"),
             (
                 "top",
                 "7",
@@ -58,6 +58,9 @@ _EACH = pytest.mark.parametrize("call", QUERIES, ids=lambda call: call[0])
                     "where": "topic = 'x'",
                     "min_activation": 1.5,
                     "max_activation": None,
+                    "offset": 0,
+                    "per_document": False,
+                    "distinct": True,
                 },
             ),
         ),

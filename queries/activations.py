@@ -127,7 +127,7 @@ def _calls(snapshot: Snapshot) -> str:
         for s in snapshot.segments_of(sae.name)
         for f in s.feature_files
     ]
-    # Null where there are none.
+    # Null if there are none.
     return (
         f"replace(list_aggregate({literals.texts('row', calls)}, 'string_agg', ' UNION ALL '), "
         f"'{literals.HERE}', featuredb_number(feature))"

@@ -273,8 +273,8 @@ def _fires_on(snapshot: Snapshot) -> str:
     bits = snapshot.position_bits
     branches = []
     for index, order, files in _files(snapshot):
-        # Which tokens of which file are wanted is a small table. Joining on the file's own
-        # positions lets DuckDB skip every row group that has none of them.
+        # The needed tokens of each file are a small table. A join on the file's positions lets
+        # DuckDB skip every row group without them.
         source = f"""{literals.files([f.file.path for f in files])} AS t
         JOIN (
             SELECT CAST(f.place - 1 AS UBIGINT) AS file_index, p.token_index,

@@ -52,7 +52,7 @@ class Output:
         if self.path is None:
             sys.stdout.flush()
             rest = memoryview(data)
-            while rest:  # with PYTHONUNBUFFERED one write may take a part, and say so
+            while rest:  # with PYTHONUNBUFFERED a write may be partial
                 rest = rest[sys.stdout.buffer.write(rest) :]
             sys.stdout.buffer.flush()
             return

@@ -62,7 +62,7 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        ours = not args and "args" not in kwargs  # else a caller's process, a test's for example
+        ours = not args and "args" not in kwargs  # otherwise a caller's process, such as a test
         if ours and len(sys.argv) > 2 and sys.argv[1] in LOOKUPS:
             _spare_pandas()
         return super().main(*args, **kwargs)
@@ -126,8 +126,8 @@ def _spare_pandas() -> None:
 
 def _fail(ctx: click.Context, message: str, code: int) -> NoReturn:
     """Print one line on standard error and exit."""
-    # The message may quote the corpus, so it is as dangerous to a terminal as the corpus is.
-    # DuckDB's ends in the statement with a caret under it, which one line cannot hold.
+    # The message may quote the corpus, which may contain escape sequences. DuckDB's ends in the
+    # statement with a caret under it, which does not fit on one line.
     message = message.partition("\n\nLINE ")[0]
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
     click.echo(f"featuredb: {neutralize(line)}", err=True)

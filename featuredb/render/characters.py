@@ -11,12 +11,12 @@ from itertools import accumulate
 # Everything that moves the cursor, starts an escape sequence, reorders the line or shows nothing:
 # C0 and C1 controls, soft hyphen, bidirectional and invisible formatting, line separators,
 # interlinear marks, lone surrogates, tags. The zero-width joiners stay: Persian, Hindi and emoji
-# are spelled with them.
+# use them.
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
 )
-_WIDTHLESS = ("Mn", "Me", "Cf")  # accents and joiners, which need a letter to be seen
+_WIDTHLESS = ("Mn", "Me", "Cf")  # accents and joiners, visible only with a letter
 # Of a character of several bytes: a token that spells out one of ASCII means those six characters.
 _BYTE = re.compile("<0x([89A-F][0-9A-F])>")
 _PICTURES = {"\n": "⏎", "\t": "⇥", "\x7f": "␡"}

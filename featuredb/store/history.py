@@ -85,7 +85,7 @@ def finish_publication(layout: Layout) -> None:
     pointer = unfinished_publication(layout)
     if pointer is not None:
         fsync_path(layout.root)  # the catalog's name, which the writer may not have flushed
-        # It takes over only now: readers of the one before have their grace from here.
+        # It goes live only now, so the grace period of the previous one's readers starts here.
         snapshot = layout.snapshots / f"{pointer.name}.json"
         os.utime(snapshot)
         fsync_path(snapshot)

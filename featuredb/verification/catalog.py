@@ -31,8 +31,8 @@ def check_catalog(
     except OSError as error:
         yield Problem(path, f"cannot be read ({error.strerror})", remedy(path))
         return
-    # DuckDB has a file open once in a process, whoever opens it again: where this process asks the
-    # catalog, what was there before a change would answer, bounded as set here. So a copy is asked.
+    # DuckDB opens a file only once per process. If this process has the catalog open, a query would
+    # read the old content, and the memory limit would apply to it. So a copy is queried.
     with ExitStack() as stack:
         try:
             copy = stack.enter_context(scratch_folder()) / path
@@ -52,7 +52,7 @@ def _check(
     rows = sum(segment.rows for segment in snapshot.segments)
     try:
         with duckdb.connect(str(copy), read_only=True) as connection:
-            # Half, as DuckDB counts not all that it takes.
+            # Half, because DuckDB does not count all of its memory.
             bound(connection, memory // 2)
             connection.execute(
                 f"SET VARIABLE featuredb_root = {text(LocalFiles(layout.root).duckdb_root)}"

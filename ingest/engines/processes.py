@@ -163,7 +163,7 @@ def _work(job: Job, number: int, pipe: Connection[Any, _Command]) -> None:
         try:
             work()
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the driver is gone
+            pass  # the driver has ended
         except FeatureDBError as error:
             send(_Failed(error, ""))
         except Exception:

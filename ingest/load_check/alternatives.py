@@ -147,7 +147,7 @@ def _hooks(model: LoadedModel, given: HookPoint, *, everywhere: bool) -> list[Ho
     if everywhere:
         names += [f"blocks.{n}.{what}" for n in near for what in _OTHERS]
     if given.layer is not None:
-        # The same hook in the layers around it, however it is spelled.
+        # The same hook in the layers around it, in any spelling.
         number = re.compile(rf"(?<=\.){layer}(?=\.)")
         names += [number.sub(str(n), given.name, count=1) for n in near]
     hooks: dict[str, HookPoint] = {}

@@ -101,7 +101,7 @@ class DirectionSearch:
             return DirectionRows(Layout(self._location.folder), vectors, kind)
         matrices = []
         for one in vectors:
-            # All of it is wanted, so a copy costs no more than reading it in place.
+            # All of it is needed, so a copy costs no more than reading it in place.
             with self._location.copied(f"vectors.lance/{one.table}.lance", one.files) as folder:
                 matrices.append(getattr(read_directions(Layout(folder), one), kind))
         return HeldRows(matrices)

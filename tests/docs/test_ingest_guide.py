@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,26 @@ import pytest
 from ingest.sae import load_sae
 from ingest.sae.detect import _NEEDED
 from ingest.sae.refused import REFUSED
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, table
 from tests.ingest import test_sae_forks as forks
 from tests.ingest import test_sae_transcoders as transcoders
 
 GUIDE = (ROOT / "docs" / "guide" / "ingest.md").read_text(encoding="utf-8")
 
 
-def table(header: str) -> list[list[str]]:
-    """The rows of the table whose header line begins so, as cells."""
-    found = re.search(rf"^\| {re.escape(header)}.*\n\| ---.*\n((?:\|.*\n)+)", GUIDE, re.M)
-    assert found
-    return [
-        [cell.strip() for cell in row.strip("|").split(" | ")] for row in found[1].split("\n")[:-1]
-    ]
+def rows(header: str) -> list[list[str]]:
+    """The rows of the table whose header line begins so."""
+    return table(GUIDE[GUIDE.index(f"| {header}") :])
 
 
 def test_there_is_a_row_for_every_format() -> None:
-    rows = table("format | files")
-    assert sorted(row[0] for row in rows) == sorted(needs.partition(":")[0] for needs in _NEEDED)
-    assert all(len(row) == 4 and all(row) for row in rows)
+    formats = rows("format | files")
+    assert sorted(row[0] for row in formats) == sorted(needs.partition(":")[0] for needs in _NEEDED)
+    assert all(len(row) == 4 and all(row) for row in formats)
 
 
 def test_what_is_refused_and_why() -> None:
-    refused = {row[0]: row[2] for row in table("release | read") if row[1] == "no"}
+    refused = {row[0]: row[2] for row in rows("release | read") if row[1] == "no"}
     assert refused == {refusal.name: refusal.why for refusal in REFUSED}
 
 
@@ -45,7 +40,7 @@ READ: dict[str, Callable[[Path], Any]] = {
         transcoders.tracer(folder, transcoders.weights())
     ),
     "Llamascopium": transcoders.openmoss,
-    "Gemma Scope 2 without `config.json`": lambda folder: forks.test_gemma_scope_2_without_config(
+    "Gemma Scope 2 without config.json": lambda folder: forks.test_gemma_scope_2_without_config(
         folder, "renamed/layer_5_width_16k_l0_small", None, None, None
     ),
     "science-of-finetuning's BatchTopK": lambda folder: forks.finetuning(
@@ -58,6 +53,6 @@ READ: dict[str, Callable[[Path], Any]] = {
 """A release that the table says is read, and what loads one."""
 
 
-@pytest.mark.parametrize("name", [row[0] for row in table("release | read") if row[1] != "no"])
+@pytest.mark.parametrize("name", [row[0] for row in rows("release | read") if row[1] != "no"])
 def test_what_is_read(tmp_path: Path, name: str) -> None:
     READ[name](tmp_path)

@@ -246,9 +246,9 @@ def unite(one: pa.DataType, other: pa.DataType) -> bool:
     """Whether a column may have these types in two corpora of a database.
 
     It may if Python and DuckDB unify them to the same type: equal types, numbers and booleans,
-    text with integers or booleans, and lists and structs of these. A struct may lack fields of the
-    other, but no two fields may differ in case alone. What integers a float column rounds is for
-    the caller to ask (`rounds`).
+    timestamps of whole microseconds, text with integers or booleans, and lists and structs of
+    these. A struct may lack fields of the other, but no two fields may differ in case alone. What
+    integers a float column rounds is for the caller to ask (`rounds`).
     """
     if one == other:
         return True
@@ -262,6 +262,8 @@ def unite(one: pa.DataType, other: pa.DataType) -> bool:
     if _is_number(one) and _is_number(other):
         return True
     types = pa.types
+    if types.is_timestamp(one) and types.is_timestamp(other):
+        return (one.tz, other.tz) == (None, None) and "ns" not in (one.unit, other.unit)
     return any(
         types.is_string(text) and (types.is_integer(plain) or types.is_boolean(plain))
         for text, plain in ((one, other), (other, one))

@@ -121,7 +121,7 @@ def fitting(array: Any, target: Any) -> Any:
         item = fitting(array.items, target.item_type)
         if not _repeats_keys(array):
             return pa.map_(settled(key), item)
-        target = pa.list_(pa.struct([("key", settled(key)), ("value", item)]))
+        target = entries_of(pa.map_(settled(key), item))
     if is_list(target):
         values, _ = _elements(array)
         return pa.list_(fitting(values, target.value_type))
@@ -142,6 +142,8 @@ def stored(array: Any, target: Any, *, omit_nulls: bool = False) -> Any:
     """
     array = _plain(array)
     is_ = pa.types
+    if is_.is_null(array.type):
+        return pa.nulls(len(array), target)
     if target.equals(STRING):
         return _texts(array, omit_nulls)
     if is_list(target):
@@ -169,9 +171,12 @@ def stored(array: Any, target: Any, *, omit_nulls: bool = False) -> Any:
         )
     if is_.is_temporal(target) and not _python_holds(array, target):
         raise ValueError("it holds dates or times that Python cannot hold")
-    if is_.is_null(array.type):
-        return pa.nulls(len(array), target)
     return array.cast(target)
+
+
+def entries_of(its: Any) -> Any:
+    """The type of a map as a list of its keys and values."""
+    return pa.list_(pa.struct([("key", its.key_type), ("value", its.item_type)]))
 
 
 def settled(data_type: Any) -> Any:
@@ -268,8 +273,7 @@ def _elements(array: Any) -> tuple[Any, Any]:
     Not by casting: pyarrow 26 loses values when it casts list views that have nulls.
     """
     if pa.types.is_map(array.type):
-        pairs = pa.struct([("key", array.type.key_type), ("value", array.type.item_type)])
-        array = array.cast(pa.list_(pairs))
+        array = array.cast(entries_of(array.type))
     lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
     return array.flatten(), pa.array(offsets, pa.int64()).cast(pa.int32())

@@ -73,7 +73,10 @@ class RecordPart:
                 if name == self.column.name and self.column.role != "tokens":
                     data_type = self._document_type(row, value)
                 else:
-                    data_type = self.format.type_of(value)
+                    try:
+                        data_type = self.format.type_of(value)
+                    except RecursionError as error:
+                        raise self._too_deep(name, row, row) from error
                 types[name] = typing_rules.widen(known, data_type)
         return Scan(pa.schema(types.items()), rows, documents)
 
@@ -104,6 +107,8 @@ class RecordPart:
             values = [self.format.value_of(value, column.type) for value in values]
             try:
                 columns.append(typing_rules.array_of(values, column.type))
+            except RecursionError as error:
+                raise self._too_deep(column.name, offsets[0], offsets[-1]) from error
             except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, TypeError) as error:
                 raise CorpusError(
                     f"{self.path}, rows {offsets[0]} to {offsets[-1]}: column {column.name!r} "
@@ -111,6 +116,11 @@ class RecordPart:
                 ) from error
         batch = pa.RecordBatch.from_arrays(columns, schema=schema)
         return PartRows(pa.array(offsets, pa.int64()), batch)
+
+    def _too_deep(self, name: str, first: int, last: int) -> CorpusError:
+        return CorpusError(
+            f"{self.path}, rows {first} to {last}: column {name!r} is nested too deep; flatten it"
+        )
 
     def _document_type(self, row: int, value: Any) -> Any:
         """Return the type of a text or a chat. Every row has to have it."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ingest.corpus.arrays import STRING, Exact, settled
+from ingest.corpus.arrays import STRING, Exact, entries_of, settled
 from ingest.corpus.json_values import EXACT_DOUBLE, EXACT_SINGLE, Numeral, as_text
 
 NULL = pa.null()
@@ -27,6 +27,7 @@ _EXACT_INT = Exact(_INT)
 _SCALARS = {type(None): NULL, bool: _BOOL, float: _FLOAT, str: STRING, Numeral: STRING}
 _DIGITS = {8: 3, 16: 5, 32: 10, 64: 20}
 """Decimal digits of the integers of so many bits."""
+_FINER = ("s", "ms", "us", "ns")
 TOKENS = pa.list_(pa.int32())
 MESSAGES = pa.list_(STRING)
 """Messages as JSON: whatever else they have, a template may want."""
@@ -57,8 +58,14 @@ def widen(one: Any, other: Any) -> Any:
         return other
     if pa.types.is_null(other):
         return one
+    if {pa.types.is_map(one), pa.types.is_map(other)} == {True, False}:
+        # In one of the files a map repeats a key.
+        one, other = (entries_of(its) if pa.types.is_map(its) else its for its in (one, other))
+        return widen(one, other)
     if pa.types.is_list(one) and pa.types.is_list(other):
         return pa.list_(widen(one.value_type, other.value_type))
+    if pa.types.is_timestamp(one) and pa.types.is_timestamp(other):
+        return max(one, other, key=lambda its: _FINER.index(its.unit))
     if _is_number(one) and _is_number(other):
         return _widen_numbers(one, other)
     return STRING

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -129,85 +130,93 @@ def test_column_names_of_every_kind(folder: Path, tmp_path: Path) -> None:
         assert list(found)[-len(names) :] == names
 
 
-def base(path: Path, folder: Path, values: pa.Array) -> Path:
-    table = pa.table({"text": TEXTS[: len(values)], "x": values})
-    ingest(path, folder, table).close()
-    return path
-
-
 APPENDED: dict[str, tuple[pa.Array, pa.Array, list[Any]]] = {
     "a struct that gains a field": (
         pa.array([{"url": "u", "n": 1}, None]),
         pa.array([{"url": "v", "lang": "en"}]),
-        [{"url": "u", "n": 1, "lang": None}, None, {"url": "v", "n": None, "lang": "en"}],
+        [{"url": "u", "n": 1, "lang": None}, None, {"url": "v", "n": None, "lang": "en"}, None],
     ),
     "structs that gain a field, in lists": (
         pa.array([[{"url": "u"}], []]),
         pa.array([[{"lang": "en", "url": "v"}]]),
-        [[{"url": "u", "lang": None}], [], [{"url": "v", "lang": "en"}]],
+        [[{"url": "u", "lang": None}], [], [{"url": "v", "lang": "en"}], None],
     ),
-    "small integers and fractions": (pa.array([7, None]), pa.array([0.5]), [7.0, None, 0.5]),
-    "fractions and small integers": (pa.array([0.5, None]), pa.array([7]), [0.5, None, 7.0]),
+    "milliseconds and microseconds": (
+        pa.array([1], pa.timestamp("ms")),
+        pa.array([1], pa.timestamp("us")),
+        [datetime(1970, 1, 1, 0, 0, 0, 1000), None, datetime(1970, 1, 1, 0, 0, 0, 1), None],
+    ),
+    "small integers and fractions": (pa.array([7]), pa.array([0.5]), [7.0, None, 0.5, None]),
+    "fractions and small integers": (pa.array([0.5]), pa.array([7]), [0.5, None, 7.0, None]),
     "text and dates": (
-        pa.array(["x", None]),
-        pa.array([18_000, None], pa.date32()),
+        pa.array(["x"]),
+        pa.array([18_000], pa.date32()),
         ["x", None, "2019-04-14", None],
     ),
-    "text and structs": (pa.array(["x"]), pa.array([{"a": 1}]), ["x", '{"a": 1}']),
-    "text and fractions": (pa.array(["x"]), pa.array([0.5]), ["x", "0.5"]),
+    "text and structs": (pa.array(["x"]), pa.array([{"a": 1}]), ["x", None, '{"a": 1}', None]),
+    "text and fractions": (pa.array(["x"]), pa.array([0.5]), ["x", None, "0.5", None]),
 }
 
 
-@pytest.mark.parametrize("name", APPENDED)
-def test_an_append_unites_columns(folder: Path, tmp_path: Path, name: str) -> None:
-    before, added, values = APPENDED[name]
-    path = base(tmp_path / "x.fdb", folder, before)
+def test_an_append_unites_columns(folder: Path, tmp_path: Path) -> None:
+    first = {name: padded(before) for name, (before, _, _) in APPENDED.items()}
+    second = {name: padded(added) for name, (_, added, _) in APPENDED.items()}
+    path = tmp_path / "x.fdb"
+    ingest(path, folder, pa.table({"text": TEXTS[:2]} | first)).close()
+    featuredb.append(path, pa.table({"text": TEXTS[10:12]} | second), check=False)
     with featuredb.open(path) as db:
-        old = db.sql("SELECT x FROM documents ORDER BY document_id").fetchall()
-    table = pa.table({"text": TEXTS[10 : 10 + len(added)], "x": added})
-    featuredb.append(path, table, check=False)
-    with featuredb.open(path) as db:
-        rows = db.sql("SELECT x FROM documents ORDER BY document_id").fetchall()
-        assert [value for (value,) in rows] == values
-        assert len(rows) == len(old) + len(added)
-        for row in db.top_contexts(densest(db), k=20):
-            assert row["x"] == values[row["document_id"]]
+        answer = {row["document_id"]: row for row in db.top_contexts(densest(db), k=50)}
+        assert set(answer) == set(range(4))
+        for name, (_, _, values) in APPENDED.items():
+            query = f'SELECT "{name}" FROM documents ORDER BY document_id'
+            assert [value for (value,) in db.sql(query).fetchall()] == values, name
+            assert [answer[document][name] for document in range(4)] == values, name
     assert featuredb.verify(path).ok
 
 
-@pytest.mark.parametrize(
-    ("before", "added"),
-    [
-        (pa.array([ID]), pa.array([0.5])),
-        (pa.array([ID]), pa.array([float("nan")])),
-        (pa.array([0.5]), pa.array([ID])),
-        (pa.array([[0.5]]), pa.array([[1, ID]])),
-        (pa.array([[ID]]), pa.array([[0.5]])),
-        (pa.array([2**24 + 1]), pa.array([0.5], pa.float32())),
-        (pa.array([0.5], pa.float32()), pa.array([2**24 + 1])),
-        (pa.array([{"id": ID}]), pa.array([{"id": 0.5}])),
-        (pa.array([{"Id": 1}]), pa.array([{"id": 1}])),
-        (pa.array([{"a": 1}]), pa.array(["x"])),
-    ],
-    ids=str,
-)
-def test_an_append_that_would_change_a_value_is_refused(
-    folder: Path, tmp_path: Path, before: pa.Array, added: pa.Array
-) -> None:
-    path = base(tmp_path / "x.fdb", folder, before)
-    table = pa.table({"text": TEXTS[10 : 10 + len(added)], "x": added})
-    with pytest.raises((IngestError, CorpusError), match="'x'") as caught:
-        featuredb.append(path, table, check=False)
+def padded(array: pa.Array) -> pa.Array:
+    """Two rows of an array."""
+    return array if len(array) == 2 else pa.concat_arrays([array, pa.nulls(1, array.type)])
+
+
+REFUSED: dict[str, tuple[pa.Array, pa.Array]] = {
+    "large and a fraction": (pa.array([ID]), pa.array([0.5])),
+    "large and NaN": (pa.array([ID]), pa.array([float("nan")])),
+    "a fraction and large": (pa.array([0.5]), pa.array([ID])),
+    "lists, a fraction and large": (pa.array([[0.5]]), pa.array([[1, ID]])),
+    "lists, large and a fraction": (pa.array([[ID]]), pa.array([[0.5]])),
+    "beyond float32": (pa.array([2**24 + 1]), pa.array([0.5], pa.float32())),
+    "float32 and beyond": (pa.array([0.5], pa.float32()), pa.array([2**24 + 1])),
+    "in a struct": (pa.array([{"id": ID}]), pa.array([{"id": 0.5}])),
+    "names by case": (pa.array([{"Id": 1}]), pa.array([{"id": 1}])),
+    "a struct and text": (pa.array([{"a": 1}]), pa.array(["x"])),
+}
+
+
+@pytest.fixture(scope="module")
+def strict(folder: Path) -> Path:
+    """A database with the first column of each of `REFUSED`."""
+    columns = {name: before for name, (before, _) in REFUSED.items()}
+    path = folder / "strict.fdb"
+    ingest(path, folder, pa.table({"text": TEXTS[:1]} | columns)).close()
+    return path
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_append_that_would_change_a_value_is_refused(strict: Path, name: str) -> None:
+    before = {file: file.stat().st_mtime_ns for file in strict.rglob("*.parquet")}
+    table = pa.table({"text": TEXTS[10:11], name: REFUSED[name][1]})
+    with pytest.raises((IngestError, CorpusError), match=name) as caught:
+        featuredb.append(strict, table, check=False)
     assert "\n" not in str(caught.value)
-    with featuredb.open(path) as db:
-        assert db.sql("SELECT x FROM documents").fetchall() == [(before[0].as_py(),)]
+    assert {file: file.stat().st_mtime_ns for file in strict.rglob("*.parquet")} == before
 
 
-def test_an_append_of_json_does_not_round(folder: Path, tmp_path: Path) -> None:
-    path = base(tmp_path / "x.fdb", folder, pa.array([0.5]))
-    rows = write_jsonl(tmp_path / "c.jsonl", [{"text": TEXTS[10], "x": ID}])
-    with pytest.raises(CorpusError, match="'x' does not fit double: 9007199254740993 would be"):
-        featuredb.append(path, str(rows), check=False)
+def test_an_append_of_json_does_not_round(strict: Path, tmp_path: Path) -> None:
+    name = "a fraction and large"
+    rows = write_jsonl(tmp_path / "c.jsonl", [{"text": TEXTS[10], name: ID}])
+    with pytest.raises(CorpusError, match=f"'{name}' does not fit double: {ID} would be rounded"):
+        featuredb.append(strict, str(rows), check=False)
 
 
 def test_the_same_corpus_by_another_name_has_nothing_to_do(

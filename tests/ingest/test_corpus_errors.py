@@ -199,6 +199,12 @@ def test_malformed_files(tmp_path: Path, name: str, content: str, said: str) -> 
     assert name in message
 
 
+@pytest.mark.parametrize("value", ["[" * 900 + "]" * 900, '{"a":' * 900 + "9" * 4400 + "}" * 900])
+def test_values_nested_too_deep(tmp_path: Path, value: str) -> None:
+    message = refused(written(tmp_path, "c.jsonl", f'{{"text": "a", "x": {value}}}'))
+    assert "rows 0 to 0: column 'x' is nested too deep" in message
+
+
 def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
     path = written(tmp_path, "c.jsonl", '{"text": "\\ud83d\\ude42"}\n')
     (batch,) = open_corpus(path).batches()

@@ -150,6 +150,7 @@ def test_the_document_itself_may_be_bytes(tmp_path: Path) -> None:
 
 
 ID = 2**53 + 1
+MAP = pa.map_(pa.string(), pa.int64())
 
 
 @pytest.mark.parametrize(
@@ -166,6 +167,26 @@ ID = 2**53 + 1
         (pa.array([Decimal(10**17 + 1)]), pa.array([0.5]), [f"{10**17 + 1}", "0.5"]),
         (pa.array([date(2020, 1, 1)]), pa.array(["x"]), ["2020-01-01", "x"]),
         (pa.array([b"\xff"]), pa.array(["x"]), ["ff", "x"]),
+        (
+            pa.array([1], pa.timestamp("ms")),
+            pa.array([1], pa.timestamp("us")),
+            [datetime(1970, 1, 1, 0, 0, 0, 1000), datetime(1970, 1, 1, 0, 0, 0, 1)],
+        ),
+        (
+            pa.array([[("a", 1)]], MAP),
+            pa.array([[("a", 1), ("a", 2)]], MAP),
+            [[{"key": "a", "value": 1}], [{"key": "a", "value": 1}, {"key": "a", "value": 2}]],
+        ),
+        *(
+            (pa.array([value], its), pa.nulls(1), [value, None])
+            for value, its in (
+                ([("a", 1)], MAP),
+                ([[1]], pa.list_(pa.list_(pa.int64()))),
+                ({"a": 1}, pa.struct([("a", pa.int64())])),
+                (date(2020, 1, 1), pa.date32()),
+                (Decimal("0.5"), pa.decimal128(3, 1)),
+            )
+        ),
     ],
 )
 def test_files_that_disagree_lose_no_digit(

@@ -30,6 +30,7 @@ UNITED = [
     ([-5, 2**60 + 1, None], pa.int64(), ["x", "", None], pa.string()),
     ([True, False, None], pa.bool_(), ["x", "", None], pa.string()),
     (["y", "", None], pa.string(), ["x", "", None], pa.string()),
+    ([1, -1, None], pa.timestamp("ms"), [1, 2**50, None], pa.timestamp("us")),
     ([["y"], [], None], pa.list_(pa.string()), [["x"], [], None], pa.list_(pa.string())),
 ]
 

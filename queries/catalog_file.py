@@ -25,12 +25,12 @@ def built_catalog(layout: Layout, snapshot: Snapshot) -> Iterator[Path]:
     Raises `CorruptDatabaseError` when the snapshot's files are not there, `StorageError` when the
     disk refuses.
     """
-    root = layout.root.absolute()
+    location = LocalFiles(layout.root.absolute())
     temporary = temporary_name(layout.catalog)
     with storage_errors(layout.catalog):
         try:
             with _writable(temporary) as path, duckdb.connect(str(path)) as connection:
-                create(connection, snapshot, LocalFiles(root))
+                create(connection, snapshot, location, _root_of(location, snapshot))
                 connection.execute("CHECKPOINT")
             fsync_path(temporary)
             yield temporary
@@ -38,6 +38,19 @@ def built_catalog(layout: Layout, snapshot: Snapshot) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             # DuckDB's own, which it leaves where the disk is full.
             temporary.with_name(f"{temporary.name}.wal").unlink(missing_ok=True)
+
+
+def _root_of(location: LocalFiles, snapshot: Snapshot) -> str:
+    """The database's folder, by way of one that only this publication has.
+
+    DuckDB takes ``..`` out of a path with wildcards before it looks, so a folder whose name has any
+    is named directly.
+    """
+    root = location.duckdb_root
+    if snapshot.mark is None or root != location.root.as_posix():
+        return root
+    folder = snapshot.mark.path.rpartition("/")[0]
+    return "/".join([root, folder, *[".."] * (folder.count("/") + 1)])
 
 
 @contextmanager

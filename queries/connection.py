@@ -100,7 +100,7 @@ def connect(
     if memory is not None:
         bound(connection, memory)
     location.prefetch_footers(_first_files(snapshot))
-    create(connection, snapshot, location)
+    create(connection, snapshot, location, location.duckdb_root)
     return connection
 
 
@@ -125,14 +125,16 @@ def _first_files(snapshot: Snapshot) -> list[str]:
     return [f.path for f in files]
 
 
-def create(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, location: Location) -> None:
-    """Run the catalog's statements. Raises `CorruptDatabaseError`."""
+def create(
+    connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, location: Location, root: str
+) -> None:
+    """Run the catalog's statements. root: see `statements`. Raises `CorruptDatabaseError`."""
     import duckdb
 
     from queries.macros import statements
 
     try:
-        for statement in statements(snapshot, location.duckdb_root):
+        for statement in statements(snapshot, root):
             connection.execute(statement)
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
         raise CorruptDatabaseError(

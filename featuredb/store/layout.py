@@ -55,6 +55,10 @@ class Layout:
     def derived_of(self, number: int) -> Path:
         return self.derived / f"{number:06d}"
 
+    def mark(self, number: int, unique: str) -> Path:
+        """A file whose folder only one publication of the snapshot has."""
+        return self.derived_of(number) / f"id-{unique}" / "id"
+
     @property
     def vectors(self) -> Path:
         """LanceDB: decoder and encoder directions."""

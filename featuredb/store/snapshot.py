@@ -302,7 +302,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     operation: the one that made it: ``ingest``, ``append``, ``add-sae``, ``drop`` or ``compact``.
     catalog: ``catalog.duckdb`` as it was published. older: the older snapshots that
-    existed when it was written.
+    existed when it was written. mark: a file in a folder that no other publication has. The paths
+    of the catalog lead through that folder, so that a moved database never reads another one that
+    lies where it was. None before there were marks.
     """
 
     format: int
@@ -323,6 +325,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     next_ids: NextIds = NextIds()
     catalog: File | None = None
     older: tuple[File, ...] = ()
+    mark: File | None = None
 
     def sae(self, name: str) -> Sae:
         """The SAE of that name. Raises KeyError."""
@@ -356,6 +359,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     def files(self) -> list[File]:
         """Every file of this snapshot, except the catalog, which only the live one has."""
         listed = [self.vocabulary]
+        listed += [self.mark] if self.mark is not None else []
         for corpus in self.corpora:
             listed += [corpus.documents, corpus.contexts, corpus.tokens, corpus.index]
             listed += [f for f in (corpus.roles, corpus.text_hashes) if f is not None]

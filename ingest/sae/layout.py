@@ -53,7 +53,10 @@ _DECODERS = re.compile(r"W_dec_\d+\.safetensors")
 def layer_files(name: str) -> list[str]:
     """What the file of `layer_5`, or of 5 as SAELens's catalog says, may be called in its set."""
     found = re.fullmatch(r"(?:layer_?)?(\d+)", name)
-    return [f"{name}.safetensors", f"W_enc_{found[1]}.safetensors"] if found else []
+    if not found:
+        return []
+    number = found[1]
+    return [f"{name}.safetensors", f"layer_{number}.safetensors", f"W_enc_{number}.safetensors"]
 
 
 def members_in(names: Iterable[str]) -> list[str]:

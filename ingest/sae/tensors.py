@@ -62,6 +62,10 @@ class Tensors:
         """Leave these out of account: the reader knows them, and encode() does not use them."""
         self._read.update(names)
 
+    def ignore_ones(self, *names: str) -> None:
+        """As `ignore`, for factors that are 1. Others stay leftovers."""
+        self.ignore(*(n for n in names if n in self and bool((self._tensors[n] == 1).all())))
+
     def words(self) -> dict[str, Any]:
         """What the file holds besides tensors, in the state dictionary and around it."""
         everything = {str(name): value for name, value in self.around.items()} | self._tensors

@@ -183,6 +183,23 @@ def test_where_the_key_stands(tmp_path: Path, cfg: dict[str, Any], kind: str) ->
     assert sae(tmp_path, "blocks.1.hook_resid_pre", **cfg).encoder.normalization == kind
 
 
+@pytest.mark.parametrize(
+    ("options", "folded"),
+    [
+        (CENTERED, True),
+        ({**CENTERED, "fold_value_biases": False}, False),
+        ({"fold_value_biases": True}, True),
+        ({}, False),
+    ],
+)
+def test_when_value_biases_are_folded(
+    tmp_path: Path, options: dict[str, Any], folded: bool
+) -> None:
+    metadata = {"hook_name": "blocks.1.attn.hook_z", "model_from_pretrained_kwargs": options}
+    reader = sae(tmp_path, "", metadata=metadata)
+    assert (reader.processed_weights, reader.encoder.normalization) == (folded, "none")
+
+
 def test_the_scale_of_the_data_set_comes_after_the_mean(tmp_path: Path) -> None:
     s, x = 0.31, torch.randn(9, WIDTH) + 2
     options: dict[str, Any] = {
@@ -202,6 +219,15 @@ def test_the_scale_of_the_data_set_comes_after_the_mean(tmp_path: Path) -> None:
         (
             {"model_from_pretrained_kwargs": {"refactor_factored_attn_matrices": True}},
             "refactor_factored",
+        ),
+        (
+            {
+                "metadata": {
+                    "hook_name": "blocks.1.ln2.hook_normalized",
+                    "model_from_pretrained_kwargs": {"fold_ln": True},
+                }
+            },
+            "fold_ln",
         ),
     ],
 )

@@ -218,6 +218,7 @@ def test_saelens_finetuned_scale_is_in_the_decoder(tmp_path: Path) -> None:
         ({"architecture": "topk", "k": F + 1}, f"k is {F + 1}"),
         ({"normalize_activations": "covariance_whitening"}, "covariance_whitening"),
         ({"metadata": {"hook_head_index": 3}}, "single attention head"),
+        ({"metadata": {"hook_point_head_index": 3}}, "single attention head"),
     ],
 )
 def test_saelens_refusals(tmp_path: Path, cfg: dict[str, Any], message: str) -> None:
@@ -507,6 +508,25 @@ def test_llama_scope(tmp_path: Path, normed: bool) -> None:
     check(sae, x, acts, (acts / norms) @ W_dec + b_dec)
     assert (sae.format, sae.architecture, sae.hook_out) == ("llama_scope", "jumprelu", None)
     assert sae.hook == "blocks.15.hook_resid_post"
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_llama_scope_factors_of_its_trainer(tmp_path: Path, factor: float) -> None:
+    """Factors of 1 change nothing. Others are refused."""
+    names = {"encoder.weight": (F, D), "encoder.bias": (F,), "decoder.weight": (D, F)}
+    w = {**arrays(**names, **{"decoder.bias": (D,)}), "feature_act_scale": np.full(F, factor)}
+    (tmp_path / "checkpoints").mkdir()
+    save_file(tensors(w), tmp_path / "checkpoints" / "final.safetensors")
+    config = {
+        "d_model": D, "hook_point_in": "blocks.1.hook_resid_post", "act_fn": "relu",
+        "norm_activation": "inference",
+    }  # fmt: skip
+    (tmp_path / "hyperparams.json").write_text(json.dumps(config))
+    if factor == 1:
+        assert load_sae(tmp_path).d_sae == F
+    else:
+        with pytest.raises(SaeError, match="feature_act_scale"):
+            load_sae(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])

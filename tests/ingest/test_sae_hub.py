@@ -119,7 +119,7 @@ def transcoders(hub: Hub, repo: str, **cfg: Any) -> list[str]:
     return ["config.yaml", *(f"layer_{i}.safetensors" for i in range(4)), "features/x.bin"]
 
 
-@pytest.mark.parametrize("named", ["layer_1.safetensors", "layer_1"])
+@pytest.mark.parametrize("named", ["layer_1.safetensors", "layer_1", "1"])
 def test_circuit_tracer_fetches_one_layer_and_the_config(hub: Hub, named: str) -> None:
     hub.add("owner/set", transcoders(hub, "owner/set"))
     assert load_sae(f"hf:owner/set/{named}@v2").hook == "blocks.1.mlp.hook_in"

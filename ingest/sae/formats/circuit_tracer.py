@@ -70,8 +70,8 @@ def read_set(file: Path) -> dict[str, Any]:
 
 
 def layer_of(stem: str) -> int | None:
-    """The layer of `layer_5`, the name of a file or of one of a set."""
-    found = re.fullmatch(r"layer_?(\d+)", stem)
+    """The layer of `layer_5`, the name of a file or of one of a set; SAELens's catalog says 5."""
+    found = re.fullmatch(r"(?:layer_?)?(\d+)", stem)
     return int(found[1]) if found else None
 
 

@@ -50,6 +50,8 @@ def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     biased = raw.get("use_decoder_bias", True)
     b_dec = tensors.take("decoder.bias", "d_in") if biased else torch.zeros(tensors["d_in"])
 
+    # What OpenMOSS's trainer of 2024 multiplied activations by, never changed in the release.
+    tensors.ignore_ones("feature_act_mask", "feature_act_scale")
     scale_in, scale_out = _scales(file, raw)
     b_enc, b_dec, W_dec = b_enc / scale_in, b_dec / scale_out, W_dec * (scale_in / scale_out)
     if raw.get("sparsity_include_decoder_norm", True):

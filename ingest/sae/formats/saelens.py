@@ -149,11 +149,12 @@ def _understand(file: Path, raw: dict[str, Any]) -> _Config:
             f"{file}: architecture {architecture!r} is not supported: "
             f"{', '.join(sorted(_KNOWN))} are"
         )
-    if about.get("hook_head_index") is not None:
-        raise SaeError(
-            f"{file}: reads a single attention head (hook_head_index "
-            f"{about['hook_head_index']}), which is not supported"
-        )
+    for key in ("hook_head_index", "hook_point_head_index"):
+        if about.get(key) is not None:
+            raise SaeError(
+                f"{file}: reads a single attention head ({key} {about[key]}), which is not "
+                "supported"
+            )
     normalize = raw.get("normalize_activations") or "none"
     if normalize is True:  # older files have a flag instead of a name
         normalize = "expected_average_only_in"
@@ -184,11 +185,13 @@ def _processed_weights(file: Path, *sections: Mapping[str, Any]) -> bool:
             options["center_writing_weights"] = True
     if options.get("refactor_factored_attn_matrices"):
         raise SaeError(f"{file}: refactor_factored_attn_matrices is not supported")
-    if not options.get("center_writing_weights"):
-        return False
     hook = next((s["hook_name"] for s in sections if s.get("hook_name")), "")
-    # At hook_z only the value biases are gone, where they were folded, as by default.
-    return not (hook.endswith("hook_z") and options.get("fold_value_biases") is False)
+    if options.get("fold_ln") and hook.endswith("hook_normalized"):
+        raise SaeError(f"{file}: fold_ln, which takes the norm's weight away at {hook}")
+    centered = bool(options.get("center_writing_weights"))
+    if hook.endswith("hook_z"):  # only the value biases are gone there: by default with the rest
+        return bool(options.get("fold_value_biases", centered))
+    return centered
 
 
 def _activation(file: Path, config: _Config, tensors: Tensors) -> Activation:

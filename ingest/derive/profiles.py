@@ -35,8 +35,8 @@ class Profiler:
     """Computes the profiles of consecutive features from their pieces.
 
     recorded_tokens: denominator of densities. Memory in addition to a piece: 65,536 counters, two
-    numbers for every token of the vocabulary, and 32 bytes for every context that the most
-    widespread feature can fire in. If values are float32, that feature's values too.
+    numbers for every token of the vocabulary, 32 bytes for every context that the most widespread
+    feature can fire in, and 4 for every context. If values are float32, that feature's values too.
     """
 
     def __init__(
@@ -48,9 +48,7 @@ class Profiler:
         self._recorded = recorded_tokens
         self._parts: list[Profiles] = []
         most = int(source.counts[first:end].max(initial=0))
-        self._work = work_for(
-            len(lookup.texts), min(most, source.n_contexts), most, wide=source.wide
-        )
+        self._work = work_for(lookup, min(most, source.n_contexts), most, wide=source.wide)
         self._begun = 0
 
     def add(self, piece: Piece) -> None:

@@ -24,6 +24,7 @@ from ingest.derive.float_keys import (
     sorted_keys,
     value_of_key,
 )
+from ingest.tokens.lookup import TokenLookup
 
 MOST_EXAMPLES = schemas.EXAMPLES_TOP + schemas.EXAMPLES_QUINTILES * schemas.EXAMPLES_PER_QUINTILE
 _TOP = schemas.EXAMPLES_TOP
@@ -35,6 +36,8 @@ _TOKENS = schemas.TOP_TOKENS
 # Places in `Work.state`.
 _TOUCHED, _GROUPS, _DOCUMENTS, _LAST_DOCUMENT, _ROWS, _LOW, _HIGH = range(7)
 _EMPTY = np.array([0, 0, 0, -1, 0, KEYS, -1])
+
+_LAST_RANK = np.iinfo(np.int64).max
 
 _QUANTILES = np.array(schemas.QUANTILES)
 
@@ -60,7 +63,9 @@ class Work(NamedTuple):
     value_count, peak_count int64 [65536] by ascending float16. token_sum float64 and token_count
     int64 [vocabulary], of the ids in touched. kept float32: the values themselves, where they are
     float32. group_*: each context it fires in: its id, its maximum, the token index that first
-    reaches it, its first row, and its rows.
+    reaches it, its first row, and its rows. copies int32 [contexts from first_context on]: see
+    `TokenLookup.copies`. best_copy int64 [texts that repeat]: the rank of the text's strongest
+    context.
     """
 
     state: Array
@@ -75,6 +80,9 @@ class Work(NamedTuple):
     group_index: Array
     group_start: Array
     group_length: Array
+    copies: Array
+    first_context: int
+    best_copy: Array
 
 
 class Tallies(NamedTuple):
@@ -99,11 +107,12 @@ class Tallies(NamedTuple):
     n_examples: Array
 
 
-def work_for(vocabulary: int, most_contexts: int, most_rows: int, *, wide: bool) -> Work:
+def work_for(lookup: TokenLookup, most_contexts: int, most_rows: int, *, wide: bool) -> Work:
     """Counters for features of at most `most_contexts` contexts and `most_rows` rows.
 
     wide: their values are float32.
     """
+    vocabulary, copies = len(lookup.texts), lookup.copies
     return Work(
         state=_EMPTY.copy(),
         value_count=np.zeros(KEYS, np.int64),
@@ -117,6 +126,9 @@ def work_for(vocabulary: int, most_contexts: int, most_rows: int, *, wide: bool)
         group_index=np.empty(most_contexts, np.int32),
         group_start=np.empty(most_contexts, np.int64),
         group_length=np.empty(most_contexts, np.int64),
+        copies=copies,
+        first_context=lookup.first_context,
+        best_copy=np.full(int(copies.max(initial=-1)) + 1, _LAST_RANK),
     )
 
 
@@ -335,9 +347,16 @@ def _ranks(groups: int, wide: bool, work: Work) -> Array:
 
 @jit
 def _choose_examples(feature: int, row: int, wide: bool, work: Work, tallies: Tallies) -> None:
-    """Choose the strongest contexts, and per quintile those of smallest (feature, context) hash."""
+    """Choose the strongest contexts, and per quintile those of smallest (feature, context) hash.
+
+    Of contexts of one text only the strongest may be sampled.
+    """
     groups = work.state[_GROUPS]
     ranks = _ranks(groups, wide, work)
+    for g in range(groups):
+        copy = work.copies[work.group_context[g] - work.first_context]
+        if copy >= 0:
+            work.best_copy[copy] = min(work.best_copy[copy], ranks[g])
     top = np.full(_TOP, -1, np.int64)
     sampled = np.full((_FIFTHS, _PER_FIFTH), -1, np.int64)
     hashes = np.zeros((_FIFTHS, _PER_FIFTH), np.uint64)
@@ -345,6 +364,9 @@ def _choose_examples(feature: int, row: int, wide: bool, work: Work, tallies: Ta
     for g in range(groups):
         if ranks[g] < _TOP:
             top[ranks[g]] = g
+        copy = work.copies[work.group_context[g] - work.first_context]
+        if copy >= 0 and work.best_copy[copy] != ranks[g]:
+            continue
         fifth = _FIFTHS - 1 - ranks[g] * _FIFTHS // groups
         mixed = _mix(np.uint64(work.group_context[g]) ^ seed)
         at = _PER_FIFTH
@@ -356,6 +378,10 @@ def _choose_examples(feature: int, row: int, wide: bool, work: Work, tallies: Ta
                 sampled[fifth, i] = sampled[fifth, i - 1]
             hashes[fifth, at] = mixed
             sampled[fifth, at] = g
+    for g in range(groups):
+        copy = work.copies[work.group_context[g] - work.first_context]
+        if copy >= 0:
+            work.best_copy[copy] = _LAST_RANK
     used = 0
     for place in range(min(groups, _TOP)):
         _keep_example(row, used, 0, place + 1, top[place], work, tallies)

@@ -96,7 +96,9 @@ def find_alternatives(
     for hook in hooks:
         other = trial.at(hook)
         if _better(other, given, features=1.25, refused=refused):
-            better.append(Alternative(f"at {hook.name}: was it trained there?", other))
+            better.append(
+                Alternative(f"at {_named_as(attached.hook, hook)}: was it trained there?", other)
+            )
     x, y = trial.pair(attached.hook)
     for how, other in _normalized(attached, x, y):
         if _better(other, given, features=1.0, refused=refused):
@@ -148,7 +150,7 @@ def _hooks(model: LoadedModel, given: HookPoint, *, everywhere: bool) -> list[Ho
         names += [f"blocks.{n}.{what}" for n in near for what in _OTHERS]
     if given.layer is not None:
         # The same hook in the layers around it, in any spelling.
-        number = re.compile(rf"(?<=\.){layer}(?=\.)")
+        number = re.compile(rf"(?<=\.){layer}(?=\.|$)")
         names += [number.sub(str(n), given.name, count=1) for n in near]
     hooks: dict[str, HookPoint] = {}
     for name in names:
@@ -156,18 +158,24 @@ def _hooks(model: LoadedModel, given: HookPoint, *, everywhere: bool) -> list[Ho
             hook = model.hook(name)
         except HookError:
             continue
-        # resid_pre of a layer is resid_post of the one before. One of the two is enough.
-        place = _place(hook, name)
-        if hook.width == given.width and place != _place(given, given.name):
+        # One name for a place is enough.
+        place = _place(hook)
+        if hook.width == given.width and place != _place(given):
             hooks.setdefault(place, hook)
     return list(hooks.values())
 
 
-def _place(hook: HookPoint, name: str) -> str:
-    before = re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", name)
-    if before and int(before[1]) > 0:
-        return f"blocks.{int(before[1]) - 1}.hook_resid_post"
-    return name if name.endswith("hook_resid_post") else hook.canonical
+def _place(hook: HookPoint) -> str:
+    """Where a hook is, however it is named: what enters a layer is what leaves the one before."""
+    stack, _, number = hook.module.rpartition(".")
+    if hook.side == "input" and hook.layer and number == str(hook.layer):
+        return f"{stack}.{hook.layer - 1}.output"
+    return hook.canonical
+
+
+def _named_as(given: HookPoint, hook: HookPoint) -> str:
+    """The hook's name in the vocabulary of the given one's."""
+    return hook.name if given.name.startswith(("blocks.", "hook_")) else hook.canonical
 
 
 def _normalized(attached: AttachedSae, x: Tensor, y: Tensor) -> Iterator[tuple[str, Explained]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numba as nb
 import numpy as np
@@ -24,6 +25,31 @@ class TokenLookup:
             (c.first_context, c.first_context + c.n_contexts, texts.index(c), texts.tokens(c))
             for c in draft.corpora
         ]
+
+    @cached_property
+    def copies(self) -> npt.NDArray[np.int32]:
+        """For each context id from `first_context` on, the number of its text among those that
+        several contexts have; -1 for a text of one context alone, and where there is no context.
+
+        Texts are compared by a hash of 64 bits.
+        """
+        contexts = self._corpora[-1][1] - self.first_context if self._corpora else 0
+        copies = np.full(contexts, -1, np.int32)
+        hashes = np.zeros(contexts, np.uint64)
+        present = np.zeros(contexts, bool)
+        for first, end, index, tokens in self._corpora:
+            own = slice(first - self.first_context, end - self.first_context)
+            _hash(np.asarray(index[:, 1]), tokens, hashes[own])
+            present[own] = True
+        _, which, counts = np.unique(hashes[present], return_inverse=True, return_counts=True)
+        repeated = counts > 1
+        copies[present] = np.where(repeated, np.cumsum(repeated) - 1, -1)[which]
+        return copies
+
+    @property
+    def first_context(self) -> int:
+        """The lowest context id."""
+        return self._corpora[0][0] if self._corpora else 0
 
     def of(
         self, context_id: npt.NDArray[np.int64], token_index: npt.NDArray[np.int32]
@@ -53,3 +79,17 @@ def _fill(
             row = context_id[i] - first
             document[i] = index[row, 0]
             token[i] = tokens[index[row, 1] + token_index[i]]
+
+
+@nb.njit(cache=True, nogil=True)
+def _hash(
+    starts: npt.NDArray[np.int64],
+    tokens: npt.NDArray[np.unsignedinteger],
+    hashes: npt.NDArray[np.uint64],
+) -> None:
+    """A hash of the tokens of each context, FNV-1a over token ids."""
+    for i in range(len(hashes)):
+        mixed = np.uint64(0xCBF29CE484222325)
+        for j in range(starts[i], starts[i + 1]):
+            mixed = (mixed ^ np.uint64(tokens[j])) * np.uint64(0x100000001B3)
+        hashes[i] = mixed

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ingest.attached import AttachedSae
-from ingest.load_check.alternatives import find_alternatives
+from ingest.load_check.alternatives import _hooks, _named_as, _place, find_alternatives
 from ingest.load_check.sample import SampleTokens, explain
 from ingest.sae import load_sae
 from ingest.sae.activations import JumpReLU, ReLU
@@ -59,3 +59,26 @@ def test_a_threshold_that_costs_next_to_nothing_when_it_is_lost(
     (said,) = found(ReLU())
     assert "largest activations of each token" in said
     assert "a threshold that was lost" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("blocks.2.hook_resid_post", "blocks.1.hook_resid_post"),
+        ("blocks.3.hook_resid_pre", "blocks.1.hook_resid_post"),
+        ("transformer.h.2.output", "transformer.h.1.output"),
+        ("transformer.h.2", "transformer.h.1.output"),
+        ("h.2", "transformer.h.1.output"),
+        ("h.3.input", "transformer.h.1.output"),
+    ],
+)
+def test_a_place_is_compared_with_the_same_others_whatever_it_is_called(
+    folder: Path, name: str, other: str
+) -> None:
+    model = open_model(folder)
+    given = model.hook(name)
+    assert _place(given) == "transformer.h.2.output"
+    found = {_place(hook): _named_as(given, hook) for hook in _hooks(model, given, everywhere=True)}
+    assert "transformer.h.2.output" not in found
+    assert {f"transformer.h.{n}.output" for n in (0, 1, 3)} <= found.keys()
+    assert found["transformer.h.1.output"] == other

@@ -148,3 +148,27 @@ def test_a_bad_offset_in_sql(copies: tuple[Path, Oracle], offset: str) -> None:
         pytest.raises(Exception, match="offset must be a whole"),
     ):
         db.sql(f'FROM top_contexts(0, "offset" := {offset})').fetchall()
+
+
+def test_copies_do_not_fill_the_sample(copies: tuple[Path, Oracle]) -> None:
+    path, oracle = copies
+    with featuredb.open(path) as db:
+        rows = db.sql("SELECT kind, context_id, activation FROM examples").fetchall()
+    every = oracle.top_contexts("s", 0, 10**6, 16)
+    rank = {row["context_id"]: row["rank"] - 1 for row in every}
+    # The first 50 are the answer without options, copies or not.
+    assert [c for kind, c, _ in rows if kind == 0] == [row["context_id"] for row in every[:50]]
+    sampled = [(kind, c) for kind, c, _ in rows if kind]
+    texts = [tuple(oracle.contexts[c]) for _, c in sampled]
+    assert len(set(texts)) == len(texts)
+    for kind, context in sampled:
+        assert kind == 5 - rank[context] * 5 // len(every)
+        same = [c for c in rank if oracle.contexts[c] == oracle.contexts[context]]
+        assert rank[context] == min(rank[c] for c in same)
+    # Every fifth has as many as it has texts of its own, up to four.
+    firsts: dict[tuple[int, ...], int] = {}
+    for row in every:
+        firsts.setdefault(tuple(oracle.contexts[row["context_id"]]), row["rank"] - 1)
+    for kind in range(1, 6):
+        own = [r for r in firsts.values() if 5 - r * 5 // len(every) == kind]
+        assert sum(k == kind for k, _ in sampled) == min(4, len(own))

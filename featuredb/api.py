@@ -134,7 +134,8 @@ def ingest(
         path: The database folder.
         corpus: A file, folder or glob, ``hf:DATASET``, ``-`` for standard input, or an Arrow table.
         model: A folder or a hub name.
-        saes: Folders, files or hub references, see `load_sae`.
+        saes: Folders, files or hub references, see `load_sae`. The folder of a cross-layer
+            transcoder or crosscoder is one SAE for each layer.
         names: One per SAE. Default: taken from the files.
         hook: Hook point to read the SAEs at, instead of their own. A list gives one per SAE.
         hook_out: Hook point a transcoder's output should match. A list gives one per SAE.

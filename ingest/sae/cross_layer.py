@@ -41,31 +41,36 @@ class CrossLayer:
     def towards(self, place: int) -> Tensor:
         """float32 [d_sae, d_out]: what it writes to `place`, which is at least `first`.
 
+        Raises SaeError where the file cannot be read.
+        """
+        return self._stacked()[:, place - self.first].float()
+
+    def total(self) -> tuple[Tensor, tuple[int, ...]]:
+        """The sum of its decoders, float32 [d_sae, d_out], and the places that it writes to.
+
         Raises SaeError where the file cannot be read or holds NaN or infinity.
         """
+        stacked = self._stacked()
+        total = stacked.sum(dim=1, dtype=torch.float32)
+        if not torch.isfinite(total).all():
+            raise SaeError(f"{self.file}: {self.tensor} holds NaN or infinite values")
+        places = range(self.first, len(self.sites))
+        if self.causal:
+            return total, tuple(places)
+        return total, tuple(o for o in places if stacked[:, o - self.first].count_nonzero() > 0)
+
+    def _stacked(self) -> Tensor:
+        """[d_sae, places from `first` on, d_out], mapped from the file."""
         from safetensors import SafetensorError, safe_open
 
-        at = place - self.first
         try:
             with safe_open(self.file, framework="pt") as handle:
-                W: Tensor = handle.get_slice(self.tensor)[:, at : at + 1, :].squeeze(1).float()
+                stacked: Tensor = handle.get_tensor(self.tensor)
         except (SafetensorError, OSError) as error:
             raise SaeError(
                 f"{self.file}: cannot be read as safetensors: {first_line(error)}"
             ) from error
-        if not torch.isfinite(W).all():
-            raise SaeError(f"{self.file}: {self.tensor} holds NaN or infinite values")
-        return W
-
-    def total(self) -> tuple[Tensor, tuple[int, ...]]:
-        """The sum of its decoders, float32 [d_sae, d_out], and the places where one is not zero."""
-        total, places = torch.zeros(()), []
-        for place in range(self.first, len(self.sites)):
-            W = self.towards(place)
-            total = total + W
-            if bool(W.any()):
-                places.append(place)
-        return total, tuple(places)
+        return stacked
 
     def feeders(self, place: int) -> range:
         """The places whose members may write to `place`."""

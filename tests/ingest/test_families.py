@@ -33,6 +33,7 @@ from tests.ingest.families import (
 from tests.tiny import tiny_sae
 
 TOLERANCE = 1e-5
+_NORM = "model.layers.1.post_attention_layernorm"
 IDS = torch.arange(4, 18).reshape(2, 7)
 MASK = torch.ones_like(IDS)
 MASK[1, 5:] = 0
@@ -257,6 +258,9 @@ def test_no_norm_before_the_sublayers(name: str) -> None:
         ("blocks.1.ln2.hook_inn", "blocks.1.ln2.hook_in"),
         ("blocks.1.hook_residpre", "blocks.1.hook_resid_pre"),
         ("layers.1.mlpp.input", "model.layers.1.mlp.input"),
+        ("model.layers.1.post_attention_layernorm.inputs", f"{_NORM}.input"),
+        ("model.layers.1.post_attention_layernorm.in", f"{_NORM}.input"),
+        ("layers.1.post_attention_layernorms.output", f"{_NORM}.output"),
     ],
 )
 def test_suggestions_stay_on_the_same_side(name: str, wanted: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from featuredb.errors import HookError
+from featuredb.errors import HookError, first_line
 from ingest.model.hooks.capture import capture
 from ingest.model.hooks.families import FAMILIES, Family, base_of, family_of, join, text_config
 from ingest.model.hooks.hook_point import HookPoint, Side
@@ -193,10 +193,17 @@ def _width(model: nn.Module, point: HookPoint) -> int:
 
 
 def _probe(model: nn.Module, points: list[HookPoint]) -> dict[str, torch.Tensor]:
-    """What passes `points` for one token."""
-    with capture(model, points) as forward:
-        token = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
-        return forward.run(token, torch.ones_like(token))
+    """What passes `points` for one token. Raises HookError if the model cannot be run on one."""
+    token = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
+    try:
+        with capture(model, points) as forward:
+            return forward.run(token, torch.ones_like(token))
+    except HookError:
+        raise
+    except Exception as error:  # each architecture has its own demands on its input
+        raise HookError(
+            f"{points[0].name}: the model does not run on one token: {first_line(error)}"
+        ) from error
 
 
 def _layer_lists(model: nn.Module) -> list[str]:
@@ -258,11 +265,13 @@ def _suggestions(model: nn.Module, name: str) -> str:
         alike = [other for other in alike if not side or _side(other) in (None, side)]
         near = [f"blocks.{layer}.{other}" for other in _closest(what, alike)]
     else:
-        stem, dot, ending = name.rpartition(".")
-        if ending not in ("input", "output"):
-            stem, dot, ending = name, "", ""
+        stem, _, final = name.rpartition(".")
+        sides = {"in": "input", "inputs": "input", "out": "output", "outputs": "output"}
+        ends = difflib.get_close_matches(final, (*sides, "input", "output"), n=1, cutoff=0.7)
+        ending = f".{sides.get(ends[0], ends[0])}" if ends else ""
+        stem = stem if ends else name
         paths = [path for path, _ in model.named_modules() if path]
-        near = [path + dot + ending for path in _closest(stem, paths)]
+        near = [path + ending for path in _closest(stem, paths)]
     hint = f"did you mean {', '.join(near)}? " if near else ""
     return f"{hint}its layers are 0 to {last}"
 

@@ -23,7 +23,8 @@ def load_sae(
 ) -> LoadedSae:
     """Load the SAE that `ref` names.
 
-    `ref` is a folder or a weight file of any format in `ingest.sae.formats`; or
+    `ref` is a folder or a weight file of any format in `ingest.sae.formats`; `SET/layer_5` of a set
+    with one file per layer; or
     `hf:owner/repo/path[@revision]`, fetched to the hub's cache; or `sae-lens:release/id`, looked
     up in SAELens's catalog. `dtype` is what it computes in: float32 unless given. `revision` is
     for hub references that do not state one.

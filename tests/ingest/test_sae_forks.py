@@ -285,6 +285,20 @@ def test_interplm(tmp_path: Path, flag: bool, name: str) -> None:
     check(sae, x, acts, (acts @ w["decoder.weight"].T + w["bias"]) / s)
 
 
+def test_interplm_before_the_flag(tmp_path: Path) -> None:
+    """The display factor alone does no harm. A training configuration that normalizes does."""
+    w = arrays(**LINEAR, bias=(D,))
+    content = {**tensors(w), "activation_rescale_factor": torch.full((F,), 7.0)}
+    file, x = torch_file(tmp_path / "ae_normalized.pt", content), inputs(D)
+    config = tmp_path / "config.yaml"
+    config.write_text("trainer_cfg:\n  normalize_to_sqrt_d: false\n")
+    acts = relu((x - w["bias"]) @ w["encoder.weight"].T + w["encoder.bias"])
+    check(load_sae(file), x, acts, acts @ w["decoder.weight"].T + w["bias"])
+    config.write_text("trainer_cfg:\n  normalize_to_sqrt_d: true\n")
+    with pytest.raises(SaeError, match="normalize_to_sqrt_d"):
+        load_sae(file)
+
+
 # --- clt-training ----------------------------------------------------------------------------
 
 

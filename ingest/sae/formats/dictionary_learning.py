@@ -27,7 +27,7 @@ from ingest.sae.config import refuse_unheeded
 from ingest.sae.normalize import Normalization
 from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.sae import Decoder, Encoder
-from ingest.sae.tensors import Tensors, read_json
+from ingest.sae.tensors import Tensors, read_json, read_yaml
 
 CONFIG = "config.json"
 NEEDS = f"dictionary_learning: {CONFIG} and ae.pt"
@@ -45,6 +45,8 @@ _TOPK = {"AutoEncoderTopK"}
 _THRESHOLD = {"BatchTopKSAE", "MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder"}
 # science-of-finetuning's, in its normalization.
 _EPSILON = 1e-8
+_SQRT_D = "normalize_to_sqrt_d"
+_STATISTICS = ("activation_mean", "activation_std", "activation_global_scale", _SQRT_D)
 # Submodule names of the library's examples, as TransformerLens names.
 _SITES = {
     "resid_post": "blocks.{}.hook_resid_post",
@@ -68,7 +70,7 @@ def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     file, raw = _config(place, tensors.around)
     trainer = raw.get("trainer") or {}
     buffer = raw.get("buffer") or {}
-    refuse_unheeded(file, trainer, frozenset({"normalize_to_sqrt_d"}))
+    refuse_unheeded(file, trainer, frozenset(n for n in _STATISTICS if n in tensors))
     kind = _kind(place, trainer, tensors)
     tensors.size("d_in", trainer.get("activation_dim"), f"{CONFIG} activation_dim")
     tensors.size("d_sae", trainer.get("dict_size"), f"{CONFIG} dict_size")
@@ -85,7 +87,7 @@ def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     scale = _backup_scale(tensors.around)
     if scale != 1:
         activation, b_enc, b_dec = _scaled(activation, scale), _times(b_enc, scale), b_dec * scale
-    b_pre, per_token = b_dec, _per_token(tensors)
+    b_pre, per_token = b_dec, _per_token(place, tensors)
     if (whole := _whole_set(file, raw, tensors)) is not None:
         mean, factor, back = whole
         W_enc, W_dec = W_enc * factor.unsqueeze(1), W_dec * back
@@ -133,16 +135,29 @@ def _scaled(activation: Activation, scale: float) -> Activation:
     return activation
 
 
-def _per_token(tensors: Tensors) -> Normalization:
+def _per_token(place: SaeFiles, tensors: Tensors) -> Normalization:
     """InterPLM normalizes each token to norm √d where its checkpoint says so.
 
     The class's own encode() leaves that to forward(). `activation_rescale_factor` is for showing
-    features and is not applied.
+    features and is not applied. Checkpoints before the flag may have been trained either way.
     """
-    if "normalize_to_sqrt_d" not in tensors:
-        return "none"
     tensors.ignore("activation_rescale_factor")
-    return "constant_norm_rescale" if tensors.number("normalize_to_sqrt_d") else "none"
+    if tensors.number(_SQRT_D):
+        return "constant_norm_rescale"
+    file = place.folder / "config.yaml"
+    if file.is_file() and _says(read_yaml(file), _SQRT_D):
+        raise SaeError(
+            f"{file}: it says {_SQRT_D}, but {place.weights.name} does not: nothing says whether "
+            "the input is normalized"
+        )
+    return "none"
+
+
+def _says(config: Any, key: str) -> bool:
+    """Whether `key` is true anywhere in `config`."""
+    if isinstance(config, Mapping):
+        return bool(config.get(key)) or any(_says(value, key) for value in config.values())
+    return False
 
 
 def _whole_set(

@@ -132,7 +132,8 @@ def ingest(
 
     Args:
         path: The database folder.
-        corpus: A file, folder or glob, ``hf:DATASET``, ``-`` for standard input, or an Arrow table.
+        corpus: A file, folder or glob, ``hf:DATASET``, ``-`` for standard input, a frame or table,
+            a dictionary of columns or of splits, or an iterable of texts or rows.
         model: A folder or a hub name.
         saes: Folders, files or hub references, see `load_sae`. The folder of a cross-layer
             transcoder or crosscoder is one SAE for each layer.

@@ -39,7 +39,7 @@ _OPTIONS: dict[str, partial[Any]] = {
     "corpus": _option(
         "corpus",
         "SRC",
-        "A file, a folder, a glob, hf:DATASET, or - for text on standard input.",
+        "A file, a folder, a glob, hf:DATASET, or - for standard input.",
         shell_complete=completing.files,
     ),
     "model": _option(

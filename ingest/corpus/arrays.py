@@ -117,8 +117,9 @@ def fitting(array: Any, target: Any) -> Any:
     if is_.is_temporal(array.type):
         return target if _python_holds(array, target) else STRING
     if is_.is_map(array.type) and is_.is_map(target):
-        key = fitting(array.keys, target.key_type)
-        item = fitting(array.items, target.item_type)
+        keys, items = _elements(array)[0].flatten()
+        key = fitting(keys, target.key_type)
+        item = fitting(items, target.item_type)
         if not _repeats_keys(array):
             return pa.map_(settled(key), item)
         target = entries_of(pa.map_(settled(key), item))

@@ -230,9 +230,10 @@ def typed_rows(batch: Any, first: int, schema: Any, where: str) -> PartRows:
     rows = f"{where}, rows {first} to {first + batch.num_rows - 1}"
     for field in fields:
         try:
-            column = batch.column(field.name)
+            is_chat = field.metadata == CHATS
+            column = arrays.stored(batch.column(field.name), field.type, omit_nulls=is_chat)
             column.validate(full=True)  # Parquet promises UTF-8 and does not check it
-            columns.append(arrays.stored(column, field.type, omit_nulls=field.metadata == CHATS))
+            columns.append(column)
         except _VALUE_ERRORS as error:
             raise _does_not_fit(rows, field.name, field.type, error) from error
     offsets = pa.array(range(first, first + batch.num_rows), pa.int64())

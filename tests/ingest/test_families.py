@@ -232,6 +232,17 @@ def test_layers_that_cannot_be_told_apart() -> None:
         resolve_hook(model, "blocks.0.hook_resid_post")
 
 
+def test_a_list_inside_a_layer_is_not_the_layers() -> None:
+    """As many parts in each layer as the configuration says there are layers (LongCat)."""
+    config = transformers.BloomConfig(hidden_size=WIDTH, vocab_size=64, n_head=4, n_layer=2)
+    model = transformers.BloomModel(config)
+    model.h[0].parts = nn.ModuleList(nn.Linear(2, 2) for _ in range(2))
+    assert resolve_hook(model, "blocks.1.hook_resid_post").module == "h.1"
+    model.h.append(nn.Linear(2, 2))
+    with pytest.raises(HookError, match="where its layers are"):
+        resolve_hook(model, "blocks.1.hook_resid_post")
+
+
 def test_values_that_are_no_vector_for_each_token() -> None:
     with pytest.raises(HookError, match="not one vector for each token"):
         read(build("qwen3"), "layers.0.self_attn.q_norm")  # [batch, tokens, heads, width]

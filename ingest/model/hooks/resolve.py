@@ -207,15 +207,16 @@ def _probe(model: nn.Module, points: list[HookPoint]) -> dict[str, torch.Tensor]
 
 
 def _layer_lists(model: nn.Module) -> list[str]:
-    """The lists in the text model that could be its layers: as long, and not inside another."""
+    """The lists in the text model that could be its layers: as long, and not inside a layer."""
     base, inner = base_of(model)
     count = layer_count(model)
-    found = [
+    return [
         join(base, name)
         for name, module in inner.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
+        if isinstance(module, nn.ModuleList)
+        and len(module) == count
+        and not any(part.isdigit() for part in name.split("."))
     ]
-    return [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
 
 
 def _only_layers(model: nn.Module, name: str) -> str:

@@ -18,7 +18,7 @@ class AttachedSae:
     hook_out: hook point that its output matches, None if unknown or the same. source: the reference
     it was loaded from. sink_norm: positions of a larger norm are sinks, None to record all.
     hooks_out: by place of its set, what is written there matches, for an SAE that writes to several
-    layers together with others.
+    layers together with others. excluded: token ids, ascending, at which nothing is recorded.
     """
 
     name: str
@@ -28,6 +28,7 @@ class AttachedSae:
     source: str = ""
     sink_norm: float | None = None
     hooks_out: Mapping[int, HookPoint] = field(default_factory=dict)
+    excluded: tuple[int, ...] = ()
 
     def record(self, check: LoadCheck) -> Sae:
         """What the snapshot keeps."""
@@ -48,6 +49,7 @@ class AttachedSae:
             hooks_out=tuple(
                 self.hooks_out[place].name for place in sae.places_out if place in self.hooks_out
             ),
+            excluded_tokens=self.excluded,
         )
 
 
@@ -69,5 +71,7 @@ class ModelWithSaes:
             text = f"{attached.sae.hash} at {attached.hook.canonical}"
             for hook in (attached.hook_out, *attached.hooks_out.values()):
                 text += f" to {hook.canonical}" if hook is not None else ""
+            if attached.excluded:
+                text += f" without tokens {', '.join(map(str, attached.excluded))}"
             identity[f"SAE {attached.name}"] = text
         return identity

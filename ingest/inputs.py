@@ -247,7 +247,22 @@ def _attach(
         hook_out,
         absolute(reference),
         hooks_out=hooks_out,
+        excluded=excluded_tokens(model, sae),
     )
+
+
+def excluded_tokens(model: LoadedModel, sae: LoadedSae) -> tuple[int, ...]:
+    """The token ids at which an SAE's activations are not recorded, ascending.
+
+    Raises `ModelError` if that needs a tokenizer and there is none.
+    """
+    if not isinstance(sae.excluded_tokens, bool):
+        return sae.excluded_tokens
+    if not sae.excluded_tokens:
+        return ()
+    if model.tokenizer is None:
+        raise no_tokenizer(model.path)
+    return tuple(sorted({int(token) for token in model.tokenizer.all_special_ids}))
 
 
 def _context_size(loaded: ModelWithSaes, size: int | None) -> int:

@@ -107,7 +107,8 @@ class Sae(msgspec.Struct, frozen=True):
 
     order: its features by frequency, as its by-token files count them. None only in a draft,
     before the first run. hooks_out: where an SAE writes that is one of several which write to
-    several layers together, else empty.
+    several layers together, else empty. excluded_tokens: token ids, ascending, at which nothing is
+    recorded.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Sae(msgspec.Struct, frozen=True):
     check: LoadCheck
     order: File | None = None
     hooks_out: tuple[str, ...] = ()
+    excluded_tokens: tuple[int, ...] = ()
 
     @property
     def writes(self) -> tuple[str, ...]:

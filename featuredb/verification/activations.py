@@ -5,7 +5,7 @@ Everything is read a few row groups at a time, since one dense feature's rows ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -78,8 +78,9 @@ class Lengths:
                 lengths[inside] = starts[rows[inside] + 1] - starts[rows[inside]]
         return lengths
 
-    def recorded(self, first: int, end: int) -> int:
-        """Positions of contexts first <= id < end, without BOS where that is not recorded."""
+    def recorded(self, first: int, end: int, excluded: Sequence[int] = ()) -> int:
+        """Positions of contexts first <= id < end, without BOS where that is not recorded, and
+        without the tokens `excluded`."""
         positions = 0
         for corpus in self._snapshot.corpora:
             low = max(first, corpus.first_context) - corpus.first_context
@@ -87,8 +88,14 @@ class Lengths:
             if low < high:
                 starts = self._texts.index(corpus)[:, 1]
                 positions += int(starts[high] - starts[low])
-                if corpus.bos_token_id is not None and not self._snapshot.recording.keep_bos:
+                skips = corpus.bos_token_id is not None and not self._snapshot.recording.keep_bos
+                if skips:
                     positions -= high - low
+                if excluded:
+                    tokens = self._texts.tokens(corpus)[starts[low] : starts[high]]
+                    positions -= int(np.isin(tokens, excluded).sum())
+                    if skips and corpus.bos_token_id in excluded:
+                        positions += high - low
         return positions
 
 

@@ -15,7 +15,8 @@ from featuredb.verification.scope import Scope
 
 
 def check_sinks(scope: Scope, segment: Segment, lengths: Lengths) -> Iterator[Problem]:
-    """Order and positions of a segment's sinks. All positions except sinks and BOS are recorded."""
+    """Order and positions of a segment's sinks. All positions but those, BOS and the
+    tokens that the SAE excludes are recorded."""
     snapshot, file = scope.snapshot, segment.sinks
     last = -1
     for group in range(scope.files.metadata(file.path).num_row_groups):
@@ -33,7 +34,8 @@ def check_sinks(scope: Scope, segment: Segment, lengths: Lengths) -> Iterator[Pr
         if outside.any() or (index >= lengths.of(context)).any():
             yield Problem(file.path, "has positions that the segment has not", RESTORE)
             return
-    recorded = lengths.recorded(segment.first_context, segment.end_context) - file.rows
+    excluded = snapshot.sae(segment.sae).excluded_tokens
+    recorded = lengths.recorded(segment.first_context, segment.end_context, excluded) - file.rows
     if recorded != segment.recorded_tokens:
         what = (
             f"leaves {recorded:,} positions recorded, the snapshot says {segment.recorded_tokens:,}"

@@ -65,7 +65,8 @@ def run_batch(
     """
     residuals = forward(model, [attached.hook for attached in saes], batch)
     wanted = positions(batch.lengths, rule.skip_first)
-    return [_record(each, residuals[each.hook.name], wanted, rule.values) for each in saes]
+    tokens = batch.token_ids[wanted]
+    return [_record(each, residuals[each.hook.name], wanted, tokens, rule.values) for each in saes]
 
 
 def forward(model: LoadedModel, hooks: Sequence[HookPoint], batch: Batch) -> dict[str, Tensor]:
@@ -111,9 +112,13 @@ def _record(
     attached: AttachedSae,
     residual: Tensor,
     wanted: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    tokens: npt.NDArray[np.int64],
     values: Values,
 ) -> Recorded:
     row, index = wanted
+    if attached.excluded:
+        kept = ~np.isin(tokens, attached.excluded)
+        row, index = row[kept], index[kept]
     flat = torch.from_numpy(row * residual.shape[1] + index).to(residual.device)
     x = residual.reshape(-1, residual.shape[-1]).index_select(0, flat).float()
     norm = all_finite(x, attached.hook.name)

@@ -192,4 +192,4 @@ def _recorded_sae(model: LoadedModel, record: Sae, keep_sinks: bool) -> Attached
         sink_norm = check.sink_threshold * check.median_norm
     hook = model.hook(record.hook)
     sae = on_plain_weights(sae, model, hook).to(device=model.device)
-    return AttachedSae(record.name, sae, hook, sink_norm=sink_norm)
+    return AttachedSae(record.name, sae, hook, sink_norm=sink_norm, excluded=record.excluded_tokens)

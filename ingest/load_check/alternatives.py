@@ -59,8 +59,9 @@ class _Trial:
     def pair(self, hook: HookPoint) -> tuple[Tensor, Tensor]:
         """What the SAE reads at `hook` and what it should rebuild, without sinks."""
         read, write = self.states[hook.name], self.attached.hook_out
-        ordinary, _ = read.ordinary(self.sink_threshold)
         rebuilt = self.states[write.name] if write is not None else read
+        read, rebuilt = (each.without(self.attached.excluded) for each in (read, rebuilt))
+        ordinary, _ = read.ordinary(self.sink_threshold)
         return read.x[ordinary], rebuilt.x[ordinary]
 
     def at(self, hook: HookPoint) -> Explained:

@@ -119,11 +119,11 @@ def measure(
 ) -> list[Measured]:
     """Measure each SAE on the first contexts.
 
-    Sinks and BOS are excluded, as they are from the database, but the median norm counts all
-    recorded positions. Variance explained is 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖², with y the hook that the
-    SAE rebuilds, None if that is unknown and the widths differ. SAEs that write to several layers
-    are measured together, see `explain_together`. Raises `ModelError` for NaN or infinite hidden
-    states.
+    Sinks, BOS and the tokens that an SAE excludes are left out, as of the database, but the median
+    norm counts all recorded positions. Variance explained is 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖², with y the
+    hook that the SAE rebuilds, None if that is unknown and the widths differ. SAEs that write to
+    several layers are measured together, see `explain_together`. Raises `ModelError` for NaN or
+    infinite hidden states.
     """
     hooks = {
         hook.name: hook
@@ -135,12 +135,13 @@ def measure(
     together = explain_together(loaded.saes, states, sink_threshold)
     measured = []
     for attached in loaded.saes:
-        sae, at_hook = attached.sae, states[attached.hook.name]
+        own = {name: each.without(attached.excluded) for name, each in states.items()}
+        sae, at_hook = attached.sae, own[attached.hook.name]
         ordinary, median = at_hook.ordinary(sink_threshold)
         x = at_hook.x[ordinary]
         known = attached.hook_out is not None or sae.d_out == sae.d_in
         known = known and sae.cross_layer is None
-        y = states[(attached.hook_out or attached.hook).name].x[ordinary] if known else None
+        y = own[(attached.hook_out or attached.hook).name].x[ordinary] if known else None
         explained = explain(sae, x, y)
         check = LoadCheck(
             tokens=len(x),
@@ -208,6 +209,7 @@ def judge(
         tokens = SAMPLE_TOKENS // 8
         memory = DeviceMemory(tokens, lambda _: None)
         states = read_states(model, [attached.hook], sample.first(tokens), memory)[place]
+        states = states.without(attached.excluded)
         if begins_with_sinks(states, _SINK_THRESHOLD):
             fix = (
                 'set "prepend_bos": true in its cfg.json'

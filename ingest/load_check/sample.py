@@ -54,11 +54,20 @@ class SampleTokens(NamedTuple):
 class States(NamedTuple):
     """Hidden states at one hook, at the recorded positions.
 
-    x: float32 [n, width]. first: bool [n], positions that begin a context.
+    x: float32 [n, width]. first: bool [n], positions that begin a context. token: int64 [n], the
+    token at each.
     """
 
     x: Tensor
     first: Tensor
+    token: Tensor
+
+    def without(self, excluded: Sequence[int]) -> States:
+        """The positions of other tokens."""
+        if not excluded:
+            return self
+        kept = ~torch.isin(self.token, torch.tensor(excluded, device=self.token.device))
+        return States(self.x[kept], self.first[kept], self.token[kept])
 
     def ordinary(self, sink_threshold: float | None) -> tuple[Tensor, float]:
         """The positions [n] that are not sinks, and the median norm that decides it."""
@@ -89,20 +98,22 @@ def read_states(
     """States by hook name. Raises `ModelError` if they are NaN or infinite."""
     gathered: dict[str, list[Tensor]] = {hook.name: [] for hook in hooks}
     firsts: list[Tensor] = []
+    tokens: list[Tensor] = []
     for batch in batches(sample.tokens, sample.starts, memory.batch_tokens):
         for piece, residuals in memory.run(lambda b: forward(model, hooks, b), batch):
             row, index = positions(piece.lengths, sample.skip_first)
             flat = torch.from_numpy(row * piece.token_ids.shape[1] + index)
             firsts.append(torch.from_numpy(index == int(sample.skip_first)))
+            tokens.append(torch.from_numpy(piece.token_ids[row, index].astype(np.int64)))
             for name, residual in residuals.items():
                 recorded = residual.reshape(-1, residual.shape[-1])[
                     flat.to(residual.device)
                 ].float()
                 all_finite(recorded, name)
                 gathered[name].append(recorded)
-    first = torch.cat(firsts)
+    first, token = torch.cat(firsts), torch.cat(tokens)
     return {
-        name: States(torch.cat(pieces), first.to(pieces[0].device))
+        name: States(torch.cat(pieces), *(t.to(pieces[0].device) for t in (first, token)))
         for name, pieces in gathered.items()
     }
 

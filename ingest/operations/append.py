@@ -172,6 +172,11 @@ def _same_saes(base: Snapshot, loaded: ModelWithSaes) -> None:
                 f"the SAE at {attached.source} is not the {record.name} of this database: "
                 f"give the one whose weights have SHA-256 {record.sha256[:12]}…"
             )
+        if attached.excluded != record.excluded_tokens:
+            raise SaeError(
+                f"the files of SAE {record.name} exclude other tokens than when this database was "
+                "made (exclude_special_tokens): put them back as they were, or ingest anew"
+            )
 
 
 def _fits(base: Snapshot, inputs: Inputs) -> None:

@@ -65,6 +65,7 @@ def load_sae(
         hash=sha256_of(*files),
         source=str(ref),
         processed_weights=parts.processed_weights,
+        excluded_tokens=parts.excluded_tokens,
         cross_layer=parts.cross_layer,
         places_out=parts.places_out,
     )

@@ -45,6 +45,8 @@ class SaeParts:
     prepend_bos: bool | None = None
     context_size: int | None = None
     stated_l0: float | None = None
+    excluded_tokens: bool | tuple[int, ...] = False
+    """Token ids whose activations it was not trained on, True for the tokenizer's special ones."""
     processed_weights: bool = False
     """Trained on a model whose weights TransformerLens had centered, see `LoadedSae`."""
     files: tuple[Path, ...] = ()

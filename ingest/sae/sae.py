@@ -109,6 +109,8 @@ class LoadedSae:
     processed_weights: bool = False
     """Trained on a model whose weights TransformerLens had centered and whose value biases it had
     folded, and not yet attached to a model without that."""
+    excluded_tokens: bool | tuple[int, ...] = False
+    """Token ids whose activations it was not trained on, True for the tokenizer's special ones."""
     cross_layer: CrossLayer | None = None
     """Its place among SAEs that write to several layers together. Its own W_dec is then the sum of
     what it writes to each."""

@@ -113,6 +113,18 @@ def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
         context_size=about.get("context_size"),
         stated_l0=float(config.k) if config.k else None,
         processed_weights=config.processed_weights,
+        excluded_tokens=_excluded(file, about.get("exclude_special_tokens")),
+    )
+
+
+def _excluded(file: Path, value: Any) -> bool | tuple[int, ...]:
+    """The tokens left out in training: none, the tokenizer's special ones, or a list of ids."""
+    if isinstance(value, list) and all(type(each) is int and each >= 0 for each in value):
+        return tuple(sorted(set(value)))
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise SaeError(
+        f"{file}: exclude_special_tokens is {value!r}: it has to be true, false or a list of ids"
     )
 
 

@@ -176,6 +176,8 @@ def _raw_matrices(place: SaeFiles, tensors: Tensors) -> FormatReader:
         return qwen_scope.read if transposed else circuit_tracer.read
     if kissane.recognizes(place):
         return kissane.read
+    if not torch_file and (place.folder / saelens.CONFIG).is_file():
+        return saelens.read
     if torch_file or dictionary_learning.recognizes(place):
         return dictionary_learning.read
     return saelens.read
@@ -188,10 +190,10 @@ def _square(place: SaeFiles, torch_file: bool) -> FormatReader:
         readers["the name of Qwen-Scope"] = qwen_scope.read
     if kissane.recognizes(place):
         readers["a _cfg.json"] = kissane.read
-    if dictionary_learning.recognizes(place):
-        readers["dictionary_learning's config.json"] = dictionary_learning.read
     if not torch_file and (place.folder / saelens.CONFIG).is_file():
         readers[f"SAELens's {saelens.CONFIG}"] = saelens.read
+    elif dictionary_learning.recognizes(place):
+        readers["dictionary_learning's config.json"] = dictionary_learning.read
     if not torch_file and circuit_tracer.recognizes(place):
         readers[f"circuit-tracer's {SET_CONFIG}"] = circuit_tracer.read
     if len(readers) == 1:

@@ -7,7 +7,17 @@ from pathlib import PurePath
 
 # Folders that say how a release is laid out, not which SAE this is.
 _SILENT = {"checkpoints", "autoencoders"}
-_FILES = {"params", "sae", "sae_weights", "ae", "ae_backup", "final", "weights", "model"}
+_FILES = {
+    "params",
+    "sae",
+    "sae_weights",
+    "ae",
+    "ae_backup",
+    "final",
+    "weights",
+    "model",
+    "model_final",
+}
 # Folders that mean something only together with the one above them.
 _PARTIAL = re.compile(
     r"(trainer_?\d+|seed_?\d+|step_?\d+|ae_\d+|final.*|canonical|\d+|width_\w+|average_l0_\w+)"

@@ -313,3 +313,17 @@ def test_weights_that_are_not_finite(tmp_path: Path, name: str, value: float) ->
     file = safetensors(tmp_path / "layer_0.safetensors", w)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(SET))
     assert f"{name} holds NaN or infinite" in refused(file)
+
+
+# --- what lies further up --------------------------------------------------------------------
+
+
+def test_configurations_of_other_things_above_do_not_decide(tmp_path: Path) -> None:
+    """A training run's own files in the folder above an SAE of SAELens."""
+    cfg = {"d_in": D, "d_sae": F, "metadata": {}}
+    file = safetensors(tmp_path / "sae" / "sae_weights.safetensors", arrays(**COLUMNS), cfg=cfg)
+    above = {"trainer": {"dict_class": "AutoEncoder"}, "sae_type": "lorsa", "input_normalize": True}
+    (tmp_path / "config.json").write_text(json.dumps(above))
+    (tmp_path / "config.yaml").write_text("lr: 1")
+    assert load_sae(file).format == "saelens"
+    assert load_sae(square(tmp_path / "square", "cfg.json")).format == "saelens"

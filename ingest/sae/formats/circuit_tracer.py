@@ -32,7 +32,10 @@ _K_IN_CODE = {"crv-8b-instruct-transcoders": 128}
 
 def recognizes(place: SaeFiles) -> bool:
     """Whether the configuration of a transcoder set lies near."""
-    return any((folder / SET_CONFIG).is_file() for folder in (place.folder, place.folder.parent))
+    for folder in (place.folder, place.folder.parent):
+        if (file := folder / SET_CONFIG).is_file():
+            return bool(read_yaml(file).get("model_kind"))
+    return False
 
 
 def read(place: SaeFiles, tensors: Tensors) -> SaeParts:

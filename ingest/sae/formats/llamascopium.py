@@ -52,7 +52,8 @@ def refuse_other_types(place: SaeFiles) -> None:
 
 def _sae_type(place: SaeFiles) -> str | None:
     """`sae_type` of a config.json near the weights, None without one."""
-    for folder in (place.folder, place.folder.parent):
+    above = [place.folder.parent] if place.folder.name == "checkpoints" else []
+    for folder in (place.folder, *above):
         try:
             kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("sae_type")
         except (OSError, ValueError, AttributeError):

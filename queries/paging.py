@@ -36,8 +36,7 @@ class Paging:
         """Places in `context_ids`, which are the first by order, of those shown up to `end`."""
         if self.repeats:
             return list(range(min(self.end, len(context_ids))))
-        if self.distinct:
-            texts.fetch(context_ids)
+        texts.fetch(context_ids)
         documents: set[int] = set()
         shown: set[bytes] = set()
         places: list[int] = []

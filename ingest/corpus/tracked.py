@@ -54,6 +54,12 @@ class Tracked(str):
 
     __rmul__ = __mul__
 
+    def __rmod__(self, template: str) -> Tracked:
+        before, mark, after = template.partition("%s")
+        if mark and "%" not in before + after:
+            return joined("", (before, self, after))
+        return self._changed(str.__mod__(template, self))
+
     def join(self, parts: Iterable[str]) -> Tracked:
         return joined(self, parts)
 

@@ -166,6 +166,12 @@ CALL = {"type": "function", "function": {"name": "tide", "arguments": {"river": 
             "<a>0[a]|<b>|<c> 2[a] |<d>3[a]|",
         ),
         (
+            "{% for m in messages %}{{ '%s!' % m.content }}{{ '%s' | format(m.content) }}"
+            "{{ {'said': m.content} | tojson }}{{ m.content[:1] }}{% endfor %}",
+            [turn("a", "xy")],
+            '0[xy]!0[xy{"said": "xy"}x]',
+        ),
+        (
             "{% for m in messages %}{% for p in m.content %}{{ p.text | trim }}{% endfor %};"
             "{% endfor %}",
             [turn("a", [{"type": "text", "text": "x "}, {"type": "text", "text": "y"}])],

@@ -46,7 +46,7 @@ def parts_of_object(
         ]
     try:
         rows = _tabular(source, column.name)
-    except (pa.ArrowException, ValueError, TypeError) as error:
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise CorpusError(
             f"a {_kind(source)} cannot be read as a table: {first_line(error)}; "
             f"give dictionaries, one a row"
@@ -148,7 +148,7 @@ def _of_frame(frame: Any, pandas: Any) -> Any:
     frame = frame.astype(dict.fromkeys(periods, "string"))
     try:
         return pa.Table.from_pandas(frame, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return _frame_rows(frame, pandas)
 
 

@@ -184,6 +184,7 @@ class CorpusReader:
                 raise CorpusError(
                     f"{part.name} has no column {name!r}; it has {_listed(scan.schema.names)}; "
                     f"say which holds the {role} (--{role}-column)"
+                    + (", or name the files to read by a glob" if len(self._parts) > 1 else "")
                 )
             data_type = scan.schema.field(name).type
             if not (pa.types.is_null(data_type) or _fits(data_type, role)):

@@ -45,6 +45,8 @@ def parts_of(source: str, column: DocumentColumn) -> list[CorpusPart]:
         CorpusError: there are none.
     """
     local = _local(source)
+    if not local.strip():
+        raise CorpusError("the corpus has no name; give a path")
     path = Path(local)
     try:
         if path.is_dir():

@@ -135,6 +135,22 @@ def test_missing_values_and_types_of_pandas() -> None:
     assert "__index_level_0__" not in first
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([2**53 + 1, 0.5], [str(2**53 + 1), "0.5"]),
+        ([2**53 + 1, np.nan], [2**53 + 1, None]),
+        ([2**70, 1], [str(2**70), "1"]),
+        ([[2**53 + 1], [0.5]], [[str(2**53 + 1)], ["0.5"]]),
+        ([b"a", b"\xff"], [b"a", b"\xff"]),
+    ],
+)
+def test_objects_of_pandas_keep_their_digits(values: list[Any], expected: list[Any]) -> None:
+    column = pd.Series(values, dtype=object)
+    rows = documents(pd.DataFrame({"text": ["a", "b"], "x": column}))
+    assert [row["x"] for row in rows] == expected
+
+
 def test_polars_categories_and_objects() -> None:
     kinds = pl.Series(["x", "y", None], dtype=pl.Categorical)
     tags = pl.Series(["x", "y", None], dtype=pl.Enum(["x", "y"]))

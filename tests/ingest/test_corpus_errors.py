@@ -39,6 +39,11 @@ def test_a_missing_path_names_those_nearby(tmp_path: Path) -> None:
     assert f"no folder {tmp_path / 'x'}" in refused(tmp_path / "x" / "y")
 
 
+@pytest.mark.parametrize("name", ["", " ", Path("~nobody-here/c.txt")])
+def test_a_path_that_names_nothing(name: str | Path) -> None:
+    assert "no name" in refused(name) or "~nobody-here" in refused(name)
+
+
 def test_a_list_with_a_missing_path_is_not_taken_for_texts(tmp_path: Path) -> None:
     there = written(tmp_path, "a.txt", "a")
     assert "b.txt" in refused([str(there), str(tmp_path / "b.txt")])
@@ -109,7 +114,9 @@ def test_a_missing_column_names_those_that_exist(tmp_path: Path, name: str, cont
 def test_a_file_of_a_folder_without_the_column_is_named(tmp_path: Path) -> None:
     written(tmp_path, "a.jsonl", '{"text": "a"}\n')
     written(tmp_path, "b.jsonl", '{"txt": "a"}\n')
-    assert refused(tmp_path).startswith("b.jsonl has no column 'text'")
+    message = refused(tmp_path)
+    assert message.startswith("b.jsonl has no column 'text'")
+    assert message.endswith("or name the files to read by a glob")
 
 
 @pytest.mark.parametrize(

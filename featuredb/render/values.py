@@ -39,11 +39,18 @@ def cell(value: Any) -> str:
             return "true" if value else "false"
         case float():
             return _decimal(value)
+        case bytes():
+            return value.hex()
         case list() | dict():
-            text = neutralize(json.dumps(value, ensure_ascii=False, default=str))
+            text = neutralize(json.dumps(value, ensure_ascii=False, default=_other))
             return text if len(text) <= _LONGEST_NESTED else f"{text[: _LONGEST_NESTED - 1]}…"
         case _:
             return neutralize(str(value))
+
+
+def _other(value: Any) -> str:
+    """What JSON has no type for, spelled as elsewhere."""
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def is_nested(value: Any) -> bool:

@@ -13,8 +13,9 @@ SITE   := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site
 demo: setup
 	@$(BIN)/featuredb demo --path $(DEMO)
 
+# A file at a time on each core: files share stores and models among their tests.
 test: setup-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup-dev
 	$(BIN)/ruff check .

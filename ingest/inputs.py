@@ -12,12 +12,12 @@ import pyarrow as pa
 from featuredb.errors import HookError, IngestError
 from featuredb.store.snapshot import Model
 from ingest.attached import AttachedSae, ModelWithSaes
-from ingest.centered_weights import on_plain_weights
 from ingest.corpus import CorpusReader, open_corpus
 from ingest.load_check.check import fit
 from ingest.model.load import LoadedModel, bos_token_id, load_model, no_tokenizer
 from ingest.options import Hooks, IngestOptions
 from ingest.sae import LoadedSae, load_sae, members
+from ingest.sae.centered_weights import on_plain_weights
 from ingest.tokens.contexts import TokenizedBatch
 from ingest.tokens.store import MAX_CONTEXT_SIZE
 from ingest.tokens.tokenize import iter_contexts

@@ -15,11 +15,11 @@ from featuredb.errors import ModelError, SaeError
 from featuredb.store import schemas
 from featuredb.store.snapshot import Corpus, Model, Sae, Snapshot
 from ingest.attached import AttachedSae
-from ingest.centered_weights import on_plain_weights
 from ingest.extract.batches import batches
 from ingest.extract.forward import Rule, run_batch
 from ingest.model.load import LoadedModel, load_model, no_tokenizer
 from ingest.sae import LoadedSae, load_sae
+from ingest.sae.centered_weights import on_plain_weights
 from ingest.tokens.contexts import ranges
 from ingest.tokens.tokenize import tokenize_batch
 

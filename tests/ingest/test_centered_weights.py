@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from featuredb.errors import SaeError
-from ingest.centered_weights import on_plain_weights
 from ingest.model.hooks import forward_to_hooks, resolve_hook
 from ingest.model.load import LoadedModel
 from ingest.sae import LoadedSae, load_sae
+from ingest.sae.centered_weights import on_plain_weights
 from tests.ingest.families import WIDTH, build
 from tests.ingest.sae_files import arrays, safetensors, tensors, torch_file
 

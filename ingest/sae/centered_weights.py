@@ -17,7 +17,7 @@ from featuredb.errors import HookError, SaeError
 from ingest.model.hooks import HookPoint
 from ingest.model.hooks.families import family_of
 from ingest.model.load import LoadedModel
-from ingest.sae import LoadedSae
+from ingest.sae.sae import LoadedSae
 
 _STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 _VALUES = ("v_proj", "value", "c_attn", "query_key_value")

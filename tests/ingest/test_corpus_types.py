@@ -92,7 +92,7 @@ SPARK = [
         ),
         (pa.map_(pa.string(), pa.timestamp("us")), lambda d: [("k", d)]),
     ],
-    ids=str,
+    ids=["plain", "list", "struct", "nested", "map"],
 )
 def test_timestamps_of_96_bits_are_the_dates_they_were(
     tmp_path: Path, its: pa.DataType, nested: Callable[[Any], Any]

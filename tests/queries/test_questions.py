@@ -291,13 +291,6 @@ def test_pickles_as_path_and_snapshot(one: Database) -> None:
     assert isinstance(pickle.loads(pickle.dumps(Store.open(one.path))), Store)
 
 
-def test_closed_database_opens_again_when_asked(one: Database) -> None:
-    with one as db:
-        first = db.top_contexts(1).table
-    assert one.top_contexts(1).table == first
-    assert one.sql("SELECT 1").fetchall() == [(1,)]
-
-
 def test_never_firing_feature(one: Database) -> None:
     answer = one.top_contexts(4)
     assert len(answer) == 0

@@ -46,9 +46,9 @@ def parse_chat(messages: Sequence[str | None], name: str) -> Chat:
         except ValueError:  # a list of plain strings
             message = written
         if not isinstance(message, dict):
-            said = "null" if message is None else "not an object"
+            what = "null" if message is None else "not an object"
             raise CorpusError(
-                f'{where} is {said}: give {{"role": …, "content": …}}, or leave it out'
+                f'{where} is {what}: give {{"role": …, "content": …}}, or leave it out'
             )
         message = {key: value for key, value in message.items() if value is not None}
         role, content = message.get("role"), message.setdefault("content", "")
@@ -93,15 +93,15 @@ def render_chat(tokenizer: Any, chat: Chat, name: str) -> RenderedChat:
     whole = [{**message, "content": _whole(message["content"])} for message in chat]
     if whole != list(chat):
         try:
-            found = _rendered(tokenizer, chat, name)
+            rendered = _rendered(tokenizer, chat, name)
         except CorpusError:  # a template that wants strings
-            found = None
-        if found is not None and all(
-            _says(found, number, text)
+            rendered = None
+        if rendered is not None and all(
+            _says(rendered, number, text)
             for number, message in enumerate(chat)
             for text in _texts(message["content"])
         ):
-            return found
+            return rendered
     return _with_lost(tokenizer, _rendered(tokenizer, whole, name), whole)
 
 

@@ -39,9 +39,9 @@ class PartitionedPart:
         return Scan(pa.schema([*scan.schema, *added]), scan.rows, scan.documents)
 
     def rows(self, schema: Any) -> Iterator[PartRows]:
-        own = pa.schema([field for field in schema if field.name not in self.values])
+        columns_left = pa.schema([field for field in schema if field.name not in self.values])
         added = [field for field in schema if field.name in self.values]
-        for offsets, batch in self.part.rows(own):
+        for offsets, batch in self.part.rows(columns_left):
             for field in added:
                 value = field_value(self.values[field.name], field.type)
                 column = pa.repeat(pa.scalar(value, field.type), len(offsets))

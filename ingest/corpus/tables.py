@@ -118,9 +118,9 @@ class ArrowPart:
     def scan(self, limit: int | None) -> Scan:
         with self._open() as (schema, batches):
             counted = _Counted(batches)
-            found = storable_schema(schema, str(self.path))
-            found = fitting_schema(found, counted, str(self.path))
-            return Scan(found, counted.rows)
+            storable = storable_schema(schema, str(self.path))
+            storable = fitting_schema(storable, counted, str(self.path))
+            return Scan(storable, counted.rows)
 
     def rows(self, schema: Any) -> Iterator[PartRows]:
         with self._open() as (_, batches):

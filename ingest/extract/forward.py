@@ -117,8 +117,8 @@ def _record(
 ) -> Recorded:
     row, index = wanted
     if attached.excluded:
-        kept = ~np.isin(tokens, attached.excluded)
-        row, index = row[kept], index[kept]
+        recorded = ~np.isin(tokens, attached.excluded)
+        row, index = row[recorded], index[recorded]
     flat = torch.from_numpy(row * residual.shape[1] + index).to(residual.device)
     x = residual.reshape(-1, residual.shape[-1]).index_select(0, flat).float()
     norm = all_finite(x, attached.hook.name)

@@ -83,11 +83,11 @@ def encode_text(snapshot: Snapshot, text: str, token_texts: list[str]) -> Encode
     starts = np.concatenate(([0], np.cumsum(tokenized.context_lengths))).astype(np.int64)
     bos = int(corpus.bos_token_id is not None)
     # Where windows overlap, a token counts in the first that has it, as of a stored document.
-    own = np.diff(starts) - bos
-    first = np.arange(len(own)) * (corpus.stride or corpus.context_size - bos)
-    covered = np.concatenate(([0], (first + own)[:-1]))[: len(own)]
+    lengths = np.diff(starts) - bos
+    first = np.arange(len(lengths)) * (corpus.stride or corpus.context_size - bos)
+    covered = np.concatenate(([0], (first + lengths)[:-1]))[: len(lengths)]
     skipped = bos + covered - first
-    text_ids = tokenized.token_ids[ranges(starts[:-1] + skipped, own + bos - skipped)]
+    text_ids = tokenized.token_ids[ranges(starts[:-1] + skipped, lengths + bos - skipped)]
     tokens = [token_texts[i] for i in text_ids]
     rule = Rule(bool(bos), snapshot.recording.values)
     pieces: list[list[EncodedTokens]] = [[] for _ in saes]

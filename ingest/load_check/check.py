@@ -135,13 +135,13 @@ def measure(
     together = explain_together(loaded.saes, states, sink_threshold)
     measured = []
     for attached in loaded.saes:
-        own = {name: each.without(attached.excluded) for name, each in states.items()}
-        sae, at_hook = attached.sae, own[attached.hook.name]
+        trained_on = {name: each.without(attached.excluded) for name, each in states.items()}
+        sae, at_hook = attached.sae, trained_on[attached.hook.name]
         ordinary, median = at_hook.ordinary(sink_threshold)
         x = at_hook.x[ordinary]
         known = attached.hook_out is not None or sae.d_out == sae.d_in
         known = known and sae.cross_layer is None
-        y = own[(attached.hook_out or attached.hook).name].x[ordinary] if known else None
+        y = trained_on[(attached.hook_out or attached.hook).name].x[ordinary] if known else None
         explained = explain(sae, x, y)
         check = LoadCheck(
             tokens=len(x),

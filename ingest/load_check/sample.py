@@ -66,8 +66,8 @@ class States(NamedTuple):
         """The positions of other tokens."""
         if not excluded:
             return self
-        kept = ~torch.isin(self.token, torch.tensor(excluded, device=self.token.device))
-        return States(self.x[kept], self.first[kept], self.token[kept])
+        included = ~torch.isin(self.token, torch.tensor(excluded, device=self.token.device))
+        return States(self.x[included], self.first[included], self.token[included])
 
     def ordinary(self, sink_threshold: float | None) -> tuple[Tensor, float]:
         """The positions [n] that are not sinks, and the median norm that decides it."""

@@ -45,7 +45,7 @@ def _explain(
     ordinary = torch.stack([each.ordinary(sink_threshold)[0] for each in read.values()]).all(0)
     x = {place: each.x[ordinary] for place, each in read.items()}
     codes = {place: each.sae.encode_sparse(x[place]) for place, each in members.items()}
-    found = {}
+    results = {}
     for place, attached in members.items():
         cross, hook = attached.sae.cross_layer, attached.hooks_out.get(place)
         if cross is None or hook is None or not cross.complete(place, members):
@@ -60,8 +60,8 @@ def _explain(
                 _add(rebuilt, codes[feeder], given.towards(place))
         y = states[hook.name].x[ordinary]
         squared = float((y.double() - rebuilt.double()).square().sum())
-        found[place] = share_explained(squared, y)
-    return found
+        results[place] = share_explained(squared, y)
+    return results
 
 
 def _add(rebuilt: Tensor, codes: SparseCodes, W: Tensor) -> None:

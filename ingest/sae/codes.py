@@ -38,11 +38,11 @@ def above(z: Tensor, floor: Tensor) -> SparseCodes:
         return select(z, z > floor)
     values, limits = z.contiguous().numpy(), floor.contiguous().numpy()
     d_sae = z.shape[1]
-    found = [
+    per_row = [
         np.flatnonzero(values[start : start + _BLOCK_ROWS] > limits) + start * d_sae
         for start in range(0, len(values), _BLOCK_ROWS)
     ]
-    return _from_flat(z, np.concatenate(found) if found else np.zeros(0, dtype=np.int64))
+    return _from_flat(z, np.concatenate(per_row) if per_row else np.zeros(0, dtype=np.int64))
 
 
 def select(z: Tensor, active: Tensor) -> SparseCodes:

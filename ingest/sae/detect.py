@@ -88,9 +88,9 @@ def detect(resolved: Resolved) -> SaeFiles:
         raise SaeError(f"{path} holds {count}: name the one to load, of {_some(several)}")
     if (path / SET_CONFIG).is_file():
         circuit_tracer.refuse_whole_set(path)
-    found = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
+    contents = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
     raise SaeError(
-        f"{path} is not an SAE: it holds {_some(found) or 'nothing'}; needed is one of: "
+        f"{path} is not an SAE: it holds {_some(contents) or 'nothing'}; needed is one of: "
         f"{'; '.join(_NEEDED)}"
     )
 

@@ -52,17 +52,17 @@ _DECODERS = re.compile(r"W_dec_\d+\.safetensors")
 
 def layer_files(name: str) -> list[str]:
     """What the file of `layer_5`, or of 5 as SAELens's catalog says, may be called in its set."""
-    found = re.fullmatch(r"(?:layer_?)?(\d+)", name)
-    if not found:
+    layer_match = re.fullmatch(r"(?:layer_?)?(\d+)", name)
+    if not layer_match:
         return []
-    number = found[1]
+    number = layer_match[1]
     return [f"{name}.safetensors", f"layer_{number}.safetensors", f"W_enc_{number}.safetensors"]
 
 
 def members_in(names: Iterable[str]) -> list[str]:
     """The files directly in a folder that are SAEs which write together, in the order of layers."""
-    found = [match for name in names if (match := MEMBER.fullmatch(name))]
-    return [match[0] for match in sorted(found, key=lambda match: int(match[1]))]
+    members = [match for name in names if (match := MEMBER.fullmatch(name))]
+    return [match[0] for match in sorted(members, key=lambda match: int(match[1]))]
 
 
 def weights_in(names: Iterable[str]) -> list[str]:
@@ -76,8 +76,8 @@ def weights_in(names: Iterable[str]) -> list[str]:
         if checkpoints:
             return [_FINAL] if _FINAL in known else checkpoints
     for main in (_MAIN, _TORCH_MAIN):
-        if found := [name for name in main if name in known]:
-            return found
+        if by_name := [name for name in main if name in known]:
+            return by_name
     return sorted(
         name
         for name in known
@@ -90,7 +90,7 @@ def weights_in(names: Iterable[str]) -> list[str]:
 
 def weights_below(names: Iterable[str]) -> list[str]:
     """The weight files of the SAEs in the folders below one, without the checkpoints of each."""
-    found: list[str] = []
+    weights: list[str] = []
     folders: dict[str, list[str]] = {}
     for name in names:
         for parent in PurePosixPath(name).parents:
@@ -101,21 +101,21 @@ def weights_below(names: Iterable[str]) -> list[str]:
         if any(str(above) in done for above in PurePosixPath(folder).parents):
             continue
         if here := weights_in(folders[folder]):
-            found += [f"{folder}/{name}" for name in here]
+            weights += [f"{folder}/{name}" for name in here]
             done.add(folder)
-    return found
+    return weights
 
 
 def companions(names: Iterable[str], weights: str) -> list[str]:
     """The files that a reader of `weights` needs or may need: beside it, or in the folder above."""
     path = PurePosixPath(weights)
     near = {str(folder) for folder in list(path.parents)[:2]}
-    own = {str(path.with_name(f"{path.stem}_cfg.json"))}
+    companions = {str(path.with_name(f"{path.stem}_cfg.json"))}
     if path.name.startswith("W_enc_"):
-        own.add(str(path.with_name(path.name.replace("W_enc_", "W_dec_"))))
+        companions.add(str(path.with_name(path.name.replace("W_enc_", "W_dec_"))))
     return [
         name
         for name in names
-        if name in own
+        if name in companions
         or (PurePosixPath(name).name in _COMPANIONS and str(PurePosixPath(name).parent) in near)
     ]

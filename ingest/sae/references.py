@@ -150,16 +150,16 @@ def members(ref: str | Path) -> list[str]:
         if names is None:
             root = _snapshot(repo, revision or None, None)
             names = [file.relative_to(root).as_posix() for file in root.rglob("*")]
-        found = members_in(name.removeprefix(start) for name in names if name.startswith(start))
+        members = members_in(name.removeprefix(start) for name in names if name.startswith(start))
         folder, end = f"hf:{'/'.join(parts)}", at + revision
     else:
         path = Path(ref).expanduser()
-        found = members_in(child.name for child in path.iterdir()) if path.is_dir() else []
+        members = members_in(child.name for child in path.iterdir()) if path.is_dir() else []
         folder, end = text.rstrip("/"), ""
-    for number, name in enumerate(found):
+    for number, name in enumerate(members):
         if name != (right := re.sub(r"\d+", str(number), name)):
-            raise SaeError(f"{ref} holds {', '.join(found)}, but {right} is missing")
-    return [f"{folder}/{name}{end}" for name in found] or [text]
+            raise SaeError(f"{ref} holds {', '.join(members)}, but {right} is missing")
+    return [f"{folder}/{name}{end}" for name in members] or [text]
 
 
 def _listing(repo: str, revision: str | None) -> list[str] | None:

@@ -155,8 +155,8 @@ class Tensors:
         self._read.add(name)
         tensor = self._tensors.get(name)
         if not isinstance(tensor, Tensor):
-            found = ", ".join(self.names()) or "nothing"
-            raise SaeError(f"{self.file}: no tensor {name!r}; it holds {found}")
+            names = ", ".join(self.names()) or "nothing"
+            raise SaeError(f"{self.file}: no tensor {name!r}; it holds {names}")
         return tensor
 
     def _finite(self, name: str, tensor: Tensor) -> Tensor:

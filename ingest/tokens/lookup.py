@@ -38,9 +38,9 @@ class TokenLookup:
         hashes = np.zeros(contexts, np.uint64)
         present = np.zeros(contexts, bool)
         for first, end, index, tokens in self._corpora:
-            own = slice(first - self.first_context, end - self.first_context)
-            _hash(np.asarray(index[:, 1]), tokens, hashes[own])
-            present[own] = True
+            rows_here = slice(first - self.first_context, end - self.first_context)
+            _hash(np.asarray(index[:, 1]), tokens, hashes[rows_here])
+            present[rows_here] = True
         _, which, counts = np.unique(hashes[present], return_inverse=True, return_counts=True)
         repeated = counts > 1
         copies[present] = np.where(repeated, np.cumsum(repeated) - 1, -1)[which]

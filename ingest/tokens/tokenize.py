@@ -84,10 +84,10 @@ def tokenize_chats(
 
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise CorpusError("chats need a fast tokenizer, which knows where its tokens come from")
-    found = [render_chat(tokenizer, chat, name_of(i)) for i, chat in enumerate(chats)]
-    texts = tuple(each.text for each in found)
+    rendered = [render_chat(tokenizer, chat, name_of(i)) for i, chat in enumerate(chats)]
+    texts = tuple(each.text for each in rendered)
     documents = []
-    for chat, text, tokens in zip(chats, found, text_tokens(tokenizer, texts), strict=True):
+    for chat, text, tokens in zip(chats, rendered, text_tokens(tokenizer, texts), strict=True):
         # The last is of `NO_MESSAGE`.
         of_owner = np.array([*(codes[m["role"]] for m in chat), codes[TEMPLATE_ROLE]], np.uint8)
         owners = owner_of(tokens, text.text, text.owner)

@@ -51,13 +51,13 @@ class Capture:
                 self._forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         except _Reached:
             pass
-        found, self._found = self._found, {}
-        missed = [hook.name for hook in self._hooks if hook.canonical not in found]
+        captured, self._found = self._found, {}
+        missed = [hook.name for hook in self._hooks if hook.canonical not in captured]
         if missed:
             raise HookError(f"the forward pass never reaches {', '.join(missed)}")
         batch, tokens = input_ids.shape
         return {
-            hook.name: _in_batches(hook, found[hook.canonical], batch, tokens)
+            hook.name: _in_batches(hook, captured[hook.canonical], batch, tokens)
             for hook in self._hooks
         }
 

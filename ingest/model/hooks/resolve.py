@@ -85,17 +85,17 @@ def _transformer_lens(model: nn.Module, name: str) -> HookPoint | None:
     base, _ = base_of(model)
     if name == "hook_embed" and family is not None:
         return _at(model, name, base, family.embed, None)
-    found = _BLOCK.fullmatch(name)
-    what = found[2] if found else name
+    block = _BLOCK.fullmatch(name)
+    what = block[2] if block else name
     if family is None and what not in _STREAM:
         raise HookError(
             f"{name!r} is a TransformerLens name, and the {text_config(model).model_type!r} "
             f"architecture has no row in the table ({', '.join(FAMILIES)}): give the module path "
             f"instead, such as {_any_layer(model)}"
         )
-    if found is None or int(found[1]) >= layer_count(model) or what not in _SITES:
+    if block is None or int(block[1]) >= layer_count(model) or what not in _SITES:
         return None
-    layer = int(found[1])
+    layer = int(block[1])
     if family is None:
         layers = _only_layers(model, name)
         _same_stream(model, name, layers, layer + (what == "hook_resid_post"))
@@ -158,8 +158,8 @@ def _module_path(model: nn.Module, name: str) -> HookPoint | None:
         return None
     base, _ = base_of(model)
     known = [join(base, family.layers)] if family else _layer_lists(model)
-    found = re.match(rf"({'|'.join(map(re.escape, known)) or '(?!)'})\.(\d+)(\.|$)", module)
-    return HookPoint(name, module, side, int(found[2]) if found else None, 0)
+    path_match = re.match(rf"({'|'.join(map(re.escape, known)) or '(?!)'})\.(\d+)(\.|$)", module)
+    return HookPoint(name, module, side, int(path_match[2]) if path_match else None, 0)
 
 
 def _find_module(model: nn.Module, path: str) -> str | None:
@@ -221,14 +221,14 @@ def _layer_lists(model: nn.Module) -> list[str]:
 
 def _only_layers(model: nn.Module, name: str) -> str:
     """The list of layers of an architecture that has no row."""
-    found = _layer_lists(model)
-    if len(found) != 1:
-        what = f"which of {', '.join(found)} is meant" if found else "where its layers are"
+    lists = _layer_lists(model)
+    if len(lists) != 1:
+        what = f"which of {', '.join(lists)} is meant" if lists else "where its layers are"
         raise HookError(
             f"{name!r} is a TransformerLens name, and the {text_config(model).model_type!r} "
             f"architecture has no row in the table that says {what}: give the module path instead"
         )
-    return found[0]
+    return lists[0]
 
 
 def _same_stream(model: nn.Module, name: str, layers: str, boundary: int) -> None:
@@ -250,8 +250,8 @@ def _same_stream(model: nn.Module, name: str, layers: str, boundary: int) -> Non
 
 def _any_layer(model: nn.Module) -> str:
     """The path of some layer, to show what module paths look like here."""
-    found = _layer_lists(model)
-    return f"{found[0]}.{layer_count(model) - 1}" if found else "model.layers.0"
+    lists = _layer_lists(model)
+    return f"{lists[0]}.{layer_count(model) - 1}" if lists else "model.layers.0"
 
 
 def _suggestions(model: nn.Module, name: str) -> str:

@@ -74,8 +74,8 @@ def read_set(file: Path) -> dict[str, Any]:
 
 def layer_of(stem: str) -> int | None:
     """The layer of `layer_5`, the name of a file or of one of a set; SAELens's catalog says 5."""
-    found = re.fullmatch(r"(?:layer_?)?(\d+)", stem)
-    return int(found[1]) if found else None
+    layer_match = re.fullmatch(r"(?:layer_?)?(\d+)", stem)
+    return int(layer_match[1]) if layer_match else None
 
 
 def hooks(raw: Mapping[str, Any], layer: int | None) -> tuple[str | None, str | None]:

@@ -45,8 +45,8 @@ def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
 
 
 def _layer(tensors: Tensors) -> int | None:
-    found = [re.fullmatch(r"W_enc_(\d+)", name) for name in tensors.names()]
-    return next((int(match[1]) for match in found if match), None)
+    encoders = [re.fullmatch(r"W_enc_(\d+)", name) for name in tensors.names()]
+    return next((int(match[1]) for match in encoders if match), None)
 
 
 def _circuit_tracer(place: SaeFiles, tensors: Tensors, layer: int) -> SaeParts:
@@ -106,14 +106,14 @@ def _gemma(place: SaeFiles, tensors: Tensors) -> SaeParts:
             f"{place.weights}: w_dec writes to {shape[1]} places, and the file's name does not "
             f"say which of them this is: it should be params_layer_0 to params_layer_{shape[1] - 1}"
         )
-    own = int(at[1])
+    read_layer = int(at[1])
     kind = release["config"].get("type") or _kind(place.label)
     layers = _layers(place, kind, shape[1])
     reads, writes = gemma_scope_2.SITES["resid_post" if kind == "crosscoder" else "transcoder"]
     cross = CrossLayer(
         group=str(place.folder),
-        member=f"layer_{layers[own]}" if layers else f"place_{own}",
-        place=own,
+        member=f"layer_{layers[read_layer]}" if layers else f"place_{read_layer}",
+        place=read_layer,
         sites=tuple((writes or reads).format(layer) for layer in layers) or (None,) * shape[1],
         file=place.weights,
         tensor="w_dec",
@@ -134,7 +134,7 @@ def _gemma(place: SaeFiles, tensors: Tensors) -> SaeParts:
         ),
         decoder=Decoder(W_dec=W_dec, b_dec=tensors.take("b_dec", "d_out"), W_skip=W_skip),
         architecture=kind or "jump_relu",
-        hook=reads.format(layers[own]) if layers else None,
+        hook=reads.format(layers[read_layer]) if layers else None,
         cross_layer=cross,
         places_out=written,
         **release,
@@ -150,8 +150,8 @@ def _layers(place: SaeFiles, kind: str | None, count: int) -> list[int]:
     number of them than w_dec has places."""
     if kind == "clt":
         return list(range(count))
-    found = _CROSSCODER.match(place.label.parent.name) if kind == "crosscoder" else None
-    layers = [int(layer) for layer in found[1].split("_")[1:]] if found else []
+    crosscoder = _CROSSCODER.match(place.label.parent.name) if kind == "crosscoder" else None
+    layers = [int(layer) for layer in crosscoder[1].split("_")[1:]] if crosscoder else []
     if layers and len(layers) != count:
         raise SaeError(
             f"{place.weights}: w_dec writes to {count} places, but {place.label.parent.name} has "

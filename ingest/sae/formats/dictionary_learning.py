@@ -286,9 +286,9 @@ def _hook(trainer: Mapping[str, Any], buffer: Mapping[str, Any]) -> str | None:
     """The hook's TransformerLens name. An unknown submodule name is returned unchanged."""
     name, layer = trainer.get("submodule_name"), trainer.get("layer")
     if isinstance(name, str):
-        if found := re.fullmatch(r"(\w+?)_layer_?(\d+)", name):
-            site = _SITES.get(found[1])
-            return site.format(found[2]) if site else name
+        if layer_match := re.fullmatch(r"(\w+?)_layer_?(\d+)", name):
+            site = _SITES.get(layer_match[1])
+            return site.format(layer_match[2]) if site else name
         return name
     if layer is None or buffer.get("io", "out") != "out":
         return None

@@ -72,10 +72,10 @@ def _numbers(label: PurePath) -> tuple[int | None, float | None]:
     """The layer and the mean L0 from the path."""
     layer = l0 = None
     for part in label.parts:
-        if found := re.fullmatch(r"layer_(\d+)", part):
-            layer = int(found[1])
-        if found := re.fullmatch(r"average_l0_(\d+)", part):
-            l0 = float(found[1])
+        if match := re.fullmatch(r"layer_(\d+)", part):
+            layer = int(match[1])
+        if match := re.fullmatch(r"average_l0_(\d+)", part):
+            l0 = float(match[1])
     return layer, l0
 
 

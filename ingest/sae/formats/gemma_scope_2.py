@@ -39,8 +39,8 @@ SITES = {
 
 def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
     """Load a Gemma Scope 2 SAE or transcoder. Raises SaeError if its files are inconsistent."""
-    told = release(place)
-    raw = told["config"]
+    stated = release(place)
+    raw = stated["config"]
     hook, hook_out = _hooks_of_path(place.label)
     hook = raw.get("hf_hook_point_in") or hook
     hook_out = raw.get("hf_hook_point_out") or hook_out
@@ -64,7 +64,7 @@ def read(place: SaeFiles, tensors: Tensors) -> SaeParts:
         architecture="jump_relu",
         hook=hook,
         hook_out=hook_out if transcoder else None,
-        **told,
+        **stated,
     )
 
 
@@ -88,7 +88,7 @@ def release(place: SaeFiles) -> dict[str, Any]:
 
 def _hooks_of_path(label: PurePath) -> tuple[str | None, str | None]:
     """Hooks from …/gemma-scope-2-1b-pt/resid_post/layer_5_width_16k_l0_small/…"""
-    layers = [found[1] for part in label.parts if (found := _LAYER.match(part))]
+    layers = [layer_match[1] for part in label.parts if (layer_match := _LAYER.match(part))]
     # `resid_post_all` holds the same for every layer
     sites = [s for part in label.parts for s in SITES if re.fullmatch(rf"{s}(_\w+)?", part)]
     if not layers or not sites or not _REPOSITORY.search(label.as_posix()):
@@ -98,8 +98,8 @@ def _hooks_of_path(label: PurePath) -> tuple[str | None, str | None]:
 
 
 def _model_of_path(label: PurePath) -> str | None:
-    found = _REPOSITORY.search(label.as_posix())
-    return _on_hub(f"gemma-3-{found[1]}-{found[2] or 'pt'}") if found else None
+    repository = _REPOSITORY.search(label.as_posix())
+    return _on_hub(f"gemma-3-{repository[1]}-{repository[2] or 'pt'}") if repository else None
 
 
 def _model(raw: dict[str, Any]) -> str | None:

@@ -250,15 +250,15 @@ def _dataset_scale(place: SaeFiles, raw: Mapping[str, Any], config: _Config) -> 
     SAELens continues without it, and the activations are then wrong by that factor.
     """
     scaler = place.folder / "activation_scaler.json"
-    found = (
+    scale = (
         raw.get("norm_scaling_factor")
         or config.about.get("norm_scaling_factor")
         or place.hints.get("norm_scaling_factor")
         or (read_json(scaler).get("scaling_factor") if scaler.exists() else None)
     )
-    if not isinstance(found, int | float) or not 0 < found < float("inf"):
+    if not isinstance(scale, int | float) or not 0 < scale < float("inf"):
         raise SaeError(
             f"{place.folder / CONFIG}: normalize_activations is expected_average_only_in, but no "
             "scale is given: add norm_scaling_factor (√d_in / mean norm of the inputs) to cfg.json"
         )
-    return float(found)
+    return float(scale)

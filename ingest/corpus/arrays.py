@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featuredb.store.names import folded
 from ingest.corpus.json_values import EXACT_DOUBLE, as_text
 
 STRING, BINARY = pa.string(), pa.binary()
@@ -229,12 +230,11 @@ def _is_wide_integer(data_type: Any) -> bool:
 
 
 def _check_names(names: Sequence[str]) -> None:
-    folded = [name.lower() for name in names]
     for name in names:
         if not name:
             raise ValueError("a struct has a field without a name; name it")
-        if folded.count(name.lower()) > 1:
-            same = [other for other in names if other.lower() == name.lower()]
+        same = [other for other in names if folded(other) == folded(name)]
+        if len(same) > 1:
             raise ValueError(
                 f"a struct has the fields {same[0]!r} and {same[1]!r}, which SQL does not tell "
                 f"apart; rename one"

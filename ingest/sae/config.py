@@ -29,7 +29,8 @@ _TRAINING = {
     "normalize_w_dec",
     "pre_encoder_bias_init",
 }
-_UNSET: tuple[Any, ...] = (None, False, 1, "", "none", "None", [], {})
+_UNSET: tuple[Any, ...] = (None, False, 1.0, "", "none", "None", [], {})
+"""1.0 as the factor that changes nothing. The integer 1 is a flag."""
 
 
 def refuse_unheeded(
@@ -44,7 +45,7 @@ def refuse_unheeded(
         for key, value in config.items()
         if _CHANGES_ENCODE.search(key.lower())
         and key not in heeded | _TRAINING
-        and (value is True or value not in _UNSET)
+        and ((value == 1 and isinstance(value, int)) or value not in _UNSET)
     )
     if keys:
         raise SaeError(

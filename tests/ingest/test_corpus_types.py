@@ -292,3 +292,10 @@ def test_years_of_any_length_are_numpys() -> None:
     table = pa.table({"text": ["t"] * 3, "x": pa.array(seconds, pa.timestamp("s"))})
     expected = [str(np.datetime64(second, "s")) for second in seconds]
     assert column(open_corpus(table))[1] == expected
+
+
+def test_struct_fields_that_sql_tells_apart_are_read(tmp_path: Path) -> None:
+    """DuckDB compares only A to Z without case."""
+    its = pa.struct([("É", pa.int64()), ("é", pa.int64())])
+    path = written(pa.array([{"É": 1, "é": 2}], its), tmp_path)
+    assert column(open_corpus(path)) == (its, [{"É": 1, "é": 2}])

@@ -24,6 +24,7 @@ from queries.arguments import check_bounds, check_k, check_offset, check_window
 from queries.catalog import literals
 from queries.catalog.documents import metadata
 from queries.catalog.naming import first_rows
+from queries.catalog.windows import windows
 from queries.connection import Reader
 from queries.filters import contexts_where
 from queries.paging import Paging
@@ -386,47 +387,19 @@ WHERE w.feature_id = id AND w.rank > skip AND w.rank <= k
 ORDER BY w.rank"""
 
 
-def _windows(best: str, snapshot: Snapshot) -> str:
-    """The contexts of `best` with the tokens around their peaks and their documents."""
-    return f"""
-WITH best AS ({best}
-),
-placed AS (
-    SELECT b.*, c.document_id, c.token_ids, greatest(b.token_index - size, 0) AS first,
-        least(b.token_index + size + 1, c.n_tokens) AS stop
-    FROM best AS b JOIN contexts AS c USING (context_id)
-),
-spelled AS (
-    SELECT w.rank, list(v.text ORDER BY w.at) AS tokens
-    FROM (
-        SELECT rank, unnest(token_ids[first + 1:stop]) AS token_id,
-            generate_subscripts(token_ids[first + 1:stop], 1) AS at
-        FROM placed
-    ) AS w JOIN vocabulary AS v USING (token_id)
-    GROUP BY w.rank
-)
-SELECT p.rank, p.context_id, p.document_id, p.activation, p.token_index,
-    s.tokens[p.token_index - p.first + 1] AS token,
-    CAST(p.first AS INTEGER) AS window_start, s.tokens,
-    [coalesce(p.activations[list_position(p.token_indexes, CAST(i AS INTEGER))], 0)
-        FOR i IN range(p.first, p.stop)] AS activations{metadata(snapshot, "d")}
-FROM placed AS p JOIN spelled AS s USING (rank) JOIN documents AS d USING (document_id)
-ORDER BY p.rank"""
-
-
 QUESTION = Question(
     "top_contexts",
     TopContexts,
     "top",
     (
         Macro("featuredb_top_ready(path, id, k, size, skip)", _ready),
-        Macro("featuredb_top_kept(path, id, k, size, skip)", lambda s: _windows(_KEPT, s)),
-        Macro("featuredb_top_computed(feature, k, size, skip)", lambda s: _windows(_COMPUTED, s)),
+        Macro("featuredb_top_kept(path, id, k, size, skip)", lambda s: windows(_KEPT, s)),
+        Macro("featuredb_top_computed(feature, k, size, skip)", lambda s: windows(_COMPUTED, s)),
         Macro(
             "featuredb_top_once(feature, per_document, no_twice, k, size, skip)",
-            lambda s: _windows(_ONCE, s),
+            lambda s: windows(_ONCE, s),
         ),
-        Macro("featuredb_top_both_once(feature, k, size, skip)", lambda s: _windows(_BOTH_ONCE, s)),
+        Macro("featuredb_top_both_once(feature, k, size, skip)", lambda s: windows(_BOTH_ONCE, s)),
         Macro(
             f"featuredb_top_named(feature, k, window_size, {_OFFSET})",
             lambda s: _choice(s, "featuredb_row(feature)", "featuredb_top_computed", "k"),

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from queries.feature import FeatureCard
     from queries.fires import Firing
     from queries.near import Neighbors
+    from queries.sample_contexts import SampledContexts
     from queries.search import SearchHits
+    from queries.silent_contexts import SilentContexts
     from queries.specificity import Active
     from queries.top_contexts import TopContexts
 
@@ -121,6 +123,71 @@ class Database:
             per_document=per_document,
             distinct=distinct,
         )
+
+    def sample_contexts(
+        self,
+        feature: Feature,
+        k: int = 20,
+        bins: int = 10,
+        seed: int = 0,
+        *,
+        by: str = "width",
+        window: int = 16,
+    ) -> SampledContexts:
+        """Contexts drawn over the whole range of a feature's activations.
+
+        The contexts are binned by their maximum. One is drawn from each bin in turn, the strongest
+        bin first, until there are `k`. Each stands for `bin_weight` contexts.
+
+        Args:
+            feature: A number, or ``"sae_name/1234"``.
+            k: Number of contexts, at least `bins`.
+            bins: Number of bins. Those without a context are passed over.
+            seed: The same seed draws the same contexts.
+            by: ``"width"``, bins of one width from the least maximum to the greatest, or
+                ``"quantile"``, bins of equally many contexts.
+            window: Tokens shown on each side of the first token that reaches the maximum.
+
+        Returns:
+            One row per context, by maximum activation descending, ties by context id.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+        """
+        from queries.sample_contexts import sample_contexts
+
+        return sample_contexts(self._reader, feature, k, bins, seed, by, window)
+
+    def silent_contexts(
+        self,
+        feature: Feature,
+        k: int = 20,
+        like: str = "tokens",
+        seed: int = 0,
+        *,
+        window: int = 16,
+    ) -> SilentContexts:
+        """Contexts in which a feature never fires: negatives that are certain.
+
+        Args:
+            feature: A number, or ``"sae_name/1234"``.
+            k: Number of contexts.
+            like: What the contexts have in common with those where it fires. ``"tokens"``: one of
+                the tokens it fires on most, each as often in proportion as it fires on it.
+                ``"neighbors"``: one of its 10 nearest features by decoder fires. ``"random"``:
+                nothing.
+            seed: The same seed draws the same contexts.
+            window: Tokens shown on each side of the token that matched.
+
+        Returns:
+            One row per context, in the order in which they were drawn.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+        """
+        from queries.silent_contexts import silent_contexts
+
+        return silent_contexts(self._reader, feature, k, like, seed, window)
 
     def activations(self, feature: Feature) -> Activations:
         """Every stored activation of a feature.

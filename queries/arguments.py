@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from featuredb.errors import QueryError
-from featuredb.store.names import BAD_COUNT, BAD_OFFSET, BAD_WINDOW
+from featuredb.store.names import BAD_COUNT, BAD_OFFSET, BAD_SEED, BAD_WINDOW
 
 _END = 2**63
 """DuckDB's and numpy's whole numbers end there."""
@@ -30,6 +30,13 @@ def check_window(window: int) -> int:
     if not _whole(window) or not 0 <= window < _END:
         raise QueryError(BAD_WINDOW.format(window=window))
     return int(window)
+
+
+def check_seed(seed: int) -> int:
+    """What a draw depends on. Raises `QueryError` unless it is a whole number, 0 to 2^63 - 1."""
+    if not _whole(seed) or not 0 <= seed < _END:
+        raise QueryError(BAD_SEED.format(seed=seed))
+    return int(seed)
 
 
 def check_bounds(low: float | None, high: float | None) -> None:

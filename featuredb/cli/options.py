@@ -71,6 +71,30 @@ def limit(default: int | None, what: str) -> Callable[[Command], Command]:
     )
 
 
+def seed(command: Command) -> Command:
+    """`--seed`, what a draw depends on."""
+    return click.option(
+        "--seed",
+        metavar="N",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Draw other contexts.",
+    )(command)
+
+
+def window(command: Command) -> Command:
+    """`--window`, the tokens shown around a peak."""
+    return click.option(
+        "--window",
+        metavar="N",
+        type=click.IntRange(min=0),
+        default=16,
+        show_default=True,
+        help="Tokens shown on each side of the peak.",
+    )(command)
+
+
 def output(command: Command) -> Command:
     """`--format` and `-o`, passed to the command as one `Output`."""
 

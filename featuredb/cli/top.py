@@ -13,14 +13,7 @@ from featuredb.cli.output import Output
 @options.pinned_database
 @options.feature
 @options.limit(20, "contexts")
-@click.option(
-    "--window",
-    metavar="N",
-    type=click.IntRange(min=0),
-    default=16,
-    show_default=True,
-    help="Tokens shown on each side of the peak.",
-)
+@options.window
 @click.option(
     "--where",
     metavar="SQL",

@@ -83,7 +83,7 @@ class Page:
             text.append(word[: len(word) - len(bare)])
             if self.ramp is not None:
                 text.append(bare, self.ramp.style(value, scale, peak=i == peak))
-            elif value != 0:
+            elif value != 0 or i == peak:
                 text.append(bare.join("«»" if i == peak else _ACTIVE_MARKS))
             else:
                 text.append(bare)

@@ -22,6 +22,10 @@ NO_CONTEXT = "there is no context {context}: this database has {spans}"
 BAD_COUNT = "k must be a whole number, at least 1 and below 2^63, not {k}"
 BAD_OFFSET = "offset must be a whole number, at least 0 and below 2^63, not {offset}"
 BAD_WINDOW = "window must be a whole number, at least 0 and below 2^63, not {window}"
+BAD_SEED = "seed must be a whole number, at least 0 and below 2^63, not {seed}"
+BAD_BINS = "bins must be a whole number from 1 to k, which is {k}, not {bins}"
+BAD_MATCH = "silent contexts are like tokens, neighbors or random, not {like}"
+BAD_BINS_BY = "bins are made by width or quantile, not {by}"
 """Templates shared with the catalog's macros, so that Python and SQL give equal messages."""
 
 
@@ -95,8 +99,14 @@ ANSWER_COLUMNS = (
     "window_start",
     "tokens",
     "activations",
+    "bin",
+    "bin_low",
+    "bin_high",
+    "bin_contexts",
+    "bin_weight",
+    "matched",
 )
-"""Columns of the top contexts, in order, before the document columns."""
+"""Columns of answers of contexts before the document columns, which are named differently."""
 
 
 def document_columns(snapshot: Snapshot | Draft) -> list[str]:

@@ -55,6 +55,9 @@ def naming_macros(snapshot: Snapshot) -> list[str]:
         f"CREATE MACRO featuredb_offset({_OFFSET}) AS CASE WHEN {_OFFSET} >= 0 "
         f"AND TRY_CAST({_OFFSET} AS BIGINT) = {_OFFSET} THEN TRY_CAST({_OFFSET} AS BIGINT) "
         f"ELSE error({literals.message(names.BAD_OFFSET, offset=_OFFSET)}) END",
+        "CREATE MACRO featuredb_seed(seed) AS CASE WHEN seed >= 0 "
+        "AND TRY_CAST(seed AS BIGINT) = seed THEN TRY_CAST(seed AS BIGINT) "
+        f"ELSE error({literals.message(names.BAD_SEED, seed='seed')}) END",
         # No context is as long as 2^30 tokens. A token's index may be added to that as an INTEGER.
         "CREATE MACRO featuredb_window(size) AS CASE WHEN size >= 0 "
         "AND TRY_CAST(size AS BIGINT) = size THEN least(TRY_CAST(size AS BIGINT), 1073741824) "

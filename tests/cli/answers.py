@@ -10,7 +10,9 @@ from queries.answers import Answer, Info, Rows
 from queries.feature import FeatureCard
 from queries.fires import Firing
 from queries.near import Neighbors
+from queries.sample_contexts import SampledContexts
 from queries.search import SearchHits
+from queries.silent_contexts import SilentContexts
 from queries.top_contexts import TopContexts
 
 F32 = pa.float32()
@@ -111,6 +113,23 @@ def _features(**more: Any) -> list[dict[str, Any]]:
     ]
 
 
+def sampled_contexts() -> SampledContexts:
+    """The contexts of `top_contexts`, from two bins."""
+    table = top_contexts().table
+    for name, values in (("bin", [2, 1]), ("bin_contexts", [3, 5])):
+        table = table.append_column(name, pa.array(values, pa.int64()))
+    for name, edges in (("bin_low", [5.0, 0.0]), ("bin_high", [10.0, 5.0])):
+        table = table.append_column(name, pa.array(edges, F32))
+    table = table.append_column("bin_weight", pa.array([3.0, 5.0]))
+    return SampledContexts(table, feature="1234", max_activation=10.0, by="width", seed=0)
+
+
+def silent_contexts() -> SilentContexts:
+    """The contexts of `top_contexts`, as if matched by a token."""
+    table = top_contexts().table.append_column("matched", pa.array([HOSTILE, " war"]))
+    return SilentContexts(table, feature="1234", max_activation=10.0, like="tokens", seed=0)
+
+
 def neighbors(by: str = "decoder") -> Neighbors:
     """Two neighbors."""
     return Neighbors(pa.Table.from_pylist(_features(score=0.9), _NEAR), feature="1234", by=by)
@@ -196,6 +215,8 @@ def every_answer() -> list[Answer | Info]:
     """One of each kind."""
     return [
         top_contexts(),
+        sampled_contexts(),
+        silent_contexts(),
         neighbors(),
         search_hits(),
         firing(),
@@ -207,4 +228,5 @@ def every_answer() -> list[Answer | Info]:
 
 def every_empty_answer() -> list[Answer]:
     """One of each kind that can have no rows, with none."""
-    return [a[:0] for a in (top_contexts(), neighbors(), search_hits(), firing(), rows())]
+    contexts = (top_contexts(), sampled_contexts(), silent_contexts())
+    return [a[:0] for a in (*contexts, neighbors(), search_hits(), firing(), rows())]

@@ -65,6 +65,8 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "drop": (featuredb.drop, "db", {"db"}),
     "info": (_Database.info, "db", {"db"}),
     "top": (_Database.top_contexts, "db 1", {"db"}),
+    "sample": (_Database.sample_contexts, "db 1", {"db"}),
+    "silent": (_Database.silent_contexts, "db 1", {"db"}),
     "feature": (_Database.feature, "db 1", {"db"}),
     "near": (_Database.near, "db 1", {"db", "vector", "sae"}),
     "fires": (_Database.fires_on, "db text", {"db", "context"}),
@@ -77,7 +79,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "push": (featuredb.push, "db url", {"db"}),
     "pull": (featuredb.pull, "url db", {"db"}),
 }
-_QUERIES = {"info", "top", "feature", "near", "fires", "search", "sql"}
+_QUERIES = {"info", "top", "sample", "silent", "feature", "near", "fires", "search", "sql"}
 _ONLY_PYTHON = {"progress", "report", "storage_options", "params", "tables"}
 
 

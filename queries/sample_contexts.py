@@ -1,0 +1,172 @@
+"""Contexts drawn over the whole range of a feature's activations, not only its top."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import ClassVar
+
+from featuredb.errors import QueryError
+from featuredb.render import numbers
+from featuredb.render.view import Heading, Part, View
+from featuredb.store.names import BAD_BINS, BAD_BINS_BY, feature_name, parse_feature
+from featuredb.store.snapshot import Snapshot
+from queries.arguments import check_k, check_seed, check_window
+from queries.catalog import literals
+from queries.catalog.draws import keyed
+from queries.catalog.windows import windows
+from queries.connection import Reader
+from queries.question import Macro, Question
+from queries.show import counted
+from queries.sql import duckdb_errors
+from queries.top_contexts import TopContexts
+
+KINDS = ("width", "quantile")
+
+
+@dataclass(frozen=True, repr=False)
+class SampledContexts(TopContexts):
+    """Contexts of a feature from bins of their maximum, by maximum descending, ties by context id.
+
+    Columns: those of `TopContexts`, and after the rank bin i32 (1 holds the weakest), bin_low and
+    bin_high f32 (its edges, or for quantile bins its least and greatest maximum), bin_contexts i64
+    (contexts of the feature in the bin) and bin_weight f64.
+
+    bin_weight: how many of the feature's contexts a row stands for, bin_contexts over those drawn
+    from the bin. A sum over rows with these weights estimates the sum over all contexts without bias
+    (Horvitz and Thompson, 1952): the sum of the weights is the feature's number of contexts.
+    """
+
+    kind: ClassVar[str] = "sampled_contexts"
+
+    by: str
+    seed: int
+
+    def view(self) -> View:
+        """The contexts bin by bin, the strongest first."""
+        name = "range" if self.by == "width" else "quantiles"
+        after = f" · {counted(len(self), 'context')} over the {name} of its activations"
+        sections: list[list[Part]] = [[Heading("feature ", self.feature, after)]]
+        return View([*sections, *self._bins()])
+
+    def _bins(self) -> Iterator[list[Part]]:
+        rows = list(self)
+        start = 0
+        for _, group in groupby(rows, lambda row: row.bin):
+            n = len(list(group))
+            row = rows[start]
+            ends = f"{numbers.number(row.bin_low)} to {numbers.number(row.bin_high)}"
+            held = numbers.plural(row.bin_contexts, "context")
+            yield [Heading(ends, after=f" · {n} of {held}"), self[start : start + n].passages()]
+            start += n
+
+
+def sample_contexts(
+    reader: Reader,
+    feature: int | str,
+    k: int = 20,
+    bins: int = 10,
+    seed: int = 0,
+    by: str = "width",
+    window: int = 16,
+) -> SampledContexts:
+    """See `featuredb.Database.sample_contexts`."""
+    snapshot = reader.snapshot
+    sae, number = parse_feature(snapshot, feature)
+    k, window, seed = check_k(k), check_window(window), check_seed(seed)
+    if by not in KINDS:
+        raise QueryError(BAD_BINS_BY.format(by=by))
+    if not 1 <= bins <= k:
+        raise QueryError(BAD_BINS.format(bins=bins, k=k))
+    name = feature_name(snapshot, sae, number)
+    query = "FROM sample_contexts(?, k := ?, bins := ?, seed := ?, bins_by := ?, window_size := ?)"
+    with duckdb_errors(reader.location):
+        relation = reader.cursor().sql(query, params=[name, k, bins, seed, by, window])
+        table = relation.to_arrow_table()
+    maximum = float(reader.store.features.max_activation(sae)[number])
+    return SampledContexts(table, feature=name, max_activation=maximum, by=by, seed=seed)
+
+
+def _checked_bins() -> str:
+    message = literals.message(BAD_BINS, bins="bins", k="k")
+    return (
+        "CASE WHEN bins BETWEEN 1 AND k AND TRY_CAST(bins AS BIGINT) = bins "
+        f"THEN CAST(bins AS BIGINT) ELSE error({message}) END"
+    )
+
+
+_PEAKS = """
+    SELECT context_id, max(activation) AS activation FROM feature_activations(feature)
+    GROUP BY context_id"""
+
+_SEED = "concat_ws('/', featuredb_seed(seed), featuredb_sae(feature), featuredb_number(feature))"
+
+_WIDTH = """least(bin_count,
+        1 + CAST(floor((CAST(activation AS DOUBLE) - low) / (high - low) * bin_count) AS BIGINT))"""
+
+
+def _drawn() -> str:
+    """The contexts that are drawn, of each bin in turn, the strongest bin first."""
+    refused = literals.message(BAD_BINS_BY, by="bins_by")
+    return f"""
+WITH binned AS (
+    SELECT *, CASE WHEN bins_by = 'width' THEN CASE WHEN high = low THEN bin_count ELSE {_WIDTH} END
+            WHEN bins_by = 'quantile'
+            THEN 1 + (row_number() OVER (ORDER BY activation, context_id) - 1) * bin_count // total
+            ELSE error({refused}) END AS bin
+    FROM (
+        SELECT *, CAST(min(activation) OVER () AS DOUBLE) AS low,
+            CAST(max(activation) OVER () AS DOUBLE) AS high, count(*) OVER () AS total,
+            featuredb_bins(bins, featuredb_k(k)) AS bin_count
+        FROM ({keyed(_PEAKS, _SEED)})
+    )
+),
+placed AS (
+    SELECT *, row_number() OVER (PARTITION BY bin ORDER BY key) AS turn,
+        count(*) OVER (PARTITION BY bin) AS bin_contexts,
+        CASE WHEN bins_by = 'width' AND high > low THEN low + (high - low) * (bin - 1) / bin_count
+            ELSE min(activation) OVER (PARTITION BY bin) END AS bin_low,
+        CASE WHEN bins_by = 'width' AND high > low THEN low + (high - low) * bin / bin_count
+            ELSE max(activation) OVER (PARTITION BY bin) END AS bin_high
+    FROM binned
+)
+SELECT CAST(row_number() OVER (ORDER BY activation DESC, context_id) AS INTEGER) AS rank,
+    context_id, CAST(bin AS INTEGER) AS bin, CAST(bin_low AS FLOAT) AS bin_low,
+    CAST(bin_high AS FLOAT) AS bin_high, bin_contexts,
+    bin_contexts / count(*) OVER (PARTITION BY bin) AS bin_weight
+FROM (SELECT * FROM placed QUALIFY row_number() OVER (ORDER BY turn, bin DESC) <= k)"""
+
+
+def _sampled(snapshot: Snapshot) -> str:
+    # The lists are made of the drawn contexts alone.
+    best = """
+    SELECT any_value(d.rank) AS rank, context_id, max(a.activation) AS activation,
+        arg_min(token_index, (-a.activation, token_index)) AS token_index,
+        list(token_index ORDER BY token_index) AS token_indexes,
+        list(a.activation ORDER BY token_index) AS activations
+    FROM feature_activations(feature) AS a JOIN drawn AS d USING (context_id)
+    GROUP BY context_id"""
+    return f"""
+WITH drawn AS MATERIALIZED ({_drawn()}
+)
+SELECT w.rank, d.bin, d.bin_low, d.bin_high, d.bin_contexts, d.bin_weight, w.* EXCLUDE (rank)
+FROM ({windows(best, snapshot)}) AS w JOIN drawn AS d USING (rank)
+ORDER BY w.rank"""
+
+
+QUESTION = Question(
+    "sample_contexts",
+    SampledContexts,
+    "sample",
+    (
+        Macro("featuredb_bins(bins, k)", _checked_bins(), table=False),
+        Macro("featuredb_sampled(feature, k, bins, seed, bins_by, size)", _sampled),
+        Macro(
+            "sample_contexts(feature, k := 20, bins := 10, seed := 0, bins_by := 'width', "
+            "window_size := 16)",
+            "FROM featuredb_sampled(feature, k, bins, seed, bins_by, "
+            "featuredb_window(window_size))",
+        ),
+    ),
+)

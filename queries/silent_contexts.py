@@ -1,0 +1,185 @@
+"""Contexts where a feature never fires, though something there is like where it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from featuredb.errors import QueryError
+from featuredb.render.characters import label
+from featuredb.render.view import Heading, Passages, View
+from featuredb.store.names import BAD_MATCH, feature_name, parse_feature
+from featuredb.store.snapshot import Snapshot
+from queries.arguments import check_k, check_seed, check_window
+from queries.catalog import literals
+from queries.catalog.draws import keyed
+from queries.catalog.windows import windows
+from queries.connection import Reader
+from queries.question import Macro, Question
+from queries.show import counted
+from queries.sql import duckdb_errors
+from queries.top_contexts import TopContexts
+
+KINDS = ("tokens", "neighbors", "random")
+
+NEIGHBORS = 10
+"""Nearest features by decoder whose stored examples are searched."""
+
+
+@dataclass(frozen=True, repr=False)
+class SilentContexts(TopContexts):
+    """Contexts in which a feature never fires, in the order in which they were drawn.
+
+    Columns: those of `TopContexts`, and after the rank matched string. activation and activations
+    are 0 throughout. like ``tokens``: matched is a token that the feature elsewhere fires on and
+    token_index its first place in the context. like ``neighbors``: matched is the neighbor that
+    fires, token_index where it does most. like ``random``: matched is null, token_index drawn.
+    """
+
+    kind: ClassVar[str] = "silent_contexts"
+
+    like: str
+    seed: int
+
+    def view(self) -> View:
+        """The contexts, the matched token marked."""
+        what = {
+            "tokens": " with a token that it elsewhere fires on",
+            "neighbors": " in which a neighbor fires",
+            "random": " at random",
+        }[self.like]
+        after = f" · silent in {counted(len(self), 'context')}{what}"
+        heading = Heading("feature ", self.feature, after)
+        return View([[heading], [self.passages()]] if len(self) else [[heading]])
+
+    def passages(self) -> Passages:
+        """The contexts, each after what it was matched by."""
+        passages = super().passages()
+        items = [
+            replace(
+                item, value=None, about=f"{label(row.matched or '')} · {item.about}".lstrip(" ·")
+            )
+            for row, item in zip(self, passages.items, strict=True)
+        ]
+        return replace(passages, items=items)
+
+
+def silent_contexts(
+    reader: Reader,
+    feature: int | str,
+    k: int = 20,
+    like: str = "tokens",
+    seed: int = 0,
+    window: int = 16,
+) -> SilentContexts:
+    """See `featuredb.Database.silent_contexts`."""
+    snapshot = reader.snapshot
+    sae, number = parse_feature(snapshot, feature)
+    k, window, seed = check_k(k), check_window(window), check_seed(seed)
+    if like not in KINDS:
+        raise QueryError(BAD_MATCH.format(like=like))
+    name = feature_name(snapshot, sae, number)
+    query = "FROM silent_contexts(?, k := ?, matched_by := ?, seed := ?, window_size := ?)"
+    with duckdb_errors(reader.location):
+        relation = reader.cursor().sql(query, params=[name, k, like, seed, window])
+        table = relation.to_arrow_table()
+    maximum = float(reader.store.features.max_activation(sae)[number])
+    return SilentContexts(table, feature=name, max_activation=maximum, like=like, seed=seed)
+
+
+_FIRED = "(SELECT context_id FROM feature_activations(feature))"
+
+# A context counts for the token that the feature fires on most often.
+_BY_TOKEN = f"""
+    WITH wanted AS (
+        SELECT v.token_id, t.token AS matched, t.count AS weight, place
+        FROM (
+            SELECT unnest(top_tokens) AS t, generate_subscripts(top_tokens, 1) AS place
+            FROM features
+            WHERE sae = featuredb_sae(feature)
+                AND feature_id = CAST(featuredb_number(feature) AS BIGINT)
+        ) JOIN vocabulary AS v ON v.text = t.token
+    ),
+    silent AS (
+        FROM contexts ANTI JOIN {_FIRED} USING (context_id)
+        WHERE list_has_any(token_ids, (SELECT list(token_id) FROM wanted))
+    )
+    SELECT context_id, first(matched ORDER BY place, token_index) AS matched,
+        first(token_index ORDER BY place, token_index) AS token_index,
+        first(weight ORDER BY place, token_index) AS weight
+    FROM (
+        SELECT context_id, unnest(token_ids) AS token_id,
+            generate_subscripts(token_ids, 1) - 1 AS token_index
+        FROM silent
+    ) JOIN wanted USING (token_id)
+    GROUP BY context_id"""
+
+_BY_NEIGHBOR = f"""
+    SELECT context_id, first(matched ORDER BY n.rank, e.token_index) AS matched,
+        first(e.token_index ORDER BY n.rank, e.token_index) AS token_index, 1 AS weight
+    FROM examples AS e JOIN (
+        SELECT neighbor_sae AS sae, neighbor_id AS feature_id, rank,
+            concat(neighbor_sae, '/', neighbor_id) AS matched
+        FROM neighbors
+        WHERE sae = featuredb_sae(feature)
+            AND feature_id = CAST(featuredb_number(feature) AS BIGINT) AND rank <= {NEIGHBORS}
+    ) AS n USING (sae, feature_id) ANTI JOIN {_FIRED} USING (context_id)
+    GROUP BY context_id"""
+
+_AT_RANDOM = f"""
+    SELECT context_id, NULL::VARCHAR AS matched, NULL::BIGINT AS token_index, 1 AS weight
+    FROM contexts ANTI JOIN {_FIRED} USING (context_id)"""
+
+_SEED = "concat_ws('/', featuredb_seed(seed), featuredb_sae(feature), featuredb_number(feature))"
+
+
+def _candidates() -> str:
+    ways = {"tokens": _BY_TOKEN, "neighbors": _BY_NEIGHBOR, "random": _AT_RANDOM}
+    refused = literals.message(BAD_MATCH, like="matched_by")
+    known = ", ".join(map(literals.text, ways))
+    return "\n    UNION ALL ".join(
+        [
+            *(f"SELECT * FROM ({sql}) WHERE matched_by = '{way}'" for way, sql in ways.items()),
+            "SELECT NULL, NULL, NULL, 1 WHERE CASE "
+            f"WHEN coalesce(matched_by IN ({known}), false) THEN false ELSE error({refused}) END",
+        ]
+    )
+
+
+def _silent(snapshot: Snapshot) -> str:
+    # Of each token as many in proportion as the feature fires on it, as seats are given to parties
+    # by D'Hondt's rule. Of each neighbor equally many.
+    best = """
+    SELECT rank, context_id, CAST(0 AS FLOAT) AS activation, token_index,
+        CAST([] AS INTEGER[]) AS token_indexes, CAST([] AS FLOAT[]) AS activations
+    FROM drawn"""
+    return f"""
+WITH candidates AS ({_candidates()}),
+turns AS (
+    SELECT *, row_number() OVER (PARTITION BY matched ORDER BY key) / weight AS turn
+    FROM ({keyed("FROM candidates", _SEED)})
+),
+drawn AS MATERIALIZED (
+    SELECT CAST(row_number() OVER (ORDER BY turn, key) AS INTEGER) AS rank, context_id, matched,
+        CAST(coalesce(token_index, key % n_tokens) AS INTEGER) AS token_index
+    FROM turns JOIN (SELECT context_id, n_tokens FROM contexts) USING (context_id)
+    QUALIFY rank <= featuredb_k(k)
+)
+SELECT w.rank, d.matched, w.* EXCLUDE (rank)
+FROM ({windows(best, snapshot)}) AS w JOIN drawn AS d USING (rank)
+ORDER BY w.rank"""
+
+
+QUESTION = Question(
+    "silent_contexts",
+    SilentContexts,
+    "silent",
+    (
+        Macro("featuredb_silent(feature, k, matched_by, seed, size)", _silent),
+        Macro(
+            "silent_contexts(feature, k := 20, matched_by := 'tokens', seed := 0, "
+            "window_size := 16)",
+            "FROM featuredb_silent(feature, k, matched_by, seed, featuredb_window(window_size))",
+        ),
+    ),
+)

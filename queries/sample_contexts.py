@@ -34,7 +34,7 @@ class SampledContexts(TopContexts):
     (contexts of the feature in the bin) and bin_weight f64.
 
     bin_weight: how many of the feature's contexts a row stands for, bin_contexts over those drawn
-    from the bin. A sum over rows with these weights estimates the sum over all contexts without bias
+    from the bin. A sum over rows with these weights estimates that over all contexts without bias
     (Horvitz and Thompson, 1952): the sum of the weights is the feature's number of contexts.
     """
 

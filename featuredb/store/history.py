@@ -6,7 +6,6 @@ so a reader sees all of a change or none of it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from featuredb.errors import (
 )
 from featuredb.store.current import Pointer, read_pointer
 from featuredb.store.files.atomic import fsync_path, sha256_of, write_atomically
+from featuredb.store.files.lock import last_holder
 from featuredb.store.files.remote import RemoteFiles
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File, Snapshot, decode_snapshot
@@ -210,19 +210,18 @@ def _nothing_published(layout: Layout) -> DatabaseError:
         return DatabaseNotFoundError(
             f"{root} is not a featuredb database (it has no CURRENT file): check the path"
         )
-    verb = "pull" if _last_purpose(layout) == "pull" else "ingest"
+    holder = last_holder(layout)
+    verb = "pull" if holder is not None and holder.purpose == "pull" else "ingest"
+    if holder is not None and holder.runs:
+        return DatabaseNotReadyError(
+            f"{root} is still being {verb}ed by process {holder.pid} and has nothing to read yet: "
+            "wait for it"
+        )
+    unless = f", unless {holder} still runs" if holder is not None and holder.runs is None else ""
     return DatabaseNotReadyError(
-        f"{root} is still being {verb}ed and has nothing to read yet: wait for it, "
-        f"or run the same `featuredb {verb}` again to continue it"
+        f"{root} holds an unfinished {verb} and nothing to read yet{unless}: run the same "
+        f"`featuredb {verb}` again to continue it, or delete the folder to give it up"
     )
-
-
-def _last_purpose(layout: Layout) -> str:
-    """The last writer's purpose, from its note. Empty if the note does not have it."""
-    try:
-        return str(json.loads(layout.lock.read_bytes())["purpose"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 def snapshot_numbers(layout: Layout) -> list[int]:

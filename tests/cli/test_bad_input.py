@@ -131,10 +131,18 @@ def test_a_database_that_does_not_exist(tmp_path: Path, question: list[str]) -> 
     assert "is not a featuredb database" in line
 
 
-def test_a_database_that_is_still_being_ingested(tmp_path: Path) -> None:
+def test_a_database_whose_ingest_never_finished(tmp_path: Path) -> None:
     path = tmp_path / "db.fdb"
     (path / "staging").mkdir(parents=True)
-    assert "is still being ingested" in refused(run("info", str(path)), ExitCode.DATABASE)
+    for command in (("info",), ("vacuum", "--unfinished")):
+        line = refused(run(command[0], str(path), *command[1:]), ExitCode.DATABASE)
+        assert f"{path} holds an unfinished ingest and nothing to read yet: run" in line
+        assert "run the same `featuredb ingest` again to continue it, or delete the folder" in line
+    with write_lock(Layout(path), "ingest"):
+        line = refused(run("info", str(path)), ExitCode.DATABASE)
+        assert f"still being ingested by process {os.getpid()}" in line
+        assert line.endswith("wait for it")
+    assert "holds an unfinished ingest" in refused(run("info", str(path)), ExitCode.DATABASE)
 
 
 def test_a_database_of_a_newer_format(database: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from hashlib import sha256
 from pathlib import Path
 
@@ -58,20 +60,38 @@ def test_nothing_there(tmp_path: Path) -> None:
         read_snapshot(Layout(tmp_path / "photos"))
 
 
-def test_still_being_ingested(tmp_path: Path) -> None:
+def test_an_ingest_that_never_published(tmp_path: Path) -> None:
     (tmp_path / "staging").mkdir()
-    with pytest.raises(DatabaseNotReadyError, match="still being ingested"):
-        read_snapshot(Layout(tmp_path))
-
-
-def test_still_being_pulled(tmp_path: Path) -> None:
-    (tmp_path / "LOCK").write_text('{"pid": 1, "host": "here", "purpose": "pull"}')
-    with pytest.raises(DatabaseNotReadyError, match=r"still being pulled.* same `featuredb pull`"):
-        read_snapshot(Layout(tmp_path))
-    for note in ("", "[]", '{"purpose": "ingest"}'):
-        (tmp_path / "LOCK").write_text(note)
-        with pytest.raises(DatabaseNotReadyError, match="same `featuredb ingest`"):
+    notes = ("", "[]", "{}", '{"purpose": 3}', '{"purpose": "ingest"}', note(GONE, "ingest"))
+    for text in notes:
+        (tmp_path / "LOCK").write_text(text)
+        with pytest.raises(DatabaseNotReadyError, match=r"unfinished ingest and.* or delete the"):
             read_snapshot(Layout(tmp_path))
+    (tmp_path / "LOCK").write_text(note(os.getpid(), "ingest"))
+    with pytest.raises(DatabaseNotReadyError, match="still being ingested by process"):
+        read_snapshot(Layout(tmp_path))
+    (tmp_path / "LOCK").write_text(note(7, "ingest", "elsewhere"))
+    unless = r"unless process 7 on elsewhere \(ingest\) still runs: run the same `featuredb ingest`"
+    with pytest.raises(DatabaseNotReadyError, match=unless):
+        read_snapshot(Layout(tmp_path))
+
+
+def test_a_pull_that_never_finished(tmp_path: Path) -> None:
+    (tmp_path / "LOCK").write_text(note(GONE, "pull"))
+    with pytest.raises(DatabaseNotReadyError, match=r"unfinished pull.* same `featuredb pull`"):
+        read_snapshot(Layout(tmp_path))
+    (tmp_path / "LOCK").write_text(note(os.getpid(), "pull"))
+    with pytest.raises(DatabaseNotReadyError, match="still being pulled by process"):
+        read_snapshot(Layout(tmp_path))
+
+
+GONE = 1 << 30
+"""No process has this number: Linux has at most 1 << 22."""
+
+
+def note(pid: int, purpose: str, host: str | None = None) -> str:
+    """What a lock file says."""
+    return json.dumps({"pid": pid, "host": host or socket.gethostname(), "purpose": purpose})
 
 
 def test_a_snapshot_that_is_vacuumed_while_it_is_opened(

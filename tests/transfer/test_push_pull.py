@@ -449,7 +449,7 @@ def test_a_half_pulled_folder_says_that_it_is_pulled(
         _before_current(patch)
         with pytest.raises(Stop):
             featuredb.pull(URL, back)
-    with pytest.raises(DatabaseNotReadyError, match=r"still being pulled.* same `featuredb pull`"):
+    with pytest.raises(DatabaseNotReadyError, match=r"unfinished pull.* same `featuredb pull`"):
         featuredb.open(back)
     for write in (featuredb.vacuum, featuredb.compact):
         other = Path(shutil.copytree(back, tmp_path / f"{write.__name__}.fdb"))

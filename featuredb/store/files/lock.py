@@ -9,10 +9,48 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from featuredb.errors import DatabaseLockedError
 from featuredb.store.files.atomic import fsync_path, missing_folders, storage_errors
 from featuredb.store.layout import Layout
+
+
+class Holder(NamedTuple):
+    """Who holds the lock, or was the last to hold it. pid, host: None once it is released."""
+
+    purpose: str
+    pid: int | None = None
+    host: str | None = None
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} ({self.purpose})"
+
+    @property
+    def runs(self) -> bool | None:
+        """Whether it still holds the lock. None if it may, on another machine."""
+        if self.pid is None:
+            return False
+        if self.host != socket.gethostname():
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
+            pass
+        return True
+
+
+def last_holder(layout: Layout) -> Holder | None:
+    """The last writer by its note in the lock file, None if there is none.
+
+    Does not try the lock: that would refuse a writer that starts at the same moment.
+    """
+    try:
+        return _holder(layout.lock.read_bytes())
+    except OSError:
+        return None
 
 
 @contextmanager
@@ -26,14 +64,18 @@ def write_lock(layout: Layout, purpose: str) -> Iterator[None]:
     """
     handle = _open_locked(layout)
     try:
-        note = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose}
-        # On a full disk this fails, which must not stop a vacuum from freeing space.
-        with suppress(OSError):
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(note).encode(), 0)
+        _write_note(handle, Holder(purpose, os.getpid(), socket.gethostname()))
         yield
     finally:
+        _write_note(handle, Holder(purpose))
         os.close(handle)
+
+
+def _write_note(handle: int, holder: Holder) -> None:
+    # On a full disk this fails, which must not stop a vacuum from freeing space.
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(holder._asdict()).encode(), 0)
 
 
 def _open_locked(layout: Layout) -> int:
@@ -48,7 +90,7 @@ def _open_locked(layout: Layout) -> int:
             if _is_still(layout, handle):
                 return handle
         except BlockingIOError:
-            holder = _holder(handle)
+            holder = _holder(os.pread(handle, 4096, 0)) or "another process"
             os.close(handle)
             raise DatabaseLockedError(
                 f"{layout.root} is being written by {holder}: wait for it to finish, or stop it"
@@ -72,9 +114,10 @@ def _is_still(layout: Layout, handle: int) -> bool:
         return False
 
 
-def _holder(handle: int) -> str:
+def _holder(note: bytes) -> Holder | None:
     try:
-        note = json.loads(os.pread(handle, 4096, 0))
-        return f"process {note['pid']} on {note['host']} ({note['purpose']})"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
+        holder = Holder(**json.loads(note))
+    except (ValueError, TypeError):
+        return None
+    known = isinstance(holder.pid, int | None) and isinstance(holder.purpose, str)
+    return holder if known else None

@@ -103,7 +103,7 @@ class Database:
 
         Returns:
             One row per context, by maximum activation descending, ties by context id. Ranks go on
-            from `offset`.
+            from `offset`. The first columns, sae and feature_id, name the feature.
 
         Raises:
             UnknownFeatureError: There is no such feature.
@@ -192,14 +192,15 @@ class Database:
     def activations(self, feature: Feature) -> Activations:
         """Every stored activation of a feature.
 
-        All of them are in memory at once, 16 bytes each and as much again while they are read. For
+        All of them are in memory at once, 25 bytes each and as much again while they are read. For
         a part of a dense feature's, ask `sql` for the macro ``feature_activations``.
 
         Args:
             feature: A number, or ``"sae_name/1234"``.
 
         Returns:
-            context_id, token_index and activation, by context id, then token index.
+            sae, feature_id, context_id, token_index and activation, by context id, then token
+            index.
 
         Raises:
             UnknownFeatureError: There is no such feature.
@@ -226,7 +227,7 @@ class Database:
 
         Returns:
             One row per neighbor, by score descending, ties by SAE in the snapshot's order, then
-            feature id.
+            feature id. The first columns, of_sae and of_feature_id, name the feature asked about.
 
         Raises:
             UnknownFeatureError: There is no such feature.

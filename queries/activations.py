@@ -9,28 +9,35 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb.store.names import feature_name, parse_feature
+from featuredb.render.view import Heading, Records, View
+from featuredb.store.names import parse_feature
 from featuredb.store.positions import context_of, token_mask, token_of
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.store import Store
-from queries.answers import Answer
+from queries.answers import FeatureAnswer
 from queries.catalog import literals
 from queries.catalog.documents import metadata
 from queries.catalog.naming import first_rows
 from queries.connection import Reader
 from queries.question import Macro, Question
+from queries.show import counted
 
 
 @dataclass(frozen=True, repr=False)
-class Activations(Answer):
+class Activations(FeatureAnswer):
     """Every stored activation of a feature, by context id, then token index.
 
-    Columns: context_id i64, token_index i32 (index in the context, BOS counted), activation f32.
+    Columns: sae dictionary of strings, feature_id i64, context_id i64, token_index i32 (index in
+    the context, BOS counted), activation f32.
     """
 
     kind: ClassVar[str] = "activations"
 
-    feature: str
+    def view(self) -> View:
+        """The rows, under a heading that says of which feature."""
+        count = counted(len(self), "activation")
+        heading = Heading("feature ", self.feature, f" · {count}")
+        return View([[heading], [Records(self.table.drop_columns(["sae", "feature_id"]))]])
 
 
 class FeatureContexts(NamedTuple):
@@ -58,14 +65,19 @@ def activations(reader: Reader, feature: int | str) -> Activations:
     store = reader.store
     sae, number = parse_feature(store.snapshot, feature)
     context, token, activation = feature_activations(store, sae, number)
+    rows = len(context)
+    # There may be hundreds of millions of rows: the name is kept once.
+    names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), [sae.name])
     table = pa.table(
         {
+            "sae": names,
+            "feature_id": pa.array(np.full(rows, number), pa.int64()),
             "context_id": pa.array(context, pa.int64()),
             "token_index": pa.array(token.astype(np.int32), pa.int32()),
             "activation": pa.array(activation, pa.float32()),
         }
     )
-    return Activations(table, feature=feature_name(store.snapshot, sae, number))
+    return Activations(table, sae=sae.name, feature_id=number)
 
 
 def feature_activations(
@@ -121,7 +133,7 @@ def _calls(snapshot: Snapshot) -> str:
             firsts[s.sae] + f.first_feature,
             firsts[s.sae] + f.end_feature - 1,
             f"FROM featuredb_part({literals.text('/' + f.file.path)}, {s.first_context}, "
-            f"{f.stride}, {literals.HERE})",
+            f"{f.stride}, {literals.text(sae.name)}, {literals.HERE})",
         )
         for sae in snapshot.saes
         for s in snapshot.segments_of(sae.name)
@@ -138,7 +150,8 @@ def _part(snapshot: Snapshot) -> str:
     bits = snapshot.position_bits
     position = literals.position("stride", "id")
     return (
-        f"SELECT base + ({position} >> {bits}) AS context_id, "
+        "SELECT of_sae AS sae, CAST(id AS BIGINT) AS feature_id, "
+        f"base + ({position} >> {bits}) AS context_id, "
         f"CAST({position} & {token_mask(bits)} AS INTEGER) AS token_index, "
         "CAST(activation AS FLOAT) AS activation "
         f"FROM {literals.below_root('path')} WHERE feature_id = id"
@@ -147,7 +160,7 @@ def _part(snapshot: Snapshot) -> str:
 
 def _by_context(snapshot: Snapshot) -> str:
     return (
-        "SELECT c.context_id, c.document_id, f.activation, f.token_index"
+        "SELECT f.sae, f.feature_id, c.context_id, c.document_id, f.activation, f.token_index"
         f"{metadata(snapshot, 'd')} "
         "FROM featuredb_contexts_of(feature) AS f JOIN contexts AS c USING (context_id) "
         "JOIN documents AS d USING (document_id)"
@@ -155,8 +168,8 @@ def _by_context(snapshot: Snapshot) -> str:
 
 
 _NOTHING = (
-    "SELECT NULL::BIGINT AS context_id, NULL::INTEGER AS token_index, "
-    "NULL::FLOAT AS activation WHERE false"
+    "SELECT NULL::VARCHAR AS sae, NULL::BIGINT AS feature_id, NULL::BIGINT AS context_id, "
+    "NULL::INTEGER AS token_index, NULL::FLOAT AS activation WHERE false"
 )
 
 # Each opens only the files that hold its feature, chosen while the statement is planned from the
@@ -166,7 +179,7 @@ QUESTION = Question(
     Activations,
     macros=(
         Macro("featuredb_parts(row, feature)", _calls, table=False),
-        Macro("featuredb_part(path, base, stride, id)", _part),
+        Macro("featuredb_part(path, base, stride, of_sae, id)", _part),
         Macro(
             "featuredb_activations_named(feature)",
             "FROM query(coalesce(featuredb_parts(featuredb_row(feature), "
@@ -179,7 +192,8 @@ QUESTION = Question(
         ),
         Macro(
             "featuredb_contexts_of(feature)",
-            "SELECT context_id, max(activation) AS activation, "
+            "SELECT any_value(sae) AS sae, any_value(feature_id) AS feature_id, context_id, "
+            "max(activation) AS activation, "
             "arg_min(token_index, (-activation, token_index)) AS token_index, "
             "list(token_index ORDER BY token_index) AS token_indexes, "
             "list(activation ORDER BY token_index) AS activations "

@@ -136,13 +136,38 @@ class Answer:
 
     def __repr__(self) -> str:
         rows = f"{len(self):,} row{'' if len(self) == 1 else 's'}"
-        about = (f"{k}={v!r}" for k, v in self.attributes().items() if isinstance(v, str | float))
+        about = (
+            f"{k}={v!r}" for k, v in self.attributes().items() if isinstance(v, str | int | float)
+        )
         return f"{type(self).__name__}({', '.join(chain(about, [rows]))})"
 
     def _repr_html_(self) -> str:
         from featuredb.render.html import to_html
 
         return to_html(self)
+
+
+@dataclass(frozen=True, repr=False)
+class FeatureAnswer(Answer):
+    """An answer about one feature, which the first columns of its rows name: `sae`, `feature_id`.
+
+    So rows of several answers can be put under one another.
+    """
+
+    sae: str
+    feature_id: int
+
+    @property
+    def feature(self) -> str:
+        """`sae/1234`, as every question takes it."""
+        return f"{self.sae}/{self.feature_id}"
+
+
+def of_feature(sae: str | None, feature_id: int | None, rows: int) -> tuple[pa.Array, pa.Array]:
+    """The columns `sae` and `feature_id` of an answer that is about one feature."""
+    import pyarrow as pa
+
+    return pa.array([sae] * rows, pa.string()), pa.array([feature_id] * rows, pa.int64())
 
 
 @dataclass(frozen=True, repr=False)

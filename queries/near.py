@@ -14,11 +14,11 @@ from featuredb.errors import QueryError, UnknownFeatureError
 from featuredb.render.view import Heading, Table, View
 from featuredb.store import schemas
 from featuredb.store.files.parquet import chunk_to_numpy
-from featuredb.store.names import NO_SAE, feature_name, parse_feature, sae_names
+from featuredb.store.names import NO_SAE, parse_feature, sae_names
 from featuredb.store.snapshot import File, Sae, Snapshot
 from featuredb.store.store import Store
 from featuredb.store.vectors.directions import comparable, length
-from queries.answers import Answer
+from queries.answers import Answer, of_feature
 from queries.arguments import check_k
 from queries.catalog import literals
 from queries.catalog.summaries import SUMMARY, summaries
@@ -39,9 +39,10 @@ TOO_MANY = (
 
 @dataclass(frozen=True, repr=False)
 class Neighbors(Answer):
-    """Features near `feature`, by score descending, ties by feature id.
+    """Features near one feature or vector, by score descending, ties by feature id.
 
-    Columns: rank i32, sae string, feature_id i64, score f32 (cosine for `by` decoder or encoder,
+    Columns: of_sae string and of_feature_id i64 (the feature, null for a vector), rank i32, sae
+    string and feature_id i64 (the neighbor), score f32 (cosine for `by` decoder or encoder,
     Jaccard for coactivation), density f64, max_activation f32, top_tokens list<string>,
     promoted_tokens list<string>. `method` says how they were found: ``graph`` or ``exact``, which
     miss nothing, or ``ivf``, an index that finds the share `recall` of the 10 nearest, measured
@@ -50,10 +51,16 @@ class Neighbors(Answer):
 
     kind: ClassVar[str] = "neighbors"
 
-    feature: str
+    of_sae: str | None
+    of_feature_id: int | None
     by: str
     method: str = "exact"
     recall: float = 1.0
+
+    @property
+    def feature(self) -> str:
+        """`sae/1234`, as every question takes it, or `vector`."""
+        return "vector" if self.of_sae is None else f"{self.of_sae}/{self.of_feature_id}"
 
     def view(self) -> View:
         """The neighbors under a heading that says how they were found."""
@@ -96,7 +103,7 @@ def near(
         nearest = _from_graph(store, sae, number, k, by)
     else:
         nearest = _from_directions(store, sae, number, k, by, exact)
-    return _answer(store, nearest, feature_name(store.snapshot, sae, number), by)
+    return _answer(store, nearest, sae.name, number, by)
 
 
 def near_vector(
@@ -115,7 +122,7 @@ def near_vector(
         raise QueryError(f"by must be decoder or encoder for a vector, not {by!r}")
     query = _checked(vector)
     nearest = _search(store, _place(store, len(query), by, sae), query, k, by, exact)
-    return _answer(store, nearest, "vector", by)
+    return _answer(store, nearest, None, None, by)
 
 
 def _checked(vector: Any) -> npt.NDArray[np.float64]:
@@ -232,14 +239,26 @@ def _search(
     return Nearest(names, (rows - firsts[which]).tolist(), scores, method, recall)
 
 
-def _answer(store: Store, nearest: Nearest, feature: str, by: str) -> Neighbors:
-    table = _table(store, nearest.names, nearest.numbers, nearest.scores)
-    return Neighbors(table, feature=feature, by=by, method=nearest.method, recall=nearest.recall)
+def _answer(
+    store: Store, nearest: Nearest, of_sae: str | None, of_feature_id: int | None, by: str
+) -> Neighbors:
+    asked = of_feature(of_sae, of_feature_id, len(nearest.scores))
+    columns = {"of_sae": asked[0], "of_feature_id": asked[1]}
+    columns |= _columns(store, nearest.names, nearest.numbers, nearest.scores)
+    return Neighbors(
+        pa.table(columns),
+        of_sae=of_sae,
+        of_feature_id=of_feature_id,
+        by=by,
+        method=nearest.method,
+        recall=nearest.recall,
+    )
 
 
-def _table(
+def _columns(
     store: Store, names: Sequence[str], numbers: Sequence[int], scores: npt.NDArray[np.float32]
-) -> pa.Table:
+) -> dict[str, pa.Array]:
+    """The columns of an answer after those that name the feature it is about."""
     saes = {s.name: s for s in store.snapshot.saes}
     rows = [store.features.row(saes[n], i) for n, i in zip(names, numbers, strict=True)]
     about = store.features.summaries(rows)
@@ -251,7 +270,7 @@ def _table(
     }
     for name in ("density", "max_activation", "top_tokens", "promoted_tokens"):
         columns[name] = about.column(name)
-    return pa.table(columns)
+    return columns
 
 
 def _macros(name: str, file: Callable[[Snapshot], File], bounded: bool) -> tuple[Macro, ...]:
@@ -285,7 +304,8 @@ WITH nearest AS (
     FROM {literals.file(file(snapshot).path)}
     WHERE sae = of_sae AND feature_id = id AND rank <= k
 )
-SELECT n.rank, n.sae, n.feature_id, n.score, {SUMMARY}
+SELECT of_sae AS of_sae, CAST(id AS BIGINT) AS of_feature_id, n.rank, n.sae, n.feature_id, n.score,
+    {SUMMARY}
 FROM nearest AS n JOIN {summaries(snapshot)} AS f USING (sae, feature_id)
 ORDER BY n.rank"""
 

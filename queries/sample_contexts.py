@@ -10,7 +10,7 @@ from typing import ClassVar
 from featuredb.errors import QueryError
 from featuredb.render import numbers
 from featuredb.render.view import Heading, Part, View
-from featuredb.store.names import BAD_BINS, BAD_BINS_BY, feature_name, parse_feature
+from featuredb.store.names import BAD_BINS, BAD_BINS_BY, parse_feature
 from featuredb.store.snapshot import Snapshot
 from queries.arguments import check_k, check_seed, check_window
 from queries.catalog import literals
@@ -79,13 +79,16 @@ def sample_contexts(
         raise QueryError(BAD_BINS_BY.format(by=by))
     if not 1 <= bins <= k:
         raise QueryError(BAD_BINS.format(bins=bins, k=k))
-    name = feature_name(snapshot, sae, number)
     query = "FROM sample_contexts(?, k := ?, bins := ?, seed := ?, bins_by := ?, window_size := ?)"
     with duckdb_errors(reader.location):
-        relation = reader.cursor().sql(query, params=[name, k, bins, seed, by, window])
+        relation = reader.cursor().sql(
+            query, params=[f"{sae.name}/{number}", k, bins, seed, by, window]
+        )
         table = relation.to_arrow_table()
     maximum = float(reader.store.features.max_activation(sae)[number])
-    return SampledContexts(table, feature=name, max_activation=maximum, by=by, seed=seed)
+    return SampledContexts(
+        table, sae=sae.name, feature_id=number, max_activation=maximum, by=by, seed=seed
+    )
 
 
 def _checked_bins() -> str:
@@ -141,7 +144,8 @@ FROM (SELECT * FROM placed QUALIFY row_number() OVER (ORDER BY turn, bin DESC) <
 def _sampled(snapshot: Snapshot) -> str:
     # The lists are made of the drawn contexts alone.
     best = """
-    SELECT any_value(d.rank) AS rank, context_id, max(a.activation) AS activation,
+    SELECT any_value(sae) AS sae, any_value(feature_id) AS feature_id, any_value(d.rank) AS rank,
+        context_id, max(a.activation) AS activation,
         arg_min(token_index, (-a.activation, token_index)) AS token_index,
         list(token_index ORDER BY token_index) AS token_indexes,
         list(a.activation ORDER BY token_index) AS activations
@@ -150,7 +154,8 @@ def _sampled(snapshot: Snapshot) -> str:
     return f"""
 WITH drawn AS MATERIALIZED ({_drawn()}
 )
-SELECT w.rank, d.bin, d.bin_low, d.bin_high, d.bin_contexts, d.bin_weight, w.* EXCLUDE (rank)
+SELECT w.sae, w.feature_id, w.rank, d.bin, d.bin_low, d.bin_high, d.bin_contexts, d.bin_weight,
+    w.* EXCLUDE (sae, feature_id, rank)
 FROM ({windows(best, snapshot)}) AS w JOIN drawn AS d USING (rank)
 ORDER BY w.rank"""
 

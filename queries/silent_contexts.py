@@ -8,7 +8,7 @@ from typing import ClassVar
 from featuredb.errors import QueryError
 from featuredb.render.characters import label
 from featuredb.render.view import Heading, Passages, View
-from featuredb.store.names import BAD_MATCH, feature_name, parse_feature
+from featuredb.store.names import BAD_MATCH, parse_feature
 from featuredb.store.snapshot import Snapshot
 from queries.arguments import check_k, check_seed, check_window
 from queries.catalog import literals
@@ -78,13 +78,16 @@ def silent_contexts(
     k, window, seed = check_k(k), check_window(window), check_seed(seed)
     if like not in KINDS:
         raise QueryError(BAD_MATCH.format(like=like))
-    name = feature_name(snapshot, sae, number)
     query = "FROM silent_contexts(?, k := ?, matched_by := ?, seed := ?, window_size := ?)"
     with duckdb_errors(reader.location):
-        relation = reader.cursor().sql(query, params=[name, k, like, seed, window])
+        relation = reader.cursor().sql(
+            query, params=[f"{sae.name}/{number}", k, like, seed, window]
+        )
         table = relation.to_arrow_table()
     maximum = float(reader.store.features.max_activation(sae)[number])
-    return SilentContexts(table, feature=name, max_activation=maximum, like=like, seed=seed)
+    return SilentContexts(
+        table, sae=sae.name, feature_id=number, max_activation=maximum, like=like, seed=seed
+    )
 
 
 _FIRED = "(SELECT context_id FROM feature_activations(feature))"
@@ -150,7 +153,8 @@ def _silent(snapshot: Snapshot) -> str:
     # Of each token as many in proportion as the feature fires on it, as seats are given to parties
     # by D'Hondt's rule. Of each neighbor equally many.
     best = """
-    SELECT rank, context_id, CAST(0 AS FLOAT) AS activation, token_index,
+    SELECT featuredb_sae(feature) AS sae, CAST(featuredb_number(feature) AS BIGINT) AS feature_id,
+        rank, context_id, CAST(0 AS FLOAT) AS activation, token_index,
         CAST([] AS INTEGER[]) AS token_indexes, CAST([] AS FLOAT[]) AS activations
     FROM drawn"""
     return f"""
@@ -165,7 +169,7 @@ drawn AS MATERIALIZED (
     FROM turns JOIN (SELECT context_id, n_tokens FROM contexts) USING (context_id)
     QUALIFY rank <= featuredb_k(k)
 )
-SELECT w.rank, d.matched, w.* EXCLUDE (rank)
+SELECT w.sae, w.feature_id, w.rank, d.matched, w.* EXCLUDE (sae, feature_id, rank)
 FROM ({windows(best, snapshot)}) AS w JOIN drawn AS d USING (rank)
 ORDER BY w.rank"""
 

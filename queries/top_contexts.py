@@ -15,11 +15,11 @@ from featuredb.render import numbers
 from featuredb.render.view import Heading, Passage, Passages, View
 from featuredb.store import schemas
 from featuredb.store.files.parquet import float_array, list_values
-from featuredb.store.names import ANSWER_COLUMNS, feature_name, metadata_columns, parse_feature
+from featuredb.store.names import ANSWER_COLUMNS, metadata_columns, parse_feature
 from featuredb.store.snapshot import File, Sae, Snapshot
 from featuredb.store.store import Store
 from queries.activations import FeatureContexts, feature_contexts
-from queries.answers import Answer, Row
+from queries.answers import FeatureAnswer, Row, of_feature
 from queries.arguments import check_bounds, check_k, check_offset, check_window
 from queries.catalog import literals
 from queries.catalog.documents import metadata
@@ -32,23 +32,23 @@ from queries.question import Macro, Question
 
 
 @dataclass(frozen=True, repr=False)
-class TopContexts(Answer):
+class TopContexts(FeatureAnswer):
     """Contexts of a feature, by maximum activation descending, ties by context id.
 
-    Columns: rank i32, context_id i64, document_id i64, activation f32 (the context's maximum),
-    token_index i32 (the first token reaching it), token string, window_start i32 (context index
-    of `tokens[0]`), tokens list<string>, activations list<f32> (0 where not active), then the
-    document's source and metadata. `max_activation` is the feature's over the whole store: the
-    scale tokens are shaded on, so that shades mean the same in every answer.
+    Columns: sae string, feature_id i64, rank i32, context_id i64, document_id i64, activation f32
+    (the context's maximum), token_index i32 (the first token reaching it), token string,
+    window_start i32 (context index of `tokens[0]`), tokens list<string>, activations list<f32> (0
+    where not active), then the document's source and metadata. `max_activation` is the feature's
+    over the whole store: the scale tokens are shaded on, so that shades mean the same in every
+    answer.
     """
 
     kind: ClassVar[str] = "top_contexts"
 
-    feature: str
     max_activation: float
 
     def view(self) -> View:
-        """The contexts under `feature 1234 · 20 contexts · maximum 14.23 in the store`."""
+        """The contexts under `feature sae/1234 · 20 contexts · maximum 14.23 in the store`."""
         count = numbers.plural(len(self), "context") if len(self) else "active in no such context"
         maximum = numbers.number(self.max_activation)
         heading = Heading("feature ", self.feature, f" · {count} · maximum {maximum} in the store")
@@ -135,11 +135,10 @@ def top_contexts(
         contexts = feature_contexts(store, sae, number)
         peaks = _from_all(reader, contexts, page, where, min_activation, max_activation)
         maximum = float(contexts.peak.max()) if len(contexts.peak) else 0.0
-    return TopContexts(
-        _table(store, peaks, window, page.offset),
-        feature=feature_name(store.snapshot, sae, number),
-        max_activation=maximum,
-    )
+    names = of_feature(sae.name, number, len(peaks))
+    columns = {"sae": names[0], "feature_id": names[1]}
+    columns |= _columns(store, peaks, window, page.offset)
+    return TopContexts(pa.table(columns), sae=sae.name, feature_id=number, max_activation=maximum)
 
 
 def _from_examples(store: Store, sae: Sae, feature: int, k: int) -> list[Peak]:
@@ -217,7 +216,8 @@ def _peak(contexts: FeatureContexts, i: int) -> Peak:
     return Peak(int(contexts.context_id[i]), float(contexts.peak[i]), first, tokens, activations)
 
 
-def _table(store: Store, peaks: Sequence[Peak], window: int, offset: int) -> pa.Table:
+def _columns(store: Store, peaks: Sequence[Peak], window: int, offset: int) -> dict[str, pa.Array]:
+    """The columns of an answer after those that name the feature."""
     texts = store.texts
     texts.fetch([peak.context_id for peak in peaks])
     documents, firsts = [], []
@@ -256,18 +256,20 @@ def _table(store: Store, peaks: Sequence[Peak], window: int, offset: int) -> pa.
     }
     about = texts.documents(documents)
     columns |= zip(metadata_columns(about.column_names), about.columns, strict=True)
-    return pa.table(columns)
+    return columns
 
 
 _KEPT = f"""
-    SELECT rank, context_id, activation, CAST(token_index AS INTEGER) AS token_index,
+    SELECT of_sae AS sae, CAST(id AS BIGINT) AS feature_id, rank, context_id, activation,
+        CAST(token_index AS INTEGER) AS token_index,
         CAST(token_indexes AS INTEGER[]) AS token_indexes, activations
     FROM {literals.below_root("path")}
     WHERE feature_id = id AND kind = 0 AND rank > skip AND rank <= k"""
 
 _COMPUTED = """
     SELECT * FROM (
-        SELECT CAST(row_number() OVER (ORDER BY activation DESC, context_id) AS INTEGER) AS rank,
+        SELECT sae, feature_id,
+            CAST(row_number() OVER (ORDER BY activation DESC, context_id) AS INTEGER) AS rank,
             context_id, activation, token_index, token_indexes, activations
         FROM featuredb_contexts_of(feature)
     ) WHERE rank > skip AND rank <= k"""
@@ -285,8 +287,8 @@ _FIRSTS = """
     )"""
 
 _ONCE = f"""
-    SELECT CAST(place AS INTEGER) AS rank, context_id, activation, token_index, token_indexes,
-        activations
+    SELECT sae, feature_id, CAST(place AS INTEGER) AS rank, context_id, activation, token_index,
+        token_indexes, activations
     FROM ({_FIRSTS}) WHERE place > skip AND place <= k"""
 
 # Documents and texts both once: which context comes next depends on all that came before.
@@ -308,8 +310,8 @@ _BOTH_ONCE = f"""
             ORDER BY f.place LIMIT 1
         )
     )
-    SELECT CAST(s.rank AS INTEGER) AS rank, context_id, activation, token_index, token_indexes,
-        activations
+    SELECT sae, feature_id, CAST(s.rank AS INTEGER) AS rank, context_id, activation, token_index,
+        token_indexes, activations
     FROM shown AS s JOIN firsts USING (place) WHERE s.rank > skip"""
 
 
@@ -330,11 +332,11 @@ def _choice(snapshot: Snapshot, row: str, otherwise: str, end: str, once: str = 
     derived = {t.sae: t for t in snapshot.derived.saes}
     for sae in snapshot.saes:
         tables = derived[sae.name]
-        from_examples = _reading("kept", tables.examples)
+        from_examples = _reading("kept", tables.examples, sae)
         first = firsts[sae.name]
         for w in tables.windows:
             ends = [first + w.first_feature, first + w.end_feature - 1]
-            calls.append([*ends, _reading("ready", w.file), from_examples])
+            calls.append([*ends, _reading("ready", w.file, sae), from_examples])
     shape = {"first": "BIGINT", "last": "BIGINT", "ready": "VARCHAR", "kept": "VARCHAR"}
     held = literals.holding(row, literals.records(shape, calls))
     reading = (
@@ -366,9 +368,10 @@ def _flag(parameter: str) -> str:
     return f"CAST(CAST({parameter} AS BOOLEAN) AS VARCHAR)"
 
 
-def _reading(way: str, file: File) -> str:
+def _reading(way: str, file: File, sae: Sae) -> str:
     """The call that reads a file, up to k and the window."""
-    return f"FROM featuredb_top_{way}({literals.text('/' + file.path)}, {literals.HERE}, "
+    path, name = literals.text("/" + file.path), literals.text(sae.name)
+    return f"FROM featuredb_top_{way}({path}, {name}, {literals.HERE}, "
 
 
 def _ready(snapshot: Snapshot) -> str:
@@ -376,7 +379,7 @@ def _ready(snapshot: Snapshot) -> str:
     low = f"greatest(0, least({schemas.WINDOW}, w.token_index) - size)"
     high = f"least({schemas.WINDOW}, w.token_index) + size + 1"
     return f"""
-SELECT w.rank, w.context_id, w.document_id,
+SELECT of_sae AS sae, CAST(id AS BIGINT) AS feature_id, w.rank, w.context_id, w.document_id,
     CAST(w.activations[1 + least({schemas.WINDOW}, w.token_index)] AS FLOAT) AS activation,
     w.token_index, w.tokens[1 + least({schemas.WINDOW}, w.token_index)] AS token,
     CAST(greatest(0, w.token_index - size) AS INTEGER) AS window_start,
@@ -392,8 +395,11 @@ QUESTION = Question(
     TopContexts,
     "top",
     (
-        Macro("featuredb_top_ready(path, id, k, size, skip)", _ready),
-        Macro("featuredb_top_kept(path, id, k, size, skip)", lambda s: windows(_KEPT, s)),
+        Macro("featuredb_top_ready(path, of_sae, id, k, size, skip)", _ready),
+        Macro(
+            "featuredb_top_kept(path, of_sae, id, k, size, skip)",
+            lambda s: windows(_KEPT, s),
+        ),
         Macro("featuredb_top_computed(feature, k, size, skip)", lambda s: windows(_COMPUTED, s)),
         Macro(
             "featuredb_top_once(feature, per_document, no_twice, k, size, skip)",

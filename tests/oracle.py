@@ -59,6 +59,8 @@ class Oracle:
             tokens = [self.world.vocabulary[t] for t in self.contexts[context_id]]
             start, stop = max(0, peak - window), min(len(tokens), peak + window + 1)
             answer = {
+                "sae": sae,
+                "feature_id": feature,
                 "rank": rank,
                 "context_id": context_id,
                 "document_id": self.document_of[context_id],
@@ -96,7 +98,7 @@ class Oracle:
                 if (other.name, i) != (sae, feature):
                     score = float(np.float32(np.dot(_unit(direction), query)))
                     found.append((-score, order, i, other.name))
-        return self._named(sorted(found)[:k], "score")
+        return self._of(sae, feature, self._named(sorted(found)[:k], "score"))
 
     def coactive(self, sae: str, feature: int, k: int) -> list[Row]:
         """Jaccard index of the sets of active tokens. Pairs that never fire together are left
@@ -112,7 +114,7 @@ class Oracle:
             if other != feature and own & tokens:
                 score = float(np.float32(len(own & tokens) / len(own | tokens)))
                 found.append((-score, order, other, sae))
-        return self._named(sorted(found)[:k], "score")
+        return self._of(sae, feature, self._named(sorted(found)[:k], "score"))
 
     def fires_in(self, context_id: int, k: int) -> list[Row]:
         tokens = self.contexts[context_id]
@@ -204,6 +206,11 @@ class Oracle:
                 "activations": column,
             }
         return rows
+
+    @staticmethod
+    def _of(sae: str, feature: int, rows: list[Row]) -> list[Row]:
+        """The rows of an answer about one feature."""
+        return [{"of_sae": sae, "of_feature_id": feature} | row for row in rows]
 
     def _named(self, found: list[tuple[float, int, int, str]], score: str) -> list[Row]:
         rows = []

@@ -56,11 +56,6 @@ def parse_feature(snapshot: Snapshot, feature: Any) -> tuple[Sae, int]:
     return sae, int(number)
 
 
-def feature_name(snapshot: Snapshot, sae: Sae, number: int) -> str:
-    """The shortest name that `parse_feature` accepts."""
-    return str(number) if len(snapshot.saes) == 1 else f"{sae.name}/{number}"
-
-
 def context_ranges(snapshot: Snapshot | Draft) -> list[tuple[int, int]]:
     """First and last ids of the existing contexts, ascending. A dropped corpus leaves a gap."""
     ranges: list[tuple[int, int]] = []
@@ -90,6 +85,8 @@ def example(snapshot: Snapshot) -> str:
 
 
 ANSWER_COLUMNS = (
+    "sae",
+    "feature_id",
     "rank",
     "context_id",
     "document_id",

@@ -9,9 +9,9 @@ from queries.catalog.documents import metadata
 def windows(best: str, snapshot: Snapshot) -> str:
     """The contexts of `best` with the tokens around their peaks and their documents, by rank.
 
-    best: a SELECT of rank, context_id, activation, token_index, and the lists token_indexes and
-    activations of the feature's active tokens in the context. The parameter ``size`` of the macro
-    is how many tokens are shown on each side.
+    best: a SELECT of sae, feature_id, rank, context_id, activation, token_index, and the lists
+    token_indexes and activations of the feature's active tokens in the context. The parameter
+    ``size`` of the macro is how many tokens are shown on each side.
     """
     return f"""
 WITH best AS ({best}
@@ -30,7 +30,7 @@ spelled AS (
     ) AS w JOIN vocabulary AS v USING (token_id)
     GROUP BY w.rank
 )
-SELECT p.rank, p.context_id, p.document_id, p.activation, p.token_index,
+SELECT p.sae, p.feature_id, p.rank, p.context_id, p.document_id, p.activation, p.token_index,
     s.tokens[p.token_index - p.first + 1] AS token,
     CAST(p.first AS INTEGER) AS window_start, s.tokens,
     [coalesce(p.activations[list_position(p.token_indexes, CAST(i AS INTEGER))], 0)

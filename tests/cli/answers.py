@@ -22,6 +22,8 @@ HOSTILE = "\x1b[31mred\x07\r\n\t\x9b2J\u202eevil<script>&"
 
 _TOP = pa.schema(
     {
+        "sae": pa.string(),
+        "feature_id": pa.int64(),
         "rank": pa.int32(),
         "context_id": pa.int64(),
         "document_id": pa.int64(),
@@ -39,7 +41,9 @@ _TOP = pa.schema(
 _TOKENS = {"top_tokens": STRINGS, "promoted_tokens": STRINGS}
 _NAME = {"rank": pa.int32(), "sae": pa.string(), "feature_id": pa.int64()}
 _SIZE = {"density": pa.float64(), "max_activation": F32}
-_NEAR = pa.schema({**_NAME, "score": F32, **_SIZE, **_TOKENS})
+_NEAR = pa.schema(
+    {"of_sae": pa.string(), "of_feature_id": pa.int64(), **_NAME, "score": F32, **_SIZE, **_TOKENS}
+)
 _HITS = pa.schema({**_NAME, "score": F32, **_SIZE, "matched": pa.string(), **_TOKENS})
 _FIRING = pa.schema(
     {
@@ -86,13 +90,15 @@ def top_contexts() -> TopContexts:
     first |= {"window_start": 0, "token_index": 3, "title": "Battle", "topic": "History"}
     second |= {"window_start": 9, "token_index": 10, "title": HOSTILE, "topic": None}
     table = pa.Table.from_pylist([first, second], _TOP)
-    return TopContexts(table, feature="1234", max_activation=10.0)
+    return TopContexts(table, sae="sae", feature_id=1234, max_activation=10.0)
 
 
 def _context(
     rank: int, activation: float, peak: int, tokens: list[str], activations: list[float]
 ) -> dict[str, Any]:
     return {
+        "sae": "sae",
+        "feature_id": 1234,
         "rank": rank,
         "context_id": 100 + rank,
         "document_id": 7,
@@ -121,18 +127,24 @@ def sampled_contexts() -> SampledContexts:
     for name, edges in (("bin_low", [5.0, 0.0]), ("bin_high", [10.0, 5.0])):
         table = table.append_column(name, pa.array(edges, F32))
     table = table.append_column("bin_weight", pa.array([3.0, 5.0]))
-    return SampledContexts(table, feature="1234", max_activation=10.0, by="width", seed=0)
+    return SampledContexts(
+        table, sae="sae", feature_id=1234, max_activation=10.0, by="width", seed=0
+    )
 
 
 def silent_contexts() -> SilentContexts:
     """The contexts of `top_contexts`, as if matched by a token."""
     table = top_contexts().table.append_column("matched", pa.array([HOSTILE, " war"]))
-    return SilentContexts(table, feature="1234", max_activation=10.0, like="tokens", seed=0)
+    return SilentContexts(
+        table, sae="sae", feature_id=1234, max_activation=10.0, like="tokens", seed=0
+    )
 
 
 def neighbors(by: str = "decoder") -> Neighbors:
     """Two neighbors."""
-    return Neighbors(pa.Table.from_pylist(_features(score=0.9), _NEAR), feature="1234", by=by)
+    rows = _features(score=0.9, of_sae="sae", of_feature_id=1234)
+    table = pa.Table.from_pylist(rows, _NEAR)
+    return Neighbors(table, of_sae="sae", of_feature_id=1234, by=by)
 
 
 def search_hits() -> SearchHits:

@@ -124,7 +124,7 @@ def test_a_file_has_the_format_its_name_says(invoke: Invoke, ending: str) -> Non
 
 def test_format_overrules_the_name_and_a_strange_name_is_a_table(invoke: Invoke) -> None:
     invoke("near", "db", "1", "-o", "a.csv", "--format", "jsonl")
-    assert Path("a.csv").read_text(encoding="utf-8").startswith('{"rank": 1')
+    assert Path("a.csv").read_text(encoding="utf-8").startswith('{"of_sae": "sae"')
     invoke("near", "db", "1", "-o", "a.txt")
     assert Path("a.txt").read_text(encoding="utf-8") == f"{answers.neighbors()}\n"
 

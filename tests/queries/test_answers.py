@@ -30,7 +30,9 @@ def test_a_row_is_read_by_attribute_key_position_and_unpacking() -> None:
 
 
 def test_an_unknown_column_names_the_ones_there_are(answer: TopContexts) -> None:
-    with pytest.raises(AttributeError, match="no column 'color'; the row has rank, context_id"):
+    with pytest.raises(
+        AttributeError, match="no column 'color'; the row has sae, feature_id, rank, context_id"
+    ):
         _ = answer[0].color
 
 
@@ -85,13 +87,13 @@ def test_columns_of_one_name_are_told_apart() -> None:
 
 
 def test_repr_is_one_short_line(answer: TopContexts) -> None:
-    assert repr(answer) == "TopContexts(feature='1234', max_activation=10.0, 2 rows)"
+    assert repr(answer) == ("TopContexts(sae='sae', feature_id=1234, max_activation=10.0, 2 rows)")
     assert repr(answers.rows()[:1]) == "Rows(1 row)"
 
 
 def test_answers_are_frozen(answer: TopContexts) -> None:
     with pytest.raises(AttributeError):
-        answer.feature = "1"  # type: ignore[misc]
+        answer.feature_id = 1  # type: ignore[misc]
     with pytest.raises(AttributeError):
         answer[0]._values = ()  # type: ignore[misc]
 

@@ -53,11 +53,16 @@ def test_against_the_dense_world(world: World, path: Path, feature: int) -> None
         assert indexes.tolist() == own.tolist()
         assert values.tolist() == kept[i][own].tolist()
     expected = [(i, int(t), float(kept[i][t])) for i in firing for t in np.flatnonzero(kept[i])]
+    named = [("made", feature, *row) for row in expected]
     assert list(zip(context.tolist(), token.tolist(), activation.tolist(), strict=True)) == expected
-    assert rows == expected
-    assert [tuple(row) for row in answer] == expected
-    assert [str(t) for t in answer.table.schema.types] == ["int64", "int32", "float"]
-    assert (answer.feature, answer.kind) == (str(feature), "activations")
+    assert rows == [tuple(row) for row in answer] == named
+    columns = ["sae", "feature_id", "context_id", "token_index", "activation"]
+    assert answer.table.column_names == columns
+    assert [str(t) for t in answer.table.schema.types[1:]] == ["int64", "int64", "int32", "float"]
+    assert (answer.feature, answer.kind) == (f"made/{feature}", "activations")
+    # The heading says of which feature, the rows need not.
+    assert str(answer).startswith(f"feature made/{feature} · ")
+    assert "feature_id" not in str(answer)
 
 
 def test_the_token_shown_is_the_first_to_reach_the_maximum(world: World, path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_range_and_the_names_are_told(one: Database, two: Database) -> None:
     with pytest.raises(UnknownFeatureError, match=r"does not say of which SAE"):
         two.near(1)
     assert two.near("b/c/1").feature == "b/c/1"
-    assert one.near("demo/1").feature == one.near(int(np.int64(1))).feature == "1"
+    assert one.near("demo/1").feature == one.near(int(np.int64(1))).feature == "demo/1"
 
 
 @pytest.mark.parametrize(

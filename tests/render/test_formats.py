@@ -34,12 +34,12 @@ def small() -> Neighbors:
             "note": pa.array(["é\x1b[0m", None]),
         }
     )
-    return Neighbors(table, feature="sae/7", by="decoder")
+    return Neighbors(table, of_sae="sae", of_feature_id=7, by="decoder")
 
 
 def test_json_bytes(small: Neighbors) -> None:
     assert to_bytes(small, "json").decode() == (
-        '{"kind": "neighbors", "feature": "sae/7", "by": "decoder", '
+        '{"kind": "neighbors", "of_sae": "sae", "of_feature_id": 7, "by": "decoder", '
         '"method": "exact", "recall": 1.0, "rows": [\n'
         '{"rank": 1, "score": 0.1, "top_tokens": [" a,b", "\\"\\n"], "note": "é\\u001b[0m"},\n'
         '{"rank": 2, "score": null, "top_tokens": null, "note": null}\n'
@@ -67,7 +67,8 @@ def test_parquet_bytes_hold_the_table_and_the_attributes(small: Neighbors) -> No
     about = json.loads(back.schema.metadata[b"featuredb"])
     assert about == {
         "kind": "neighbors",
-        "feature": "sae/7",
+        "of_sae": "sae",
+        "of_feature_id": 7,
         "by": "decoder",
         "method": "exact",
         "recall": 1.0,

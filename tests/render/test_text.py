@@ -59,7 +59,7 @@ def test_colors_change_no_words(answer: Answer | Info) -> None:
 
 def test_top_contexts_read_as_blocks() -> None:
     assert str(answers.top_contexts()) == (
-        "feature 1234 · 2 contexts · maximum 10.00 in the store\n"
+        "feature sae/1234 · 2 contexts · maximum 10.00 in the store\n"
         "\n"
         "1  7.50  Battle · context 101 token 3 · topic History · wiki\n"
         "         The ‹battle› of «Hastings»\n"
@@ -71,7 +71,7 @@ def test_top_contexts_read_as_blocks() -> None:
 def test_neighbors_read_as_columns() -> None:
     quiet = answers.neighbors()
     lines = str(quiet).splitlines()
-    assert lines[0] == "near 1234 by decoder · 2 neighbors"
+    assert lines[0] == "near sae/1234 by decoder · 2 neighbors"
     assert lines[2].split() == ["feature", "cosine", "density", "max", "fires", "on", "promotes"]
     assert lines[3].startswith("1  sae/5     0.900        3.1%  20.50  ·war +1")
     assert lines[4].startswith("2  sae/17    0.900  1 in 2,500   3.25  ·war +1")

@@ -14,5 +14,7 @@ from queries.answers import Rows as Rows
 from queries.feature import FeatureCard as FeatureCard
 from queries.fires import Firing as Firing
 from queries.near import Neighbors as Neighbors
+from queries.sample_contexts import SampledContexts as SampledContexts
 from queries.search import SearchHits as SearchHits
+from queries.silent_contexts import SilentContexts as SilentContexts
 from queries.top_contexts import TopContexts as TopContexts

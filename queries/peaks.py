@@ -1,0 +1,106 @@
+"""Contexts as answers show them: the tokens around a peak, their activations, the document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featuredb.render.view import Passage, Passages
+from featuredb.store.files.parquet import float_array
+from featuredb.store.names import ANSWER_COLUMNS, metadata_columns
+from featuredb.store.store import Store
+from queries.answers import Row
+
+
+class Peak(NamedTuple):
+    """One context of a feature: its maximum, the first token reaching it, all active tokens."""
+
+    context_id: int
+    activation: float
+    token_index: int
+    token_indexes: npt.NDArray[np.integer]
+    activations: npt.NDArray[np.float32]
+
+
+def peak_columns(
+    store: Store, peaks: Sequence[Peak], window: int, offset: int
+) -> dict[str, pa.Array]:
+    """The columns of an answer after those that name the feature."""
+    texts = store.texts
+    texts.fetch([peak.context_id for peak in peaks])
+    documents, firsts = [], []
+    words: list[str] = []
+    shown: list[npt.NDArray[np.float32]] = []
+    tokens: list[str] = []
+    offsets = [0]
+    for peak in peaks:
+        ids = texts.token_ids(peak.context_id)
+        first = max(peak.token_index - window, 0)
+        stop = min(peak.token_index + window + 1, len(ids))
+        low, high = np.searchsorted(peak.token_indexes, [first, stop])
+        values = np.zeros(stop - first, np.float32)
+        values[peak.token_indexes[low:high].astype(np.int64) - first] = peak.activations[low:high]
+        spelled = texts.read(ids[first:stop])
+        documents.append(texts.document_of(peak.context_id))
+        firsts.append(first)
+        shown.append(values)
+        words += spelled
+        tokens.append(spelled[peak.token_index - first])
+        offsets.append(offsets[-1] + stop - first)
+    starts = pa.array(offsets, pa.int32())
+    columns = {
+        # Of a page that no list is long enough for there are none to rank.
+        "rank": pa.array([offset + i for i in range(1, len(peaks) + 1)], pa.int32()),
+        "context_id": pa.array([p.context_id for p in peaks], pa.int64()),
+        "document_id": pa.array(documents, pa.int64()),
+        "activation": pa.array([p.activation for p in peaks], pa.float32()),
+        "token_index": pa.array([p.token_index for p in peaks], pa.int32()),
+        "token": pa.array(tokens, pa.string()),
+        "window_start": pa.array(firsts, pa.int32()),
+        "tokens": pa.ListArray.from_arrays(starts, pa.array(words, pa.string())),
+        "activations": pa.ListArray.from_arrays(
+            starts, float_array(np.concatenate([*shown, np.empty(0, np.float32)]))
+        ),
+    }
+    about = texts.documents(documents)
+    columns |= zip(metadata_columns(about.column_names), about.columns, strict=True)
+    return columns
+
+
+def passages(rows: Iterable[Row], scale: float, value: str = "activation") -> Passages:
+    """Contexts one under the other. value: the column that is shown beside each."""
+    return Passages([_passage(row, row[value]) for row in rows], scale)
+
+
+def _passage(row: Row, value: float) -> Passage:
+    return Passage(
+        row.tokens,
+        row.activations,
+        peak=row.token_index - row.window_start,
+        rank=str(row.rank),
+        value=value,
+        about=_provenance(row),
+        inside=row.window_start > 0,
+    )
+
+
+def _provenance(row: Row) -> str:
+    """`title · context 12 token 7 · topic History · source`: what matters most comes first."""
+    names = [name for name in row.keys() if name not in ANSWER_COLUMNS]  # noqa: SIM118
+    about = {name: _spelled(row[name]) for name in names if row[name] is not None}
+    title = [about.pop("title")] if "title" in about else []
+    source = [about.pop("source")] if "source" in about else []
+    rest = [f"{name} {value}" for name, value in about.items()]
+    place = f"context {row.context_id} token {row.token_index}"
+    return " · ".join([*title, place, *rest, *source])
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)

@@ -43,6 +43,7 @@ from featuredb.store.vectors.directions import Directions, write_vectors
 from ingest.extract.feature_orders import with_feature_orders
 from ingest.extract.runs import Extent, Sinks, write_run
 from ingest.publish import publish
+from ingest.tokens.bos import Bos
 from ingest.tokens.store import CorpusHeader, store_corpus
 
 SAE = "made"
@@ -136,7 +137,7 @@ def _draft(layout: Layout, world: World) -> Draft:
         fingerprint=str(world.seed),
         context_size=CONTEXT,
         stride=None,
-        bos_token_id=None,
+        bos=Bos(None, None),
         metadata=pa.schema([("topic", pa.string())]),
         first_document=0,
         first_context=0,

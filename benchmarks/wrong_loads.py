@@ -100,7 +100,8 @@ def sample_of(inputs: Inputs, *, bos: bool) -> SampleTokens:
     tokens = torch.cat([torch.from_numpy(p.token_ids.astype("int64")) for p in pieces])
     lengths = torch.cat([torch.from_numpy(p.context_lengths) for p in pieces]).long()
     starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
-    whole = SampleTokens(tokens.numpy(), starts.numpy(), inputs.bos, inputs.bos is not None)
+    token = inputs.bos.token
+    whole = SampleTokens(tokens.numpy(), starts.numpy(), token, token is not None)
     return whole if bos else whole.without_bos()
 
 

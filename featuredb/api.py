@@ -107,6 +107,7 @@ def ingest(
     id_column: str | None = None,
     max_documents: int | None = None,
     context_size: int | None = None,
+    bos: bool | None = None,
     stride: int | None = None,
     max_tokens: int | None = None,
     batch_tokens: int | None = None,
@@ -147,6 +148,8 @@ def ingest(
         max_documents: Stop after this many documents.
         context_size: Tokens per context, including BOS. Default: the SAE's own, at most the
             model's, else 256.
+        bos: Whether contexts begin with a BOS token. Default: what the SAEs' files say. An SAE
+            whose files do not say takes either, and if none says the tokenizer decides.
         stride: Tokens between the starts of two contexts of a document. Default: no overlap.
         max_tokens: Stop after the document that reaches this many tokens.
         batch_tokens: Tokens per forward pass, including padding. Default: by device.
@@ -199,6 +202,7 @@ def plan(
     id_column: str | None = None,
     max_documents: int | None = None,
     context_size: int | None = None,
+    bos: bool | None = None,
     stride: int | None = None,
     max_tokens: int | None = None,
     batch_tokens: int | None = None,
@@ -247,6 +251,7 @@ def append(
     id_column: str | None = None,
     max_documents: int | None = None,
     context_size: int | None = None,
+    bos: bool | None = None,
     stride: int | None = None,
     max_tokens: int | None = None,
     batch_tokens: int | None = None,
@@ -267,6 +272,7 @@ def append(
         model: Where the database's model is now. Default: where it was at the first ingest.
         saes: Where the database's SAEs are now, all of them, in order. Default: as `model`.
         context_size: Tokens per context, including BOS. Default: that of the first corpus.
+        bos: Refuse to go on unless the database's contexts begin with BOS, or do not.
 
     The other arguments are those of `ingest`.
 
@@ -294,6 +300,7 @@ def add_saes(
     model: str | None = None,
     hook: Hooks = None,
     hook_out: Hooks = None,
+    bos: bool | None = None,
     batch_tokens: int | None = None,
     device: str = "auto",
     memory: str = "4GB",
@@ -313,6 +320,7 @@ def add_saes(
         saes: Folders, files or hub references, see `load_sae`.
         names: One per SAE. Default: taken from the files.
         model: Where the database's model is now. Default: where it was at the first ingest.
+        bos: What the database's contexts have, to add SAEs whose files say otherwise.
 
     The other arguments are those of `ingest`.
 

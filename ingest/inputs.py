@@ -14,10 +14,11 @@ from featuredb.store.snapshot import Model
 from ingest.attached import AttachedSae, ModelWithSaes
 from ingest.corpus import CorpusReader, open_corpus
 from ingest.load_check.check import fit
-from ingest.model.load import LoadedModel, bos_token_id, load_model, no_tokenizer
+from ingest.model.load import LoadedModel, load_model, no_tokenizer
 from ingest.options import Hooks, IngestOptions
 from ingest.sae import LoadedSae, load_sae, members
 from ingest.sae.centered_weights import on_plain_weights
+from ingest.tokens.bos import Bos, choose_bos
 from ingest.tokens.contexts import TokenizedBatch
 from ingest.tokens.store import MAX_CONTEXT_SIZE
 from ingest.tokens.tokenize import iter_contexts
@@ -32,13 +33,13 @@ _TOKENIZER_THREADS = 1
 class Inputs:
     """Everything an ingest reads, and how the corpus is cut into contexts.
 
-    bos: the token every context begins with. stride, max_tokens: as in `IngestOptions`.
+    bos: what every context begins with. stride, max_tokens: as in `IngestOptions`.
     """
 
     loaded: ModelWithSaes
     corpus: CorpusReader
     context_size: int
-    bos: int | None
+    bos: Bos
     stride: int | None
     max_tokens: int | None
 
@@ -49,7 +50,7 @@ class Inputs:
             self.corpus,
             model.tokenizer,
             context_size=self.context_size,
-            bos_id=self.bos,
+            bos_id=self.bos.token,
             stride=self.stride,
             vocab_size=model.vocab_size,
             # Tokenizing ahead of an early stop would be wasted.
@@ -83,7 +84,7 @@ class Inputs:
             "max tokens": self.max_tokens,
             "context size": self.context_size,
             "stride": self.stride,
-            "BOS": self.bos,
+            "BOS": self.bos.token,
             "sink threshold": options.sink_threshold,
             "keep sinks": options.keep_sinks,
             "keep BOS": options.keep_bos,
@@ -94,10 +95,13 @@ class Inputs:
         return identity | self.loaded.identity()
 
 
-def load_inputs(options: IngestOptions, revision: str | None = None) -> Inputs:
+def load_inputs(
+    options: IngestOptions, revision: str | None = None, bos: Bos | None = None
+) -> Inputs:
     """Load and match everything, the cheapest first. Raises the `IngestError` of what is wrong.
 
-    revision: of the model, if it is from the hub. Default: the newest.
+    revision: of the model, if it is from the hub. Default: the newest. bos: that of a database.
+    Default: see `choose_bos`.
     """
     corpus = open_corpus(
         options.corpus,
@@ -114,7 +118,7 @@ def load_inputs(options: IngestOptions, revision: str | None = None) -> Inputs:
         loaded,
         corpus,
         _context_size(loaded, options.context_size),
-        bos_of(loaded),
+        choose_bos(loaded, options.bos) if bos is None else bos,
         options.stride,
         options.max_tokens,
     )
@@ -275,17 +279,3 @@ def _context_size(loaded: ModelWithSaes, size: int | None) -> int:
             f"context size {size} is more than the model's {most}: give a smaller --context-size"
         )
     return size
-
-
-def bos_of(loaded: ModelWithSaes) -> int | None:
-    """The BOS token that contexts begin with, None for none.
-
-    Raises `IngestError` if the SAEs disagree.
-    """
-    tokens = {bos_token_id(loaded.model, attached.sae.prepend_bos) for attached in loaded.saes}
-    if len(tokens) > 1:
-        raise IngestError(
-            "some of these SAEs were trained with a BOS token and some without: "
-            "ingest them into separate databases"
-        )
-    return tokens.pop()

@@ -36,6 +36,7 @@ class IngestOptions:
     id_column: str | None = None
     max_documents: int | None = None
     context_size: int | None = None
+    bos: bool | None = None
     stride: int | None = None
     max_tokens: int | None = None
     batch_tokens: int | None = None

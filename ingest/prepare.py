@@ -62,13 +62,15 @@ class RunSettings:
     """How the model is run and what is recorded.
 
     batch_tokens: padded tokens per forward pass. sink_threshold: None to record sinks too. check:
-    refuse SAEs that do not explain the model's activations. memory: host memory to aim for.
+    refuse SAEs that do not explain the model's activations. bos_chosen: the user said whether
+    contexts begin with BOS. memory: host memory to aim for.
     """
 
     batch_tokens: int
     sink_threshold: float | None
     recording: Recording
     check: bool
+    bos_chosen: bool
     memory: Budget
 
     @classmethod
@@ -80,6 +82,7 @@ class RunSettings:
             sink_threshold=None if options.keep_sinks else options.sink_threshold,
             recording=options.recording(),
             check=options.check,
+            bos_chosen=options.bos is not None,
             memory=options.budget(),
         )
 
@@ -205,7 +208,7 @@ def _store_corpus(
         fingerprint=fingerprint,
         context_size=inputs.context_size,
         stride=inputs.stride,
-        bos_token_id=inputs.bos,
+        bos=inputs.bos,
         metadata=inputs.corpus.metadata_schema,
         first_document=ids.document,
         first_context=ids.context,
@@ -235,6 +238,7 @@ def _check(
         batch_tokens=settings.batch_tokens,
         sink_threshold=settings.sink_threshold,
         refuse=settings.check,
+        bos_chosen=settings.bos_chosen,
     )
     return LoadReport(corpus, measured)
 

@@ -128,6 +128,8 @@ def _corpus(corpus: Corpus) -> dict[str, Any]:
         "tokens": corpus.n_tokens,
         "context_size": corpus.context_size,
         "stride": corpus.stride,
+        "bos_token_id": corpus.bos_token_id,
+        "bos_from": corpus.bos_from,
         "metadata": list(corpus.metadata),
         "fingerprint": corpus.fingerprint,
     }

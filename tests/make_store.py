@@ -26,6 +26,7 @@ from featuredb.store.vectors.directions import Directions, write_vectors
 from ingest.extract.feature_orders import with_feature_orders
 from ingest.extract.runs import Codes, Extent, Sinks, write_run
 from ingest.publish import publish
+from ingest.tokens.bos import Bos
 from ingest.tokens.contexts import TokenizedBatch
 from ingest.tokens.store import CorpusHeader, store_corpus
 
@@ -81,7 +82,7 @@ def make_store(path: Path, world: World) -> Snapshot:
         fingerprint="made",
         context_size=world.context_size,
         stride=None,
-        bos_token_id=world.bos,
+        bos=Bos(world.bos, None),
         metadata=metadata.schema if metadata is not None else pa.schema([]),
         first_document=0,
         first_context=0,

@@ -67,6 +67,13 @@ _OPTIONS: dict[str, partial[Any]] = {
         "Tokens per context, including BOS. Default: the SAE's own, else 256.",
         type=click.IntRange(min=2),
     ),
+    "bos": partial(
+        click.option,
+        "--bos/--no-bos",
+        "bos",
+        help="Whether contexts begin with BOS. Default: the database's, else by the SAEs' files "
+        "or the tokenizer.",
+    ),
     "stride": _option(
         "stride",
         "N",

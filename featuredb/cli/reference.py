@@ -48,7 +48,7 @@ def _is_argument(parameter: click.Parameter) -> bool:
 def _option(option: click.Option, context: click.Context) -> str:
     flag = min(option.opts, key=len) if option.name == "path" else option.opts[0]
     if option.is_flag:
-        return flag
+        return "|".join([flag, *option.secondary_opts])
     if isinstance(option.type, click.Choice):
         return f"{flag} {'|'.join(map(str, option.type.choices))}"
     return f"{flag} {option.make_metavar(context)}"

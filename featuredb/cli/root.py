@@ -93,7 +93,7 @@ def _explained(error: click.NoSuchOption) -> click.UsageError:
             f"{error.option_name} is not a feature: they are numbered from 0", ctx=error.ctx
         )
     parameters = error.ctx.command.params if error.ctx else []
-    names = [name for parameter in parameters for name in parameter.opts]
+    names = [n for parameter in parameters for n in (*parameter.opts, *parameter.secondary_opts)]
     begin = [name for name in names if name.startswith(error.option_name)]
     if not begin:
         return error

@@ -16,6 +16,9 @@ from featuredb.store.current import Pointer
 from featuredb.store.values import Values
 from featuredb.version import __version__
 
+BosFrom = Literal["option", "sae", "tokenizer"]
+"""What decided whether contexts begin with BOS: the user, the SAEs' files, or the tokenizer."""
+
 WRITER = __version__
 """The featuredb that writes, as snapshots and plans record it."""
 
@@ -142,7 +145,8 @@ class Corpus(msgspec.Struct, frozen=True):
     """Provenance and extent of one corpus. Its ids follow those of the corpora before it.
 
     roles: for chats, a uint8 for each token of `tokens`, an index into role_names. text_hashes:
-    see `featuredb.store.corpora.text_hash`. None if no document has a text.
+    see `featuredb.store.corpora.text_hash`. None if no document has a text. bos_from: what decided
+    bos_token_id, None if it was not recorded.
     """
 
     id: str
@@ -164,6 +168,7 @@ class Corpus(msgspec.Struct, frozen=True):
     roles: File | None = None
     role_names: tuple[str, ...] = ()
     text_hashes: File | None = None
+    bos_from: BosFrom | None = None
 
 
 class Recording(msgspec.Struct, frozen=True):

@@ -233,7 +233,7 @@ def _other_bos(
     given: Explained,
 ) -> list[Alternative]:
     if sample.bos is not None:
-        changed, how = sample.without_bos(), "without a BOS token: its files ask for one"
+        changed, how = sample.without_bos(), "without a BOS token: ingest with --no-bos"
     else:
         try:
             bos = bos_token_id(model, True)
@@ -242,7 +242,7 @@ def _other_bos(
         if bos is None:
             return []
         changed = sample.with_bos(bos)
-        how = 'once each context begins with a BOS token: set "prepend_bos": true in its files'
+        how = "once each context begins with a BOS token: ingest with --bos"
     attached = trial.attached
     hooks = _distinct([attached.hook, *([attached.hook_out] if attached.hook_out else [])])
     trial = replace(trial, states=read_states(model, hooks, changed, memory))

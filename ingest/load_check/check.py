@@ -84,6 +84,7 @@ def check_load(
     batch_tokens: int,
     sink_threshold: float | None,
     refuse: bool,
+    bos_chosen: bool = False,
 ) -> dict[str, Measured]:
     """Measure every SAE on the first contexts, by name.
 
@@ -93,6 +94,7 @@ def check_load(
         batch_tokens: Padded tokens per forward pass.
         sink_threshold: As in `IngestOptions`, None if sinks are recorded.
         refuse: Raise if an SAE does not explain what it reads.
+        bos_chosen: Do not advise a BOS where none is stated.
 
     Raises:
         LoadCheckError: With `refuse`, if an SAE seems to be loaded wrongly.
@@ -107,7 +109,7 @@ def check_load(
             f"L0 {check.l0:.1f} on {check.tokens:,} tokens"
         )
         if refuse:
-            judge(loaded.model, attached, check, sample, sink_threshold)
+            judge(loaded.model, attached, check, sample, sink_threshold, bos_chosen=bos_chosen)
     return {attached.name: each for attached, each in zip(loaded.saes, measured, strict=True)}
 
 
@@ -163,6 +165,8 @@ def judge(
     check: LoadCheck,
     sample: SampleTokens,
     sink_threshold: float | None,
+    *,
+    bos_chosen: bool = False,
 ) -> None:
     """Raise `LoadCheckError` if the SAE explains nothing, or another reading of it clearly more.
 
@@ -205,18 +209,13 @@ def judge(
             f"SAE {name} explains {check.variance_explained:.2f} of the variance at {target}, but "
             f"{best.sentence()}; {_OVERRIDE}"
         )
-    if sample.bos is None and sae.prepend_bos is None:
+    if sample.bos is None and sae.prepend_bos is None and not bos_chosen:
         tokens = SAMPLE_TOKENS // 8
         memory = DeviceMemory(tokens, lambda _: None)
         states = read_states(model, [attached.hook], sample.first(tokens), memory)[place]
         states = states.without(attached.excluded)
         if begins_with_sinks(states, _SINK_THRESHOLD):
-            fix = (
-                'set "prepend_bos": true in its cfg.json'
-                if sae.format == "saelens"
-                else "give the model a tokenizer that puts one first"
-            )
             log.info(
                 f"contexts have no BOS and begin with tokens of enormous norm at {place}: "
-                f"if SAE {name} was trained with a BOS, {fix}, and ingest to another path"
+                f"if SAE {name} was trained with a BOS, ingest to another path with --bos"
             )

@@ -147,7 +147,7 @@ def load_model(
 def bos_token_id(loaded: LoadedModel, prepend_bos: bool | None) -> int | None:
     """Return the token each context begins with, or None.
 
-    The SAE's `prepend_bos` decides. Where it is None, the tokenizer's own behavior does.
+    Where `prepend_bos` is None, the tokenizer's own behavior decides.
     Without a BOS token the CLS or else the EOS token is used, as in TransformerLens.
 
     Raises ModelError where one is asked for and the tokenizer has none of the three.
@@ -168,7 +168,9 @@ def bos_token_id(loaded: LoadedModel, prepend_bos: bool | None) -> int | None:
         if token is not None:
             return int(token)
     why = "has no tokenizer that says which" if tokenizer is None else "has none in its tokenizer"
-    raise ModelError(f"the SAE wants each context to begin with a BOS token, and {loaded.id} {why}")
+    raise ModelError(
+        f"contexts are to begin with a BOS token, and {loaded.id} {why}: --no-bos leaves it out"
+    )
 
 
 def unembedding(loaded: LoadedModel) -> Unembedding | None:

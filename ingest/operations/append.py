@@ -23,10 +23,11 @@ from ingest.attached import ModelWithSaes
 from ingest.change import after_the_last_writer, take_back, tidy
 from ingest.corpus.tables import exceeds
 from ingest.engines import engine_for
-from ingest.inputs import Inputs, bos_of, load_inputs, load_model_with_saes
+from ingest.inputs import Inputs, load_inputs, load_model_with_saes
 from ingest.operations.ingest import carry_out, done_already, unfinished_plan
 from ingest.options import IngestOptions
 from ingest.prepare import RunSettings, plan_append, plan_saes
+from ingest.tokens.bos import Bos, check_bos, refuse_other_bos
 
 
 def append(path: str | Path, corpus: Any, **options: Any) -> Outcome:
@@ -40,7 +41,7 @@ def append(path: str | Path, corpus: Any, **options: Any) -> Outcome:
     base = _at_rest(layout, "append")
     settings = _complete(base, {"corpus": corpus} | options)
     with shown(settings.progress):
-        inputs = load_inputs(settings, base.model.revision)
+        inputs = load_inputs(settings, base.model.revision, Bos.of(base.corpora[0]))
         with _adding(layout, "append") as base:
             _same_saes(base, inputs.loaded)
             _fits(base, inputs)
@@ -86,7 +87,7 @@ def add_saes(
                 tidy(layout, base)
                 return Outcome(base, fresh=False)
             _free_names(base, added)
-            _same_bos(base, loaded)
+            check_bos(loaded, Bos.of(base.corpora[0]), settings.bos)
             plan = unfinished_plan(layout, identity)
             if plan is None:
                 run = RunSettings.of(settings, loaded.model.device)
@@ -117,8 +118,9 @@ def _adding(layout: Layout, purpose: str) -> Iterator[Snapshot]:
 
 
 def _complete(base: Snapshot, options: Mapping[str, Any]) -> IngestOptions:
-    """The given options, and the rest as the database has it."""
+    """The given options, and the rest as the database has it. All its corpora have one BOS."""
     first, recording = base.corpora[0], base.recording
+    refuse_other_bos(Bos.of(first), options.get("bos"))
     check = base.saes[0].check
     stored: dict[str, Any] = {
         "model": _where(base.model.path, base.model.id),
@@ -237,18 +239,3 @@ def _free_names(base: Snapshot, names: Sequence[str]) -> None:
             f"the database has an SAE named {sorted(taken)[0]!r}: give another --name, or drop "
             "that one first"
         )
-
-
-def _same_bos(base: Snapshot, loaded: ModelWithSaes) -> None:
-    """Refuse SAEs that want BOS if the stored corpora have none, or the other way round."""
-    wanted = bos_of(loaded)
-    for corpus in base.corpora:
-        if corpus.bos_token_id != wanted:
-            raise IngestError(
-                f"{loaded.saes[0].name} was trained {_bos(wanted)} and corpus {corpus.id} is "
-                f"stored {_bos(corpus.bos_token_id)}: ingest it into a database of its own"
-            )
-
-
-def _bos(token: int | None) -> str:
-    return "without a BOS token" if token is None else f"with BOS token {token}"

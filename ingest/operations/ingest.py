@@ -28,7 +28,14 @@ from ingest.inputs import load_inputs
 from ingest.options import IngestOptions
 from ingest.prepare import RunSettings, logits_path, plan_ingest
 from ingest.publish import now, publish
-from ingest.run_plan import RunPlan, Summary, check_identity, read_plan, read_summaries
+from ingest.run_plan import (
+    RunPlan,
+    Summary,
+    check_identity,
+    differences,
+    read_plan,
+    read_summaries,
+)
 
 
 def ingest(path: str | Path, options: IngestOptions) -> Outcome:
@@ -48,8 +55,9 @@ def ingest(path: str | Path, options: IngestOptions) -> Outcome:
                     tidy(layout, published)
                     return Outcome(published, fresh=False)
                 raise IngestError(
-                    f"{layout.root} already holds a database of other inputs: add a corpus with "
-                    "`featuredb append`, an SAE with `featuredb add-sae`, or give another path"
+                    f"{layout.root} already holds a database of other inputs"
+                    f"{_other_bos(published, identity)}: add a corpus with `featuredb append`, "
+                    "an SAE with `featuredb add-sae`, or give another path"
                 )
             plan = unfinished_plan(layout, identity)
             if plan is None:
@@ -60,6 +68,12 @@ def ingest(path: str | Path, options: IngestOptions) -> Outcome:
             # If others do the work, this process's copy of the model would only take up memory.
             del inputs
             return Outcome(carry_out(layout, plan, backend, options.budget(), None), fresh=True)
+
+
+def _other_bos(snapshot: Snapshot, identity: Mapping[str, str]) -> str:
+    """What a user may change to have a database without noticing, in words."""
+    stored = {"BOS": str(snapshot.corpora[0].bos_token_id)}
+    return "".join(f" ({change})" for change in differences(stored, {"BOS": identity["BOS"]}))
 
 
 def unfinished_plan(layout: Layout, identity: Mapping[str, str]) -> RunPlan | None:

@@ -19,6 +19,7 @@ from featuredb.store.files.atomic import folder_in_place, remove_tree
 from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Corpus, File
+from ingest.tokens.bos import Bos
 from ingest.tokens.contexts import TokenizedBatch
 
 CONTEXT_ROW_GROUP = 512
@@ -35,7 +36,7 @@ class CorpusHeader(NamedTuple):
     fingerprint: str
     context_size: int
     stride: int | None
-    bos_token_id: int | None
+    bos: Bos
     metadata: pa.Schema
     first_document: int
     first_context: int
@@ -88,7 +89,8 @@ def store_corpus(
             fingerprint=header.fingerprint,
             context_size=header.context_size,
             stride=header.stride,
-            bos_token_id=header.bos_token_id,
+            bos_token_id=header.bos.token,
+            bos_from=header.bos.decided_by,
             first_document=header.first_document,
             n_documents=writer.n_documents,
             first_context=header.first_context,
@@ -229,7 +231,7 @@ class _Writer:
         self._pending.append(pa.table(cast, schema=self._document_schema))
         self.n_documents += n
         self.n_tokens += int(n_tokens.sum())
-        if self._header.bos_token_id is not None:
+        if self._header.bos.token is not None:
             self.n_overlong += int((n_tokens == self._header.context_size).sum())
         waiting = sum(map(len, self._pending))
         self._flush(waiting - waiting % DOCUMENT_ROW_GROUP)

@@ -214,7 +214,11 @@ CASES = {
     "ids of another tokenizer": Bad(
         _other_vocabulary, errors.CorpusError, ("token id 50000", "model's own tokenizer")
     ),
-    "BOS for one SAE only": Bad(_bos_for_one, errors.IngestError, ("some without",)),
+    "BOS for one SAE only": Bad(
+        _bos_for_one,
+        errors.IngestError,
+        ("SAE a was trained with a BOS token and SAE b without one", "--bos or --no-bos"),
+    ),
     "context size beyond the model's": Bad(
         lambda _: {"context_size": 4_000}, errors.IngestError, ("4000", "128", "--context-size")
     ),

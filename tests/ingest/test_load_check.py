@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import featuredb
 from featuredb.errors import HookError, LoadCheckError, ModelError
 from featuredb.store.snapshot import LoadCheck
 from ingest.inputs import load_inputs
@@ -20,7 +21,9 @@ from ingest.load_check.sample import SampleTokens
 from ingest.model.load import LoadedModel
 from ingest.options import IngestOptions
 from ingest.sae import load_sae
+from ingest.tokens.bos import Bos
 from tests.ingest.loads import HOOK, WIDTH, explaining_sae, offset_model, open_model, states_at
+from tests.logs import logged
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 
@@ -58,12 +61,12 @@ def check(
     )
     inputs = load_inputs(options)
     if bos is False:
-        inputs = replace(inputs, bos=None)
+        inputs = replace(inputs, bos=Bos(None, "option"))
     pieces = [t for _, t in inputs.contexts()]
     tokens = torch.cat([torch.from_numpy(t.token_ids.astype("int64")) for t in pieces]).numpy()
     lengths = torch.cat([torch.from_numpy(t.context_lengths) for t in pieces])
     starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.long().cumsum(0)]).numpy()
-    sample = SampleTokens(tokens, starts, inputs.bos, inputs.bos is not None)
+    sample = SampleTokens(tokens, starts, inputs.bos.token, inputs.bos.token is not None)
     measured = check_load(
         inputs.loaded,
         sample,
@@ -132,7 +135,31 @@ def test_off_by_one_where_layers_hardly_differ(tmp_path: Path) -> None:
 def test_a_missing_bos(folder: Path, model: LoadedModel, tmp_path: Path) -> None:
     message = refused(folder, explaining_sae(tmp_path, model), bos=False)
     assert "once each context begins with a BOS token" in message
-    assert "prepend_bos" in message
+    assert "ingest with --bos" in message
+
+
+@pytest.mark.parametrize("bos", [None, False])
+def test_the_advice_to_begin_with_a_bos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bos: bool | None
+) -> None:
+    """An option, since most formats have no key for it. Whoever has chosen needs no advice."""
+    hook = "blocks.1.hook_resid_post"
+    tiny_model(tmp_path / "model")
+    write_jsonl(tmp_path / "corpus.jsonl", tiny_documents())
+    silent = {"hook_name": hook, "context_size": 32}
+    model = open_model(tmp_path / "model")
+    sae = explaining_sae(tmp_path / "sae", model, hook=hook, metadata=silent)
+    monkeypatch.setattr("ingest.load_check.check.begins_with_sinks", lambda *_: True)
+    path = tmp_path / "db.fdb"
+    with logged() as messages:
+        featuredb.ingest(
+            path, corpus=str(tmp_path / "corpus.jsonl"), model=str(tmp_path / "model"),
+            saes=[str(sae)], dtype="float32", device="cpu", bos=bos,
+        )  # fmt: skip
+    advice = [message for message in messages if "if SAE sae was trained with a BOS" in message]
+    assert [message.endswith("ingest to another path with --bos") for message in advice] == (
+        [True] if bos is None else []
+    )
 
 
 @pytest.mark.parametrize("wrong", ["layer_norm", "constant_norm_rescale"])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from queries.activations import Activations
     from queries.answers import Info
     from queries.feature import FeatureCard
+    from queries.find import Matches
     from queries.fires import Firing
     from queries.near import Neighbors
     from queries.sample_contexts import SampledContexts
@@ -188,6 +189,57 @@ class Database:
         from queries.silent_contexts import silent_contexts
 
         return silent_contexts(self._reader, feature, k, like, seed, window)
+
+    def find(
+        self,
+        all: Sequence[Feature] = (),
+        any: Sequence[Feature] = (),
+        none: Sequence[Feature] = (),
+        unit: str = "token",
+        within: int | None = None,
+        ordered: bool = False,
+        at_least: int | None = None,
+        where: str | None = None,
+        k: int = 20,
+        *,
+        token: str | None = None,
+        window: int = 16,
+    ) -> Matches:
+        """Where several features fire: tokens, contexts or documents.
+
+        A condition is a feature, ``1234`` or ``"sae_name/1234"``, with bounds on its activation if
+        wanted: ``"1234 > 5"``, ``"1234 >= 0.5x < q0.99"``. ``0.5x`` is half the feature's stored
+        maximum and ``q0.99`` a quantile of its stored activations.
+
+        Args:
+            all: Conditions that all hold.
+            any: Conditions of which at least one, or `at_least` of them, hold.
+            none: Conditions of which none holds.
+            unit: Where they hold together, and what a row is: ``"token"``, ``"context"`` or
+                ``"document"``.
+            within: They hold within so many tokens of one at which the first of `all` holds, or
+                any of `any` where `all` is empty, in the same context.
+            ordered: Those of `all` hold one after another, each after the one before: within
+                `within` tokens of the first, else anywhere in the context, or in the document.
+            at_least: How many of `any` have to hold.
+            where: A SQL condition as of `top_contexts`. Nothing else is looked at.
+            k: Number of rows.
+            token: The token at which the first of `all`, or each of `any`, holds: exactly
+                ``" bridge"``, as a beginning ``" bri*"``, or as a regular expression ``"/brid/"``.
+            window: Tokens shown on each side of a place.
+
+        Returns:
+            One row per token, context or document, by strength descending, ties by position.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+            SQLError: DuckDB refuses the condition.
+        """
+        from queries.find import find
+
+        return find(
+            self._reader, all, any, none, unit, within, ordered, at_least, where, token, k, window
+        )
 
     def activations(self, feature: Feature) -> Activations:
         """Every stored activation of a feature.

@@ -13,28 +13,28 @@ _END = 2**63
 
 def check_k(k: int) -> int:
     """How many answers. Raises `QueryError` unless it is a whole number, 1 to 2^63 - 1."""
-    if not _whole(k) or not 1 <= k < _END:
+    if not is_whole(k) or not 1 <= k < _END:
         raise QueryError(BAD_COUNT.format(k=k))
     return int(k)
 
 
 def check_offset(offset: int) -> int:
     """How many are passed over. Raises `QueryError` unless it is a whole number, 0 to 2^63 - 1."""
-    if not _whole(offset) or not 0 <= offset < _END:
+    if not is_whole(offset) or not 0 <= offset < _END:
         raise QueryError(BAD_OFFSET.format(offset=offset))
     return int(offset)
 
 
 def check_window(window: int) -> int:
     """Tokens either side. Raises `QueryError` unless it is a whole number, 0 to 2^63 - 1."""
-    if not _whole(window) or not 0 <= window < _END:
+    if not is_whole(window) or not 0 <= window < _END:
         raise QueryError(BAD_WINDOW.format(window=window))
     return int(window)
 
 
 def check_seed(seed: int) -> int:
     """What a draw depends on. Raises `QueryError` unless it is a whole number, 0 to 2^63 - 1."""
-    if not _whole(seed) or not 0 <= seed < _END:
+    if not is_whole(seed) or not 0 <= seed < _END:
         raise QueryError(BAD_SEED.format(seed=seed))
     return int(seed)
 
@@ -62,5 +62,6 @@ def check_text(text: object, what: str) -> str:
     return text
 
 
-def _whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Whether it is an integer, of Python or numpy, and no truth value."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

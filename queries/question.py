@@ -26,7 +26,7 @@ class Macro:
 
     @property
     def name(self) -> str:
-        return self.signature.partition("(")[0]
+        return self.signature.partition("(")[0].strip('"')
 
     def statement(self, snapshot: Snapshot) -> str:
         """DDL that creates it."""

@@ -19,7 +19,18 @@ from featuredb.render.characters import neutralize
 from featuredb.version import __version__
 
 _WRITERS = ("demo", "ingest", "plan", "append", "add-sae", "drop")
-_QUESTIONS = ("info", "top", "sample", "silent", "feature", "near", "fires", "search", "sql")
+_QUESTIONS = (
+    "info",
+    "top",
+    "sample",
+    "silent",
+    "find",
+    "feature",
+    "near",
+    "fires",
+    "search",
+    "sql",
+)
 _CARE = ("snapshots", "compact", "vacuum", "verify", "push", "pull", "completion")
 _HELPERS = {"__main__", "completing", "exit_codes", "options", "output", "reference", "root"}
 

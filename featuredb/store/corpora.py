@@ -136,6 +136,44 @@ class Texts:
             yield corpus.first_context + row, bos + covered - start, start - bos
             covered = start + n_tokens
 
+    def documents_of(self, context_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The document of each context, int64 [n]."""
+        documents = np.empty_like(context_ids)
+        for corpus in self._snapshot.corpora:
+            row = context_ids - corpus.first_context
+            here = (row >= 0) & (row < corpus.n_contexts)
+            if here.any():
+                documents[here] = np.asarray(self.index(corpus)[:-1, 0])[row[here]]
+        return documents
+
+    def contexts_of(
+        self, document_ids: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The first and the last context of each document, int64 [n]."""
+        first, last = np.empty_like(document_ids), np.empty_like(document_ids)
+        for corpus in self._snapshot.corpora:
+            row = document_ids - corpus.first_document
+            here = (row >= 0) & (row < corpus.n_documents)
+            if here.any():
+                owners = np.asarray(self.index(corpus)[:-1, 0])
+                wanted = document_ids[here]
+                first[here] = np.searchsorted(owners, wanted) + corpus.first_context
+                last[here] = np.searchsorted(owners, wanted, "right") - 1 + corpus.first_context
+        return first, last
+
+    def tokens_at(
+        self, context_ids: npt.NDArray[np.int64], token_indexes: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.unsignedinteger]:
+        """The token id at each place, [n]."""
+        ids = np.empty(len(context_ids), schemas.token_id_dtype(self._snapshot.model.vocab_size))
+        for corpus in self._snapshot.corpora:
+            row = context_ids - corpus.first_context
+            here = (row >= 0) & (row < corpus.n_contexts)
+            if here.any():
+                starts = np.asarray(self.index(corpus)[:-1, 1])[row[here]]
+                ids[here] = np.asarray(self.tokens(corpus)[:])[starts + token_indexes[here]]
+        return ids
+
     def with_text(self, corpus: Corpus, text: str) -> int | None:
         """The first document of a corpus with exactly this text, looked up by its hash.
 

@@ -24,6 +24,9 @@ BAD_OFFSET = "offset must be a whole number, at least 0 and below 2^63, not {off
 BAD_WINDOW = "window must be a whole number, at least 0 and below 2^63, not {window}"
 BAD_SEED = "seed must be a whole number, at least 0 and below 2^63, not {seed}"
 BAD_BINS = "bins must be a whole number from 1 to k, which is {k}, not {bins}"
+BAD_UNIT = "unit must be token, context or document, not {unit}"
+BAD_WITHIN = "within must be a whole number of tokens, at least 0, not {within}"
+BAD_LEAST = "at_least must be from 1 to the number of features, which is {n}, not {least}"
 BAD_MATCH = "silent contexts are like tokens, neighbors or random, not {like}"
 BAD_BINS_BY = "bins are made by width or quantile, not {by}"
 """Templates shared with the catalog's macros, so that Python and SQL give equal messages."""
@@ -102,6 +105,9 @@ ANSWER_COLUMNS = (
     "bin_contexts",
     "bin_weight",
     "matched",
+    "strength",
+    "features",
+    "feature_activations",
 )
 """Columns of answers of contexts before the document columns, which are named differently."""
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from queries.answers import Answer, Info, Rows
 from queries.feature import FeatureCard
+from queries.find import Matches
 from queries.fires import Firing
 from queries.near import Neighbors
 from queries.sample_contexts import SampledContexts
@@ -140,6 +141,16 @@ def silent_contexts() -> SilentContexts:
     )
 
 
+def matches() -> Matches:
+    """The contexts of `top_contexts`, as places where two features fire."""
+    table = top_contexts().table.drop_columns(["sae", "feature_id"])
+    names = ["strength" if name == "activation" else name for name in table.column_names]
+    table = table.rename_columns(names)
+    table = table.append_column("features", pa.array([["s/1", HOSTILE]] * 2, STRINGS))
+    table = table.append_column("feature_activations", pa.array([[7.5, 1.0]] * 2, pa.list_(F32)))
+    return Matches(table, asked=f"s/1 and {HOSTILE}", unit="token", total=5)
+
+
 def neighbors(by: str = "decoder") -> Neighbors:
     """Two neighbors."""
     rows = _features(score=0.9, of_sae="sae", of_feature_id=1234)
@@ -229,6 +240,7 @@ def every_answer() -> list[Answer | Info]:
         top_contexts(),
         sampled_contexts(),
         silent_contexts(),
+        matches(),
         neighbors(),
         search_hits(),
         firing(),
@@ -240,5 +252,5 @@ def every_answer() -> list[Answer | Info]:
 
 def every_empty_answer() -> list[Answer]:
     """One of each kind that can have no rows, with none."""
-    contexts = (top_contexts(), sampled_contexts(), silent_contexts())
+    contexts = (top_contexts(), sampled_contexts(), silent_contexts(), matches())
     return [a[:0] for a in (*contexts, neighbors(), search_hits(), firing(), rows())]

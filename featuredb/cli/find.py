@@ -13,7 +13,6 @@ from featuredb.cli.output import Output
 @options.pinned_database
 @click.option(
     "--all",
-    "every",
     metavar="FEATURE",
     multiple=True,
     shell_complete=completing.features,
@@ -21,7 +20,6 @@ from featuredb.cli.output import Output
 )
 @click.option(
     "--any",
-    "some",
     metavar="FEATURE",
     multiple=True,
     shell_complete=completing.features,
@@ -63,8 +61,8 @@ from featuredb.cli.output import Output
 def command(
     db: str,
     snapshot: int | None,
-    every: tuple[str, ...],
-    some: tuple[str, ...],
+    all: tuple[str, ...],
+    any: tuple[str, ...],
     none: tuple[str, ...],
     unit: str,
     within: int | None,
@@ -84,16 +82,6 @@ def command(
     """
     with featuredb.open(db, snapshot=snapshot) as database:
         answer = database.find(
-            every,
-            some,
-            none,
-            unit,
-            within,
-            ordered,
-            at_least,
-            where,
-            k,
-            token=token,
-            window=window,
+            all, any, none, unit, within, ordered, at_least, where, k, token=token, window=window
         )
     output.write(answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -252,5 +253,6 @@ def every_answer() -> list[Answer | Info]:
 
 def every_empty_answer() -> list[Answer]:
     """One of each kind that can have no rows, with none."""
-    contexts = (top_contexts(), sampled_contexts(), silent_contexts(), matches())
-    return [a[:0] for a in (*contexts, neighbors(), search_hits(), firing(), rows())]
+    contexts = (top_contexts(), sampled_contexts(), silent_contexts())
+    nothing = replace(matches()[:0], total=0)
+    return [nothing, *(a[:0] for a in (*contexts, neighbors(), search_hits(), firing(), rows()))]

@@ -67,7 +67,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "top": (_Database.top_contexts, "db 1", {"db"}),
     "sample": (_Database.sample_contexts, "db 1", {"db"}),
     "silent": (_Database.silent_contexts, "db 1", {"db"}),
-    "find": (_Database.find, "db --all 1", {"db"}),
+    "find": (_Database.find, "db", {"db"}),
     "feature": (_Database.feature, "db 1", {"db"}),
     "near": (_Database.near, "db 1", {"db", "vector", "sae"}),
     "fires": (_Database.fires_on, "db text", {"db", "context"}),

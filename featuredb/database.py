@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from queries.activations import Activations
     from queries.answers import Info
+    from queries.coactivation import Coactivation
+    from queries.coactive import Coactive
     from queries.feature import FeatureCard
     from queries.find import Matches
     from queries.fires import Firing
@@ -318,6 +320,62 @@ class Database:
         from queries.near import near_vector
 
         return near_vector(self._reader, vector, k, by, sae, exact=exact)
+
+    def coactive(
+        self,
+        feature: Feature,
+        k: int = 20,
+        unit: str = "token",
+        by: str = "npmi",
+        *,
+        sae: str | None = None,
+        min_both: int = 5,
+    ) -> Coactive:
+        """The features that are active together with one, counted exactly.
+
+        Ranked by how strong the association is, not by how certain.
+
+        Args:
+            feature: A number, or ``"sae_name/1234"``. It is not among its own partners.
+            k: Number of features.
+            unit: ``"token"``: active on the same token. ``"document"``: anywhere in the same
+                document.
+            by: ``"npmi"``, normalized pointwise mutual information; ``"jaccard"``, the overlap of
+                the two sets; ``"count"``, how often both are active.
+            sae: The SAE whose features are counted. Default: the feature's own.
+            min_both: Leave out features that are active together with it less often.
+
+        Returns:
+            One row per feature, by that measure descending, ties by feature id: the four counts and
+            all measures (`queries.association`), for documents with q-values.
+
+        Raises:
+            UnknownFeatureError: There is no such feature or SAE.
+        """
+        from queries.coactive import coactive
+
+        return coactive(self._reader, feature, k, unit, by, sae=sae, min_both=min_both)
+
+    def coactivation(self, feature: Feature, other: Feature) -> Coactivation:
+        """How often two features are active together: on the same tokens, in the same documents.
+
+        Exact, of every stored activation. The features may be of different SAEs. Only tokens that
+        both SAEs recorded count: no BOS, no sink of either, no context that only one has read.
+
+        Args:
+            feature: A, a number, or ``"sae_name/1234"``.
+            other: B.
+
+        Returns:
+            Two rows, for tokens and for documents: the four counts, both conditional probabilities,
+            Jaccard, NPMI, phi and G² (`queries.association`), for documents with its p-value.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+        """
+        from queries.coactivation import coactivation
+
+        return coactivation(self._reader, feature, other)
 
     def fires_on(self, text: str, k: int = 20) -> Firing:
         """The features that fire on a text, the most specific first.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from featuredb.errors import QueryError
@@ -46,6 +48,12 @@ def check_bounds(low: float | None, high: float | None) -> None:
             continue
         if not isinstance(bound, int | float | np.integer | np.floating) or bound != bound:
             raise QueryError(f"min_activation and max_activation must be numbers, not {bound!r}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises `QueryError` unless the argument `name` is one of `choices`."""
+    if value not in choices:
+        raise QueryError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def check_text(text: object, what: str) -> str:

@@ -318,6 +318,8 @@ QUESTION = Question(
         # Beyond the graph the directions have more to give. Co-activation has not.
         *_macros("near", lambda snapshot: snapshot.derived.neighbors_decoder, bounded=True),
         *_macros("near_encoder", lambda snapshot: snapshot.derived.neighbors_encoder, bounded=True),
-        *_macros("coactive", lambda snapshot: snapshot.derived.coactivation, bounded=False),
+        *_macros(
+            "near_coactivation", lambda snapshot: snapshot.derived.coactivation, bounded=False
+        ),
     ),
 )

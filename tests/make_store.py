@@ -38,7 +38,8 @@ class MadeSae:
     """One SAE's content.
 
     dense: per context, float32 [n_tokens, d_sae] of raw activations (rounded on the way in).
-    Row 0 is ignored when the world has a BOS. decoder, encoder: float32 [d_sae, d].
+    Row 0 is ignored when the world has a BOS. decoder, encoder: float32 [d_sae, d]. sinks: a
+    context and a token each. excluded: token ids. Neither is recorded, nor contexts from `end` on.
     """
 
     name: str
@@ -46,6 +47,9 @@ class MadeSae:
     decoder: Float32
     encoder: Float32
     hook: str = "blocks.0.hook_resid_post"
+    sinks: frozenset[tuple[int, int]] = frozenset()
+    excluded: tuple[int, ...] = ()
+    end: int | None = None
 
 
 @dataclass
@@ -69,6 +73,18 @@ class World:
     def contexts(self) -> list[list[int]]:
         """All contexts in id order."""
         return [c for document in self.documents for c in document]
+
+    def recorded(self, sae: MadeSae, context: int) -> list[int]:
+        """The tokens of a context that an SAE records."""
+        if sae.end is not None and context >= sae.end:
+            return []
+        return [
+            index
+            for index, token in enumerate(self.contexts[context])
+            if (index or self.bos is None)
+            and token not in sae.excluded
+            and (context, index) not in sae.sinks
+        ]
 
 
 def make_store(path: Path, world: World) -> Snapshot:
@@ -125,14 +141,13 @@ def make_store(path: Path, world: World) -> Snapshot:
 
 
 def stored(world: World, sae: MadeSae) -> list[Float32]:
-    """`sae.dense` as stored: rounded, BOS rows zero."""
+    """`sae.dense` as stored: rounded, zero where nothing is recorded."""
     answer = []
-    for dense in sae.dense:
+    for context, dense in enumerate(sae.dense):
         kept = np.zeros_like(dense)
-        active = dense != 0
-        kept[active] = stored_values(dense[active]).astype(np.float32)
-        if world.bos is not None:
-            kept[0] = 0
+        for token in world.recorded(sae, context):
+            active = dense[token] != 0
+            kept[token, active] = stored_values(dense[token, active]).astype(np.float32)
         answer.append(kept)
     return answer
 
@@ -169,7 +184,19 @@ def _sae(made: MadeSae) -> Sae:
     d_sae, d = made.decoder.shape
     check = LoadCheck(0, 0.0, 1.0, 0.0, 1.0, None)
     return Sae(
-        made.name, "made", "made", "relu", "0", made.hook, None, d, d, d_sae, "float32", check
+        made.name,
+        "made",
+        "made",
+        "relu",
+        "0",
+        made.hook,
+        None,
+        d,
+        d,
+        d_sae,
+        "float32",
+        check,
+        excluded_tokens=made.excluded,
     )
 
 
@@ -182,16 +209,16 @@ def _counts(made: MadeSae) -> npt.NDArray[np.int64]:
 
 def _runs(layout: Layout, world: World, made: MadeSae, index: int, draft: Draft) -> Sequence[Any]:
     contexts = world.contexts
-    edges = np.linspace(0, len(contexts), world.partitions + 1).astype(int)
-    first = int(world.bos is not None)
+    n_contexts = len(contexts) if made.end is None else made.end
+    edges = np.linspace(0, n_contexts, world.partitions + 1).astype(int)
     segments = []
     for number, (low, high) in enumerate(pairwise(edges)):
         position, feature, value = [], [], []
         recorded = 0
         # Longest first, as batches come: the writer must restore the order.
         for context in sorted(range(low, high), key=lambda c: -len(contexts[c])):
-            recorded += len(contexts[context]) - first
-            for token in range(first, len(contexts[context])):
+            recorded += len(world.recorded(made, context))
+            for token in world.recorded(made, context):
                 for f in np.flatnonzero(made.dense[context][token]):
                     position.append(((context - low) << draft.position_bits) | token)
                     feature.append(int(f))
@@ -201,14 +228,16 @@ def _runs(layout: Layout, world: World, made: MadeSae, index: int, draft: Draft)
             np.array(feature, np.uint16),
             stored_values(np.array(value, np.float32)),
         )
-        none = Sinks(np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
+        sinks = sorted(sink for sink in made.sinks if low <= sink[0] < high)
+        places = np.array(sinks, np.int64).reshape(-1, 2)
+        left_out = Sinks(places[:, 0], places[:, 1].astype(np.int32), np.ones(len(sinks), "f4"))
         extent = Extent(int(low), int(high), recorded)
         entry = draft.saes[index].order
         assert entry is not None
         order = read_feature_order(ParquetFiles(layout.root), entry.path)
         name = f"r{number}-{index}"
         segments.append(
-            write_run(layout, name, made.name, len(made.decoder), codes, none, extent, order)
+            write_run(layout, name, made.name, len(made.decoder), codes, left_out, extent, order)
         )
     return segments
 

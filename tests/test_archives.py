@@ -55,7 +55,11 @@ def test_the_handle_gives_the_answers_of_then(store: Path, questions: list[dict[
         for question in questions:
             if "search" in question.get("call", question.get("sql", "")):
                 continue  # a ranking by a rule that improves; `test_search` has its oracle
-            assert_rows(answer(db, question), question["rows"])
+            # The macro that was called `coactive` has another name since.
+            asked = dict(question)
+            if "sql" in asked:
+                asked["sql"] = asked["sql"].replace(" coactive(", " near_coactivation(")
+            assert_rows(answer(db, asked), question["rows"])
 
 
 def test_its_catalog_gives_the_answers_of_then(

@@ -27,6 +27,7 @@ _QUESTIONS = (
     "find",
     "feature",
     "near",
+    "coactive",
     "fires",
     "search",
     "sql",

@@ -159,6 +159,11 @@ class SegmentByFeature:
         rows = self._rows(start, stop, ["position", "activation"], feature)
         return rows.position, rows.activation
 
+    def positions(self, feature: int) -> UInt32Array:
+        """Only the positions of one feature, uint32 [n] ascending."""
+        start, stop = int(self.directory[feature]), int(self.directory[feature + 1])
+        return self._rows(start, stop, ["position"], feature).position
+
     def rows(self, start: int, stop: int, *, with_features: bool = True) -> FeatureRows:
         """Rows start <= i < stop of the segment, in order. feature_id is empty unless requested."""
         columns = ["position", "activation"]
@@ -209,7 +214,10 @@ class SegmentByFeature:
             elif "feature_id" not in columns:
                 owner = self._features(entry.first_row + low, entry.first_row + high)
             position = without_stride(position, owner, entry.stride)
-        return FeatureRows(features, position, chunk_to_numpy(table.column("activation")))
+        activation = np.empty(0, self.segment.values)
+        if "activation" in columns:
+            activation = chunk_to_numpy(table.column("activation"))
+        return FeatureRows(features, position, activation)
 
     def _features(self, start: int, stop: int) -> UInt32Array:
         """Feature ids of rows start <= i < stop, uint32 [stop - start], by the directory."""

@@ -6,7 +6,7 @@ back into ascending feature ids.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,6 +126,22 @@ def _within_tokens(offsets: npt.NDArray[np.int64], keys: npt.NDArray[Any]) -> np
     return np.argsort((token << np.uint64(32)) | keys)
 
 
+class TokenFeatures(NamedTuple):
+    """Tokens with the features active on them, without activations.
+
+    keys: int64 [t] ascending, ``context_id << bits | token_index``. counts: int64 [t], how many of
+    feature_id [n] are token i's. They are in no particular order.
+    """
+
+    keys: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    feature_id: npt.NDArray[np.uint32]
+
+
+_GROUPS_AT_ONCE = 8
+"""Row groups of which `SegmentByToken.features_at` holds the lists at once: 16,384 tokens."""
+
+
 class SegmentByToken:
     """Reads one segment's second copy."""
 
@@ -134,6 +150,7 @@ class SegmentByToken:
         self._files = files
         self._bits = bits
         self._orders: dict[str, FeatureOrder] = {}
+        self._extents: dict[str, npt.NDArray[np.int64]] = {}
 
     def context(self, context_id: int) -> tuple[npt.NDArray[np.int64], TokenRows]:
         """(token_index int64 [t], rows) of one context. Empty when nothing fires in it."""
@@ -144,6 +161,66 @@ class SegmentByToken:
                 return rows.position.astype(np.int64) - low, rows
         empty = np.empty(0, np.uint32)
         return np.empty(0, np.int64), token_rows(empty, empty, np.empty(0, self.segment.values))
+
+    def features_at(
+        self,
+        contexts: npt.NDArray[np.int64],
+        chosen: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]],
+    ) -> Iterator[TokenFeatures]:
+        """The features on tokens of some contexts, int64 ascending, a few row groups at a time.
+
+        Only row groups that may hold one of the contexts are read, and of their tokens only those
+        whose keys `chosen` says yes to are decoded.
+        """
+        for entry in self.segment.token_files:
+            low, high = np.searchsorted(contexts, [entry.first_context, entry.end_context])
+            local = contexts[low:high] - entry.base_context
+            first, last = self._extent(entry) >> self._bits
+            held = np.searchsorted(local, last, "right") > np.searchsorted(local, first)
+            groups = np.flatnonzero(held)
+            for at in range(0, len(groups), _GROUPS_AT_ONCE):
+                some = groups[at : at + _GROUPS_AT_ONCE].tolist()
+                table = self._files.read(entry.file.path, some, ["position", "gaps"])
+                keys = chunk_to_numpy(table.column("position")).astype(np.int64)
+                keys += entry.base_context << self._bits
+                rows = np.flatnonzero(chosen(keys))
+                if len(rows):
+                    yield self._features(entry, keys[rows], rows, table.column("gaps"))
+
+    def _features(
+        self,
+        entry: TokenFile,
+        keys: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+        column: pa.ChunkedArray,
+    ) -> TokenFeatures:
+        """The features of some rows of a column of gaps."""
+        lists = column.combine_chunks()
+        lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+        offsets = np.asarray(lists.offsets).astype(np.int64)
+        gaps = list_values(lists).to_numpy(zero_copy_only=False)
+        starts = offsets[:-1] - offsets[0]
+        counts = np.diff(offsets)[rows]
+        firsts = np.cumsum(counts) - counts
+        if len(rows) < len(starts):
+            gaps = gaps[np.arange(counts.sum()) + np.repeat(starts[rows] - firsts, counts)]
+        ranks = np.cumsum(gaps, dtype=np.int64)
+        ranks -= np.repeat(ranks[firsts] - gaps[firsts], counts)
+        try:
+            return TokenFeatures(keys, counts, self._order(entry.order).features[ranks])
+        except IndexError as error:
+            raise _unknown_rank(entry) from error
+
+    def _extent(self, entry: TokenFile) -> npt.NDArray[np.int64]:
+        """First and last position of each row group, int64 [2, groups]. -1 where it has none."""
+        extent = self._extents.get(entry.file.path)
+        if extent is None:
+            metadata = self._files.metadata(entry.file.path)
+            groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+            known = [group.column(0).statistics for group in groups]
+            ends = [(-1, -1) if s is None else (s.min, s.max) for s in known]
+            extent = self._extents[entry.file.path] = np.array(ends, np.int64).reshape(-1, 2).T
+        return extent
 
     def file(self, entry: TokenFile) -> TokenRows:
         """Every token of one file."""
@@ -190,16 +267,20 @@ class SegmentByToken:
         try:
             return _from_gaps(rows, self._order(entry.order))
         except IndexError as error:
-            raise CorruptDatabaseError(
-                f"{entry.file.path} lists features that {entry.order} does not have: "
-                "run `featuredb verify` to see what is damaged, and restore it from a copy"
-            ) from error
+            raise _unknown_rank(entry) from error
 
     def _order(self, path: str) -> FeatureOrder:
         order = self._orders.get(path)
         if order is None:
             order = self._orders[path] = read_feature_order(self._files, path)
         return order
+
+
+def _unknown_rank(entry: TokenFile) -> CorruptDatabaseError:
+    return CorruptDatabaseError(
+        f"{entry.file.path} lists features that {entry.order} does not have: "
+        "run `featuredb verify` to see what is damaged, and restore it from a copy"
+    )
 
 
 def _list_column(table: pa.Table, name: str) -> pa.ListArray:

@@ -40,6 +40,10 @@ class Features:
         """Stored activations of each feature, int64 [d_sae]."""
         return self._of(sae, chunk_to_numpy(self._numbers.column("count")))
 
+    def documents(self, sae: Sae) -> npt.NDArray[np.int64]:
+        """How many documents each feature is active in, int64 [d_sae]."""
+        return self._of(sae, chunk_to_numpy(self._numbers.column("n_documents")))
+
     def max_activation(self, sae: Sae) -> npt.NDArray[np.float32]:
         """Largest stored activation of each feature, float32 [d_sae], NaN where it never fires."""
         return self._of(sae, self._maxima)
@@ -70,7 +74,8 @@ class Features:
 
     @cached_property
     def _numbers(self) -> pa.Table:
-        return self._files.read(self._path, columns=["count", "max_activation"]).combine_chunks()
+        columns = ["count", "n_documents", "max_activation"]
+        return self._files.read(self._path, columns=columns).combine_chunks()
 
     @cached_property
     def _maxima(self) -> npt.NDArray[np.float32]:

@@ -16,6 +16,7 @@ from featuredb.store.by_feature import FeatureRows, SegmentByFeature
 from featuredb.store.by_token import SegmentByToken
 from featuredb.store.corpora import Texts
 from featuredb.store.positions import context_of, pack, token_of
+from featuredb.store.recorded import recordable
 from featuredb.store.snapshot import FeatureFile, Segment
 from featuredb.verification.remedies import RESTORE
 from featuredb.verification.report import Problem
@@ -86,16 +87,9 @@ class Lengths:
             low = max(first, corpus.first_context) - corpus.first_context
             high = min(end, corpus.first_context + corpus.n_contexts) - corpus.first_context
             if low < high:
-                starts = self._texts.index(corpus)[:, 1]
-                positions += int(starts[high] - starts[low])
-                skips = corpus.bos_token_id is not None and not self._snapshot.recording.keep_bos
-                if skips:
-                    positions -= high - low
-                if excluded:
-                    tokens = self._texts.tokens(corpus)[starts[low] : starts[high]]
-                    positions -= int(np.isin(tokens, excluded).sum())
-                    if skips and corpus.bos_token_id in excluded:
-                        positions += high - low
+                rows = slice(low, high)
+                counts = recordable(self._texts, self._snapshot, corpus, rows, excluded)
+                positions += int(counts.sum())
         return positions
 
 

@@ -95,7 +95,9 @@ def questions(db: Database) -> list[Question]:
             asked.append(_call("top_contexts", name, k=3, window=2))
             asked.append(_sql("FROM top_contexts(?, k := 6, window_size := 3)", name))
             asked += [_call("near", name, k=5, by=by) for by in ("decoder", "coactivation")]
-            asked += [_sql(f"FROM {m}(?, k := 4)", name) for m in ("near_encoder", "coactive")]
+            asked += [
+                _sql(f"FROM {m}(?, k := 4)", name) for m in ("near_encoder", "near_coactivation")
+            ]
             asked.append(_call("feature", name))
             asked.append(_sql("FROM feature_activations(?) ORDER BY ALL", name))
     for context in (0, 5):

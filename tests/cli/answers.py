@@ -8,6 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from queries.answers import Answer, Info, Rows
+from queries.association import COUNTS, MEASURES
+from queries.coactivation import Coactivation
+from queries.coactive import Coactive
 from queries.feature import FeatureCard
 from queries.find import Matches
 from queries.fires import Firing
@@ -43,9 +46,8 @@ _TOP = pa.schema(
 _TOKENS = {"top_tokens": STRINGS, "promoted_tokens": STRINGS}
 _NAME = {"rank": pa.int32(), "sae": pa.string(), "feature_id": pa.int64()}
 _SIZE = {"density": pa.float64(), "max_activation": F32}
-_NEAR = pa.schema(
-    {"of_sae": pa.string(), "of_feature_id": pa.int64(), **_NAME, "score": F32, **_SIZE, **_TOKENS}
-)
+_OF = {"of_sae": pa.string(), "of_feature_id": pa.int64()}
+_NEAR = pa.schema({**_OF, **_NAME, "score": F32, **_SIZE, **_TOKENS})
 _HITS = pa.schema({**_NAME, "score": F32, **_SIZE, "matched": pa.string(), **_TOKENS})
 _FIRING = pa.schema(
     {
@@ -58,6 +60,23 @@ _FIRING = pa.schema(
         "activations": pa.list_(F32),
         **_SIZE,
         **_TOKENS,
+    }
+)
+_COUNTED = {
+    **dict.fromkeys(COUNTS, pa.int64()),
+    **dict.fromkeys(MEASURES, pa.float64()),
+}
+_COACTIVE = pa.schema({**_OF, **_NAME, **_COUNTED, "q": pa.float64(), **_SIZE, **_TOKENS})
+_PAIR = pa.schema(
+    {
+        "sae": pa.string(),
+        "feature_id": pa.int64(),
+        "other_sae": pa.string(),
+        "other_id": pa.int64(),
+        "unit": pa.string(),
+        "n": pa.int64(),
+        **_COUNTED,
+        "p": pa.float64(),
     }
 )
 _LOGITS = pa.list_(pa.struct({"token": pa.string(), "logit": F32}))
@@ -159,6 +178,44 @@ def neighbors(by: str = "decoder") -> Neighbors:
     return Neighbors(table, of_sae="sae", of_feature_id=1234, by=by)
 
 
+_ASSOCIATED = {
+    "both": 40,
+    "a_only": 177,
+    "b_only": 256,
+    "neither": 2527,
+    "p_b_given_a": 0.1843,
+    "p_a_given_b": 0.1351,
+    "jaccard": 0.0846,
+    "npmi": 0.1448,
+    "phi": None,
+    "g2": 16.07,
+}
+
+
+def coactive() -> Coactive:
+    """Two features of the same documents."""
+    rows = _features(**_ASSOCIATED, q=6.1e-05, of_sae="sae", of_feature_id=1234)
+    table = pa.Table.from_pylist(rows, _COACTIVE)
+    return Coactive(
+        table,
+        of_sae="sae",
+        of_feature_id=1234,
+        unit="document",
+        by="npmi",
+        min_both=5,
+        n=3000,
+    )
+
+
+def coactivation() -> Coactivation:
+    """A pair."""
+    name = {"sae": "sae", "feature_id": 1234, "other_sae": HOSTILE, "other_id": 5, "n": 3000}
+    rows = [{**name, **_ASSOCIATED, "unit": "token"}]
+    rows.append({**name, **_ASSOCIATED, "unit": "document", "p": 6.1e-05})
+    table = pa.Table.from_pylist(rows, _PAIR)
+    return Coactivation(table, sae="sae", feature_id=1234, other_sae=HOSTILE, other_id=5)
+
+
 def search_hits() -> SearchHits:
     """Two hits."""
     rows = _features(score=1.5, matched=HOSTILE)
@@ -243,6 +300,8 @@ def every_answer() -> list[Answer | Info]:
         silent_contexts(),
         matches(),
         neighbors(),
+        coactive(),
+        coactivation(),
         search_hits(),
         firing(),
         feature_card(),
@@ -253,6 +312,6 @@ def every_answer() -> list[Answer | Info]:
 
 def every_empty_answer() -> list[Answer]:
     """One of each kind that can have no rows, with none."""
-    contexts = (top_contexts(), sampled_contexts(), silent_contexts())
-    nothing = replace(matches()[:0], total=0)
-    return [nothing, *(a[:0] for a in (*contexts, neighbors(), search_hits(), firing(), rows()))]
+    full = ("feature_card", "coactivation", "matches")
+    every = (a for a in every_answer() if isinstance(a, Answer) and a.kind not in full)
+    return [replace(matches()[:0], total=0), *(a[:0] for a in every)]

@@ -44,6 +44,12 @@ class FakeDatabase:
     def near_vector(self, vector: Any, **options: Any) -> Any:
         return self._ask(answers.neighbors, "near_vector", vector, options)
 
+    def coactive(self, feature: Any, *given: Any, **options: Any) -> Any:
+        return self._ask(answers.coactive, "coactive", feature, *given, options)
+
+    def coactivation(self, feature: Any, other: Any) -> Any:
+        return self._ask(answers.coactivation, "coactivation", feature, other)
+
     def feature(self, feature: Any, k: int | None) -> Any:
         return self._ask(answers.feature_card, "feature", feature, k)
 

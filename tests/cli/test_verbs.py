@@ -25,6 +25,7 @@ QUERIES = [
     ("top", "db", "12"),
     ("feature", "db", "12"),
     ("near", "db", "12"),
+    ("coactive", "db", "12"),
     ("fires", "db", "some text"),
     ("search", "db", "war"),
     ("sql", "db", "SELECT 1 AS one"),
@@ -41,6 +42,11 @@ _EACH = pytest.mark.parametrize("call", QUERIES, ids=lambda call: call[0])
             ("near", "db", "a/7", "--by", "coactivation", "-k", "3"),
             ("near", "a/7", {"k": 3, "by": "coactivation", "exact": False}),
         ),
+        (
+            ("coactive", "db", "7", "--unit", "document", "--by", "count", "--sae", "b"),
+            ("coactive", "7", 20, "document", "count", {"sae": "b", "min_both": 5}),
+        ),
+        (("coactive", "db", "7", "--with", "b/8"), ("coactivation", "7", "b/8")),
         (("feature", "db", "a/7"), ("feature", "a/7", None)),
         (("feature", "db", "7", "-k", "9"), ("feature", "7", 9)),
         (("fires", "db", "hello"), ("fires_on", "hello", 20)),
@@ -72,6 +78,13 @@ def test_verbs_ask_the_handle(
 ) -> None:
     assert invoke(*call).exit_code == 0
     assert database.asked == [asked]
+
+
+@pytest.mark.parametrize("option", [("-k", "20"), ("--by", "npmi"), ("--min-both", "5")])
+def test_a_pair_takes_no_option_of_a_list(invoke: Invoke, option: tuple[str, str]) -> None:
+    result = invoke("coactive", "db", "7", "--with", "8", *option)
+    assert result.exit_code == 2
+    assert f"{option[0]} is about a list of features" in result.stderr
 
 
 @pytest.mark.parametrize("verb", ["fires", "sql"])

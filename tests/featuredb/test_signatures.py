@@ -70,6 +70,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "find": (_Database.find, "db", {"db"}),
     "feature": (_Database.feature, "db 1", {"db"}),
     "near": (_Database.near, "db 1", {"db", "vector", "sae"}),
+    "coactive": (_Database.coactive, "db 1", {"db", "other"}),
     "fires": (_Database.fires_on, "db text", {"db", "context"}),
     "search": (_Database.search, "db query", {"db"}),
     "sql": (_Database.sql, "db query", {"db", "k", "memory"}),
@@ -80,7 +81,19 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "push": (featuredb.push, "db url", {"db"}),
     "pull": (featuredb.pull, "url db", {"db"}),
 }
-_QUERIES = {"info", "top", "sample", "silent", "find", "feature", "near", "fires", "search", "sql"}
+_QUERIES = {
+    "info",
+    "top",
+    "sample",
+    "silent",
+    "find",
+    "feature",
+    "near",
+    "coactive",
+    "fires",
+    "search",
+    "sql",
+}
 _ONLY_PYTHON = {"progress", "report", "storage_options", "params", "tables"}
 
 

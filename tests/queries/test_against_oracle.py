@@ -119,7 +119,7 @@ def test_filters(world: World, data: st.DataObject) -> None:
 @given(worlds(), st.data(), st.sampled_from(["decoder", "encoder", "coactivation"]))
 @few
 def test_near(world: World, data: st.DataObject, by: str) -> None:
-    macro = {"decoder": "near", "encoder": "near_encoder", "coactivation": "coactive"}[by]
+    macro = "near" if by == "decoder" else f"near_{by}"
     with opened(world) as (db, client, oracle):
         for sae, feature in some_features(world, data):
             name = name_of(world, sae, feature)

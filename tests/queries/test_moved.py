@@ -25,7 +25,9 @@ QUESTIONS = (
     "FROM tokens ORDER BY ALL",
     "FROM examples ORDER BY ALL",
     "FROM sinks",
+    "FROM near_coactivation(1)",
     "FROM coactive(1)",
+    "FROM coactivation(1, 2)",
     "FROM feature_contexts(1)",
 )
 

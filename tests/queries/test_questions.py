@@ -176,7 +176,13 @@ def test_a_context_of_a_corpus_that_was_dropped_is_unknown(one: Database) -> Non
                 client.execute("SELECT featuredb_context(?)", [context]).fetchall()
 
 
-MACROS = ["top_contexts(1, {})", "coactive(1, {})", "fires_in(1, {})", "search('bank', {})"]
+MACROS = [
+    "top_contexts(1, {})",
+    "near_coactivation(1, {})",
+    "coactive(1, min_both := 1, {})",
+    "fires_in(1, {})",
+    "search('bank', {})",
+]
 
 
 @pytest.mark.parametrize("macro", MACROS)

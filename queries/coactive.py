@@ -1,0 +1,326 @@
+"""The features that are active together with one: on its tokens, or in its documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from featuredb.errors import QueryError, UnknownFeatureError
+from featuredb.render import numbers
+from featuredb.render.view import Column, Heading, View
+from featuredb.store.names import NO_SAE, parse_feature, sae_names
+from featuredb.store.recorded import CommonTokens
+from featuredb.store.snapshot import Sae, Snapshot
+from featuredb.store.store import Store
+from queries.answers import Answer, of_feature
+from queries.arguments import check_choice, check_k
+from queries.association import (
+    COUNTS,
+    MEASURES,
+    ORDER_DECIMALS,
+    SQL_COUNTS,
+    SQL_MEASURES,
+    nullable,
+    p_values,
+    q_values,
+    table_columns,
+)
+from queries.catalog import literals
+from queries.catalog.recorded import common_contexts
+from queries.catalog.summaries import SUMMARY, summaries
+from queries.connection import Reader
+from queries.partners import Counts
+from queries.question import Macro, Question
+from queries.show import counted, feature_sizes, feature_table, number_column, score_column
+
+UNITS = ("token", "document")
+ORDERS = ("npmi", "jaccard", "count")
+MIN_BOTH = 5
+
+_BAD_SUPPORT = "min_both must be a whole number, at least 1, not {min_both!r}"
+
+
+@dataclass(frozen=True, repr=False)
+class Coactive(Answer):
+    """Features active together with `feature`, A, by `by` descending, ties by SAE and feature id.
+
+    Every other feature of the SAE, B, was counted over the `n` tokens, or documents (`unit`), that
+    the SAEs of both recorded. Shown are those active together with A at least `min_both` times.
+
+    Columns: of_sae string, of_feature_id i64 (A), rank i32, sae string, feature_id i64 (B), both
+    i64, a_only i64, b_only i64, neither
+    i64, and f64 p_b_given_a, p_a_given_b, jaccard, npmi, phi, g2 (`queries.association.measures`,
+    null where undefined), q; then density f64, max_activation f32, top_tokens list<string>,
+    promoted_tokens list<string>. q is the p-value of g2, adjusted by Benjamini and Hochberg over
+    all features of the SAE that are active at all. It is null for tokens, since those of one
+    document are not drawn independently.
+    """
+
+    kind: ClassVar[str] = "coactive"
+
+    of_sae: str
+    of_feature_id: int
+    unit: str
+    by: str
+    min_both: int
+    n: int
+
+    @property
+    def feature(self) -> str:
+        """A as `sae/1234`, as every question takes it."""
+        return f"{self.of_sae}/{self.of_feature_id}"
+
+    def view(self) -> View:
+        """The features under a heading that says over what they were counted."""
+        where = "on the same tokens" if self.unit == "token" else "in the same documents"
+        after = f" {where} · {counted(len(self), 'feature')}, each at least {self.min_both} times"
+        after += f" of {numbers.plural(self.n, self.unit)}"
+        heading = [Heading("active with ", self.feature, after)]
+        return View([heading, [self.features()]] if len(self) else [heading])
+
+    def features(self) -> Any:
+        """Only the features, for a card."""
+        rows = list(self)
+        both = Column("both", [numbers.count(row.both) for row in rows], right=True)
+        columns = [
+            *(() if self.by == "count" else [score_column(self.by, rows, self.by)]),
+            both if self.by != "count" else replace(both, style="bold"),
+            number_column("P(B|A)", rows, "p_b_given_a"),
+            number_column("P(A|B)", rows, "p_a_given_b"),
+            feature_sizes(rows)[0],
+        ]
+        return feature_table(rows, columns)
+
+
+def coactive(
+    reader: Reader,
+    feature: int | str,
+    k: int = 20,
+    unit: str = "token",
+    by: str = "npmi",
+    *,
+    sae: str | None = None,
+    min_both: int = MIN_BOTH,
+) -> Coactive:
+    """See `featuredb.Database.coactive`."""
+    store = reader.store
+    own, number = parse_feature(store.snapshot, feature)
+    k = check_k(k)
+    check_choice("unit", unit, UNITS)
+    check_choice("by", by, ORDERS)
+    min_both = _check_support(min_both)
+    other = named(store, sae) if sae is not None else own
+    common = CommonTokens(store, own, other)
+    counts = Counts(store, own, number, other, common, unit)
+    partner = counts.both >= min_both
+    if other == own:
+        partner[number] = False
+    chosen = np.flatnonzero(partner)
+    columns = table_columns(*counts.of(chosen))
+    score = columns["both" if by == "count" else by].to_numpy(zero_copy_only=False)
+    score = np.where(np.isnan(score), -np.inf, np.round(score, ORDER_DECIMALS))
+    best = np.lexsort((chosen, -score))[:k]
+    q = np.full(len(chosen), np.nan)
+    if unit == "document":
+        active = counts.b > 0
+        if other == own:
+            active[number] = False
+        every = np.full(other.d_sae, np.nan)
+        g2 = table_columns(*counts.of(np.flatnonzero(active)))["g2"]
+        every[active] = q_values(p_values(g2.to_numpy(zero_copy_only=False)))
+        q = every[chosen]
+    columns["q"] = nullable(q)
+    rows = [store.features.row(other, int(i)) for i in chosen[best]]
+    about = store.features.summaries(rows)
+    asked = of_feature(own.name, number, len(best))
+    named_columns: dict[str, Any] = {
+        "of_sae": asked[0],
+        "of_feature_id": asked[1],
+        "rank": pa.array(range(1, len(best) + 1), pa.int32()),
+        "sae": pa.array([other.name] * len(best), pa.string()),
+        "feature_id": pa.array(chosen[best], pa.int64()),
+    }
+    for name in (*COUNTS, *MEASURES, "q"):
+        named_columns[name] = columns[name].take(pa.array(best))
+    for name in ("density", "max_activation", "top_tokens", "promoted_tokens"):
+        named_columns[name] = about.column(name)
+    return Coactive(
+        pa.table(named_columns),
+        of_sae=own.name,
+        of_feature_id=number,
+        unit=unit,
+        by=by,
+        min_both=min_both,
+        n=counts.n,
+    )
+
+
+def named(store: Store, name: str) -> Sae:
+    """The SAE of that name. Raises `UnknownFeatureError`."""
+    for sae in store.snapshot.saes:
+        if sae.name == name:
+            return sae
+    raise UnknownFeatureError(NO_SAE.format(name=name, names=sae_names(store.snapshot)))
+
+
+def _check_support(min_both: object) -> int:
+    if not isinstance(min_both, int | np.integer) or isinstance(min_both, bool) or min_both < 1:
+        raise QueryError(_BAD_SUPPORT.format(min_both=min_both))
+    return int(min_both)
+
+
+def _read_lists(snapshot: Snapshot, columns: str, tokens: str) -> str:
+    """CTEs `ranks`: each active feature of some tokens, as a rank, with `columns` of the token.
+
+    tokens: the CTE with context_id and token_index of the tokens. A join on the files' positions
+    lets DuckDB skip every row group without them.
+    """
+    bits = snapshot.position_bits
+    shape = {
+        "sae": "VARCHAR",
+        "first": "BIGINT",
+        "last": "BIGINT",
+        "path": "VARCHAR",
+        "base": "BIGINT",
+    }
+    rows: list[list[int | str]] = [
+        [sae.name, f.first_context, f.end_context - 1, "/" + f.file.path, f.base_context]
+        for sae in snapshot.saes
+        for segment in snapshot.segments_of(sae.name)
+        for f in segment.token_files
+    ]
+    own = f"list_filter({literals.records(shape, rows)}, lambda f: f['sae'] = {_SAE})"
+    # Of an SAE without files any one is read, for nothing.
+    some = f"CASE WHEN len({own}) = 0 THEN {literals.records(shape, rows[:1])} ELSE {own} END"
+    paths = f"list_transform({some}, lambda f: {literals.ROOT} || f['path'])"
+    return f"""files AS (
+    SELECT unnest({own}) AS file, generate_subscripts({own}, 1) - 1 AS file_index
+),
+wanted AS (
+    SELECT {columns}, CAST(f.file_index AS UBIGINT) AS file_index,
+        CAST(((t.context_id - f.file['base']) << {bits}) + t.token_index AS UINTEGER) AS position
+    FROM {tokens} AS t JOIN files AS f ON t.context_id BETWEEN f.file['first'] AND f.file['last']
+),
+lists AS (
+    SELECT {columns}, row_number() OVER () AS token, t.gaps
+    FROM {literals.rows(paths)} AS t JOIN wanted AS w USING (file_index, position)
+),
+ranks AS (
+    SELECT {columns}, CAST(sum(gap) OVER (PARTITION BY token ORDER BY place
+        ROWS UNBOUNDED PRECEDING) AS UINTEGER) AS rank
+    FROM (
+        SELECT {columns}, token, unnest(gaps) AS gap, generate_subscripts(gaps, 1) AS place
+        FROM lists
+    )
+)"""
+
+
+def _order(snapshot: Snapshot) -> str:
+    """The rows of the feature order of the feature's SAE."""
+    branches = " ".join(
+        f"WHEN {literals.text(sae.name)} THEN {literals.text('/' + sae.order.path)}"
+        for sae in snapshot.saes
+        if sae.order is not None
+    )
+    return literals.below_root(f"CASE {_SAE} {branches} END")
+
+
+_SAE = "featuredb_sae(feature)"
+_NUMBER = "CAST(featuredb_number(feature) AS BIGINT)"
+
+
+def _counts(snapshot: Snapshot, unit: str) -> str:
+    """feature_id, n, a, b, ab (both) of every other active feature of the SAE, as DOUBLE."""
+    if unit == "token":
+        ctes = f"""own AS (FROM feature_activations(feature)),
+units AS (
+    SELECT recorded_tokens AS n, (SELECT count(*) FROM own) AS a FROM saes WHERE sae = {_SAE}
+),
+{_read_lists(snapshot, "1 AS one", "own")}"""
+        both, alone = "count(*)", "count"
+    else:
+        ctes = f"""{common_contexts(snapshot, _SAE, _SAE)},
+own AS (
+    SELECT DISTINCT document_id FROM feature_activations(feature) JOIN contexts USING (context_id)
+),
+units AS (
+    SELECT (SELECT count(DISTINCT document_id) FROM common) AS n,
+        (SELECT count(*) FROM own) AS a
+),
+places AS (
+    SELECT document_id, context_id, unnest(range(c.n_tokens::BIGINT)) AS token_index
+    FROM contexts AS c SEMI JOIN own USING (document_id)
+),
+{_read_lists(snapshot, "document_id", "places")}"""
+        both, alone = "count(DISTINCT document_id)", "n_documents"
+    return f"""
+WITH {ctes},
+counted AS (
+    SELECT feature_id, {both} AS ab FROM ranks JOIN {_order(snapshot)} AS o USING (rank)
+    GROUP BY feature_id
+)
+SELECT f.feature_id, CAST(u.n AS DOUBLE) AS n, CAST(u.a AS DOUBLE) AS a,
+    CAST(f.{alone} AS DOUBLE) AS b, CAST(coalesce(c.ab, 0) AS DOUBLE) AS ab
+FROM features AS f LEFT JOIN counted AS c USING (feature_id), units AS u
+WHERE f.sae = {_SAE} AND f.count > 0 AND f.feature_id <> {_NUMBER}"""
+
+
+def _refused(name: str, choices: Sequence[str]) -> str:
+    template = f"{name} must be one of {', '.join(choices)}, not '{{value}}'"
+    return f"error({literals.message(template, value=literals.name(name))})"
+
+
+def _coactive(snapshot: Snapshot) -> str:
+    calls = " ".join(
+        f"WHEN '{unit}' THEN concat('FROM featuredb_coactive_{unit}(', {literals.FEATURE}, ')')"
+        for unit in UNITS
+    )
+    scores = " ".join(
+        f"WHEN '{by}' THEN " + ('CAST("both" AS DOUBLE)' if by == "count" else by) for by in ORDERS
+    )
+    support = literals.message(_BAD_SUPPORT.replace("!r", ""), min_both="min_both")
+    columns = ", ".join(f'm."{name}"' for name in (*COUNTS, *MEASURES))
+    return f"""
+WITH counted AS (FROM query(CASE unit {calls} ELSE {_refused("unit", UNITS)} END)),
+measured AS (SELECT feature_id, {SQL_COUNTS}, {SQL_MEASURES} FROM counted),
+tested AS (
+    SELECT *, CASE WHEN unit = 'document' THEN featuredb_p_value(g2) END AS p,
+        round(CASE "by" {scores} ELSE {_refused("by", ORDERS)} END,
+            {ORDER_DECIMALS}) AS score
+    FROM measured
+),
+adjusted AS (
+    SELECT *, CASE WHEN unit = 'document'
+        THEN least(1, min(p * tests / place) OVER (ORDER BY p DESC)) END AS q
+    FROM (SELECT *, count(*) OVER () AS tests, count(*) OVER (ORDER BY p) AS place FROM tested)
+),
+best AS (
+    SELECT *, CAST(row_number() OVER (ORDER BY score DESC NULLS LAST, feature_id) AS INTEGER)
+        AS rank
+    FROM adjusted WHERE "both" >= CASE WHEN min_both >= 1 THEN min_both ELSE error({support}) END
+)
+SELECT {_SAE} AS of_sae, {_NUMBER} AS of_feature_id, m.rank, {_SAE} AS sae, m.feature_id,
+    {columns}, m.q, {SUMMARY}
+FROM best AS m JOIN {summaries(snapshot)} AS f
+    ON f.sae = {_SAE} AND f.feature_id = m.feature_id
+WHERE m.rank <= featuredb_k(k) ORDER BY m.rank"""
+
+
+QUESTION = Question(
+    "coactive",
+    Coactive,
+    "coactive",
+    (
+        Macro("featuredb_coactive_token(feature)", lambda s: _counts(s, "token")),
+        Macro("featuredb_coactive_document(feature)", lambda s: _counts(s, "document")),
+        Macro(
+            "coactive(feature, k := 20, unit := 'token', \"by\" := 'npmi', "
+            f"min_both := {MIN_BOTH})",
+            _coactive,
+        ),
+    ),
+)

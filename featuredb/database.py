@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from featuredb.errors import ClosedError
 from featuredb.extras import ingest_extra
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from queries.fires import Firing
     from queries.near import Neighbors
     from queries.sample_contexts import SampledContexts
+    from queries.schema import Schema
     from queries.search import SearchHits
     from queries.silent_contexts import SilentContexts
     from queries.specificity import Active
     from queries.top_contexts import TopContexts
+    from queries.top_contexts_of_many import TopContextsOfMany
 
 Feature = int | str
 """A number where the database has one SAE, else ``"sae_name/1234"``."""
@@ -77,9 +79,37 @@ class Database:
         """The SAEs, in the order that breaks ties between them."""
         return self._store.snapshot.saes
 
-    def top_contexts(
+    @overload
+    def top_contexts(  # type: ignore[overload-overlap]  # a text is an iterable of texts
         self,
         feature: Feature,
+        k: int = ...,
+        window: int = ...,
+        where: str | None = ...,
+        min_activation: float | None = ...,
+        max_activation: float | None = ...,
+        *,
+        offset: int = ...,
+        per_document: bool = ...,
+        distinct: bool = ...,
+    ) -> TopContexts: ...
+    @overload
+    def top_contexts(
+        self,
+        feature: Iterable[Feature],
+        k: int = ...,
+        window: int = ...,
+        where: str | None = ...,
+        min_activation: float | None = ...,
+        max_activation: float | None = ...,
+        *,
+        offset: int = ...,
+        per_document: bool = ...,
+        distinct: bool = ...,
+    ) -> TopContextsOfMany: ...
+    def top_contexts(
+        self,
+        feature: Feature | Iterable[Feature],
         k: int = 20,
         window: int = 16,
         where: str | None = None,
@@ -89,12 +119,13 @@ class Database:
         offset: int = 0,
         per_document: bool = False,
         distinct: bool = False,
-    ) -> TopContexts:
+    ) -> TopContexts | TopContextsOfMany:
         """The contexts in which a feature is most active.
 
         Args:
-            feature: A number where the database has one SAE, else ``"sae_name/1234"``.
-            k: Number of contexts.
+            feature: A number where the database has one SAE, else ``"sae_name/1234"``. Or several:
+                a list, an array, a column of a frame.
+            k: Number of contexts, of each feature.
             window: Tokens shown on each side of the first token that reaches the maximum.
             where: A SQL condition on columns of documents and contexts, such as
                 ``"topic = 'History'"``.
@@ -106,15 +137,16 @@ class Database:
 
         Returns:
             One row per context, by maximum activation descending, ties by context id. Ranks go on
-            from `offset`. The first columns, sae and feature_id, name the feature.
+            from `offset`. The first columns, sae and feature_id, name the feature. Of several
+            features those of one after the other, a repeated name once.
 
         Raises:
             UnknownFeatureError: There is no such feature.
             SQLError: DuckDB refuses the condition.
         """
-        from queries.top_contexts import top_contexts
+        from queries.top_contexts_of_many import top_contexts_of
 
-        return top_contexts(
+        return top_contexts_of(
             self._reader,
             feature,
             k,
@@ -485,6 +517,22 @@ class Database:
         from queries.sql import sql
 
         return sql(self._reader, query, params, tables)
+
+    def schema(self, name: str | None = None) -> Schema:
+        """The views, tables and macros of `sql`, and what they and their columns are.
+
+        Args:
+            name: Only this one. Case does not matter.
+
+        Returns:
+            One row per view, table, column of these, and macro: kind, name, column, type, about.
+
+        Raises:
+            QueryError: There is no view or macro of that name.
+        """
+        from queries.schema import schema
+
+        return schema(self._reader, name)
 
     def info(self) -> Info:
         """What the database holds, where it comes from, and how large it is."""

@@ -189,6 +189,8 @@ QUESTION = Question(
             "feature_activations(feature)",
             "FROM query(coalesce(featuredb_parts(featuredb_plain_row(feature), feature), "
             f"concat('FROM featuredb_activations_named(', {literals.FEATURE}, ')')))",
+            about="all activations of a feature: sae, feature_id, context_id, token_index, "
+            "activation",
         ),
         Macro(
             "featuredb_contexts_of(feature)",
@@ -199,6 +201,10 @@ QUESTION = Question(
             "list(activation ORDER BY token_index) AS activations "
             "FROM feature_activations(feature) GROUP BY context_id",
         ),
-        Macro("feature_contexts(feature)", _by_context),
+        Macro(
+            "feature_contexts(feature)",
+            _by_context,
+            about="all contexts of a feature: sae, feature_id, document, maximum, metadata",
+        ),
     ),
 )

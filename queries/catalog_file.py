@@ -16,6 +16,7 @@ from featuredb.store.files.scratch import scratch_folder
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Snapshot
 from queries.connection import create
+from queries.schema import comment
 
 
 @contextmanager
@@ -31,6 +32,7 @@ def built_catalog(layout: Layout, snapshot: Snapshot) -> Iterator[Path]:
         try:
             with _writable(temporary) as path, duckdb.connect(str(path)) as connection:
                 create(connection, snapshot, location, _root_of(location, snapshot))
+                comment(connection)
                 connection.execute("CHECKPOINT")
             fsync_path(temporary)
             yield temporary

@@ -162,6 +162,11 @@ QUESTION = Question(
     "coactive",
     (
         Macro("featuredb_p_value(g2)", SQL_P_VALUE, table=False),
-        Macro("coactivation(feature, other)", _sql),
+        Macro(
+            "coactivation(feature, other)",
+            _sql,
+            about="how often two features, of any SAEs, fire together: a row for tokens, one for "
+            "documents",
+        ),
     ),
 )

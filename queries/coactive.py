@@ -321,6 +321,8 @@ QUESTION = Question(
             "coactive(feature, k := 20, unit := 'token', \"by\" := 'npmi', "
             f"min_both := {MIN_BOTH})",
             _coactive,
+            about="features of the same SAE that fire on the same tokens (unit: or in the same "
+            'documents), with all counts and measures. Quote "by", and the column "both"',
         ),
     ),
 )

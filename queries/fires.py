@@ -176,6 +176,7 @@ def _context(store: Store, sae: Any, context_id: int) -> tuple[npt.NDArray[Any],
 
 
 _FUNCTION = "featuredb_fires_on"
+_ABOUT_FIRES_ON = "the same for the stored document with exactly that text"
 _ROW = {
     "rank": "INTEGER",
     "sae": "VARCHAR",
@@ -392,8 +393,13 @@ QUESTION = Question(
             "ELSE CAST(activation AS DOUBLE) / CAST(max_activation AS DOUBLE) END "
             "* log2(CAST(recorded_tokens + 1 AS DOUBLE) / CAST(count + 1 AS DOUBLE)) AS FLOAT)",
             table=False,
+            about="how much an activation says about a text: its share of the maximum, by rarity",
         ),
-        Macro("fires_in(context, k := 20)", _fires_in),
-        Macro("fires_on(document_text, k := 20)", _fires_on),
+        Macro(
+            "fires_in(context, k := 20)",
+            _fires_in,
+            about="the most specific features of a stored context",
+        ),
+        Macro("fires_on(document_text, k := 20)", _fires_on, about=_ABOUT_FIRES_ON),
     ),
 )

@@ -273,7 +273,9 @@ def _columns(
     return columns
 
 
-def _macros(name: str, file: Callable[[Snapshot], File], bounded: bool) -> tuple[Macro, ...]:
+def _macros(
+    name: str, file: Callable[[Snapshot], File], about: str, bounded: bool
+) -> tuple[Macro, ...]:
     """A macro, what it calls where the name is spelled as shown, and what it calls where not."""
     bound = "featuredb_k(k)"
     if bounded:
@@ -293,6 +295,7 @@ def _macros(name: str, file: Callable[[Snapshot], File], bounded: bool) -> tuple
             f"{name}(feature, k := 20)",
             "FROM query(CASE WHEN featuredb_plain_row(feature) IS NULL "
             f"THEN {named} ELSE {plain} END)",
+            about=about,
         ),
     )
 
@@ -316,10 +319,23 @@ QUESTION = Question(
     "near",
     (
         # Beyond the graph the directions have more to give. Co-activation has not.
-        *_macros("near", lambda snapshot: snapshot.derived.neighbors_decoder, bounded=True),
-        *_macros("near_encoder", lambda snapshot: snapshot.derived.neighbors_encoder, bounded=True),
         *_macros(
-            "near_coactivation", lambda snapshot: snapshot.derived.coactivation, bounded=False
+            "near",
+            lambda snapshot: snapshot.derived.neighbors_decoder,
+            "nearest decoder directions, k up to 50, of the feature of_sae, of_feature_id",
+            bounded=True,
+        ),
+        *_macros(
+            "near_encoder",
+            lambda snapshot: snapshot.derived.neighbors_encoder,
+            "nearest encoder directions, k up to 50",
+            bounded=True,
+        ),
+        *_macros(
+            "near_coactivation",
+            lambda snapshot: snapshot.derived.coactivation,
+            "features that fire on the same tokens, by Jaccard index, at most 50",
+            bounded=False,
         ),
     ),
 )

@@ -18,11 +18,13 @@ class Macro:
     """A macro of the catalog, such as ``search(query, k := 20)``.
 
     sql: its body, or what makes the body for a snapshot. table: it gives rows, not one value.
+    about: what it answers, in one line, for those that users call.
     """
 
     signature: str
     sql: Sql
     table: bool = True
+    about: str = ""
 
     @property
     def name(self) -> str:

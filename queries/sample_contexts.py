@@ -172,6 +172,8 @@ QUESTION = Question(
             "window_size := 16)",
             "FROM featuredb_sampled(feature, k, bins, seed, bins_by, "
             "featuredb_window(window_size))",
+            about="contexts drawn from bins of their maximum, bins_by width or quantile, and how "
+            "many contexts each stands for",
         ),
     ),
 )

@@ -213,4 +213,7 @@ FROM missed LEFT JOIN candidates USING (word)
 GROUP BY word ORDER BY word"""
 
 
-QUESTION = Question("search", SearchHits, "search", (Macro("search(query, k := 20)", _search),))
+_ABOUT = "features by the words they fire on and promote, as queries/search.py scores them"
+QUESTION = Question(
+    "search", SearchHits, "search", (Macro("search(query, k := 20)", _search, about=_ABOUT),)
+)

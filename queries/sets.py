@@ -66,6 +66,8 @@ SELECT a.document_id, a.context_id, a.token_index, a.activation AS activation_a,
     b.activation AS activation_b
 FROM featuredb_units(feature, unit) AS a JOIN featuredb_units(other, unit) AS b ON {_SAME}
 ORDER BY a.document_id, a.context_id, a.token_index""",
+        about="tokens, contexts or documents where both fire, with the largest activation of each. "
+        'Quote "both", which is a word of SQL',
     ),
     Macro(
         "without(feature, other, unit := 'token')",
@@ -73,9 +75,19 @@ ORDER BY a.document_id, a.context_id, a.token_index""",
 SELECT a.* FROM featuredb_units(feature, unit) AS a
     ANTI JOIN featuredb_units(other, unit) AS b ON {_SAME}
 ORDER BY a.document_id, a.context_id, a.token_index""",
+        about="where the first fires and the other does not",
     ),
-    Macro("within(feature, other, tokens, in_order := false)", _WITHIN),
-    Macro("at_least(features, least, unit := 'token')", _AT_LEAST),
+    Macro(
+        "within(feature, other, tokens, in_order := false)",
+        _WITHIN,
+        about="tokens of the first with the other at most so many tokens away, after it if "
+        "in_order",
+    ),
+    Macro(
+        "at_least(features, least, unit := 'token')",
+        _AT_LEAST,
+        about="where at least so many of a list of features fire",
+    ),
 )
 """Rows of a token have context_id and token_index, of a context context_id, of a document
 document_id. What is not of the unit is null."""

@@ -184,6 +184,7 @@ QUESTION = Question(
             "silent_contexts(feature, k := 20, matched_by := 'tokens', seed := 0, "
             "window_size := 16)",
             "FROM featuredb_silent(feature, k, matched_by, seed, featuredb_window(window_size))",
+            about="contexts where the feature never fires, matched by tokens, neighbors or random",
         ),
     ),
 )

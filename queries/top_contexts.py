@@ -337,6 +337,8 @@ QUESTION = Question(
                 f"CAST(featuredb_k(k) AS HUGEINT) + featuredb_offset({_OFFSET})",
                 _once(),
             ),
+            about="the strongest contexts, with the tokens around each peak and the document's "
+            'metadata. Quote "offset" and "distinct", which are words of SQL',
         ),
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,27 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+"""No statement is one word: that is the name of a view or macro."""
 
-@click.command("sql")
+
+class _WithNames(click.Command):
+    """A command whose help lists every view and macro, which take a moment to import."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from queries import QUESTIONS
+        from queries.catalog.views import RELATIONS
+
+        super().format_help_text(ctx, formatter)
+        macros = [macro.name for each in QUESTIONS.values() for macro in each.public_macros]
+        for title, names in (("Views", [each.name for each in RELATIONS]), ("Macros", macros)):
+            with formatter.section(title), formatter.indentation():
+                formatter.write_text(", ".join(sorted(names)))
+
+
+@click.command("sql", cls=_WithNames)
 @options.pinned_database
-@click.argument("query", metavar="QUERY|-")
+@click.argument("query", metavar="[QUERY|-]", required=False)
 @options.limit(None, "rows (default: all, of which a table shows 100)")
 @click.option(
     "--memory",
@@ -32,18 +50,25 @@ if TYPE_CHECKING:
 )
 @options.output
 def command(
-    db: str, snapshot: int | None, query: str, k: int | None, memory: str | None, output: Output
+    db: str,
+    snapshot: int | None,
+    query: str | None,
+    k: int | None,
+    memory: str | None,
+    output: Output,
 ) -> None:
     """Run SQL over a database's views and macros.
 
-    QUERY - reads the statement from standard input.
-
-    Views: documents, contexts, activations, features, neighbors, saes, ingests. Macros:
-    top_contexts(feature, k := 20), near(feature, k := 20) and one for every other question.
+    QUERY - reads the statement from standard input. Without a QUERY the views and macros are
+    listed, and with the name of one as QUERY its columns, each with what it is.
     """
     from featuredb.store.files.location import location_of
     from queries.sql import duckdb_errors
 
+    if query is None or _NAME.fullmatch(query):
+        with featuredb.open(db, snapshot=snapshot, memory=memory) as database:
+            output.write(database.schema(query))
+        return
     statement = options.text_or_stdin(query)
     if not statement.strip():
         raise click.UsageError("there is no SQL in QUERY")

@@ -108,7 +108,8 @@ def _table(table: Table) -> Markup:
         lines.append([f"… {table.more:,} more", *("" for _ in columns[1:])])
     numeric = {i for i, c in enumerate(columns) if isinstance(c, Column) and c.right}
     below = _courses(courses[0]) if courses else ()
-    return _draw("table", [column.name for column in columns], lines, numeric, below)
+    names = [column.name for column in columns]
+    return _draw("table", names if any(names) else None, lines, numeric, below)
 
 
 def _cells(column: AnyColumn) -> Sequence[Any]:
@@ -120,7 +121,7 @@ def _cells(column: AnyColumn) -> Sequence[Any]:
             return [_draw("tokens", f"{label(token)}\u00a0@{index}") for token, index in pairs]
         case Column(tokens=True):
             return [_draw("tokens", label(cell)) for cell in column.cells]
-        case Column() if not column.right and not column.style:
+        case Column() if not (column.right or column.style or column.wrap):
             return [_draw("nowrap", cell) for cell in column.cells]
         case Column():
             return column.cells

@@ -103,7 +103,9 @@ def _table(table: Table, page: Page) -> Iterator[Text]:
     """Columns side by side. Token lists get a separate line if they do not fit."""
     lists = [column for column in table.columns if isinstance(column, TokenColumn)]
     others = [_cells(c, page) for c in table.columns if not isinstance(c, TokenColumn)]
-    if not lists:
+    if any(isinstance(column, Column) and column.wrap for column in table.columns):
+        yield from _with_prose(others, page)
+    elif not lists:
         yield from grid(others)
     else:
         left = page.width - sum(cells.width + GAP for cells in others)
@@ -115,6 +117,17 @@ def _table(table: Table, page: Page) -> Iterator[Text]:
             yield from _stacked(others, lists, page)
     if table.more:
         yield line((f"… {table.more:,} more", "dim"))
+
+
+def _with_prose(columns: list[Cells], page: Page) -> Iterator[Text]:
+    """The last column broken to what the others leave. Without names there is no heading."""
+    *before, prose = columns
+    heading = any(column.name for column in columns)
+    labels = grid(before, heading=heading)
+    cells = [Text(prose.name, "dim")] * heading + prose.cells
+    room = max(20, page.width - (labels[0].cell_len + GAP if labels else 0))
+    for i, cell in enumerate(cells):
+        yield from under(labels[i : i + 1], wrap(cell, room))
 
 
 def _stacked(others: list[Cells], lists: list[TokenColumn], page: Page) -> Iterator[Text]:

@@ -37,7 +37,8 @@ class Facts:
 class Column:
     """A heading and one cell per row.
 
-    right: aligned on the right. style: "", "bold", "dim". tokens: each cell is a token.
+    right: aligned on the right. style: "", "bold", "dim". tokens: each cell is a token. wrap: each
+    cell is prose, which may take several lines: only of a table's last column.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Column:
     right: bool = False
     style: str = ""
     tokens: bool = False
+    wrap: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,51 +1,65 @@
-"""Views over the snapshot's files, and small tables from the snapshot itself."""
+"""Views over the snapshot's files, and small tables from the snapshot itself.
+
+Each says what it is (`Relation.about`), and `queries.catalog.columns` what its columns are:
+`queries.schema` shows both, and `catalog.duckdb` has them as comments.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from featuredb.store import schemas
 from featuredb.store.positions import token_mask
 from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
 from queries.catalog.literals import file, files, name, text
 
 
+@dataclass(frozen=True)
+class Relation:
+    """A view or a table of the catalog, and what it is in one line.
+
+    statements: DDL that makes it, of what comes before it in `RELATIONS`.
+    """
+
+    name: str
+    about: str
+    statements: Callable[[Snapshot], Sequence[str]]
+    kind: str = "view"
+
+
 def views(snapshot: Snapshot) -> list[str]:
     """DDL of every view and table, each usable by those after it."""
-    return [
-        _vocabulary(snapshot),
-        _view("documents", [f"FROM {file(c.documents.path)}" for c in snapshot.corpora]),
-        _view("contexts", [f"FROM {file(c.contexts.path)}" for c in snapshot.corpora]),
-        _tokens(snapshot),
-        _activations(snapshot),
-        _view("features", [f"FROM {file(snapshot.derived.features.path)}"]),
-        _view("neighbors", [f"FROM {file(snapshot.derived.neighbors_decoder.path)}"]),
-        _view(
-            "neighbors_encoder",
-            [f"FROM {file(snapshot.derived.neighbors_encoder.path)}"],
-        ),
-        _view("coactivation", [f"FROM {file(snapshot.derived.coactivation.path)}"]),
-        _examples(snapshot),
-        _sinks(snapshot),
-        *_saes(snapshot),
-        *_ingests(snapshot),
-        *_corpora(snapshot),
-    ]
+    return [statement for relation in RELATIONS for statement in relation.statements(snapshot)]
 
 
-def _view(title: str, branches: Sequence[str], empty: str = "SELECT NULL WHERE false") -> str:
+def _view(title: str, branches: Sequence[str], empty: str = "SELECT NULL WHERE false") -> list[str]:
     body = "\nUNION ALL BY NAME\n".join(branches) if branches else empty
-    return f"CREATE VIEW {title} AS {body}"
+    return [f"CREATE VIEW {title} AS {body}"]
 
 
-def _vocabulary(snapshot: Snapshot) -> str:
+def _file(title: str, path: Callable[[Snapshot], str]) -> Callable[[Snapshot], list[str]]:
+    """What makes a view of one file."""
+    return lambda snapshot: _view(title, [f"FROM {file(path(snapshot))}"])
+
+
+def _documents(snapshot: Snapshot) -> list[str]:
+    return _view("documents", [f"FROM {file(c.documents.path)}" for c in snapshot.corpora])
+
+
+def _contexts(snapshot: Snapshot) -> list[str]:
+    return _view("contexts", [f"FROM {file(c.contexts.path)}" for c in snapshot.corpora])
+
+
+def _vocabulary(snapshot: Snapshot) -> list[str]:
     # A table, not a view: every answer with tokens looks words up here, and scanning a table
     # costs a third of decoding the Parquet file again.
-    return f"CREATE TABLE vocabulary AS FROM {file(snapshot.vocabulary.path)}"
+    return [f"CREATE TABLE vocabulary AS FROM {file(snapshot.vocabulary.path)}"]
 
 
-def _tokens(snapshot: Snapshot) -> str:
+def _tokens(snapshot: Snapshot) -> list[str]:
     """Every token of every context: ``tokens(context_id, token_index, token_id, token, role)``.
 
     role is NULL in corpora that are no chats. Needs the table `vocabulary`.
@@ -59,14 +73,14 @@ def _tokens(snapshot: Snapshot) -> str:
             f"FROM {file(corpus.contexts.path)}"
         )
     each = "\nUNION ALL\n".join(branches)
-    return (
+    return [
         "CREATE VIEW tokens AS "
         "SELECT context_id, token_index, t.token_id, v.text AS token, role "
         f"FROM ({each}) AS t LEFT JOIN vocabulary AS v ON v.token_id = t.token_id"
-    )
+    ]
 
 
-def _activations(snapshot: Snapshot) -> str:
+def _activations(snapshot: Snapshot) -> list[str]:
     mask = token_mask(snapshot.position_bits)
     branches = []
     for segment in snapshot.segments:
@@ -88,7 +102,7 @@ def _activations(snapshot: Snapshot) -> str:
     return _view("activations", branches, empty)
 
 
-def _examples(snapshot: Snapshot) -> str:
+def _examples(snapshot: Snapshot) -> list[str]:
     return _view(
         "examples",
         [
@@ -98,7 +112,23 @@ def _examples(snapshot: Snapshot) -> str:
     )
 
 
-def _sinks(snapshot: Snapshot) -> str:
+def _windows(snapshot: Snapshot) -> list[str]:
+    peak = f"1 + least({schemas.WINDOW}, token_index)"
+    return _view(
+        "windows",
+        [
+            f"SELECT {text(t.sae)} AS sae, feature_id, rank, context_id, document_id, "
+            f"CAST(activations[{peak}] AS FLOAT) AS activation, token_index, "
+            f"tokens[{peak}] AS token, "
+            f"CAST(greatest(0, token_index - {schemas.WINDOW}) AS INTEGER) AS window_start, "
+            "tokens, CAST(activations AS FLOAT[]) AS activations "
+            f"FROM {files([w.file.path for w in t.windows])}"
+            for t in snapshot.derived.saes
+        ],
+    )
+
+
+def _sinks(snapshot: Snapshot) -> list[str]:
     return _view(
         "sinks",
         [f"SELECT {text(s.sae)} AS sae, * FROM {file(s.sinks.path)}" for s in snapshot.segments],
@@ -172,10 +202,11 @@ def _ingests(snapshot: Snapshot) -> list[str]:
         ]
         for r in snapshot.ingests
     ]
-    return [
-        *_table("ingests", fields, rows),
-        "CREATE VIEW runs AS SELECT ingest AS run, * EXCLUDE (ingest) FROM ingests",
-    ]
+    return _table("ingests", fields, rows)
+
+
+def _runs(_snapshot: Snapshot) -> list[str]:
+    return ["CREATE VIEW runs AS SELECT ingest AS run, * EXCLUDE (ingest) FROM ingests"]
 
 
 def _corpora(snapshot: Snapshot) -> list[str]:
@@ -228,3 +259,66 @@ def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{literals.text(repr(value))}::DOUBLE"
     return json.dumps(value)
+
+
+RELATIONS = (
+    Relation("vocabulary", "one row per token of the model's vocabulary", _vocabulary, "table"),
+    Relation(
+        "documents",
+        "one row per document, with the corpora's own columns, null where a corpus lacks one",
+        _documents,
+    ),
+    Relation(
+        "contexts",
+        "one row per context, the window of a document's tokens that the model read at once",
+        _contexts,
+    ),
+    Relation(
+        "tokens",
+        "every token of every context, BOS included, with its text and, in chats, its role",
+        _tokens,
+    ),
+    Relation(
+        "activations",
+        "every stored activation of every feature (of one feature: feature_activations)",
+        _activations,
+    ),
+    Relation(
+        "features",
+        "one row per feature: how often and how strongly it fires, on which tokens, and which "
+        "tokens it promotes",
+        _file("features", lambda s: s.derived.features.path),
+    ),
+    Relation(
+        "windows",
+        "the 50 top contexts of every feature, with the 16 tokens either side of the peak",
+        _windows,
+    ),
+    Relation(
+        "examples",
+        "the 50 top contexts of every feature and a sample of each fifth of its contexts, with "
+        "all active tokens",
+        _examples,
+    ),
+    Relation(
+        "neighbors",
+        "the 50 features nearest to each by decoder direction",
+        _file("neighbors", lambda s: s.derived.neighbors_decoder.path),
+    ),
+    Relation(
+        "neighbors_encoder",
+        "the 50 features nearest to each by encoder direction",
+        _file("neighbors_encoder", lambda s: s.derived.neighbors_encoder.path),
+    ),
+    Relation(
+        "coactivation",
+        "the 50 features that fire most on the same tokens as each, by Jaccard index",
+        _file("coactivation", lambda s: s.derived.coactivation.path),
+    ),
+    Relation("sinks", "the positions left out for their enormous norm", _sinks),
+    Relation("saes", "the SAEs, in the order that breaks ties", _saes, "table"),
+    Relation("ingests", "what was ingested, when, and how long it took", _ingests, "table"),
+    Relation("runs", "an alias of ingests, with its number as run", _runs),
+    Relation("corpora", "the corpora, with the range of ids that each has", _corpora, "table"),
+)
+"""Every view and table, in the order in which they are made."""

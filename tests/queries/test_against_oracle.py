@@ -91,6 +91,25 @@ def test_top_contexts(world: World, data: st.DataObject) -> None:
             assert rows == expected
 
 
+@given(worlds())
+@few
+def test_top_contexts_of_all_features_at_once(world: World) -> None:
+    """By a list in Python, and by the view ``windows``, which joins as any table does."""
+    of_features = (
+        "SELECT w.* FROM windows AS w JOIN saes USING (sae) WHERE w.rank <= 3 "
+        "ORDER BY sae_index, feature_id, rank"
+    )
+    with opened(world) as (db, client, oracle):
+        named = [(s.name, f) for s in world.saes for f in range(len(s.decoder))]
+        expected = [row for sae, f in named for row in oracle.top_contexts(sae, f, 3, 16)]
+        answer = db.top_contexts([f"{sae}/{f}" for sae, f in named], k=3)
+        assert answer.table.to_pylist() == expected
+        view = client.sql("FROM windows LIMIT 0").columns
+        for run in (db.sql, client.sql):
+            rows = run(of_features).to_arrow_table().to_pylist()
+            assert rows == [{name: row[name] for name in view} for row in expected]
+
+
 @given(worlds(max_saes=1), st.data())
 @few
 def test_filters(world: World, data: st.DataObject) -> None:

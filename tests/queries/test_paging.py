@@ -138,7 +138,7 @@ def test_pages_follow_one_another(copies: tuple[Path, Oracle]) -> None:
 @pytest.mark.parametrize("offset", [-1, 1.5, "2", True, None, 2**63])
 def test_a_bad_offset(copies: tuple[Path, Oracle], offset: object) -> None:
     with featuredb.open(copies[0]) as db, pytest.raises(QueryError, match="offset must be a whole"):
-        db.top_contexts(0, offset=offset)  # type: ignore[arg-type]
+        db.top_contexts(0, offset=offset)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("offset", ["-1", "1.5", str(2**63)])

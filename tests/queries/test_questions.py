@@ -11,6 +11,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 from msgspec.structs import replace as replace_struct
 
@@ -65,7 +66,7 @@ def two(tmp_path: Path) -> Database:
 @pytest.mark.parametrize("feature", [5, -1, "5", "demo/5", "x/1", "banana", "", 1.5, True, "1/"])
 def test_unknown_feature_says_the_same_in_python_and_sql(one: Database, feature: object) -> None:
     with pytest.raises(UnknownFeatureError) as python:
-        one.top_contexts(feature)  # type: ignore[arg-type]
+        one.top_contexts(feature)  # type: ignore[call-overload]
     assert "\n" not in str(python.value)
     for macro in ("top_contexts", "near", "feature_activations"):
         with pytest.raises((duckdb.Error, SQLError)) as sql:
@@ -365,3 +366,15 @@ def test_info_accounts_for_every_byte(two: Database) -> None:
         assert sae["bytes_per_activation"] == each["by_feature"] + each["by_token"]
         for part, size in each.items():
             assert size * sae["activations"] == pytest.approx(sae["size"][f"{part}_bytes"])
+
+
+def test_many_features_are_shown_one_after_the_other(one: Database) -> None:
+    several = one.top_contexts(np.array([1, 4, 1]), k=2)
+    shown = [str(one.top_contexts(f, k=2)) for f in (1, 4)]
+    assert str(several) == "\n\n".join(shown)
+    assert list(several.max_activations) == ["demo/1", "demo/4"]
+    assert one.top_contexts(pa.array([1]), k=2).table == one.top_contexts(1, k=2).table
+    with pytest.raises(QueryError, match="no feature is named"):
+        one.top_contexts([])
+    with pytest.raises(UnknownFeatureError, match="no feature 99"):
+        one.top_contexts(f for f in (1, 99))

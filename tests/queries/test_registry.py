@@ -58,7 +58,7 @@ def test_a_question_is_a_method_that_gives_its_answer(question: Question) -> Non
         getattr(Database, question.method), {**vars(featuredb.database), **_answer_types()}
     )
     returned = hints["return"]
-    assert returned is question.answer or question.method == "sql"
+    assert question.answer in (returned, *typing.get_args(returned)) or question.method == "sql"
 
 
 @_EVERY

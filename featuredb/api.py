@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ def open(
     path: str | os.PathLike[str],
     *,
     snapshot: int | None = None,
+    model: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     memory: str | None = None,
 ) -> Database:
@@ -45,6 +47,9 @@ def open(
         path: A folder, or a URL that fsspec reads, such as ``s3://bucket/my.fdb``. URLs are read
             in place, by byte ranges.
         snapshot: The number of an older snapshot, see `snapshots`. Default: the newest.
+        model: Where the database's model is now: a folder, a GGUF file or a hub name. Only new
+            text needs it. Its weights and tokenizer must be those of the ingest. Default: where
+            it was then.
         storage_options: Passed to fsspec.
         memory: Memory limit for SQL, such as ``2GB``, not counting the answer. What does not fit
             spills to a temporary folder. Default: 80 % of the machine's.
@@ -62,7 +67,8 @@ def open(
     from featuredb.store.store import Store
 
     bound = None if memory is None else Budget.parse(memory).bytes
-    return Database(Store.open(path, snapshot, storage_options, bound))
+    store = Store.open(path, snapshot, storage_options, bound)
+    return Database(store, None if model is None else os.fspath(model))
 
 
 def demo(
@@ -270,7 +276,8 @@ def append(
         path: The database folder.
         corpus: As of `ingest`.
         model: Where the database's model is now. Default: where it was at the first ingest.
-        saes: Where the database's SAEs are now, all of them, in order. Default: as `model`.
+        saes: The database's SAEs, all of them, in order. Default: as the database keeps them, or
+            where they were if it was made before databases kept them.
         context_size: Tokens per context, including BOS. Default: that of the first corpus.
         bos: Refuse to go on unless the database's contexts begin with BOS, or do not.
 
@@ -446,6 +453,7 @@ def verify(
     memory: str = "1GB",
     all_snapshots: bool = False,
     source: int = 0,
+    model: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Report:
     """Check every file of a database: sizes, SHA-256, and whether the contents agree.
@@ -456,6 +464,7 @@ def verify(
         all_snapshots: Also check older snapshots.
         source: Run this many random contexts through the model and the SAEs again, and compare
             with what is stored. Needs the extra ``featuredb[ingest]``.
+        model: With `source`, where the database's model is now. Default: as of `open`.
         progress: Show a progress bar if standard error is a terminal.
 
     Returns:
@@ -465,8 +474,8 @@ def verify(
         DatabaseError: There is no database at `path`, or it was written by a newer featuredb.
         OptionError: `memory` is not a size.
         MissingExtraError: With `source`, the extra is not installed.
-        ModelError: With `source`, the model is missing or has changed.
-        SaeError: With `source`, an SAE is missing or has changed.
+        ModelError: With `source`, the model is missing or is another.
+        SaeError: With `source`, as `Database.fires_on`.
     """
     from featuredb.verification import verify as verify_database
     from featuredb.verification.source import compare
@@ -478,7 +487,10 @@ def verify(
     report = verify_database(
         folder, memory=Budget.parse(memory).bytes, all_snapshots=all_snapshots, progress=progress
     )
-    return compare(folder, report, source, encode_contexts) if source and report.ok else report
+    if not (source and report.ok):
+        return report
+    where = None if model is None else os.fspath(model)
+    return compare(folder, report, source, partial(encode_contexts, where=where))
 
 
 def push(

@@ -46,10 +46,11 @@ class Database:
     arguments are invalid, and `CorruptDatabaseError` where a file is damaged.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, model: str | None = None) -> None:
         self._store = store
+        self._model = model
         # A function of the store, not of `self`: DuckDB keeps it, and the handle keeps DuckDB.
-        self._open_reader: Reader | None = Reader(store, partial(_answer_new_text, store))
+        self._open_reader: Reader | None = Reader(store, partial(_answer_new_text, store, model))
 
     @property
     def _reader(self) -> Reader:
@@ -413,7 +414,8 @@ class Database:
         """The features that fire on a text, the most specific first.
 
         A text that is a stored document's is answered from the store. Any other goes through the
-        model and the SAEs, which needs the extra ``featuredb[ingest]``.
+        model, which is where it was at the ingest unless `featuredb.open` was told where it is now,
+        and the SAEs. That needs the extra ``featuredb[ingest]``.
 
         Args:
             text: Any text.
@@ -425,13 +427,14 @@ class Database:
 
         Raises:
             MissingExtraError: The extra is not installed.
-            ModelError: The model is gone, or has changed since the ingest.
-            SaeError: An SAE is gone, or has changed since the ingest.
+            ModelError: The model is gone, or is another than at the ingest.
+            SaeError: The database was made before SAEs were kept in it, and an SAE is gone or has
+                changed.
         """
 
         from queries.fires import fires_on
 
-        return fires_on(self._store, text, k, partial(_encode, self._store))
+        return fires_on(self._store, text, k, partial(_encode, self._store, self._model))
 
     def has_text(self, text: str) -> bool:
         """Whether a stored document has exactly this text.
@@ -553,26 +556,29 @@ class Database:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Database, (self._store,)
+        return Database, (self._store, self._model)
 
     def __repr__(self) -> str:
         saes = ", ".join(sae.name for sae in self.saes)
         return f"<featuredb {self.location}: {saes}; snapshot {self.snapshot.number}>"
 
 
-def _encode(store: Store, text: str) -> tuple[list[Active], list[str]]:
+def _encode(store: Store, model: str | None, text: str) -> tuple[list[Active], list[str]]:
     """What is active on a new text, from the model and the SAEs."""
     from queries.specificity import Active
 
     with ingest_extra("reading new text"):
         from ingest.extract.new_text import encode_text
 
-    encoded = encode_text(store.snapshot, text, store.texts.token_texts)
+    encoded = encode_text(store, text, model)
     return [Active(store.snapshot.sae(e.sae), *e[1:]) for e in encoded.encoded], encoded.tokens
 
 
-def _answer_new_text(store: Store, connection: duckdb.DuckDBPyConnection) -> None:
+def _answer_new_text(
+    store: Store, model: str | None, connection: duckdb.DuckDBPyConnection
+) -> None:
     """Let SQL ask `Database.fires_on`."""
     from queries.fires import fires_on, register_fires_on
 
-    register_fires_on(connection, lambda text, k: fires_on(store, text, k, partial(_encode, store)))
+    encode = partial(_encode, store, model)
+    register_fires_on(connection, lambda text, k: fires_on(store, text, k, encode))

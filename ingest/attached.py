@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from featuredb.store.snapshot import LoadCheck, Sae
+from featuredb.store.snapshot import File, LoadCheck, Sae
 from ingest.model.hooks import HookPoint
 from ingest.model.load import LoadedModel
 from ingest.sae import LoadedSae
@@ -30,8 +30,8 @@ class AttachedSae:
     hooks_out: Mapping[int, HookPoint] = field(default_factory=dict)
     excluded: tuple[int, ...] = ()
 
-    def record(self, check: LoadCheck) -> Sae:
-        """What the snapshot keeps."""
+    def record(self, check: LoadCheck, weights: File) -> Sae:
+        """What the snapshot keeps. weights: the file of `ingest.sae.stored`."""
         sae = self.sae
         return Sae(
             name=self.name,
@@ -50,7 +50,15 @@ class AttachedSae:
                 self.hooks_out[place].name for place in sae.places_out if place in self.hooks_out
             ),
             excluded_tokens=self.excluded,
+            weights=weights,
         )
+
+
+def hooks_written(model: LoadedModel, sae: LoadedSae) -> dict[int, HookPoint]:
+    """By place of its set, where an SAE writes that is one of several which write to several
+    layers together."""
+    sites = sae.cross_layer.sites if sae.cross_layer is not None else ()
+    return {place: model.hook(site) for place, site in enumerate(sites) if site is not None}
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ def _remove_everything(layout: Layout) -> None:
         layout.derived,
         layout.vectors,
         layout.matrices,
+        layout.saes,
         layout.orders,
         layout.snapshots,
         layout.catalog,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from featuredb.errors import HookError, IngestError
 from featuredb.store.snapshot import Model
-from ingest.attached import AttachedSae, ModelWithSaes
+from ingest.attached import AttachedSae, ModelWithSaes, hooks_written
 from ingest.corpus import CorpusReader, open_corpus
 from ingest.load_check.check import fit
 from ingest.model.load import LoadedModel, load_model, no_tokenizer
@@ -27,6 +27,9 @@ _DEFAULT_CONTEXT = 256
 
 _TOKENIZER_THREADS = 1
 """The tokenizer spreads a batch over all cores itself."""
+
+
+Load = Callable[[IngestOptions], ModelWithSaes]
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,10 @@ class Inputs:
         return identity | self.loaded.identity()
 
 
-def load_inputs(
-    options: IngestOptions, revision: str | None = None, bos: Bos | None = None
-) -> Inputs:
+def load_inputs(options: IngestOptions, load: Load | None = None, bos: Bos | None = None) -> Inputs:
     """Load and match everything, the cheapest first. Raises the `IngestError` of what is wrong.
 
-    revision: of the model, if it is from the hub. Default: the newest. bos: that of a database.
+    load: gives the model and the SAEs. Default: `load_model_with_saes`. bos: that of a database.
     Default: see `choose_bos`.
     """
     corpus = open_corpus(
@@ -111,7 +112,7 @@ def load_inputs(
         messages_column=options.messages_column,
         max_documents=options.max_documents,
     )
-    loaded = load_model_with_saes(options, revision)
+    loaded = (load or load_model_with_saes)(options)
     if loaded.model.tokenizer is None and corpus.column.role != "tokens":
         raise no_tokenizer(loaded.model.path)
     return Inputs(
@@ -241,8 +242,7 @@ def _attach(
     hook_out = model.hook(write) if write else None
     if hook_out is not None and hook_out.canonical == hook.canonical:
         hook_out = None
-    sites = sae.cross_layer.sites if sae.cross_layer is not None else ()
-    hooks_out = {place: model.hook(site) for place, site in enumerate(sites) if site is not None}
+    hooks_out = hooks_written(model, sae)
     fit(sae, name, hook, [*hooks_out.values(), *([hook_out] if hook_out else [])], check=check)
     return AttachedSae(
         name,

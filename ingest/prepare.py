@@ -50,6 +50,7 @@ from ingest.model.load import LoadedModel, unembedding
 from ingest.options import IngestOptions
 from ingest.publish import now
 from ingest.run_plan import RunPlan, cut_partitions, new_plan_id, partition_tokens, write_plan
+from ingest.sae.stored import keep
 from ingest.tokens.store import CorpusHeader, store_corpus
 from ingest.tokens.vocabulary import known_ids, vocabulary
 
@@ -159,7 +160,14 @@ def plan_append(
     corpus = _store_corpus(layout, draft, base.unused_ids(), inputs, identity["corpus content"])
     report = _check(layout, corpus, inputs.loaded, settings)
     draft = with_feature_orders(layout, corpus.draft, report.counts)
-    directions = StoredDirections(draft, corpus.corpora, base.saes)
+    # Databases did not always keep them.
+    saes = {a.name: a.sae for a in inputs.loaded.saes}
+    kept = [
+        r if r.weights else msgspec.structs.replace(r, weights=keep(layout, saes[r.name]))
+        for r in draft.saes
+    ]
+    draft = msgspec.structs.replace(draft, saes=tuple(kept))
+    directions = StoredDirections(draft, corpus.corpora, draft.saes)
     return _write_plan(layout, directions, settings, identity)
 
 
@@ -261,7 +269,7 @@ def _store_directions(
         effects = logit_lens(sae.W_dec, lens, token_texts, known)
         pq.write_table(effects, buffer, compression="zstd")
         write_atomically(logits_path(layout, attached.name), buffer.getvalue())
-    saes = tuple(a.record(report.measured[a.name].check) for a in loaded.saes)
+    saes = tuple(a.record(report.measured[a.name].check, keep(layout, a.sae)) for a in loaded.saes)
     draft = msgspec.structs.replace(
         draft, saes=(*draft.saes, *saes), vectors=(*draft.vectors, *vectors)
     )

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from featuredb.errors import CorruptDatabaseError, SQLError, first_line
+from featuredb import errors
+from featuredb.errors import CorruptDatabaseError, FeatureDBError, SQLError, first_line
 from featuredb.store.files.location import Location
 from queries.answers import Rows
 from queries.arguments import check_text
@@ -24,11 +25,14 @@ _OF_A_CONNECTION = re.compile(
 )
 """A statement, with no other after it, that is for later ones of the same connection."""
 
+_RAISED = re.compile(r"exception occurred while executing the UDF: (\w+): (.+)", re.DOTALL)
+"""What DuckDB makes of an exception in `fires_on`."""
+
 
 @contextmanager
 def duckdb_errors(location: Location) -> Iterator[None]:
     """Turn every DuckDB exception into `SQLError`, with DuckDB's message, except when memory runs
-    out.
+    out. One that ``fires_on`` raised stays what it was.
 
     A file of the store that is gone or unreadable is `CorruptDatabaseError` instead, a remote one
     that cannot be had what `RemoteFiles.fetch` raises.
@@ -51,6 +55,10 @@ def duckdb_errors(location: Location) -> Iterator[None]:
                 f"a file of {root} is missing or damaged ({first_line(text)}): "
                 "run `featuredb verify` to see what else is, and restore it from a copy"
             ) from error
+        own = _RAISED.search(text)
+        kind = getattr(errors, own[1], None) if own is not None else None
+        if own is not None and isinstance(kind, type) and issubclass(kind, FeatureDBError):
+            raise kind(own[2]) from None
         # DuckDB's own exception says the same in thirty lines.
         raise SQLError(text) from None
 

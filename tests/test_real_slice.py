@@ -200,8 +200,7 @@ def test_stored_text_answers_live_as_from_the_store(root: Path) -> None:
     db = featuredb.open(root)
     ((text,),) = db.sql("SELECT text FROM documents WHERE n_contexts = 1 LIMIT 1").fetchall()
     stored = {r.feature_id: r.activation for r in db.fires_on(text, k=50)}
-    vocabulary = db.sql("SELECT text FROM vocabulary ORDER BY token_id").fetchall()
-    encoded = encode_text(db.snapshot, text, [t for (t,) in vocabulary]).encoded[0]
+    encoded = encode_text(db._store, text).encoded[0]
     live: dict[int, float] = {}
     for feature, value in zip(encoded.feature_id, encoded.activation, strict=True):
         live[int(feature)] = max(live.get(int(feature), 0.0), float(value))

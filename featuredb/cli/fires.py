@@ -18,10 +18,17 @@ from featuredb.cli.output import Output
     type=int,
     help="Use a stored context instead of a text. Needs no model.",
 )
+@options.model
 @options.limit(20, "features")
 @options.output
 def command(
-    db: str, snapshot: int | None, text: str | None, context: int | None, k: int, output: Output
+    db: str,
+    snapshot: int | None,
+    text: str | None,
+    context: int | None,
+    model: str | None,
+    k: int,
+    output: Output,
 ) -> None:
     """List the features that fire on a text, most specific first.
 
@@ -30,7 +37,7 @@ def command(
     """
     if (text is None) == (context is None):
         raise click.UsageError("give either a TEXT (or - for standard input) or --context ID")
-    with featuredb.open(db, snapshot=snapshot) as database:
+    with featuredb.open(db, snapshot=snapshot, model=model) as database:
         if context is not None:
             answer = database.fires_in(context, k=k)
         else:

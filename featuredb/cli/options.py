@@ -53,6 +53,17 @@ def memory(function: str) -> Callable[[Command], Command]:
     )
 
 
+def model(command: Command) -> Command:
+    """`--model`, where new text finds the database's model."""
+    return click.option(
+        "--model",
+        metavar="M",
+        shell_complete=completing.files,
+        help="Where the database's model is now, for new text: a folder, a GGUF file or a hub "
+        "name. Default: where it was.",
+    )(command)
+
+
 def feature(command: Command) -> Command:
     """FEATURE, such as `1234` or `sae/1234`. Not validated here."""
     return click.argument("feature", metavar="FEATURE", shell_complete=completing.features)(command)

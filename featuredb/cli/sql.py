@@ -48,6 +48,7 @@ class _WithNames(click.Command):
     help="Memory limit for DuckDB, not counting the answer. What does not fit spills to a "
     "temporary folder. Default: 80 % of the machine's.",
 )
+@options.model
 @options.output
 def command(
     db: str,
@@ -55,6 +56,7 @@ def command(
     query: str | None,
     k: int | None,
     memory: str | None,
+    model: str | None,
     output: Output,
 ) -> None:
     """Run SQL over a database's views and macros.
@@ -72,7 +74,7 @@ def command(
     statement = options.text_or_stdin(query)
     if not statement.strip():
         raise click.UsageError("there is no SQL in QUERY")
-    with featuredb.open(db, snapshot=snapshot, memory=memory) as database:
+    with featuredb.open(db, snapshot=snapshot, model=model, memory=memory) as database:
         relation = database.sql(statement)
         # A relation is lazy: errors that DuckDB finds only while running are raised here.
         with duckdb_errors(location_of(database.location)):

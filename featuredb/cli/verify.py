@@ -23,17 +23,28 @@ _CONTEXTS = 64
     flag_value=_CONTEXTS,
     help=f"Run N contexts (default: {_CONTEXTS}) through the model again and compare.",
 )
+@options.model
 @options.memory("verify")
 @click.pass_context
 def command(
-    ctx: click.Context, db: str, all_snapshots: bool, source: int | None, memory: str
+    ctx: click.Context,
+    db: str,
+    all_snapshots: bool,
+    source: int | None,
+    model: str | None,
+    memory: str,
 ) -> None:
     """Check every file of a database.
 
     Prints the problems found. The exit code is that of a damaged database if there are any.
     """
     report = featuredb.verify(
-        db, memory=memory, all_snapshots=all_snapshots, source=source or 0, progress=True
+        db,
+        memory=memory,
+        all_snapshots=all_snapshots,
+        source=source or 0,
+        model=model,
+        progress=True,
     )
     for line in str(report).splitlines():
         click.echo(neutralize(line))

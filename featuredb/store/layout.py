@@ -70,6 +70,11 @@ class Layout:
         return self.root / "matrices"
 
     @property
+    def saes(self) -> Path:
+        """What each SAE computes with besides its directions."""
+        return self.root / "saes"
+
+    @property
     def orders(self) -> Path:
         """Each SAE's features by frequency, the order that by-token files use."""
         return self.root / "orders"

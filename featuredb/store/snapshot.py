@@ -111,7 +111,7 @@ class Sae(msgspec.Struct, frozen=True):
     order: its features by frequency, as its by-token files count them. None only in a draft,
     before the first run. hooks_out: where an SAE writes that is one of several which write to
     several layers together, else empty. excluded_tokens: token ids, ascending, at which nothing is
-    recorded.
+    recorded. weights: what it computes with besides its directions. None before databases kept it.
     """
 
     name: str
@@ -129,6 +129,7 @@ class Sae(msgspec.Struct, frozen=True):
     order: File | None = None
     hooks_out: tuple[str, ...] = ()
     excluded_tokens: tuple[int, ...] = ()
+    weights: File | None = None
 
     @property
     def writes(self) -> tuple[str, ...]:
@@ -374,7 +375,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             listed += [f.file for f in segment.feature_files]
             listed += [f.file for f in segment.token_files]
             listed += [segment.directory, segment.sinks]
-        listed += [sae.order for sae in self.saes if sae.order is not None]
+        for sae in self.saes:
+            listed += [f for f in (sae.order, sae.weights) if f is not None]
         for vectors in self.vectors:
             listed += [*vectors.unit_files, *vectors.files]
         derived = self.derived

@@ -82,6 +82,7 @@ def _parts(layout: Layout) -> tuple[Path, ...]:
         layout.derived,
         layout.vectors,
         layout.matrices,
+        layout.saes,
         layout.orders,
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import OptionError
-from featuredb.store.snapshot import Corpus, Sae, Snapshot
+from featuredb.store.snapshot import Corpus, Sae
 from featuredb.store.store import Store
 from featuredb.store.values import FLOAT16_TINY, RELATIVE_ERROR
 from featuredb.verification import Problem, Recomputed, Report
@@ -89,10 +89,10 @@ class Encoded(Protocol):
 
 
 class Encode(Protocol):
-    """Runs contexts through a snapshot's model and SAEs: `ingest.extract.new_text`."""
+    """Runs contexts through a database's model and SAEs: `ingest.extract.new_text`."""
 
     def __call__(
-        self, snapshot: Snapshot, corpus: Corpus, contexts: Sequence[npt.NDArray[Any]]
+        self, store: Store, corpus: Corpus, contexts: Sequence[npt.NDArray[Any]]
     ) -> Iterable[Encoded]: ...
 
 
@@ -129,7 +129,7 @@ def compare(path: Path, report: Report, n_contexts: int, encode: Encode) -> Repo
             contexts += len(ids)
             token_ids = [np.asarray(store.texts.token_ids(int(i))) for i in ids]
             tokens += sum(map(len, token_ids))
-            encoded = encode(snapshot, corpus, token_ids)
+            encoded = encode(store, corpus, token_ids)
             for sae, each in zip(snapshot.saes, encoded, strict=True):
                 key = _key(each.context, each.token_index, each.feature_id)
                 computed = _sorted([_Activations(key, each.activation)])

@@ -15,28 +15,26 @@ import torch
 from featuredb.errors import IngestError, PlanMismatchError
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import WRITER
+from ingest.attached import ModelWithSaes
 from ingest.extract.device import DeviceMemory
 from ingest.extract.partition import Collected, Extractor, Report, collect, write
-from ingest.inputs import absolute, attach_saes
-from ingest.options import Hooks, IngestOptions
+from ingest.extract.recorded import recorded_saes
+from ingest.inputs import absolute
+from ingest.model.load import load_model
+from ingest.options import IngestOptions
 from ingest.run_plan import RunPlan, Summary, differences, read_plan
 
 
 class Job(NamedTuple):
     """What a worker is started with. It reads everything else from the plan on disk.
 
-    model, saes, hook, hook_out are as in `IngestOptions`, with absolute paths. names: the plan's
-    names of the SAEs. revision: of the model, if it is from the hub. dtype: the plan's, whatever
-    this machine would choose. threads: CPU threads, None for torch's own choice.
+    model: a hub name or an absolute path. revision: of the model, if it is from the hub. dtype: the
+    plan's, whatever this machine would choose. threads: CPU threads, None for torch's own choice.
     """
 
     root: Path
     model: str
     revision: str | None
-    saes: tuple[str, ...]
-    names: tuple[str, ...]
-    hook: Hooks
-    hook_out: Hooks
     device: str
     dtype: str
     threads: int | None
@@ -52,10 +50,6 @@ def job_of(
         root=layout.root,
         model=absolute(options.model),
         revision=model.revision,
-        saes=tuple(absolute(reference) for reference in options.saes),
-        names=plan.saes,
-        hook=options.hook,
-        hook_out=options.hook_out,
         device=device,
         dtype=model.dtype,
         threads=threads,
@@ -72,8 +66,7 @@ class Worker:
         note: Called with messages for the user.
 
     Raises:
-        PlanMismatchError: If the files of the model or of an SAE differ from those the plan was
-            made with.
+        PlanMismatchError: If the model's files differ from those the plan was made with.
         IngestError: If the plan is missing or of another release, or loading fails.
     """
 
@@ -95,24 +88,14 @@ class Worker:
         device = torch.device(job.device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        loaded = attach_saes(
-            job.model,
-            job.saes,
-            job.names,
-            hook=job.hook,
-            hook_out=job.hook_out,
-            device=job.device,
-            dtype=job.dtype,
-            revision=job.revision,
-            # A plan exists only if the check has passed.
-            check=False,
-        )
+        model = load_model(job.model, device=job.device, dtype=job.dtype, revision=job.revision)
+        loaded = ModelWithSaes(model, recorded_saes(model, layout.root, plan.draft, plan.saes))
         actual = loaded.identity()
         planned = {name: plan.identity.get(name, "unset") for name in actual}
         if changed := differences(planned, actual):
             raise PlanMismatchError(
                 f"{self.name} has other files than the ingest was planned with "
-                f"({'; '.join(changed)}): give every worker the same model and SAEs"
+                f"({'; '.join(changed)}): give every worker the same model"
             )
         # A worker assumed dead may still be writing when another repeats its partition, so each
         # worker's runs have their own names.

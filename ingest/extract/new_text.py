@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from featuredb.errors import ModelError, SaeError
 from featuredb.store import schemas
-from featuredb.store.snapshot import Corpus, Model, Sae, Snapshot
-from ingest.attached import AttachedSae
+from featuredb.store.snapshot import Corpus
+from featuredb.store.store import Store
 from ingest.extract.batches import batches
 from ingest.extract.forward import Rule, run_batch
-from ingest.model.load import LoadedModel, load_model, no_tokenizer
-from ingest.sae import LoadedSae, load_sae
-from ingest.sae.centered_weights import on_plain_weights
+from ingest.extract.recorded import recorded
+from ingest.model.load import no_tokenizer
 from ingest.tokens.contexts import ranges
 from ingest.tokens.tokenize import tokenize_batch
 
 _BATCH_TOKENS = 4_096
-
-_LOADING = threading.RLock()
-"""A model or an SAE is loaded once, however many threads ask for it first."""
 
 
 class EncodedTokens(NamedTuple):
@@ -60,15 +52,16 @@ class EncodedContexts(NamedTuple):
     activation: npt.NDArray[np.float32]
 
 
-def encode_text(snapshot: Snapshot, text: str, token_texts: list[str]) -> EncodedText:
+def encode_text(store: Store, text: str, where: str | None = None) -> EncodedText:
     """Run `text` through the model and every SAE of the snapshot.
 
     It is tokenized, cut and rounded as at ingest, without BOS and sinks. An empty text gives no
-    tokens and no activations. The model and SAEs are loaded once per process. Raises `ModelError`
-    or `SaeError` if they are missing or have changed since the ingest.
+    tokens and no activations. where: the model is now. Raises as `ingest.extract.recorded`.
     """
+    snapshot, token_texts = store.snapshot, store.texts.token_texts
     corpus = snapshot.corpora[0]
-    model, saes = _loaded(snapshot)
+    loaded = recorded(store, where)
+    model, saes = loaded.model, loaded.saes
     if model.tokenizer is None:
         raise no_tokenizer(model.path)
     with model.lock:
@@ -106,25 +99,27 @@ def encode_text(snapshot: Snapshot, text: str, token_texts: list[str]) -> Encode
 
 
 def encode_contexts(
-    snapshot: Snapshot, corpus: Corpus, contexts: Sequence[npt.NDArray[Any]]
+    store: Store, corpus: Corpus, contexts: Sequence[npt.NDArray[Any]], where: str | None = None
 ) -> list[EncodedContexts]:
     """Run stored contexts of a corpus through the model and the SAEs again.
 
     Args:
-        snapshot: Names the model and the SAEs.
+        store: The database.
         corpus: The corpus of the contexts.
         contexts: The token ids of each, at least one.
+        where: The model is now. Default: where it was.
 
     Returns:
         One record per SAE of the snapshot.
 
     Raises:
-        ModelError: The model is missing or has changed since the ingest.
-        SaeError: So has an SAE.
+        ModelError: The model is missing, or another than at the ingest.
+        SaeError: So is an SAE that the database does not keep.
     """
-    model, saes = _loaded(snapshot)
+    loaded = recorded(store, where)
+    model, saes = loaded.model, loaded.saes
     starts = np.cumsum([0, *map(len, contexts)])
-    rule = Rule(Rule.of(snapshot, corpus).skip_first, "float32")
+    rule = Rule(Rule.of(store.snapshot, corpus).skip_first, "float32")
     budget = max(_BATCH_TOKENS, corpus.context_size)
     pieces: list[list[EncodedContexts]] = [[] for _ in saes]
     for batch in batches(np.concatenate(contexts), starts, budget):
@@ -144,52 +139,3 @@ def _join(name: str, pieces: list[EncodedTokens]) -> EncodedTokens:
     activation = np.concatenate([p.activation for p in pieces])
     order = np.lexsort((feature, place))
     return EncodedTokens(name, place[order], feature[order], activation[order])
-
-
-def _loaded(snapshot: Snapshot) -> tuple[LoadedModel, tuple[AttachedSae, ...]]:
-    """The model and the SAEs of a snapshot, each loaded once."""
-    model = recorded_model(snapshot.model)
-    keep_sinks = snapshot.recording.keep_sinks
-    return model, tuple(_recorded_sae(model, sae, keep_sinks) for sae in snapshot.saes)
-
-
-def recorded_model(record: Model) -> LoadedModel:
-    """The model of a snapshot, loaded once. Raises `ModelError` if it is missing or has changed."""
-    with _LOADING:
-        return _load_model(record)
-
-
-@lru_cache(maxsize=1)
-def _load_model(record: Model) -> LoadedModel:
-    where = record.path if Path(record.path).exists() else record.id
-    model = load_model(where, dtype=record.dtype, revision=record.revision)
-    if model.weights_hash != record.sha256:
-        raise ModelError(
-            f"the model at {where} is not the one this database was ingested with: "
-            f"put back the weights with SHA-256 {record.sha256[:12]}…"
-        )
-    return model
-
-
-@lru_cache(maxsize=64)
-def _load_sae(source: str, sha256: str) -> LoadedSae:
-    sae = load_sae(source)
-    if sae.hash != sha256:
-        raise SaeError(
-            f"the SAE at {source} is not the one this database was ingested with: "
-            f"put back the weights with SHA-256 {sha256[:12]}…"
-        )
-    return sae
-
-
-def _recorded_sae(model: LoadedModel, record: Sae, keep_sinks: bool) -> AttachedSae:
-    """An SAE of a snapshot at its hook. Raises `SaeError` if it is missing or has changed."""
-    with _LOADING:
-        sae = _load_sae(record.source, record.sha256)
-    check = record.check
-    sink_norm = None
-    if not keep_sinks and check.sink_threshold is not None:
-        sink_norm = check.sink_threshold * check.median_norm
-    hook = model.hook(record.hook)
-    sae = on_plain_weights(sae, model, hook).to(device=model.device)
-    return AttachedSae(record.name, sae, hook, sink_norm=sink_norm, excluded=record.excluded_tokens)

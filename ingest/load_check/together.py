@@ -22,11 +22,12 @@ def explain_together(
     """Variance explained where each SAE's own layer writes, by name of the SAE.
 
     Only of SAEs that write to several layers, and only where every SAE that may write to the place
-    is among `saes`. Positions that are sinks for one of them are left out.
+    is among `saes`, with its files. Positions that are sinks for one of them are left out.
     """
     sets: dict[str, dict[int, AttachedSae]] = {}
     for attached in saes:
-        if (cross := attached.sae.cross_layer) is not None:
+        cross = attached.sae.cross_layer
+        if cross is not None and cross.file.exists():
             sets.setdefault(cross.group, {})[cross.place] = attached
     return {
         members[place].name: share

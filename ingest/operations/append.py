@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from featuredb.errors import IngestError, ModelError, SaeError
+from featuredb.errors import IngestError, SaeError
 from featuredb.render.progress import shown
 from featuredb.store.corpora import common, rounds, unite
 from featuredb.store.files.atomic import storage_errors
@@ -23,6 +24,13 @@ from ingest.attached import ModelWithSaes
 from ingest.change import after_the_last_writer, take_back, tidy
 from ingest.corpus.tables import exceeds
 from ingest.engines import engine_for
+from ingest.extract.recorded import (
+    load_recorded_model,
+    model_place,
+    recorded_saes,
+    refuse_another_model,
+    refuse_another_sae,
+)
 from ingest.inputs import Inputs, load_inputs, load_model_with_saes
 from ingest.operations.ingest import carry_out, done_already, unfinished_plan
 from ingest.options import IngestOptions
@@ -33,15 +41,20 @@ from ingest.tokens.bos import Bos, check_bos, refuse_other_bos
 def append(path: str | Path, corpus: Any, **options: Any) -> Outcome:
     """Add a corpus to the database at `path`, for all of its SAEs. Resumable.
 
-    options: the arguments of `IngestOptions` about a corpus or about how to compute. The model and
-    the SAEs are the database's, found where they were at the first ingest unless model and saes say
-    where they are now. An existing corpus is not added again. Raises `FeatureDBError`.
+    options: the arguments of `IngestOptions` about a corpus or about how to compute. The model is
+    the database's, found where it was at the first ingest unless model says where it is now. The
+    SAEs are those that the database keeps, unless saes says where they are. An existing corpus is
+    not added again. Raises `FeatureDBError`.
     """
     layout = Layout(Path(path).expanduser().resolve())
     base = _at_rest(layout, "append")
     settings = _complete(base, {"corpus": corpus} | options)
     with shown(settings.progress):
-        inputs = load_inputs(settings, base.model.revision, Bos.of(base.corpora[0]))
+        inputs = load_inputs(
+            settings,
+            partial(_load, layout, base, kept=options.get("saes") is None),
+            Bos.of(base.corpora[0]),
+        )
         with _adding(layout, "append") as base:
             _same_saes(base, inputs.loaded)
             _fits(base, inputs)
@@ -76,7 +89,7 @@ def add_saes(
     with shown(settings.progress):
         loaded = load_model_with_saes(settings, base.model.revision)
         with _adding(layout, "add-sae") as base:
-            _same_model(base, loaded)
+            refuse_another_model(base.model, loaded.model)
             added = [attached.name for attached in loaded.saes]
             identity = {
                 "operation": "add-sae",
@@ -123,7 +136,7 @@ def _complete(base: Snapshot, options: Mapping[str, Any]) -> IngestOptions:
     refuse_other_bos(Bos.of(first), options.get("bos"))
     check = base.saes[0].check
     stored: dict[str, Any] = {
-        "model": _where(base.model.path, base.model.id),
+        "model": options.get("model") or model_place(base.model),
         "saes": [sae.source for sae in base.saes],
         "names": [sae.name for sae in base.saes],
         "hook": [sae.hook for sae in base.saes],
@@ -149,31 +162,22 @@ _OPEN = {*_OWN_HOOKS, "names", "corpus"}
 """Options for which None has a meaning."""
 
 
-def _where(path: str, name: str) -> str:
-    return path if Path(path).exists() else name
-
-
-def _same_model(base: Snapshot, loaded: ModelWithSaes) -> None:
-    wanted, model = base.model, loaded.model
-    if model.weights_hash != wanted.sha256 or model.tokenizer_hash != wanted.tokenizer_sha256:
-        raise ModelError(
-            f"the model at {model.path} is not the one this database was ingested with "
-            f"({wanted.id}): give the one whose weights have SHA-256 {wanted.sha256[:12]}…"
-        )
+def _load(layout: Layout, base: Snapshot, options: IngestOptions, *, kept: bool) -> ModelWithSaes:
+    """The model and the SAEs of the database. kept: the SAEs as it keeps them, if it does."""
+    if not kept or any(sae.weights is None for sae in base.saes):
+        return load_model_with_saes(options, base.model.revision)
+    model = load_recorded_model(base.model, options.model, options.device)
+    return ModelWithSaes(model, recorded_saes(model, layout.root, base))
 
 
 def _same_saes(base: Snapshot, loaded: ModelWithSaes) -> None:
-    _same_model(base, loaded)
+    refuse_another_model(base.model, loaded.model)
     if [record.name for record in base.saes] != [attached.name for attached in loaded.saes]:
         raise IngestError(
             "the SAEs of this database have changed since the command began: run it again"
         )
     for record, attached in zip(base.saes, loaded.saes, strict=True):
-        if attached.sae.hash != record.sha256:
-            raise SaeError(
-                f"the SAE at {attached.source} is not the {record.name} of this database: "
-                f"give the one whose weights have SHA-256 {record.sha256[:12]}…"
-            )
+        refuse_another_sae(record, attached.sae)
         if attached.excluded != record.excluded_tokens:
             raise SaeError(
                 f"the files of SAE {record.name} exclude other tokens than when this database was "

@@ -242,7 +242,8 @@ def test_verify_prints_its_report(
     assert (result.exit_code, result.stdout) == (code, "bad␛ file; restore it\nsound: 3 files\n")
     invoke("verify", "db", "--source", "--all-snapshots", "--memory", "2GB")
     invoke("verify", "db", "--source", "5")
-    plain = {"memory": "1GB", "all_snapshots": False, "source": 0, "progress": True}
+    plain: dict[str, object] = {"memory": "1GB", "all_snapshots": False, "source": 0}
+    plain |= {"model": None, "progress": True}
     assert asked == [
         plain,
         plain | {"memory": "2GB", "all_snapshots": True, "source": 64},

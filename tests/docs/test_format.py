@@ -168,6 +168,7 @@ def test_the_tree_names_nothing_that_is_never_written(made_store: Path) -> None:
     names = [p.relative_to(made_store).as_posix() for p in made_store.rglob("*") if p.is_file()]
     passing = ["LOCK", "staging/plan.json", "staging/p000000.json", "staging/logits.x.parquet"]
     passing += ["segments/r/fm.parquet", "segments/r/tm.parquet", "corpus/0/roles.bin"]
+    passing += [f"saes/{'0' * 64}.safetensors"]
     passing += [f"matrices/large/{kind}.npy" for kind in ("decoder", "encoder")]
     passing += [f"derived/1/ivf.decoder.0.{part}.npy" for part in ("centroids", "lists")]
     for pattern in tree():

@@ -4,6 +4,7 @@ numbers."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from featuredb.store.vectors.directions import Directions
 from ingest.sae import LoadedSae
+from ingest.sae.stored import packed, unpacked
 
 Array = NDArray[np.float64]
 
@@ -70,6 +73,22 @@ def check(sae: LoadedSae, x: Array, acts: Array, y: Array, atol: float = 1e-4) -
     assert torch.equal(dense, got)
     np.testing.assert_allclose(sae.decode(got, given).numpy(), y, atol=10 * atol, rtol=1e-4)
     record(sae, float(np.abs(got.numpy() - acts).max()))
+    check_stored(sae, given)
+
+
+def check_stored(sae: LoadedSae, x: torch.Tensor) -> None:
+    """What a database keeps of an SAE gives the same bits, for any number of rows."""
+    directions = Directions(sae.W_dec.numpy().copy(), sae.W_enc.T.numpy().copy())
+    kept = replace(unpacked(packed(sae), directions), hook=sae.hook, name=sae.name)
+    assert packed(kept) == packed(sae)
+    assert torch.equal(kept.W_dec, sae.W_dec)
+    for rows in (x, x[:3], x[:1], x[0]):
+        acts = sae.encode(rows)
+        assert torch.equal(kept.encode(rows), acts)
+        for one, other in zip(kept.encode_sparse(rows), sae.encode_sparse(rows), strict=True):
+            assert torch.equal(one, other)
+        if sae.cross_layer is None:
+            assert torch.equal(kept.decode(acts, rows), sae.decode(acts, rows))
 
 
 def record(sae: LoadedSae, error: float) -> None:

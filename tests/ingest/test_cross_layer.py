@@ -29,6 +29,7 @@ from tests.ingest.cross_layers import (
     model_for,
     states,
 )
+from tests.ingest.sae_files import check_stored
 from tests.tiny import WIDTH, tiny_documents, tiny_sae, write_jsonl
 
 HOOKS = {
@@ -136,6 +137,7 @@ def test_directions_are_the_sum_of_what_is_written(made: Made) -> None:
             assert np.array_equal(sae.cross_layer.towards(o), made.set.W_dec[i][o])
         with pytest.raises(SaeError, match="rebuilds nothing by itself"):
             sae.decode(torch.zeros(1, FEATURES))
+        check_stored(sae, torch.randn(9, WIDTH))
 
 
 def test_what_was_ingested_is_found_again(made: Made, tmp_path: Path) -> None:
@@ -163,6 +165,12 @@ def test_what_was_ingested_is_found_again(made: Made, tmp_path: Path) -> None:
         ]
         late = db.sql("SELECT count(*) FROM activations WHERE sae <> 'plain'").fetchall()[0]
     assert late == (before,)
+    # The database keeps what encode needs. What it writes to each layer is not measured again.
+    made.folder.rename(made.folder.with_name("moved"))
+    featuredb.append(path, str(write_jsonl(tmp_path / "last.jsonl", tiny_documents(4, seed=9))))
+    made.folder.with_name("moved").rename(made.folder)
+    with featuredb.open(path) as db:
+        assert db.saes[0].check.variance_explained is not None
 
 
 def test_decoders_of_other_places_are_refused(made: Made, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_excluded_positions_are_not_recorded(
         assert db.snapshot.sae("s").excluded_tokens == tuple(sorted(ids))
         text = TEXTS[-2]["text"]
         assert isinstance(text, str)
-        new = encode_text(db.snapshot, text, db._store.texts.token_texts).encoded[0]
+        new = encode_text(db._store, text).encoded[0]
         stored = db.fires_on(text, k=1000)
         assert len(new.token_index) == sum(row.n_tokens for row in stored)
     assert activations(path) == {row for row in every if row[:2] not in left_out}
@@ -75,7 +75,7 @@ def test_what_is_no_list_of_ids_is_refused(tmp_path: Path) -> None:
 def test_a_changed_configuration_is_refused_where_more_is_added(tmp_path: Path) -> None:
     path = ingested(tmp_path, True)
     about = {"hook_name": HOOK, "prepend_bos": True, "context_size": 32}
-    tiny_sae(tmp_path / "sae True0", metadata=about)
+    sae = tiny_sae(tmp_path / "sae True0", metadata=about)
     more = write_jsonl(tmp_path / "more.jsonl", [{"text": " river"}])
     with pytest.raises(SaeError, match="exclude other tokens"):
-        featuredb.append(path, corpus=str(more), check=False)
+        featuredb.append(path, corpus=str(more), saes=[str(sae)], check=False)

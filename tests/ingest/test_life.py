@@ -352,7 +352,7 @@ REFUSALS = [
         lambda world, path: featuredb.append(path, world.corpus("b"), context_size=128),
     ),
     Refusal(
-        "another SAE", SaeError, "is not the one of this database",
+        "another SAE", SaeError, "is not the one this database was ingested with",
         lambda world, path: featuredb.append(path, world.corpus("b"), saes=[world.sae("two")]),
     ),
     Refusal(

@@ -65,7 +65,7 @@ def test_a_stored_text_run_again_is_as_it_is_stored(
         rows = db.sql("SELECT text FROM documents ORDER BY document_id").fetchall()
         for (text,) in rows:
             stored = db.fires_on(text, k=1000)
-            again = encode_text(db.snapshot, text, db._store.texts.token_texts)
+            again = encode_text(db._store, text)
             assert again.tokens == stored.tokens
             dense = np.zeros((len(stored.tokens), 96), np.float32)
             encoded = again.encoded[0]

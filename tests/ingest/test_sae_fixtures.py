@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ingest.sae import LoadedSae, load_sae
-from tests.ingest.sae_files import record
+from tests.ingest.sae_files import check_stored, record
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "saes"
 NAMES = sorted(path.name for path in FIXTURES.iterdir())
@@ -38,6 +38,10 @@ def test_codes_and_reconstructions_match(folder: Path) -> None:
     record(sae, error)
     recon = sae.decode(golden["acts"], golden["x"])
     assert float((recon - golden["recon"]).abs().max()) <= DECODE
+
+
+def test_what_a_database_keeps_gives_the_same_bits(folder: Path) -> None:
+    check_stored(load_sae(folder), load_file(folder / "golden.safetensors")["x"])
 
 
 def test_mean_l0_is_the_library_s(folder: Path) -> None:

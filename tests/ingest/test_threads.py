@@ -16,7 +16,7 @@ from featuredb.store.history import read_snapshot
 from featuredb.store.layout import Layout
 from featuredb.verification.source import compare
 from ingest.attached import AttachedSae
-from ingest.extract import new_text
+from ingest.extract import new_text, recorded
 from ingest.extract.batches import batches
 from ingest.extract.device import DeviceMemory
 from ingest.extract.forward import Rule, run_batch
@@ -133,11 +133,11 @@ def test_a_model_is_loaded_once_for_threads_that_ask_first(
         time.sleep(0.01)
         return load_model(*args, **options)
 
-    new_text._load_model.cache_clear()
-    monkeypatch.setattr(new_text, "load_model", counted)
+    recorded._load_model.cache_clear()
+    monkeypatch.setattr(recorded, "load_model", counted)
     snapshot = read_snapshot(Layout(path))
     with ThreadPoolExecutor(THREADS) as pool:
-        models = set(pool.map(new_text.recorded_model, [snapshot.model] * THREADS))
+        models = set(pool.map(recorded.recorded_model, [snapshot.model] * THREADS))
     assert (loads, len(models)) == (1, 1)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from featuredb.errors import ClosedError
 from featuredb.extras import ingest_extra
+from featuredb.store.files.memory import Budget
 from featuredb.store.files.remote import RemoteFiles, local_folder
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.store import Store
@@ -17,6 +18,7 @@ from queries.connection import Reader
 if TYPE_CHECKING:
     import duckdb
     import numpy.typing as npt
+    import pyarrow as pa
 
     from queries.activations import Activations
     from queries.answers import Info
@@ -388,6 +390,42 @@ class Database:
         from queries.coactive import coactive
 
         return coactive(self._reader, feature, k, unit, by, sae=sae, min_both=min_both)
+
+    def coactive_pairs(
+        self,
+        unit: str = "token",
+        *,
+        sae: str | None = None,
+        min_both: int = 5,
+        memory: str = "1GB",
+    ) -> pa.RecordBatchReader:
+        """Every pair of features of an SAE that are active together: the whole sparse matrix.
+
+        Counted anew, exactly, which needs the extra ``featuredb[ingest]``. Millions of rows, batch
+        by batch: ``pyarrow.dataset.write_dataset`` takes the reader as it is.
+
+        Args:
+            unit: ``"token"`` or ``"document"``, as for `coactive`.
+            sae: The SAE. Default: each in turn.
+            min_both: Leave out pairs that are active together less often.
+            memory: Memory limit, such as ``"1GB"``, not counting the caller's batches.
+
+        Returns:
+            sae, feature_id (A), other_sae, other_id (B, the higher number of the two), the four
+            counts and all measures (`queries.association`), by SAE, A and B.
+
+        Raises:
+            UnknownFeatureError: There is no such SAE.
+            OptionError: `memory` is not a size.
+            MissingExtraError: The extra is not installed.
+        """
+        from queries.coactive import pair_options
+
+        saes, min_both = pair_options(self._reader, unit, sae, min_both)
+        budget = Budget.parse(memory)
+        with ingest_extra("counting all pairs"):
+            from ingest.derive.pairs import reader_of_pairs
+        return reader_of_pairs(self._store, saes, unit, min_both, budget.bytes)
 
     def coactivation(self, feature: Feature, other: Feature) -> Coactivation:
         """How often two features are active together: on the same tokens, in the same documents.

@@ -159,6 +159,16 @@ def coactive(
     )
 
 
+def pair_options(
+    reader: Reader, unit: str, sae: str | None, min_both: int
+) -> tuple[list[Sae], int]:
+    """The SAEs and the least support of `Database.coactive_pairs`, checked."""
+    check_choice("unit", unit, UNITS)
+    store = reader.store
+    saes = list(store.snapshot.saes) if sae is None else [named(store, sae)]
+    return saes, _check_support(min_both)
+
+
 def named(store: Store, name: str) -> Sae:
     """The SAE of that name. Raises `UnknownFeatureError`."""
     for sae in store.snapshot.saes:

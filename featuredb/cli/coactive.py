@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import click
 
 import featuredb
@@ -9,11 +11,12 @@ from featuredb.cli import completing, options
 from featuredb.cli.output import Output
 
 _OF_A_LIST = ("k", "unit", "by", "sae", "min_both")
+_OF_ALL = ("unit", "sae", "min_both", "memory")
 
 
 @click.command("coactive")
 @options.pinned_database
-@options.feature
+@click.argument("feature", metavar="[FEATURE]", required=False, shell_complete=completing.features)
 @click.option(
     "--with",
     "other",
@@ -49,6 +52,19 @@ _OF_A_LIST = ("k", "unit", "by", "sae", "min_both")
     show_default=True,
     help="Leave out features that fire together with it less often.",
 )
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Every pair of features of an SAE, to -o FILE.parquet, instead of a FEATURE's.",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    default="1GB",
+    show_default=True,
+    help="With --all: memory limit.",
+)
 @options.limit(20, "features")
 @options.output
 @click.pass_context
@@ -56,30 +72,44 @@ def command(
     ctx: click.Context,
     db: str,
     snapshot: int | None,
-    feature: str,
+    feature: str | None,
     other: str | None,
     unit: str,
     by: str,
     sae: str | None,
     min_both: int,
+    everything: bool,
+    memory: str,
     k: int,
     output: Output,
 ) -> None:
     """List the features that fire together with a feature.
 
     With --with, how often two features fire together: counts, conditional probabilities, Jaccard,
-    NPMI, phi and G².
+    NPMI, phi and G². With --all, all of that for every pair, as a table of millions of rows.
     """
-    given = [name for name in _OF_A_LIST if _given(ctx, name)]
-    if other is not None and given:
-        option = "-k" if given[0] == "k" else "--" + given[0].replace("_", "-")
-        raise click.UsageError(f"{option} is about a list of features: leave it out, or --with")
+    if (feature is None) != everything or (everything and other is not None):
+        raise click.UsageError("give a FEATURE, or --all")
+    if other is not None:
+        _refuse(ctx, (*_OF_A_LIST, "memory"), "--with counts one pair")
+    elif everything:
+        _refuse(ctx, set(_OF_A_LIST) - set(_OF_ALL), "--all counts every pair")
+    else:
+        _refuse(ctx, ("memory",), "a list of one feature's needs little memory")
     with featuredb.open(db, snapshot=snapshot) as database:
-        if other is not None:
-            output.write(database.coactivation(feature, other))
+        if everything:
+            output.check_streams()
+            output.stream(database.coactive_pairs(unit, sae=sae, min_both=min_both, memory=memory))
+        elif other is not None:
+            output.write(database.coactivation(feature or "", other))
         else:
-            output.write(database.coactive(feature, k, unit, by, sae=sae, min_both=min_both))
+            answer = database.coactive(feature or "", k, unit, by, sae=sae, min_both=min_both)
+            output.write(answer)
 
 
-def _given(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+def _refuse(ctx: click.Context, names: Iterable[str], because: str) -> None:
+    """Raises `click.UsageError` if one of these options is given."""
+    for name in sorted(names):
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = "-k" if name == "k" else "--" + name.replace("_", "-")
+            raise click.UsageError(f"{because}: leave out {option}")

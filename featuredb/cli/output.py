@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import click
 
-from featuredb.errors import StorageError
+from featuredb.errors import StorageError, first_line
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from featuredb.render.formats import Format
     from queries.answers import Answer, Info
 
@@ -61,6 +63,38 @@ class Output:
                 file.write(data)
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def check_streams(self) -> None:
+        """Raises `click.UsageError` unless `stream` can write there."""
+        if self.form != "parquet" or self.path is None:
+            raise click.UsageError("this is a table of millions of rows: give -o FILE.parquet")
+
+    def stream(self, reader: pa.RecordBatchReader) -> None:
+        """Write batches to the Parquet file as they come. Before the last there is no such file.
+
+        Raises `StorageError` where it cannot be written.
+        """
+        import pyarrow.parquet as pq
+
+        from featuredb.store.files.atomic import temporary_name
+
+        path = Path(cast("str", self.path)).absolute()
+        temporary = temporary_name(path)
+        try:
+            # Opened before the first batch is asked for, which may take a minute to count.
+            with (
+                open(temporary, "wb") as file,
+                pq.ParquetWriter(file, reader.schema, compression="zstd") as writer,
+            ):
+                for batch in reader:
+                    writer.write_batch(batch)
+            temporary.replace(path)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {self.path}: {error.strerror or first_line(error)}"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _table(self, answer: Answer | Info, rows: int | None) -> bytes:
         from featuredb.render.page import Page, page_for

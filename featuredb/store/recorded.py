@@ -145,15 +145,18 @@ def members(keys: Int64, others: Int64) -> npt.NDArray[np.bool_]:
 
 def documents_of(store: Store, keys: Int64) -> Int64:
     """The distinct documents of keys, which ascend, int64 ascending."""
-    context = _distinct(context_of(keys, store.snapshot.position_bits))
-    documents = [np.empty(0, np.int64)]
+    return _distinct(document_of(store, _distinct(context_of(keys, store.snapshot.position_bits))))
+
+
+def document_of(store: Store, context: Int64) -> Int64:
+    """The document of each of some contexts, int64 [n] ascending."""
+    document = np.empty(len(context), np.int64)
     for corpus in store.snapshot.corpora:
         end = corpus.first_context + corpus.n_contexts
         low, high = np.searchsorted(context, [corpus.first_context, end])
-        if low < high:
-            rows = context[low:high] - corpus.first_context
-            documents.append(store.texts.index(corpus)[:, 0][rows])
-    return _distinct(np.concatenate(documents))
+        rows = context[low:high] - corpus.first_context
+        document[low:high] = store.texts.index(corpus)[:, 0][rows]
+    return document
 
 
 def _distinct(ascending: Int64) -> Int64:

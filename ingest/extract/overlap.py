@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
-
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from ingest.extract.runs import Order, stable_order
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 _AHEAD_ON_A_GPU = 2
 """One batch on the device while the one before is copied and rounded on the host."""
@@ -26,28 +18,6 @@ def batches_ahead(device: torch.device) -> int:
     On a CPU nothing can overlap: the same cores do the forward pass and the rest.
     """
     return 0 if device.type == "cpu" else _AHEAD_ON_A_GPU
-
-
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """Yield `work` of each item in the order of the items, `ahead` of them in flight at once.
-
-    An exception of `work` is raised here, after the items in flight have ended.
-    """
-    if ahead == 0:
-        yield from map(work, items)
-        return
-    with ThreadPoolExecutor(ahead, "batch") as pool:
-        waiting: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def order_on(device: torch.device) -> Order:

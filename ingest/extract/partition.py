@@ -20,7 +20,8 @@ from ingest.attached import AttachedSae, ModelWithSaes
 from ingest.extract.batches import Batch, batches
 from ingest.extract.device import DeviceMemory
 from ingest.extract.forward import Recorded, Rule, run_batch
-from ingest.extract.overlap import batches_ahead, in_order, order_on
+from ingest.extract.in_order import in_order
+from ingest.extract.overlap import batches_ahead, order_on
 from ingest.extract.runs import Codes, Extent, Sinks, write_run
 from ingest.model.load import LoadedModel
 from ingest.run_plan import Partition, RunPlan, Summary, refuse_without_plan, run_id, write_summary

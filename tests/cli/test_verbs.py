@@ -80,11 +80,41 @@ def test_verbs_ask_the_handle(
     assert database.asked == [asked]
 
 
-@pytest.mark.parametrize("option", [("-k", "20"), ("--by", "npmi"), ("--min-both", "5")])
-def test_a_pair_takes_no_option_of_a_list(invoke: Invoke, option: tuple[str, str]) -> None:
-    result = invoke("coactive", "db", "7", "--with", "8", *option)
+_PAIR = ("7", "--with", "8")
+_ALL = ("--all", "-o", "a.parquet")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *((*_PAIR, *option) for option in (("-k", "20"), ("--by", "npmi"), ("--memory", "1GB"))),
+        *((*_ALL, *option) for option in (("-k", "20"), ("--by", "npmi"))),
+        ("7", "--memory", "1GB"),
+    ],
+    ids=" ".join,
+)
+def test_coactive_refuses_the_options_of_another_question(
+    invoke: Invoke, options: tuple[str, ...]
+) -> None:
+    result = invoke("coactive", "db", *options)
     assert result.exit_code == 2
-    assert f"{option[0]} is about a list of features" in result.stderr
+    assert f"leave out {options[-2]}" in result.stderr
+
+
+def test_every_pair_goes_to_a_parquet_file(invoke: Invoke, database: FakeDatabase) -> None:
+    for options in (("--all",), ("--all", "-o", "a.csv"), ("--all", "--format", "parquet")):
+        result = invoke("coactive", "db", *options)
+        assert (result.exit_code, "give -o FILE.parquet" in result.stderr) == (2, True)
+    for wrong in ([], ["7", "--all"], ["--with", "7"]):
+        assert "give a FEATURE, or --all" in invoke("coactive", "db", *wrong).stderr
+    result = invoke("coactive", "db", "--all", "-o", "a.parquet", "--unit", "document")
+    assert (result.exit_code, result.output) == (0, "")
+    assert pq.read_table("a.parquet") == answers.coactivation().table
+    given = {"sae": None, "min_both": 5, "memory": "1GB"}
+    assert database.asked == [("coactive_pairs", "document", given)]
+    missing = invoke("coactive", "db", "--all", "-o", "no/such/a.parquet")
+    assert missing.exit_code == 6
+    assert not list(Path.cwd().glob("**/*tmp*"))
 
 
 @pytest.mark.parametrize("verb", ["fires", "sql"])

@@ -70,7 +70,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "find": (_Database.find, "db", {"db"}),
     "feature": (_Database.feature, "db 1", {"db"}),
     "near": (_Database.near, "db 1", {"db", "vector", "sae"}),
-    "coactive": (_Database.coactive, "db 1", {"db", "other"}),
+    "coactive": (_Database.coactive, "db 1", {"db", "other", "everything", "memory"}),
     "fires": (_Database.fires_on, "db text", {"db", "context", "model"}),
     "search": (_Database.search, "db query", {"db"}),
     "sql": (_Database.sql, "db query", {"db", "k", "memory", "model"}),

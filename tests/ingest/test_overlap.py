@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ingest.extract.overlap import batches_ahead, in_order, order_on, sorted_by_torch
+from ingest.extract.in_order import in_order
+from ingest.extract.overlap import batches_ahead, order_on, sorted_by_torch
 from ingest.extract.runs import stable_order
 from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions

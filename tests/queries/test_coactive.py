@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 
 import featuredb
 from featuredb.errors import QueryError, SQLError, UnknownFeatureError
+from ingest.derive.pairs import reader_of_pairs
 from queries import partners
+from queries.association import COUNTS, MEASURES
 from queries.coactive import ORDERS, UNITS
 from tests.make_store import World, make_store
 from tests.oracle import Oracle, Row
 from tests.queries.test_against_oracle import few, name_of, opened, same_type
 from tests.queries.test_questions import small_world
 from tests.queries.together import Together, chi_squared_tail, close, uneven_worlds
+from tests.queries.worlds import worlds
 
 
 def expected(
@@ -133,3 +136,27 @@ def test_a_feature_that_never_fires_has_no_partners(tmp_path: Path) -> None:
 def test_p_is_of_chi_squared() -> None:
     assert math.erfc(math.sqrt(7.5 / 2)) == pytest.approx(chi_squared_tail(7.5), rel=1e-6)
     assert np.isfinite(chi_squared_tail(0.0))
+
+
+@given(worlds(max_saes=2), st.data())
+@few
+def test_every_pair(world: World, data: st.DataObject) -> None:
+    """The whole matrix, in one block or in many, has what a question about each feature has."""
+    unit, min_both = data.draw(st.sampled_from(UNITS)), data.draw(st.sampled_from([1, 3]))
+    sae = data.draw(st.sampled_from(world.saes)).name
+    with opened(world) as (db, _, _oracle):
+        table = db.coactive_pairs(unit, sae=sae, min_both=min_both).read_all()
+        wanted = []
+        for feature in range(len(Oracle(world).sae(sae).decoder)):
+            name = name_of(world, sae, feature)
+            rows = db.coactive(name, 10**6, unit, min_both=min_both).table.to_pylist()
+            for row in sorted(rows, key=lambda r: int(r["feature_id"])):
+                if row["feature_id"] > feature:
+                    pair = {"sae": sae, "feature_id": feature, "other_sae": sae}
+                    counted = {m: row[m] for m in (*COUNTS, *MEASURES)}
+                    wanted.append(pair | {"other_id": row["feature_id"]} | counted)
+        assert table.to_pylist() == wanted
+        saes = [db.snapshot.sae(sae)]
+        # Too little memory for more than one row of the table of counts at a time.
+        small = reader_of_pairs(db._store, saes, unit, min_both, 4)
+        assert small.read_all().to_pylist() == wanted

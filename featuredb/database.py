@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
+    from queries.about import About
     from queries.activations import Activations
     from queries.answers import Info
     from queries.coactivation import Coactivation
@@ -515,13 +516,17 @@ class Database:
 
         return feature_card(self._reader, feature, k)
 
-    def search(self, query: str, k: int = 20) -> SearchHits:
+    def search(self, query: str, k: int = 20, by: str | None = None) -> SearchHits:
         """The features that fire on, or promote, the words of the query.
 
         Args:
             query: Words. Case and punctuation do not matter. ``music*`` is every word that begins
                 so. Common words count little beside rare ones.
             k: Number of features.
+            by: ``"tokens"``, which features fire on. ``"evidence"``: features whose top contexts
+                have the words more than other documents do (`queries.evidence`), which finds
+                words of several tokens, phrases, and ``/expressions/``. Default: by tokens, and by
+                evidence where that finds nothing.
 
         Returns:
             One row per feature, by score (`queries.search`) descending, ties by SAE and feature id.
@@ -529,7 +534,28 @@ class Database:
         """
         from queries.search import search
 
-        return search(self._reader, query, k)
+        return search(self._reader, query, k, by)
+
+    def about(self, text: str, k: int = 20, by: str = "both") -> About:
+        """The features that a phrase is about. No labels are needed.
+
+        Args:
+            text: A phrase, such as ``"suspension bridges"``.
+            k: Number of features.
+            by: ``"firing"``: what fires on the phrase within a sentence, through the model and the
+                SAEs, which needs the extra ``featuredb[ingest]``. ``"evidence"``: features whose
+                top contexts have the phrase or its words, from the store. ``"both"``.
+
+        Returns:
+            One row per feature, by score (`queries.about`) descending, ties by SAE and feature id.
+
+        Raises:
+            MissingExtraError: The extra is not installed.
+            ModelError: The model is gone, or has changed since the ingest.
+        """
+        from queries.about import about
+
+        return about(self._reader, text, k, by, partial(_encode, self._store, self._model))
 
     def sql(
         self,

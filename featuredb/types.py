@@ -8,6 +8,7 @@ from featuredb.store.snapshot import Snapshot as Snapshot
 from featuredb.transfer.push_pull import Transfer as Transfer
 from featuredb.verification import Problem as Problem
 from featuredb.verification import Report as Report
+from queries.about import About as About
 from queries.activations import Activations as Activations
 from queries.answers import Info as Info
 from queries.answers import Rows as Rows

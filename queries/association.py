@@ -123,6 +123,9 @@ _G2 = " + ".join(
         ("(n - a - b + ab)", "(n - a)", "(n - b)"),
     )
 )
+SQL_G2 = f"greatest(2 * ({_G2}), 0)"
+"""The log-likelihood ratio in SQL, of columns ab (both), a, b and n that are DOUBLE."""
+
 _SQL = {
     "p_b_given_a": "ab / nullif(a, 0)",
     "p_a_given_b": "ab / nullif(b, 0)",
@@ -130,7 +133,7 @@ _SQL = {
     "npmi": "CASE WHEN a = 0 OR b = 0 OR ab = n THEN NULL WHEN ab = 0 THEN -1 "
     "ELSE ln(ab * n / (a * b)) / ln(n / ab) END",
     "phi": "(n * ab - a * b) / nullif(sqrt(a * b * (n - a) * (n - b)), 0)",
-    "g2": f"greatest(2 * ({_G2}), 0)",
+    "g2": SQL_G2,
 }
 
 SQL_MEASURES = ", ".join(f"CAST({sql} AS DOUBLE) AS {name}" for name, sql in _SQL.items())

@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from featuredb.errors import QueryError
 from featuredb.render.view import Column, Heading, View
 from featuredb.store.snapshot import Snapshot
 from queries.answers import Answer
@@ -31,9 +32,13 @@ from queries.arguments import check_k, check_text
 from queries.catalog import literals
 from queries.catalog.summaries import summaries
 from queries.connection import Reader
+from queries.evidence import MACROS as EVIDENCE
+from queries.evidence import evidence_table, found
 from queries.question import Macro, Question
 from queries.show import counted, feature_sizes, feature_table, score_column
 from queries.sql import duckdb_errors
+
+WAYS = ("tokens", "evidence")
 
 PROMOTED = 0.01
 """What the most promoted token weighs against firing on nothing but the word."""
@@ -57,9 +62,10 @@ _LETTER = r"\p{L}\p{N}\p{M}_"
 class SearchHits(Answer):
     """Features found by `query`, by score descending.
 
-    Columns: rank i32, sae string, feature_id i64, score f32, density f64, max_activation f32,
-    matched string (the tokens that the query met, the weightiest first), top_tokens list<string>,
-    promoted_tokens list<string>.
+    Columns: rank i32, sae string, feature_id i64, score f32, then for `by` evidence hits,
+    top_documents and matching_documents i64, share, lift, p and q f64 (`queries.evidence`), then
+    density f64, max_activation f32, matched string (the tokens that the query met, the weightiest
+    first, or what the contexts have), top_tokens list<string>, promoted_tokens list<string>.
 
     suggestions: for words that no feature mostly fires on, similar ones that some do.
     """
@@ -67,6 +73,7 @@ class SearchHits(Answer):
     kind: ClassVar[str] = "search_hits"
 
     query: str
+    by: str = "tokens"
     suggestions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def view(self) -> View:
@@ -79,20 +86,31 @@ class SearchHits(Answer):
         rows = list(self)
         if not rows:
             return View([[heading, *missed]])
+        if self.by == "evidence":
+            return View([[heading, *missed, found(rows[0])], [evidence_table(rows)]])
         matched = Column("matched", [row.matched or "" for row in rows], tokens=True)
         columns = [score_column("score", rows, "score"), matched, *feature_sizes(rows)]
         return View([[heading, *missed], [feature_table(rows, columns)]])
 
 
-def search(reader: Reader, query: str, k: int = 20) -> SearchHits:
+def search(reader: Reader, query: str, k: int = 20, by: str | None = None) -> SearchHits:
     """See `featuredb.Database.search`. No rows for a blank query."""
     k = check_k(k)
     check_text(query, "a search")
+    if by not in (None, *WAYS):
+        raise QueryError(f"by must be {' or '.join(WAYS)}, not {by!r}")
+    suggestions: dict[str, tuple[str, ...]] = {}
     with duckdb_errors(reader.location):
         cursor = reader.cursor()
-        table = cursor.sql("FROM search(?, k := ?)", params=[query, k]).to_arrow_table()
-        similar = cursor.execute(_similar(reader.snapshot), {"query": query}).fetchall()
-    return SearchHits(table, query=query, suggestions={word: tuple(like) for word, like in similar})
+        if by != "evidence":
+            table = cursor.sql("FROM search(?, k := ?)", params=[query, k]).to_arrow_table()
+            similar = cursor.execute(_similar(reader.snapshot), {"query": query}).fetchall()
+            suggestions = {word: tuple(like) for word, like in similar}
+        if by == "evidence" or (by is None and not len(table)):
+            other = cursor.sql("FROM evidence(?, k := ?)", params=[query, k]).to_arrow_table()
+            if by == "evidence" or len(other):
+                table, by = other, "evidence"
+    return SearchHits(table, query=query, by=by or "tokens", suggestions=suggestions)
 
 
 def _did_you_mean(words: tuple[str, ...]) -> str:
@@ -215,5 +233,5 @@ GROUP BY word ORDER BY word"""
 
 _ABOUT = "features by the words they fire on and promote, as queries/search.py scores them"
 QUESTION = Question(
-    "search", SearchHits, "search", (Macro("search(query, k := 20)", _search, about=_ABOUT),)
+    "search", SearchHits, "search", (Macro("search(query, k := 20)", _search), *EVIDENCE)
 )

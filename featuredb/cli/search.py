@@ -12,9 +12,17 @@ from featuredb.cli.output import Output
 @click.command("search")
 @options.pinned_database
 @click.argument("query", metavar="QUERY")
+@click.option(
+    "--by",
+    type=click.Choice(("tokens", "evidence")),
+    help="Tokens they fire on, or words that their top contexts have. Default: tokens, and "
+    "evidence where that finds nothing.",
+)
 @options.limit(20, "features")
 @options.output
-def command(db: str, snapshot: int | None, query: str, k: int, output: Output) -> None:
+def command(
+    db: str, snapshot: int | None, query: str, by: str | None, k: int, output: Output
+) -> None:
     """Find features by the words they fire on or promote.
 
     Case and punctuation do not matter. music* is every word that begins so.
@@ -26,5 +34,5 @@ def command(db: str, snapshot: int | None, query: str, k: int, output: Output) -
     if not query.strip():
         raise click.UsageError("there are no words in QUERY")
     with featuredb.open(db, snapshot=snapshot) as database:
-        answer = database.search(query, k=k)
+        answer = database.search(query, k, by)
     output.write(answer)

@@ -72,6 +72,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "near": (_Database.near, "db 1", {"db", "vector", "sae"}),
     "coactive": (_Database.coactive, "db 1", {"db", "other", "everything", "memory"}),
     "fires": (_Database.fires_on, "db text", {"db", "context", "model"}),
+    "about": (_Database.about, "db phrase", {"db"}),
     "search": (_Database.search, "db query", {"db"}),
     "sql": (_Database.sql, "db query", {"db", "k", "memory", "model"}),
     "snapshots": (featuredb.snapshots, "db", {"db"}),
@@ -82,6 +83,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "pull": (featuredb.pull, "url db", {"db"}),
 }
 _QUERIES = {
+    "about",
     "info",
     "top",
     "sample",

@@ -152,7 +152,7 @@ def oracle(features: list[dict[str, Any]], query: str) -> dict[int, float]:
 
 def check(db: Database, query: str) -> None:
     features = db.sql("FROM features ORDER BY feature_id").to_arrow_table().to_pylist()
-    hits = db.search(query, k=1000)
+    hits = db.search(query, k=1000, by="tokens")
     expected = oracle(features, query)
     assert {row.feature_id: row.score for row in hits} == pytest.approx(expected, rel=1e-5)
     ordered = sorted(hits, key=lambda row: (-row.score, row.feature_id))
@@ -235,5 +235,5 @@ def test_a_typo_gets_a_suggestion(db: Database) -> None:
 
 def test_the_macro_gives_the_same(db: Database) -> None:
     for query in QUERIES:
-        hits = db.search(query, k=7).table
+        hits = db.search(query, k=7, by="tokens").table
         assert db.sql("FROM search(?, k := 7)", [query]).to_arrow_table().equals(hits)

@@ -192,4 +192,10 @@ def evidence_table(rows: Sequence[Row]) -> Table:
     return feature_table(rows, columns)
 
 
-MACROS = (Macro("evidence(query, k := 20)", _evidence),)
+MACROS = (
+    Macro(
+        "evidence(query, k := 20)",
+        _evidence,
+        about="features whose top contexts have the words, as queries/evidence.py tests it",
+    ),
+)

@@ -232,6 +232,13 @@ GROUP BY word ORDER BY word"""
 
 
 _ABOUT = "features by the words they fire on and promote, as queries/search.py scores them"
+_ABOUT = "features by the words they fire on and promote, as queries/search.py scores them"
 QUESTION = Question(
-    "search", SearchHits, "search", (Macro("search(query, k := 20)", _search), *EVIDENCE)
+    "search",
+    SearchHits,
+    "search",
+    (
+        Macro("search(query, k := 20)", _search, about=_ABOUT),
+        *EVIDENCE,
+    ),
 )

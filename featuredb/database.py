@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from featuredb.errors import ClosedError
 from featuredb.extras import ingest_extra
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from queries.answers import Info
     from queries.coactivation import Coactivation
     from queries.coactive import Coactive
+    from queries.encode import Encoded
     from queries.feature import FeatureCard
     from queries.find import Matches
     from queries.fires import Firing
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
     from queries.schema import Schema
     from queries.search import SearchHits
     from queries.silent_contexts import SilentContexts
-    from queries.specificity import Active
+    from queries.specificity import ActiveText
     from queries.top_contexts import TopContexts
     from queries.top_contexts_of_many import TopContextsOfMany
+
+_Texts = Iterable[str] | Iterable[tuple[str | None, str]] | Mapping[str, str]
+_Pool = Literal["max", "sum", "mean"]
 
 Feature = int | str
 """A number where the database has one SAE, else ``"sae_name/1234"``."""
@@ -475,6 +479,52 @@ class Database:
 
         return fires_on(self._store, text, k, partial(_encode, self._store, self._model))
 
+    def encode(self, texts: _Texts, pool: _Pool | None = None, k: int | None = None) -> Encoded:
+        """The activations of many texts at once.
+
+        Stored texts are answered from the store. The others go through the model in batches over
+        several texts. All of the answer is in memory: see `encode_batches` for more.
+
+        Args:
+            texts: Any number of texts, or of (id, text) pairs, or a mapping from ids to texts.
+            pool: None for one row per active feature and token. ``"max"``, ``"sum"`` or
+                ``"mean"`` (over all of the text's tokens) for one row per active feature and text.
+            k: Only the k highest activations of each token, or of each text with `pool`. Default:
+                all.
+
+        Returns:
+            Rows by text, token, SAE and feature id.
+
+        Raises:
+            Error: As `fires_on`.
+        """
+        from queries.encode import encode
+
+        return encode(
+            self._reader.store, texts, pool, k, partial(_encode, self._store, self._model)
+        )
+
+    def encode_batches(
+        self, texts: _Texts, pool: _Pool | None = None, k: int | None = None
+    ) -> Iterator[Encoded]:
+        """As `encode`, in pieces of some hundred texts, as they are read.
+
+        Args:
+            texts: As of `encode`. An iterator is read as far as it is needed.
+            pool: As of `encode`.
+            k: As of `encode`.
+
+        Returns:
+            Answers whose rows, one after another, are those of `encode`.
+
+        Raises:
+            Error: As `fires_on`.
+        """
+        from queries.encode import encode_batches
+
+        encode = partial(_encode, self._store, self._model)
+        return encode_batches(self._reader.store, texts, pool, k, encode)
+
     def has_text(self, text: str) -> bool:
         """Whether a stored document has exactly this text.
 
@@ -627,15 +677,17 @@ class Database:
         return f"<featuredb {self.location}: {saes}; snapshot {self.snapshot.number}>"
 
 
-def _encode(store: Store, model: str | None, text: str) -> tuple[list[Active], list[str]]:
-    """What is active on a new text, from the model and the SAEs."""
-    from queries.specificity import Active
+def _encode(store: Store, model: str | None, texts: Sequence[str]) -> list[ActiveText]:
+    """What is active on new texts, from the model and the SAEs."""
+    from queries.specificity import Active, ActiveText
 
     with ingest_extra("reading new text"):
-        from ingest.extract.new_text import encode_text
+        from ingest.extract.new_text import encode_texts
 
-    encoded = encode_text(store, text, model)
-    return [Active(store.snapshot.sae(e.sae), *e[1:]) for e in encoded.encoded], encoded.tokens
+    return [
+        ActiveText([Active(store.snapshot.sae(e.sae), *e[1:]) for e in one.encoded], one.tokens)
+        for one in encode_texts(store, texts, model)
+    ]
 
 
 def _answer_new_text(

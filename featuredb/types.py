@@ -12,6 +12,7 @@ from queries.about import About as About
 from queries.activations import Activations as Activations
 from queries.answers import Info as Info
 from queries.answers import Rows as Rows
+from queries.encode import Encoded as Encoded
 from queries.feature import FeatureCard as FeatureCard
 from queries.find import Matches as Matches
 from queries.fires import Firing as Firing

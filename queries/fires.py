@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from featuredb.errors import UnknownContextError
+from featuredb.errors import QueryError, UnknownContextError
 from featuredb.render import numbers
 from featuredb.render.view import (
     AnyColumn,
@@ -33,13 +33,13 @@ from queries.catalog.summaries import SUMMARY, summaries
 from queries.connection import Reader
 from queries.question import Macro, Question
 from queries.show import counted, feature_sizes, feature_table, number_column, score_column
-from queries.specificity import Active, most_specific
+from queries.specificity import Active, ActiveText, most_specific
 
 if TYPE_CHECKING:
     import duckdb
 
-Encode = Callable[[str], tuple[list[Active], list[str]]]
-"""New text through the model and the SAEs: what is active on it, and its tokens."""
+Encode = Callable[[Sequence[str]], list[ActiveText]]
+"""New texts through the model and the SAEs."""
 
 NOT_STORED = (
     "no stored document has that text: for new text ask Database.fires_on, Database.sql or "
@@ -116,10 +116,14 @@ def fires_on(store: Store, text: str, k: int, encode: Encode) -> Firing:
     and what `encode` raises.
     """
     k = check_k(k)
+    given: object = text
+    if not isinstance(given, str) and isinstance(given, Iterable):
+        raise QueryError("fires_on takes one text: for many at once ask Database.encode")
     document = stored_document(store, text)
     if document is not None:
-        return fires_in_document(store, document, k)
-    active, tokens = encode(text)
+        active, tokens = active_in_document(store, document)
+    else:
+        ((active, tokens),) = encode([text])
     return Firing(most_specific(store, active, tokens, k), tokens=tokens)
 
 
@@ -137,13 +141,12 @@ def stored_document(store: Store, text: str) -> int | None:
     return None
 
 
-def fires_in_document(store: Store, document_id: int, k: int = 20) -> Firing:
-    """The k most specific features of a stored document, over all SAEs.
+def active_in_document(store: Store, document_id: int) -> ActiveText:
+    """What is active on a stored document.
 
     token_index counts the document's own tokens, BOS not among them. Where windows overlap (a
-    stride) a token counts in the first window that has it. Order and ties as `most_specific`.
+    stride) a token counts in the first window that has it.
     """
-    k = check_k(k)
     tokens: list[str] = []
     pieces: dict[str, list[Active]] = {s.name: [] for s in store.snapshot.saes}
     for context_id, skipped, shift in store.texts.document_contexts(document_id):
@@ -163,7 +166,7 @@ def fires_in_document(store: Store, document_id: int, k: int = 20) -> Firing:
         for sae in store.snapshot.saes
         if pieces[sae.name]
     ]
-    return Firing(most_specific(store, active, tokens, k), tokens=tokens)
+    return ActiveText(active, tokens)
 
 
 def _context(store: Store, sae: Any, context_id: int) -> tuple[npt.NDArray[Any], ...]:

@@ -25,6 +25,13 @@ class Active(NamedTuple):
     activation: npt.NDArray[np.floating[Any]]
 
 
+class ActiveText(NamedTuple):
+    """What is active on a text, by SAE, and the text's tokens, BOS not among them."""
+
+    active: list[Active]
+    tokens: list[str]
+
+
 class _Peaks(NamedTuple):
     """One entry per active feature of one SAE, ascending. Offsets [f + 1] into the sorted rows."""
 

@@ -195,12 +195,12 @@ def test_new_text_live_in_python_and_in_sql(root: Path) -> None:
 
 def test_stored_text_answers_live_as_from_the_store(root: Path) -> None:
     """The same document from the store and through the model: equal, except for batching."""
-    from ingest.extract.new_text import encode_text
+    from ingest.extract.new_text import encode_texts
 
     db = featuredb.open(root)
     ((text,),) = db.sql("SELECT text FROM documents WHERE n_contexts = 1 LIMIT 1").fetchall()
     stored = {r.feature_id: r.activation for r in db.fires_on(text, k=50)}
-    encoded = encode_text(db._store, text).encoded[0]
+    encoded = encode_texts(db._store, [text])[0].encoded[0]
     live: dict[int, float] = {}
     for feature, value in zip(encoded.feature_id, encoded.activation, strict=True):
         live[int(feature)] = max(live.get(int(feature), 0.0), float(value))

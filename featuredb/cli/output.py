@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import click
 
 from featuredb.errors import StorageError, first_line
+from featuredb.store.files.atomic import temporary_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,18 +80,40 @@ class Output:
         """
         import pyarrow.parquet as pq
 
-        from featuredb.store.files.atomic import temporary_name
+        # Opened before the first batch is asked for, which may take a minute to count.
+        with (
+            self._file_in_place() as file,
+            pq.ParquetWriter(file, reader.schema, compression="zstd") as writer,
+        ):
+            for batch in reader:
+                writer.write_batch(batch)
 
+    def write_each(self, answers: Iterator[Answer]) -> None:
+        """Write answers that follow one another as one, as they come where the format allows.
+
+        Raises as `stream`, and what `answers` raises.
+        """
+        if self.form in ("table", "json"):
+            import pyarrow as pa
+
+            parts = list(answers)
+            self.write(replace(parts[0], table=pa.concat_tables([part.table for part in parts])))
+        elif self.path is None:
+            sys.stdout.flush()
+            self._append(sys.stdout.buffer, answers)
+            sys.stdout.buffer.flush()
+        else:
+            with self._file_in_place() as file:
+                self._append(file, answers)
+
+    @contextmanager
+    def _file_in_place(self) -> Iterator[BinaryIO]:
+        """A file under a temporary name, which gets its own at the end. Raises as `stream`."""
         path = Path(cast("str", self.path)).absolute()
         temporary = temporary_name(path)
         try:
-            # Opened before the first batch is asked for, which may take a minute to count.
-            with (
-                open(temporary, "wb") as file,
-                pq.ParquetWriter(file, reader.schema, compression="zstd") as writer,
-            ):
-                for batch in reader:
-                    writer.write_batch(batch)
+            with open(temporary, "wb") as file:
+                yield file
             temporary.replace(path)
         except OSError as error:
             raise StorageError(
@@ -95,6 +121,21 @@ class Output:
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _append(self, file: BinaryIO, answers: Iterator[Answer]) -> None:
+        import pyarrow.parquet as pq
+
+        if self.form == "parquet":
+            first = next(answers)
+            with pq.ParquetWriter(file, first.table.schema, compression="zstd") as writer:
+                for answer in chain([first], answers):
+                    writer.write_table(answer.table)
+            return
+        for number, answer in enumerate(answers):
+            data = self._data(answer)
+            header = self.form == "csv" and number > 0
+            file.write(data.partition(b"\n")[2] if header else data)
+            file.flush()
 
     def _table(self, answer: Answer | Info, rows: int | None) -> bytes:
         from featuredb.render.page import Page, page_for

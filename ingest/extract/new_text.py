@@ -19,6 +19,7 @@ from ingest.tokens.contexts import ranges
 from ingest.tokens.tokenize import tokenize_batch
 
 _BATCH_TOKENS = 4_096
+_GPU_BATCH_TOKENS = 32_768
 
 
 class EncodedTokens(NamedTuple):
@@ -52,13 +53,13 @@ class EncodedContexts(NamedTuple):
     activation: npt.NDArray[np.float32]
 
 
-def encode_text(store: Store, text: str, where: str | None = None) -> EncodedText:
-    """Run `text` through the model and every SAE of the snapshot.
+def encode_texts(store: Store, texts: Sequence[str], where: str | None = None) -> list[EncodedText]:
+    """Run texts through the model and every SAE of the snapshot, in batches over all of them.
 
-    It is tokenized, cut and rounded as at ingest, without BOS and sinks. An empty text gives no
+    They are tokenized, cut and rounded as at ingest, without BOS and sinks. An empty text has no
     tokens and no activations. where: the model is now. Raises as `ingest.extract.recorded`.
     """
-    snapshot, token_texts = store.snapshot, store.texts.token_texts
+    snapshot = store.snapshot
     corpus = snapshot.corpora[0]
     loaded = recorded(store, where)
     model, saes = loaded.model, loaded.saes
@@ -67,7 +68,7 @@ def encode_text(store: Store, text: str, where: str | None = None) -> EncodedTex
     with model.lock:
         tokenized = tokenize_batch(
             model.tokenizer,
-            [text],
+            texts,
             context_size=corpus.context_size,
             bos_id=corpus.bos_token_id,
             stride=corpus.stride,
@@ -77,25 +78,35 @@ def encode_text(store: Store, text: str, where: str | None = None) -> EncodedTex
     bos = int(corpus.bos_token_id is not None)
     # Where windows overlap, a token counts in the first that has it, as of a stored document.
     lengths = np.diff(starts) - bos
-    first = np.arange(len(lengths)) * (corpus.stride or corpus.context_size - bos)
+    first = tokenized.context_index * (corpus.stride or corpus.context_size - bos)
     covered = np.concatenate(([0], (first + lengths)[:-1]))[: len(lengths)]
+    covered = np.where(tokenized.context_index == 0, 0, covered)
     skipped = bos + covered - first
     text_ids = tokenized.token_ids[ranges(starts[:-1] + skipped, lengths + bos - skipped)]
-    tokens = [token_texts[i] for i in text_ids]
     rule = Rule(bool(bos), snapshot.recording.values)
-    pieces: list[list[EncodedTokens]] = [[] for _ in saes]
-    budget = int(max(_BATCH_TOKENS, corpus.context_size))
+    pieces: list[list[_Placed]] = [[] for _ in saes]
+    most = _BATCH_TOKENS if model.device.type == "cpu" else _GPU_BATCH_TOKENS
+    budget = int(max(most, corpus.context_size))
     for batch in batches(tokenized.token_ids, starts, budget) if len(starts) > 1 else ():
-        for each, parts, rows in zip(
-            saes, pieces, run_batch(model, saes, batch, rule), strict=True
-        ):
+        for parts, rows in zip(pieces, run_batch(model, saes, batch, rule), strict=True):
             context = batch.contexts[rows.row]
             new = rows.token_index >= skipped[context]
-            place = (first[context] + rows.token_index - bos)[new]
             parts.append(
-                EncodedTokens(each.name, place, rows.feature_id[new], rows.activation[new])
+                _Placed(
+                    tokenized.context_document[context[new]],
+                    (first[context] + rows.token_index - bos)[new],
+                    rows.feature_id[new],
+                    rows.activation[new],
+                )
             )
-    return EncodedText(tokens, [_join(a.name, p) for a, p in zip(saes, pieces, strict=True)])
+    token_texts = store.texts.token_texts
+    ends = np.cumsum(tokenized.n_tokens)
+    tokens = [[token_texts[i] for i in ids] for ids in np.split(text_ids, ends)[: len(texts)]]
+    by_sae = [_by_text(a.name, p, len(texts)) for a, p in zip(saes, pieces, strict=True)]
+    return [
+        EncodedText(own, [encoded[number] for encoded in by_sae])
+        for number, own in enumerate(tokens)
+    ]
 
 
 def encode_contexts(
@@ -130,12 +141,21 @@ def encode_contexts(
     return [EncodedContexts(*map(np.concatenate, zip(*parts, strict=True))) for parts in pieces]
 
 
-def _join(name: str, pieces: list[EncodedTokens]) -> EncodedTokens:
-    if not pieces:
-        none = np.empty(0, np.int64)
-        return EncodedTokens(name, none, np.empty(0, np.uint32), np.empty(0, np.float16))
-    place = np.concatenate([p.token_index for p in pieces])
-    feature = np.concatenate([p.feature_id for p in pieces])
-    activation = np.concatenate([p.activation for p in pieces])
-    order = np.lexsort((feature, place))
-    return EncodedTokens(name, place[order], feature[order], activation[order])
+class _Placed(NamedTuple):
+    """Activations of one SAE on some texts, all [n]."""
+
+    text: npt.NDArray[np.int64]
+    token_index: npt.NDArray[np.int64]
+    feature_id: npt.NDArray[np.uint32]
+    activation: schemas.FloatArray
+
+
+def _by_text(name: str, pieces: list[_Placed], n_texts: int) -> list[EncodedTokens]:
+    """The activations of one SAE on each text."""
+    none = np.empty(0, np.int64)
+    pieces = pieces or [_Placed(none, none, none.astype(np.uint32), none.astype(np.float16))]
+    text, place, feature, activation = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    order = np.lexsort((feature, place, text))
+    bounds = np.searchsorted(text[order], np.arange(1, n_texts))
+    columns = (np.split(part[order], bounds) for part in (place, feature, activation))
+    return [EncodedTokens(name, *each) for each in zip(*columns, strict=True)]

@@ -11,6 +11,7 @@ from queries.answers import Answer, Info, Rows
 from queries.association import COUNTS, MEASURES
 from queries.coactivation import Coactivation
 from queries.coactive import Coactive
+from queries.encode import Encoded
 from queries.feature import FeatureCard
 from queries.find import Matches
 from queries.fires import Firing
@@ -222,6 +223,22 @@ def search_hits() -> SearchHits:
     return SearchHits(pa.Table.from_pylist(rows, _HITS), query="war")
 
 
+def encoded() -> Encoded:
+    schema = pa.schema(
+        {
+            "text_index": pa.int64(),
+            "text_id": pa.string(),
+            "sae": pa.string(),
+            "feature_id": pa.int64(),
+            "activation": F32,
+            "n_tokens": pa.int32(),
+        }
+    )
+    rows = [(0, HOSTILE, "sae", 7, 1.5, 2), (1, None, "sae", 3, 0.5, 1)]
+    named = [dict(zip(schema.names, row, strict=True)) for row in rows]
+    return Encoded(pa.Table.from_pylist(named, schema), pool="max")
+
+
 def firing() -> Firing:
     """Two features on a text of three tokens."""
     rows = _features(
@@ -304,6 +321,7 @@ def every_answer() -> list[Answer | Info]:
         coactivation(),
         search_hits(),
         firing(),
+        encoded(),
         feature_card(),
         rows(),
         info(),

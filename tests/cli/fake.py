@@ -59,6 +59,9 @@ class FakeDatabase:
     def fires_on(self, text: str, k: int) -> Any:
         return self._ask(answers.firing, "fires_on", text, k)
 
+    def encode_batches(self, texts: Any, pool: Any, k: Any) -> Any:
+        yield self._ask(answers.encoded, "encode", list(texts), pool, k)
+
     def has_text(self, text: str) -> bool:
         return text == "stored\n"
 

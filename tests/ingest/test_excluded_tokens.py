@@ -10,7 +10,7 @@ import pytest
 import featuredb
 from featuredb.errors import SaeError
 from featuredb.verification import verify
-from ingest.extract.new_text import encode_text
+from ingest.extract.new_text import encode_texts
 from tests.tiny import HOOK, tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 TEXTS = [*tiny_documents(12), {"text": " river<s> bridge<s>"}, {"text": "<s> tower<s><s> stone"}]
@@ -59,7 +59,7 @@ def test_excluded_positions_are_not_recorded(
         assert db.snapshot.sae("s").excluded_tokens == tuple(sorted(ids))
         text = TEXTS[-2]["text"]
         assert isinstance(text, str)
-        new = encode_text(db._store, text).encoded[0]
+        new = encode_texts(db._store, [text])[0].encoded[0]
         stored = db.fires_on(text, k=1000)
         assert len(new.token_index) == sum(row.n_tokens for row in stored)
     assert activations(path) == {row for row in every if row[:2] not in left_out}

@@ -11,7 +11,7 @@ import pytest
 
 import featuredb
 from featuredb.errors import ModelError
-from ingest.extract.new_text import encode_text
+from ingest.extract.new_text import encode_texts
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -65,7 +65,7 @@ def test_a_stored_text_run_again_is_as_it_is_stored(
         rows = db.sql("SELECT text FROM documents ORDER BY document_id").fetchall()
         for (text,) in rows:
             stored = db.fires_on(text, k=1000)
-            again = encode_text(db._store, text)
+            again = encode_texts(db._store, [text])[0]
             assert again.tokens == stored.tokens
             dense = np.zeros((len(stored.tokens), 96), np.float32)
             encoded = again.encoded[0]

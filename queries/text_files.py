@@ -1,0 +1,83 @@
+"""Files of new texts: one per line, or per record."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, TextIO
+
+from featuredb.errors import QueryError, first_line
+
+_BATCH = 1_024
+
+
+def read_texts(path: str) -> Iterator[tuple[str | None, str]]:
+    """The (id, text) of each record of a file, as it is read. The id is None where there is none.
+
+    A ``.jsonl`` or ``.ndjson`` file has an object with ``text`` and perhaps ``id`` per line, or a
+    text. A ``.csv``, ``.tsv`` or ``.parquet`` file has columns of these names. Any other file, and
+    ``-`` for standard input, has one text per line. Raises `QueryError`.
+    """
+    ending = Path(path).suffix.lower()
+    try:
+        if ending == ".parquet":
+            yield from _parquet(path)
+            return
+        with _opened(path) as lines:
+            if ending in (".csv", ".tsv"):
+                rows = csv.DictReader(lines, delimiter="\t" if ending == ".tsv" else ",")
+                yield from (_record(row, path, number) for number, row in enumerate(rows, 1))
+            elif ending in (".jsonl", ".ndjson"):
+                yield from _json(lines, path)
+            else:
+                yield from ((None, line.rstrip("\r\n")) for line in lines)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise QueryError(f"{path} cannot be read as texts: {reason or first_line(error)}") from None
+
+
+def _opened(path: str) -> Any:
+    """A file of text, or standard input, to be read in a with block."""
+    if path == "-":
+        stdin: TextIO = sys.stdin
+        return nullcontext(stdin)
+    return Path(path).expanduser().open(encoding="utf-8-sig", newline="")
+
+
+def _json(lines: TextIO, path: str) -> Iterator[tuple[str | None, str]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise QueryError(f"{path}, line {number} is not JSON: {first_line(error)}") from None
+        yield _record({"text": value} if isinstance(value, str) else value, path, number)
+
+
+def _parquet(path: str) -> Iterator[tuple[str | None, str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(Path(path).expanduser()) as file:
+            wanted = [name for name in ("id", "text") if name in file.schema_arrow.names]
+            number = 0
+            for batch in file.iter_batches(_BATCH, columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield _record(row, path, number)
+    except pa.ArrowException as error:
+        raise QueryError(f"{path} cannot be read as Parquet: {first_line(error)}") from None
+
+
+def _record(row: Any, path: str, number: int) -> tuple[str | None, str]:
+    text = row.get("text") if isinstance(row, Mapping) else None
+    if not isinstance(text, str):
+        raise QueryError(f"{path}, record {number} has no text: call that column `text`")
+    name = row.get("id")
+    return None if name is None else str(name), text

@@ -119,7 +119,7 @@ def about(reader: Reader, text: str, k: int, by: str, encode: Encode) -> About:
 def _firing(reader: Reader, text: str, k: int, encode: Encode) -> Answer:
     """The features most specific to the phrase's own tokens within the sentence."""
     before, after = SENTENCE
-    active, tokens = encode(f"{before} {text}{after}")
+    ((active, tokens),) = encode([f"{before} {text}{after}"])
     first = int(np.searchsorted(np.cumsum([len(token) for token in tokens]), len(before)) + 1)
     end = len(tokens) - (tokens[-1] == after)
     kept = []

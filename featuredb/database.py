@@ -135,8 +135,10 @@ class Database:
                 a list, an array, a column of a frame.
             k: Number of contexts, of each feature.
             window: Tokens shown on each side of the first token that reaches the maximum.
-            where: A SQL condition on columns of documents and contexts, such as
-                ``"topic = 'History'"``.
+            where: A SQL condition on columns of documents, contexts and tokens, such as
+                ``"topic = 'History'"``. Where it names role, token, token_id or token_index of
+                tokens, as ``"role = 'assistant'"`` does, only the activations of the tokens that
+                it holds for count for a context's maximum. All are shown.
             min_activation: Lower bound on the context's maximum, inclusive.
             max_activation: Upper bound on the context's maximum, inclusive.
             offset: Contexts passed over before the first: the page after `k` begins at `k`.

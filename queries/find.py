@@ -15,13 +15,13 @@ from featuredb.errors import QueryError
 from featuredb.render import numbers
 from featuredb.render.view import Heading, Passages, View
 from featuredb.store.names import BAD_LEAST, BAD_UNIT, BAD_WITHIN
-from featuredb.store.positions import token_of
+from featuredb.store.positions import context_of, token_of
 from featuredb.store.store import Store
 from queries.answers import Answer
 from queries.arguments import check_k, check_text, check_window, is_whole
 from queries.conditions import Condition, Places
 from queries.connection import Reader
-from queries.filters import contexts_where
+from queries.filters import Held, held
 from queries.matching import UNITS, Conditions, Matched, best_of_each_unit
 from queries.peaks import Peak, passages, peak_columns
 from queries.question import Question
@@ -89,8 +89,8 @@ def find(
     _check(groups, unit, within, ordered, at_least)
     places = [[condition.places(store) for condition in group] for group in groups]
     if where is not None:
-        chosen = contexts_where(reader, where)
-        places = [[_in_contexts(store, p, chosen) for p in group] for group in places]
+        holds = held(reader, where)
+        places = [[_chosen(store, p, holds) for p in group] for group in places]
     if token is not None:
         leading = places[0] or places[1]
         wanted = _tokens_like(store, token)
@@ -154,8 +154,9 @@ def _check(
         raise QueryError(BAD_LEAST.format(least=at_least, n=len(some)))
 
 
-def _in_contexts(store: Store, places: Places, chosen: npt.NDArray[np.int64]) -> Places:
-    return places[np.isin(places.position >> store.snapshot.position_bits, chosen)]
+def _chosen(store: Store, places: Places, holds: Held) -> Places:
+    bits = store.snapshot.position_bits
+    return places[holds(context_of(places.position, bits), token_of(places.position, bits))]
 
 
 def _tokens_like(store: Store, pattern: str) -> npt.NDArray[np.bool_]:

@@ -24,7 +24,7 @@ from queries.catalog.documents import metadata
 from queries.catalog.naming import first_rows
 from queries.catalog.windows import windows
 from queries.connection import Reader
-from queries.filters import contexts_where
+from queries.filters import OF_DOCUMENTS, contexts_where, names_tokens, spelled, tokens_where
 from queries.paging import Paging
 from queries.peaks import Peak, passages, peak_columns
 from queries.question import Macro, Question
@@ -139,22 +139,41 @@ def _from_all(
 ) -> list[Peak]:
     """From all of the feature's contexts."""
     chosen = np.ones(len(contexts.context_id), bool)
-    if low is not None:
-        chosen &= contexts.peak >= low
-    if high is not None:
-        chosen &= contexts.peak <= high
+    counted = contexts
     if where is not None:
         # Asked even when no context is left, so that a bad condition always fails.
-        chosen &= np.isin(contexts.context_id, contexts_where(reader, where))
+        if names_tokens(reader, where):
+            counted = _counted(reader, contexts, where)
+            chosen &= counted.peak > -np.inf
+        else:
+            chosen &= np.isin(contexts.context_id, contexts_where(reader, where))
+    if low is not None:
+        chosen &= counted.peak >= low
+    if high is not None:
+        chosen &= counted.peak <= high
     rows = np.flatnonzero(chosen)
     wanted = page.end
     while True:
-        best = _best(rows, contexts.peak, wanted)
+        best = _best(rows, counted.peak, wanted)
         places = page.chosen(reader.store.texts, contexts.context_id[best].tolist())
         if len(places) == page.end or wanted >= len(rows):
-            return [_peak(contexts, int(best[place])) for place in places[page.offset :]]
+            return [_peak(contexts, counted, int(best[place])) for place in places[page.offset :]]
         # Some were shown before: look further.
         wanted *= 4
+
+
+def _counted(reader: Reader, contexts: FeatureContexts, where: str) -> FeatureContexts:
+    """The contexts with the activations and maxima of the tokens that `where` chooses.
+
+    All others are -inf.
+    """
+    named = (contexts.context_id, contexts.offsets, contexts.token_index)
+    mask = tokens_where(reader, where, *named)
+    activation = np.where(mask, contexts.activation, np.float32(-np.inf))
+    peak = contexts.peak
+    if len(peak):
+        peak = np.maximum.reduceat(activation, contexts.offsets[:-1])
+    return contexts._replace(activation=activation, peak=peak)
 
 
 def _best(
@@ -169,11 +188,12 @@ def _best(
     return rows[np.argsort(-peak[rows], kind="stable")[:k]]
 
 
-def _peak(contexts: FeatureContexts, i: int) -> Peak:
+def _peak(contexts: FeatureContexts, counted: FeatureContexts, i: int) -> Peak:
+    """All active tokens of context i, and the maximum of those that count."""
     tokens, activations = contexts.tokens(i)
     # Of several tokens that reach the maximum, argmax names the first.
-    first = int(tokens[np.argmax(activations)])
-    return Peak(int(contexts.context_id[i]), float(contexts.peak[i]), first, tokens, activations)
+    first = int(tokens[np.argmax(counted.tokens(i)[1])])
+    return Peak(int(contexts.context_id[i]), float(counted.peak[i]), first, tokens, activations)
 
 
 _KEPT = f"""
@@ -232,7 +252,34 @@ _BOTH_ONCE = f"""
     FROM shown AS s JOIN firsts USING (place) WHERE s.rank > skip"""
 
 
-_OFFSET, _DISTINCT = literals.name("offset"), literals.name("distinct")
+# The tokens that a condition chooses count. Of the others only the activations are shown.
+_CONTEXTS_WHERE = f"""
+    SELECT any_value(sae) AS sae, any_value(feature_id) AS feature_id, context_id,
+        max(activation) FILTER (counts) AS activation,
+        arg_min(token_index, (-activation, token_index)) FILTER (counts) AS token_index,
+        list(token_index ORDER BY token_index) AS token_indexes,
+        list(activation ORDER BY token_index) AS activations
+    FROM feature_activations(feature) LEFT JOIN (
+        FROM query(concat('SELECT tokens.context_id, tokens.token_index, true AS counts FROM '
+            '{OF_DOCUMENTS} JOIN featuredb_tokens_of(', {literals.FEATURE}, ') AS tokens '
+            'USING (context_id) WHERE (', condition, chr(10), ')'))
+    ) USING (context_id, token_index)
+    GROUP BY context_id HAVING bool_or(counts)"""
+
+
+def _tokens_of(snapshot: Snapshot) -> str:
+    active = "(SELECT context_id, token_indexes FROM featuredb_contexts_of(feature))"
+    return f"SELECT * EXCLUDE (featuredb_place) FROM ({spelled(snapshot, active, 'nth')})"
+
+
+def _where(best: str) -> str:
+    """The same of the tokens that a condition chooses."""
+    return best.replace(
+        "featuredb_contexts_of(feature)", "featuredb_contexts_where(feature, condition)"
+    )
+
+
+_OFFSET, _DISTINCT, _WHERE = map(literals.name, ("offset", "distinct", "where"))
 """Parameters that SQL takes for its own words unless they are quoted."""
 
 
@@ -270,14 +317,20 @@ def _choice(snapshot: Snapshot, row: str, otherwise: str, end: str, once: str = 
 
 
 def _once() -> str:
-    """The call where documents or texts are shown once, null where neither is."""
-    feature = literals.FEATURE
+    """The call where a condition is given, or documents or texts are shown once, else null."""
     flags = f"{_flag('per_document')}, ', ', {_flag(_DISTINCT)}"
+    chosen = f"{literals.FEATURE}, ', ', {literals.quoted(_WHERE)}"
     return (
-        f"CASE WHEN per_document AND {_DISTINCT} "
-        f"THEN concat('FROM featuredb_top_both_once(', {feature}, ', ') "
+        f"CASE WHEN per_document AND {_DISTINCT} AND {_WHERE} IS NULL "
+        f"THEN concat('FROM featuredb_top_both_once(', {literals.FEATURE}, ', ') "
+        f"WHEN (per_document OR {_DISTINCT}) AND {_WHERE} IS NULL "
+        f"THEN concat('FROM featuredb_top_once(', {literals.FEATURE}, ', ', {flags}, ', ') "
+        f"WHEN per_document AND {_DISTINCT} "
+        f"THEN concat('FROM featuredb_top_both_once_where(', {chosen}, ', ') "
         f"WHEN per_document OR {_DISTINCT} "
-        f"THEN concat('FROM featuredb_top_once(', {feature}, ', ', {flags}, ', ') END"
+        f"THEN concat('FROM featuredb_top_once_where(', {chosen}, ', ', {flags}, ', ') "
+        f"WHEN {_WHERE} IS NOT NULL "
+        f"THEN concat('FROM featuredb_top_computed_where(', {chosen}, ', ') END"
     )
 
 
@@ -323,13 +376,27 @@ QUESTION = Question(
             lambda s: windows(_ONCE, s),
         ),
         Macro("featuredb_top_both_once(feature, k, size, skip)", lambda s: windows(_BOTH_ONCE, s)),
+        Macro("featuredb_tokens_of(feature)", _tokens_of),
+        Macro("featuredb_contexts_where(feature, condition)", _CONTEXTS_WHERE),
+        Macro(
+            "featuredb_top_computed_where(feature, condition, k, size, skip)",
+            lambda s: windows(_where(_COMPUTED), s),
+        ),
+        Macro(
+            "featuredb_top_once_where(feature, condition, per_document, no_twice, k, size, skip)",
+            lambda s: windows(_where(_ONCE), s),
+        ),
+        Macro(
+            "featuredb_top_both_once_where(feature, condition, k, size, skip)",
+            lambda s: windows(_where(_BOTH_ONCE), s),
+        ),
         Macro(
             f"featuredb_top_named(feature, k, window_size, {_OFFSET})",
             lambda s: _choice(s, "featuredb_row(feature)", "featuredb_top_computed", "k"),
         ),
         Macro(
             f"top_contexts(feature, k := 20, window_size := 16, {_OFFSET} := 0, "
-            f"per_document := false, {_DISTINCT} := false)",
+            f"per_document := false, {_DISTINCT} := false, {_WHERE} := NULL)",
             lambda s: _choice(
                 s,
                 "featuredb_plain_row(feature)",
@@ -338,7 +405,7 @@ QUESTION = Question(
                 _once(),
             ),
             about="the strongest contexts, with the tokens around each peak and the document's "
-            'metadata. Quote "offset" and "distinct", which are words of SQL',
+            'metadata. Quote "offset", "distinct" and "where", words of SQL',
         ),
     ),
 )

@@ -43,19 +43,23 @@ class Oracle:
         keep: Callable[[Row], bool] = lambda metadata: True,
         low: float = -math.inf,
         high: float = math.inf,
+        counts: Callable[[str, int], bool] = lambda token, index: True,
     ) -> list[Row]:
-        """keep: decides on a document's metadata."""
+        """keep: decides on a document's metadata. counts: whether a token's activation counts for
+        the context's maximum, by its text and index."""
         found = []
         for context_id, dense in enumerate(self.dense[sae]):
             values = [float(v) for v in dense[:, feature]]
-            active = [v for v in values if v != 0]
+            words = [self.world.vocabulary[t] for t in self.contexts[context_id]]
+            places = [i for i, v in enumerate(values) if v != 0 and counts(words[i], i)]
+            active = [values[i] for i in places]
             metadata = self._metadata(self.document_of[context_id])
             if active and low <= max(active) <= high and keep(metadata):
-                found.append((-max(active), context_id, values, metadata))
+                peak = next(i for i in places if values[i] == max(active))
+                found.append((-max(active), context_id, peak, values, metadata))
         found.sort(key=lambda entry: entry[:2])
         rows = []
-        for rank, (minus, context_id, values, metadata) in enumerate(found[:k], 1):
-            peak = values.index(-minus)
+        for rank, (minus, context_id, peak, values, metadata) in enumerate(found[:k], 1):
             tokens = [self.world.vocabulary[t] for t in self.contexts[context_id]]
             start, stop = max(0, peak - window), min(len(tokens), peak + window + 1)
             answer = {

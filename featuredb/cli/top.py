@@ -17,7 +17,9 @@ from featuredb.cli.output import Output
 @click.option(
     "--where",
     metavar="SQL",
-    help="SQL condition on documents and contexts, e.g. \"topic = 'History'\".",
+    help="SQL condition on documents and contexts, e.g. \"topic = 'History'\". Where it names "
+    "role, token, token_id or token_index, e.g. \"role = 'assistant'\", only the tokens that it "
+    "holds for count for a context's maximum.",
 )
 @click.option(
     "--min-activation", metavar="X", type=float, help="Only contexts whose maximum is at least X."

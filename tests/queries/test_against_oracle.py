@@ -135,6 +135,41 @@ def test_filters(world: World, data: st.DataObject) -> None:
             assert got.table.to_pylist() == expected
 
 
+@given(worlds(), st.data())
+@few
+def test_conditions_on_tokens(world: World, data: st.DataObject) -> None:
+    where, keep, counts = data.draw(
+        st.sampled_from(
+            [
+                ("token = ' a'", _any_document, lambda token, index: token == " a"),
+                (
+                    "(tokens.token_index < 2 OR token = 'b') AND topic = 'art' -- comment",
+                    lambda metadata: metadata["topic"] == "art",
+                    lambda token, index: index < 2 or token == "b",
+                ),
+                ("role IS NULL", _any_document, lambda token, index: True),
+                ("token = 'nowhere'", _any_document, lambda token, index: False),
+            ]
+        )
+    )
+    k, low = data.draw(st.sampled_from([1, 3, 60])), data.draw(st.sampled_from([None, 1.0]))
+    query = 'FROM top_contexts(?, k := ?, window_size := 2, "where" := ?)'
+    with opened(world) as (db, client, oracle):
+        for sae, feature in some_features(world, data):
+            name = name_of(world, sae, feature)
+            expected = oracle.top_contexts(sae, feature, k, 2, keep, counts=counts)
+            answer = db.top_contexts(name, k, 2, where)
+            assert everywhere(db, client, answer, query, [name, k, where]) == expected
+            bounded = db.top_contexts(name, k, 2, where, min_activation=low)
+            floor = -math.inf if low is None else low
+            above = oracle.top_contexts(sae, feature, k, 2, keep, low=floor, counts=counts)
+            assert bounded.table.to_pylist() == above
+
+
+def _any_document(metadata: Row) -> bool:
+    return True
+
+
 @given(worlds(), st.data(), st.sampled_from(["decoder", "encoder", "coactivation"]))
 @few
 def test_near(world: World, data: st.DataObject, by: str) -> None:

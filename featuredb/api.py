@@ -111,6 +111,7 @@ def ingest(
     tokens_column: str | None = None,
     messages_column: str | None = None,
     id_column: str | None = None,
+    corpus_name: str | None = None,
     max_documents: int | None = None,
     context_size: int | None = None,
     bos: bool | None = None,
@@ -151,6 +152,8 @@ def ingest(
         tokens_column: Column with token ids, to read instead of text.
         messages_column: Column with chat messages, to read instead of text.
         id_column: Column with the document's id.
+        corpus_name: What the corpus is called, as in ``where="corpus = 'mail'"``. Default: after
+            its source.
         max_documents: Stop after this many documents.
         context_size: Tokens per context, including BOS. Default: the SAE's own, at most the
             model's, else 256.
@@ -206,6 +209,7 @@ def plan(
     tokens_column: str | None = None,
     messages_column: str | None = None,
     id_column: str | None = None,
+    corpus_name: str | None = None,
     max_documents: int | None = None,
     context_size: int | None = None,
     bos: bool | None = None,
@@ -255,6 +259,8 @@ def append(
     tokens_column: str | None = None,
     messages_column: str | None = None,
     id_column: str | None = None,
+    corpus_name: str | None = None,
+    skip_stored: bool = False,
     max_documents: int | None = None,
     context_size: int | None = None,
     bos: bool | None = None,
@@ -279,6 +285,8 @@ def append(
         saes: The database's SAEs, all of them, in order. Default: as the database keeps them, or
             where they were if it was made before databases kept them.
         context_size: Tokens per context, including BOS. Default: that of the first corpus.
+        skip_stored: Leave out documents whose texts are stored already. By default they are stored
+            again, with a warning.
         bos: Refuse to go on unless the database's contexts begin with BOS, or do not.
 
     The other arguments are those of `ingest`.
@@ -362,7 +370,7 @@ def drop(
     Args:
         path: The database folder.
         sae: The name of the SAE to drop.
-        corpus: The id of the corpus to drop.
+        corpus: The name of the corpus to drop, or its id.
         memory: Memory limit.
         progress: Show progress on standard error.
 

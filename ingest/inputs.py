@@ -45,6 +45,7 @@ class Inputs:
     bos: Bos
     stride: int | None
     max_tokens: int | None
+    corpus_name: str | None = None
 
     def contexts(self) -> Iterator[tuple[pa.RecordBatch, TokenizedBatch]]:
         """Batches of documents with their contexts."""
@@ -95,6 +96,8 @@ class Inputs:
             "SAEs": ", ".join(attached.name for attached in self.loaded.saes),
         }
         identity = {name: str(value) for name, value in settings.items()}
+        if self.corpus_name is not None:
+            identity["corpus name"] = self.corpus_name
         return identity | self.loaded.identity()
 
 
@@ -122,6 +125,7 @@ def load_inputs(options: IngestOptions, load: Load | None = None, bos: Bos | Non
         choose_bos(loaded, options.bos) if bos is None else bos,
         options.stride,
         options.max_tokens,
+        options.corpus_name,
     )
 
 

@@ -34,6 +34,7 @@ class IngestOptions:
     tokens_column: str | None = None
     messages_column: str | None = None
     id_column: str | None = None
+    corpus_name: str | None = None
     max_documents: int | None = None
     context_size: int | None = None
     bos: bool | None = None
@@ -78,6 +79,11 @@ class IngestOptions:
             raise IngestError(f"values must be one of {known}, not {self.values!r}")
         if self.exact and self.values == "log8":
             raise IngestError("exact activations cannot be log8: leave one of the two out")
+        if self.corpus_name is not None:
+            # Imported here, as below.
+            from ingest.corpus.naming import check_corpus_name
+
+            check_corpus_name(self.corpus_name)
         self.budget()
         self._check_engine()
 

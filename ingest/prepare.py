@@ -40,6 +40,8 @@ from featuredb.store.snapshot import (
 from featuredb.store.vectors.directions import Directions, fresh_table, table_of, write_vectors
 from ingest.attached import ModelWithSaes
 from ingest.change import next_draft
+from ingest.corpus.naming import corpus_name
+from ingest.corpus.stored_texts import StoredTexts
 from ingest.derive.logits import logit_lens
 from ingest.extract.feature_orders import with_feature_orders
 from ingest.extract.forward import Rule
@@ -222,10 +224,24 @@ def _store_corpus(
         first_context=ids.context,
         vocab_size=inputs.loaded.model.vocab_size,
         chats=inputs.corpus.column.role == "messages",
+        name=corpus_name(
+            inputs.corpus.source, inputs.corpus_name, [each.called for each in draft.corpora]
+        ),
     )
     corpus = store_corpus(layout, header, inputs.contexts(), inputs.max_tokens)
+    _report_stored(layout, draft, corpus)
     draft = msgspec.structs.replace(draft, corpora=(*draft.corpora, corpus))
     return StoredCorpus(draft, (corpus,))
+
+
+def _report_stored(layout: Layout, draft: Draft, corpus: Corpus) -> None:
+    """Say how many texts of a new corpus the others have."""
+    repeated = StoredTexts(layout, draft.corpora).repeated(layout, corpus)
+    for name, count in repeated.items():
+        log.warning(
+            f"{count:,} of {corpus.n_documents:,} texts are stored already, in corpus {name}: they "
+            "count twice from now on; --skip-stored leaves them out"
+        )
 
 
 def _check(

@@ -32,7 +32,7 @@ def built_catalog(layout: Layout, snapshot: Snapshot) -> Iterator[Path]:
         try:
             with _writable(temporary) as path, duckdb.connect(str(path)) as connection:
                 create(connection, snapshot, location, _root_of(location, snapshot))
-                comment(connection)
+                comment(connection, snapshot)
                 connection.execute("CHECKPOINT")
             fsync_path(temporary)
             yield temporary

@@ -121,7 +121,8 @@ def _sae(store: Store, sae: Sae) -> dict[str, Any]:
 
 def _corpus(corpus: Corpus) -> dict[str, Any]:
     return {
-        "name": corpus.id,
+        "name": corpus.called,
+        "id": corpus.id,
         "source": corpus.source,
         "documents": corpus.n_documents,
         "contexts": corpus.n_contexts,

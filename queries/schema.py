@@ -13,6 +13,7 @@ import pyarrow as pa
 import queries
 from featuredb.errors import QueryError
 from featuredb.render.view import Column, Heading, Part, Table, View
+from featuredb.store.snapshot import Snapshot
 from queries.answers import Answer, Row
 from queries.catalog import literals
 from queries.catalog.columns import about_column
@@ -79,7 +80,7 @@ def _about(rows: list[Row]) -> Column:
 
 def schema(reader: Reader, name: str | None = None) -> Schema:
     """See `featuredb.Database.schema`."""
-    rows = list(_rows(reader.cursor()))
+    rows = list(_rows(reader.cursor(), reader.snapshot))
     if name is not None:
         known = list(dict.fromkeys(row["name"] or "" for row in rows))
         rows = [row for row in rows if row["name"] == name.lower()]
@@ -91,7 +92,9 @@ def schema(reader: Reader, name: str | None = None) -> Schema:
     return Schema(pa.Table.from_pylist(rows, schema=_ROW))
 
 
-def _rows(connection: duckdb.DuckDBPyConnection) -> Iterator[dict[str, str | None]]:
+def _rows(
+    connection: duckdb.DuckDBPyConnection, snapshot: Snapshot
+) -> Iterator[dict[str, str | None]]:
     """Rows of `_ROW`, in the order in which the catalog is made, views before macros."""
     columns: dict[str, list[tuple[str, str]]] = {}
     listed = (
@@ -103,7 +106,9 @@ def _rows(connection: duckdb.DuckDBPyConnection) -> Iterator[dict[str, str | Non
     for each in sorted(RELATIONS, key=lambda each: each.kind == "table"):
         yield _row(each.kind, each.name, None, None, each.about)
         for column, kind in columns[each.name]:
-            yield _row(each.kind, each.name, column, kind, about_column(each.name, column))
+            yield _row(
+                each.kind, each.name, column, kind, about_column(snapshot, each.name, column)
+            )
     for question in queries.QUESTIONS.values():
         for macro in question.public_macros:
             parameters = macro.signature.removeprefix(macro.name)
@@ -114,11 +119,11 @@ def _row(*values: str | None) -> dict[str, str | None]:
     return dict(zip(_ROW.names, values, strict=True))
 
 
-def comment(connection: duckdb.DuckDBPyConnection) -> None:
+def comment(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
     """Let the catalog of a connection say what it holds, to any client."""
     tables = {m.name: m.table for q in queries.QUESTIONS.values() for m in q.macros}
     statements = []
-    for row in _rows(connection):
+    for row in _rows(connection, snapshot):
         kind, name = row["kind"] or "", literals.name(row["name"] or "")
         if row["column"] is not None:
             kind, name = "column", f"{name}.{literals.name(row['column'])}"

@@ -36,7 +36,7 @@ def list_snapshots(path: Path) -> Rows:
                 "created": snapshot.created,
                 "operation": snapshot.operation,
                 "live": snapshot.number == live,
-                "corpora": [corpus.id for corpus in snapshot.corpora],
+                "corpora": [corpus.called for corpus in snapshot.corpora],
                 "saes": [sae.name for sae in snapshot.saes],
                 "activations": sum(segment.rows for segment in snapshot.segments),
                 "bytes": sum(file.bytes for file in snapshot.files()),

@@ -60,6 +60,12 @@ _OPTIONS: dict[str, partial[Any]] = {
         "messages_column", "C", "Column with chat messages, instead of text."
     ),
     "id_column": _option("id_column", "C", "Column with the document's id."),
+    "corpus_name": _option(
+        "corpus_name",
+        "NAME",
+        "Name of the corpus, for --where \"corpus = 'NAME'\". Default: after its source.",
+    ),
+    "skip_stored": _flag("skip_stored", "Leave out documents whose texts are stored already."),
     "max_documents": _option("max_documents", "N", "Stop after N documents.", type=_COUNT),
     "context_size": _option(
         "context_size",

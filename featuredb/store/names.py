@@ -124,6 +124,21 @@ def document_columns(snapshot: Snapshot | Draft) -> list[str]:
     return list(columns.values())
 
 
+def corpus_columns(snapshot: Snapshot | Draft) -> tuple[str, str]:
+    """What the columns of a document's corpus, its name and id, are called in ``documents``.
+
+    ``corpus`` and ``corpus_id``, with ``_`` appended until no corpus has a column of that name.
+    Names of new corpora leave those free.
+    """
+    taken = {folded(name) for corpus in snapshot.corpora for name in corpus.metadata}
+    name, number = "corpus", "corpus_id"
+    while name in taken:
+        name += "_"
+    while number in taken:
+        number += "_"
+    return name, number
+
+
 def folded(name: str) -> str:
     """A column's name as DuckDB compares it: only A to Z are lowercased."""
     return name.encode().lower().decode()

@@ -147,7 +147,7 @@ class Corpus(msgspec.Struct, frozen=True):
 
     roles: for chats, a uint8 for each token of `tokens`, an index into role_names. text_hashes:
     see `featuredb.store.corpora.text_hash`. None if no document has a text. bos_from: what decided
-    bos_token_id, None if it was not recorded.
+    bos_token_id, None if it was not recorded. name: None if it was not recorded, see `called`.
     """
 
     id: str
@@ -170,6 +170,12 @@ class Corpus(msgspec.Struct, frozen=True):
     role_names: tuple[str, ...] = ()
     text_hashes: File | None = None
     bos_from: BosFrom | None = None
+    name: str | None = None
+
+    @property
+    def called(self) -> str:
+        """Its name. That of a corpus stored without one is its id."""
+        return self.id if self.name is None else self.name
 
 
 class Recording(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ import os
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ RESERVED_NAMES = (
     "n_tokens",
     "n_contexts",
     "role",
+    "corpus",
+    "corpus_id",
 )
 _SHOWN_COLUMNS = 12
 _DOCUMENT_TYPES = {
@@ -68,6 +70,7 @@ class CorpusReader:
         self.column = column
         self.max_documents = max_documents
         self.skipped_null = 0
+        self._stored: Callable[[Sequence[str | None]], Any] | None = None
         self._parts = list(parts)
         self._scans = self._scanned()
         self._check_documents()
@@ -93,6 +96,10 @@ class CorpusReader:
             pa.field("source_offset", pa.int64()),
         ]
         return pa.schema([*fields, *self.metadata_schema])
+
+    def leave_out(self, stored: Callable[[Sequence[str | None]], Any]) -> None:
+        """Leave out documents of whose texts `stored` is true. It gives one boolean per text."""
+        self._stored = stored
 
     def keep_as(self, name: str, data_type: Any) -> None:
         """Read a metadata column in another type: text, or one that `store.corpora.common` gave.
@@ -219,9 +226,12 @@ class CorpusReader:
                 if left is not None:
                     batch = batch.slice(0, left)
                     left -= batch.num_rows
+                full = left == 0
+                if self._stored is not None:
+                    batch = batch.filter(pa.array(~self._stored(batch.column(0).to_pylist())))
                 if batch.num_rows:
                     yield batch
-                if left == 0:
+                if full:
                     return
 
     def _document_batch(self, name: str, rows: PartRows) -> Any:

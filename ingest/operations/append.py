@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from featuredb.errors import IngestError, SaeError
-from featuredb.render.progress import shown
+from featuredb.render.progress import log, shown
 from featuredb.store.corpora import common, rounds, unite
 from featuredb.store.files.atomic import storage_errors
 from featuredb.store.files.lock import write_lock
@@ -22,6 +22,7 @@ from featuredb.store.outcomes import Outcome
 from featuredb.store.snapshot import Snapshot
 from ingest.attached import ModelWithSaes
 from ingest.change import after_the_last_writer, take_back, tidy
+from ingest.corpus.stored_texts import StoredTexts
 from ingest.corpus.tables import exceeds
 from ingest.engines import engine_for
 from ingest.extract.recorded import (
@@ -38,13 +39,14 @@ from ingest.prepare import RunSettings, plan_append, plan_saes
 from ingest.tokens.bos import Bos, check_bos, refuse_other_bos
 
 
-def append(path: str | Path, corpus: Any, **options: Any) -> Outcome:
+def append(path: str | Path, corpus: Any, *, skip_stored: bool = False, **options: Any) -> Outcome:
     """Add a corpus to the database at `path`, for all of its SAEs. Resumable.
 
     options: the arguments of `IngestOptions` about a corpus or about how to compute. The model is
     the database's, found where it was at the first ingest unless model says where it is now. The
     SAEs are those that the database keeps, unless saes says where they are. An existing corpus is
-    not added again. Raises `FeatureDBError`.
+    not added again. skip_stored: leave out documents whose texts are stored. Raises
+    `FeatureDBError`.
     """
     layout = Layout(Path(path).expanduser().resolve())
     base = _at_rest(layout, "append")
@@ -60,12 +62,16 @@ def append(path: str | Path, corpus: Any, **options: Any) -> Outcome:
             _fits(base, inputs)
             _same_types(layout, base, inputs)
             identity = {"operation": "append"} | inputs.identity(settings)
+            if skip_stored:
+                identity["stored texts"] = "skipped"
             if done_already(base, identity):
                 tidy(layout, base)
                 return Outcome(base, fresh=False)
             plan = unfinished_plan(layout, identity)
             if plan is None:
                 _not_there_yet(base, inputs)
+                if skip_stored:
+                    _skip_stored(layout, base, inputs)
                 run = RunSettings.of(settings, inputs.loaded.model.device)
                 plan = plan_append(layout, base, inputs, run, identity)
             backend = engine_for(layout, plan, inputs.loaded, settings)
@@ -219,7 +225,7 @@ def _same_types(layout: Layout, base: Snapshot, inputs: Inputs) -> None:
             if not unite(before, here) or (bound and exceeds(metadata, name, bound)):
                 raise IngestError(
                     f"the column {field.name!r} is {here} here and {before} in corpus "
-                    f"{corpus.id}: give it another name, or leave it out"
+                    f"{corpus.called}: give it another name, or leave it out"
                 )
             if rounds(here, wider):
                 inputs.corpus.keep_as(field.name, wider)
@@ -231,9 +237,29 @@ def _not_there_yet(base: Snapshot, inputs: Inputs) -> None:
     for corpus in base.corpora:
         if corpus.fingerprint == fingerprint:
             raise IngestError(
-                f"{inputs.corpus.source} is in the database already, as corpus {corpus.id}: drop "
-                "that one first, or give other documents"
+                f"{inputs.corpus.source} is in the database already, as corpus {corpus.called}: "
+                "drop that one first, or give other documents"
             )
+
+
+def _skip_stored(layout: Layout, base: Snapshot, inputs: Inputs) -> None:
+    """Leave out the documents that are stored. Raises `IngestError` where none is left."""
+    corpus = inputs.corpus
+    if corpus.column.role != "text":
+        raise IngestError(
+            f"--skip-stored compares texts, and {corpus.source} has {corpus.column.role}: "
+            "leave it out"
+        )
+    stored = StoredTexts(layout, base.corpora)
+    texts = (batch.column(0).to_pylist() for batch in corpus.batches())
+    counts = [(len(each), int(stored.has(each).sum())) for each in texts]
+    total, skipped = (sum(column) for column in zip(*counts, strict=True))
+    if skipped == total:
+        raise IngestError(
+            f"all {total:,} texts of {corpus.source} are stored already: there is nothing to append"
+        )
+    log.info(f"{skipped:,} of {total:,} texts are stored already and are left out")
+    corpus.leave_out(stored.has)
 
 
 def _free_names(base: Snapshot, names: Sequence[str]) -> None:

@@ -56,20 +56,20 @@ def drop_sae(path: str | Path, sae: str, *, memory: str = "4GB") -> Snapshot:
 
 
 def drop_corpus(path: str | Path, corpus: str, *, memory: str = "4GB") -> Snapshot:
-    """Publish the database without a corpus, given by its id, and its activations.
+    """Publish the database without a corpus, given by its name or id, and its activations.
 
     Ids of other documents and contexts do not change, and those of the corpus are not reused.
     Statistics, examples and co-activation are computed from the rest. Raises `DatabaseError` if
     there is no such corpus or it is the only one, `StorageError`.
     """
     with changing(path, "drop") as (layout, base):
-        dropped = next((c for c in base.corpora if c.id == corpus), None)
+        dropped = next((c for c in base.corpora if corpus in (c.called, c.id)), None)
         if dropped is None:
-            ids = _listed([c.id for c in base.corpora])
-            raise DatabaseError(f"there is no corpus {corpus!r}: this database has {ids}")
+            names = _listed([c.called for c in base.corpora])
+            raise DatabaseError(f"there is no corpus {corpus!r}: this database has {names}")
         _not_the_last(layout, len(base.corpora), f"corpus {corpus}")
         draft = msgspec.structs.replace(
-            next_draft(base, "drop"), corpora=tuple(c for c in base.corpora if c.id != corpus)
+            next_draft(base, "drop"), corpora=tuple(c for c in base.corpora if c != dropped)
         )
         log.info(f"taking corpus {corpus} out of the segments")
         segments = {

@@ -43,6 +43,7 @@ class CorpusHeader(NamedTuple):
     vocab_size: int
     chats: bool = False
     """Documents are chats: every token has a role."""
+    name: str | None = None
 
 
 def store_corpus(
@@ -104,6 +105,7 @@ def store_corpus(
             roles=entry("roles.bin", writer.n_stored) if header.chats else None,
             role_names=writer.role_names,
             text_hashes=entry("text_hashes.npy", writer.n_texts) if writer.n_texts else None,
+            name=header.name,
         )
 
 

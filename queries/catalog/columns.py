@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from featuredb.store.names import corpus_columns, folded
+from featuredb.store.snapshot import Snapshot
+
 COLUMNS = {
     "sae": "name of the SAE",
     "feature_id": "the feature's number in its SAE",
@@ -68,7 +71,8 @@ COLUMNS = {
     "started": "when it began, UTC",
     "finished": "when it ended, UTC",
     "featuredb": "version that wrote it",
-    "corpus": "the corpus",
+    "corpus": "name of the corpus",
+    "corpus_id": "id of the corpus, the name of its folder",
     "saes": "names of the SAEs",
     "seconds": "how long it took",
     "device": "device of the model",
@@ -91,6 +95,8 @@ _ELSE = {
     ("examples", "rank"): "place within its kind, from 1",
     ("examples", "activations"): "activations of the active tokens, in their order",
     ("coactivation", "score"): "Jaccard index of the two sets of active tokens",
+    ("ingests", "corpus"): "ids of the corpora",
+    ("runs", "corpus"): "ids of the corpora",
     ("documents", "n_tokens"): "number of tokens, BOS not counted",
     ("contexts", "n_tokens"): "number of tokens, BOS counted",
     ("features", "n_contexts"): "contexts it fires in",
@@ -105,6 +111,11 @@ _ELSE = {
 """By view and column, where a column is something else there."""
 
 
-def about_column(relation: str, column: str) -> str:
-    """What a column is: of the corpus, where it is none of featuredb's."""
-    return _ELSE.get((relation, column)) or COLUMNS.get(column, "a column of the corpus")
+def about_column(snapshot: Snapshot, relation: str, column: str) -> str:
+    """What a column is."""
+    if relation == "documents":
+        if folded(column) in {folded(n) for corpus in snapshot.corpora for n in corpus.metadata}:
+            return "a column of the corpus"
+        ours = dict(zip(corpus_columns(snapshot), ("corpus", "corpus_id"), strict=True))
+        column = ours.get(column, column)
+    return _ELSE.get((relation, column)) or COLUMNS[column]

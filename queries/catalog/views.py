@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from featuredb.store import schemas
+from featuredb.store.names import corpus_columns
 from featuredb.store.positions import token_mask
 from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
@@ -46,7 +47,15 @@ def _file(title: str, path: Callable[[Snapshot], str]) -> Callable[[Snapshot], l
 
 
 def _documents(snapshot: Snapshot) -> list[str]:
-    return _view("documents", [f"FROM {file(c.documents.path)}" for c in snapshot.corpora])
+    corpus, corpus_id = map(name, corpus_columns(snapshot))
+    return _view(
+        "documents",
+        [
+            f"SELECT *, {text(c.called)} AS {corpus}, {text(c.id)} AS {corpus_id} "
+            f"FROM {file(c.documents.path)}"
+            for c in snapshot.corpora
+        ],
+    )
 
 
 def _contexts(snapshot: Snapshot) -> list[str]:
@@ -212,6 +221,7 @@ def _runs(_snapshot: Snapshot) -> list[str]:
 def _corpora(snapshot: Snapshot) -> list[str]:
     fields = {
         "corpus": "VARCHAR",
+        "corpus_id": "VARCHAR",
         "source": "VARCHAR",
         "fingerprint": "VARCHAR",
         "context_size": "INTEGER",
@@ -224,6 +234,7 @@ def _corpora(snapshot: Snapshot) -> list[str]:
     }
     rows = [
         [
+            c.called,
             c.id,
             c.source,
             c.fingerprint,
@@ -265,7 +276,8 @@ RELATIONS = (
     Relation("vocabulary", "one row per token of the model's vocabulary", _vocabulary, "table"),
     Relation(
         "documents",
-        "one row per document, with the corpora's own columns, null where a corpus lacks one",
+        "one row per document, with the corpora's own columns, null where a corpus lacks one, "
+        "and its corpus",
         _documents,
     ),
     Relation(

@@ -35,7 +35,10 @@ def test_all_options_of_an_ingest(function: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("function", "other"),
     [
-        (featuredb.append, {"corpus": _REQUIRED, "model": None, "saes": None}),
+        (
+            featuredb.append,
+            {"corpus": _REQUIRED, "model": None, "saes": None, "skip_stored": False},
+        ),
         (featuredb.add_saes, {"saes": _REQUIRED, "names": None, "model": None}),
     ],
 )

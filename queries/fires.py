@@ -33,7 +33,13 @@ from queries.catalog.summaries import SUMMARY, summaries
 from queries.connection import Reader
 from queries.question import Macro, Question
 from queries.show import counted, feature_sizes, feature_table, number_column, score_column
-from queries.specificity import Active, ActiveText, most_specific
+from queries.specificity import (
+    SQL_SPECIFICITY,
+    SQL_TYPICAL,
+    Active,
+    ActiveText,
+    most_specific,
+)
 
 if TYPE_CHECKING:
     import duckdb
@@ -368,9 +374,11 @@ peaks AS (
 ),
 scored AS (
     SELECT p.*, s.sae,
-        specificity(p.activation, f.max_activation, f.count, s.recorded_tokens) AS specificity
+        specificity(p.activation, f.max_activation, f.count, s.recorded_tokens, t.typical)
+            AS specificity
     FROM peaks AS p JOIN (SELECT sae_index, sae, recorded_tokens FROM saes) AS s USING (sae_index)
     JOIN features AS f ON f.sae = s.sae AND f.feature_id = p.feature_id
+    JOIN ({SQL_TYPICAL}) AS t ON t.sae = s.sae
 ),
 best AS (
     SELECT CAST(row_number() OVER (ORDER BY specificity DESC, sae_index, feature_id) AS INTEGER)
@@ -391,10 +399,8 @@ QUESTION = Question(
     "fires",
     (
         Macro(
-            "specificity(activation, max_activation, count, recorded_tokens)",
-            "CAST(CASE WHEN count = 0 THEN 1 "
-            "ELSE CAST(activation AS DOUBLE) / CAST(max_activation AS DOUBLE) END "
-            "* log2(CAST(recorded_tokens + 1 AS DOUBLE) / CAST(count + 1 AS DOUBLE)) AS FLOAT)",
+            "specificity(activation, max_activation, count, recorded_tokens, typical)",
+            SQL_SPECIFICITY,
             table=False,
             about="how much an activation says about a text: its share of the maximum, by rarity",
         ),

@@ -45,25 +45,62 @@ class _Peaks(NamedTuple):
     activation: npt.NDArray[np.float32]
 
 
+PRIOR = 30
+"""Firings at the typical maximum that every feature is taken to have had besides its own."""
+
+
 def specificity(
     activation: npt.NDArray[np.float32],
     max_activation: npt.NDArray[np.float32],
     count: npt.NDArray[np.int64],
     recorded_tokens: int,
+    typical: float,
 ) -> npt.NDArray[np.float32]:
     """How much an activation says about this text rather than about text, float32 [n].
 
-    The share of the feature's largest stored activation, times the bits of surprise that the
-    feature fires at all: ``activation / max_activation * log2((recorded_tokens + 1) / (count +
-    1))``, in float64, rounded to float32. The form is that of tf-idf. A feature that never fired
-    in the store has share 1.
+    The share of the feature's maximum, times the bits of surprise that the feature fires at all:
+    ``activation / reach * log2((recorded_tokens + 1) / (count + 1))``, in float64, rounded to
+    float32. The form is that of tf-idf. The largest of a few activations says little about how
+    strong a feature gets, so ``reach = max(max_activation, (count * max_activation + PRIOR *
+    typical) / (count + PRIOR))``. docs/design.md has the measurements.
+
+    Args:
+        activation: [n].
+        max_activation: [n], the feature's largest stored activation. NaN where it never fired.
+        count: [n], its stored activations.
+        recorded_tokens: Of its SAE.
+        typical: See `typical_maximum`.
     """
-    never = count == 0
-    share = activation.astype(np.float64) / np.where(never, 1.0, max_activation).astype(np.float64)
-    share[never] = 1.0
-    rarity = np.log2((recorded_tokens + 1) / (count.astype(np.float64) + 1))
+    n = count.astype(np.float64)
+    largest = np.where(count == 0, 0.0, max_activation).astype(np.float64)
+    reach = np.maximum(largest, (n * largest + PRIOR * typical) / (n + PRIOR))
+    share = activation.astype(np.float64) / reach
+    rarity = np.log2((recorded_tokens + 1) / (n + 1))
     answer: npt.NDArray[np.float32] = (share * rarity).astype(np.float32)
     return answer
+
+
+def typical_maximum(max_activation: npt.NDArray[np.float32]) -> float:
+    """The median of the maxima of an SAE's features that ever fired, 1 where none did.
+
+    The smaller of the two in the middle. max_activation: [d_sae], NaN where it never fired.
+    """
+    fired = max_activation[~np.isnan(max_activation)]
+    return float(np.quantile(fired, 0.5, method="inverted_cdf")) if len(fired) else 1.0
+
+
+SQL_SPECIFICITY = f"""CAST(CAST(activation AS DOUBLE) / greatest(
+    CAST(coalesce(max_activation, 0) AS DOUBLE),
+    (count * CAST(coalesce(max_activation, 0) AS DOUBLE) + {PRIOR} * CAST(typical AS DOUBLE))
+        / CAST(count + {PRIOR} AS DOUBLE))
+    * log2(CAST(recorded_tokens + 1 AS DOUBLE) / CAST(count + 1 AS DOUBLE)) AS FLOAT)"""
+"""The body of a macro of the arguments of `specificity`."""
+
+SQL_TYPICAL = (
+    "SELECT sae, coalesce(quantile_disc(max_activation, 0.5), 1) AS typical FROM features "
+    "GROUP BY sae"
+)
+"""`typical_maximum` of every SAE."""
 
 
 def most_specific(store: Store, active: Sequence[Active], tokens: list[str], k: int) -> pa.Table:
@@ -125,11 +162,13 @@ def _peaks(store: Store, active: Active) -> _Peaks:
     reaching = np.flatnonzero(activation == np.repeat(peak, np.diff(offsets)))
     first = reaching[np.searchsorted(reaching, starts)]
     ids = feature[starts]
+    maxima = store.features.max_activation(sae)
     score = specificity(
         peak,
-        store.features.max_activation(sae)[ids],
+        maxima[ids],
         store.features.count(sae)[ids],
         store.snapshot.recorded_tokens(sae.name),
+        typical_maximum(maxima),
     )
     return _Peaks(sae, ids, score, peak, token[first], offsets, token, activation)
 

@@ -188,13 +188,18 @@ class Oracle:
         found = []
         for order, sae in enumerate(self.world.saes):
             values = dense[sae.name]
+            statistics = (self.statistics(sae.name, f) for f in range(len(sae.decoder)))
+            maxima = sorted(s["max_activation"] for s in statistics if s["count"])
+            typical = _quantile(maxima, Fraction(1, 2)) if maxima else 1.0
             for feature in range(len(sae.decoder)):
                 column = [float(v) for v in values[:, feature]] if len(values) else []
                 active = [v for v in column if v != 0]
                 if not active:
                     continue
                 known = self.statistics(sae.name, feature)
-                share = max(active) / known["max_activation"] if known["count"] else 1.0
+                n, largest = known["count"], known["max_activation"] or 0.0
+                reach = max(largest, (n * largest + 30 * typical) / (n + 30))
+                share = max(active) / reach
                 rarity = np.log2((self.recorded_tokens() + 1) / (known["count"] + 1))
                 score = float(np.float32(share * rarity))
                 found.append((-score, order, feature, sae.name, column, active))

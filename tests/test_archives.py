@@ -53,8 +53,9 @@ def test_it_is_of_its_format_and_sound(archive: Path, store: Path) -> None:
 def test_the_handle_gives_the_answers_of_then(store: Path, questions: list[dict[str, Any]]) -> None:
     with featuredb.open(store) as db:
         for question in questions:
-            if "search" in question.get("call", question.get("sql", "")):
-                continue  # a ranking by a rule that improves; `test_search` has its oracle
+            words = question.get("call", question.get("sql", ""))
+            if "search" in words or "fires" in words:
+                continue  # rankings by rules that improve; the newest have their oracles
             # The macro that was called `coactive` has another name since.
             asked = dict(question)
             if "sql" in asked:

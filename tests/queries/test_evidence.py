@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import featuredb
 from featuredb.errors import QueryError
 from queries.about import FUSION, about
 from queries.connection import Reader
-from queries.specificity import Active
+from queries.specificity import Active, ActiveText
 from tests.make_store import MadeSae, World, make_store
 from tests.queries.test_against_oracle import everywhere
 
@@ -179,13 +180,15 @@ def _encoding(reader: Reader, features: dict[int, float]) -> Any:
     """What a model would give: the features on the phrase's tokens, feature 0 everywhere."""
     sae = reader.snapshot.saes[0]
 
-    def encode(text: str) -> tuple[list[Active], list[str]]:
+    def encode(texts: Sequence[str]) -> list[ActiveText]:
+        (text,) = texts
         tokens = re.findall(r" ?[^ .]+|\.", text)
         inside = range(4, len(tokens) - 1)
         rows = [(t, 0, 1.0) for t in range(len(tokens))]
         rows += [(t, f, v) for t in inside for f, v in features.items()]
         columns = [np.array(c) for c in zip(*rows, strict=True)]
-        return [Active(sae, columns[0], columns[1], columns[2].astype(np.float32))], tokens
+        active = Active(sae, columns[0], columns[1], columns[2].astype(np.float32))
+        return [ActiveText([active], tokens)]
 
     return encode
 

@@ -190,6 +190,9 @@ def ingest(
     options = locals().copy()
     folder = local_folder(options.pop("path"), "ingesting")
     with ingest_extra("ingesting"):
+        from ingest.operations.given import check_paths
+
+        check_paths(corpus=corpus, model=model, saes=saes)
         from ingest.operations.ingest import ingest as run_ingest
         from ingest.options import IngestOptions
 
@@ -243,6 +246,9 @@ def plan(
     options = locals().copy()
     folder = local_folder(options.pop("path"), "planning an ingest")
     with ingest_extra("planning an ingest"):
+        from ingest.operations.given import check_paths
+
+        check_paths(corpus=corpus, model=model, saes=saes)
         from ingest.operations.plan import estimate
         from ingest.options import IngestOptions
 
@@ -302,6 +308,9 @@ def append(
     options = locals().copy()
     folder = local_folder(options.pop("path"), "appending")
     with ingest_extra("ingesting"):
+        from ingest.operations.given import check_paths
+
+        check_paths(database=folder, corpus=corpus, model=model, saes=saes)
         from ingest.operations.append import append as append_corpus
 
     return append_corpus(folder, **options)
@@ -350,6 +359,9 @@ def add_saes(
     options = locals().copy()
     folder = local_folder(options.pop("path"), "adding an SAE")
     with ingest_extra("ingesting"):
+        from ingest.operations.given import check_paths
+
+        check_paths(database=folder, model=model, saes=saes)
         from ingest.operations.append import add_saes as add
 
     return add(folder, **options)
@@ -491,6 +503,9 @@ def verify(
     folder = local_folder(path, "verifying")
     if source:  # a missing extra is reported before hours of reading
         with ingest_extra("comparing with the model"):
+            from ingest.operations.given import check_paths
+
+            check_paths(model=model)
             from ingest.extract.new_text import encode_contexts
     report = verify_database(
         folder, memory=Budget.parse(memory).bytes, all_snapshots=all_snapshots, progress=progress

@@ -684,6 +684,9 @@ def _encode(store: Store, model: str | None, texts: Sequence[str]) -> list[Activ
     from queries.specificity import Active, ActiveText
 
     with ingest_extra("reading new text"):
+        from ingest.operations.given import check_paths
+
+        check_paths(model=model)
         from ingest.extract.new_text import encode_texts
 
     return [

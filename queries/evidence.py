@@ -61,9 +61,9 @@ def _among(word: str) -> str:
 
 _MATCHING = f"""
 texts AS (
-    SELECT context_id, document_id, lower(CASE WHEN char_start < 0 THEN text  -- unknown
-            ELSE substring(text, char_start + 1, char_end - char_start) END) AS body
-    FROM contexts JOIN documents USING (document_id)
+    SELECT c.context_id, document_id, lower(CASE WHEN c.char_start < 0 THEN d.text  -- unknown
+            ELSE substring(d.text, c.char_start + 1, c.char_end - c.char_start) END) AS body
+    FROM contexts AS c JOIN documents AS d USING (document_id)
 ),
 -- Only what has a word's letters somewhere is taken apart.
 held AS MATERIALIZED (

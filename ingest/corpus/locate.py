@@ -35,6 +35,22 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _ARCHIVES = {b"PK\x03\x04": "a zip archive", b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive"}
 
 
+def refuse_missing(source: str) -> None:
+    """Raise the `CorpusError` of a path, folder or glob where there is nothing. Reads no file."""
+    local = _local(source)
+    if not local.strip():
+        raise CorpusError("the corpus has no name; give a path")
+    path = Path(local)
+    try:
+        if path.exists():
+            return
+        if not _WILD.intersection(local):
+            raise CorpusError(f"there is no file or folder {source}; {near(path)}")
+        _matching(local)
+    except OSError as error:
+        raise CorpusError(f"cannot look for {source}: {error.strerror or error}") from error
+
+
 def parts_of(source: str, column: DocumentColumn) -> list[CorpusPart]:
     """List the files that a path, a folder or a glob names, sorted by path.
 
@@ -44,9 +60,8 @@ def parts_of(source: str, column: DocumentColumn) -> list[CorpusPart]:
     Raises:
         CorpusError: there are none.
     """
+    refuse_missing(source)
     local = _local(source)
-    if not local.strip():
-        raise CorpusError("the corpus has no name; give a path")
     path = Path(local)
     try:
         if path.is_dir():
@@ -55,11 +70,9 @@ def parts_of(source: str, column: DocumentColumn) -> list[CorpusPart]:
             inside = [name for name, _ in named]
         elif path.exists():
             named, inside = [(source, path)], [""]
-        elif _WILD.intersection(local):
+        else:
             named = [(name, Path(name)) for name in _matching(local)]
             inside = [str(file.relative_to(_fixed(path))) for _, file in named]
-        else:
-            raise CorpusError(f"there is no file or folder {source}; {_near(path)}")
     except OSError as error:
         raise CorpusError(f"cannot look for {source}: {error.strerror or error}") from error
     parts = [file_part(file, name, column) for name, file in named]
@@ -155,7 +168,8 @@ def _fixed(pattern: Path) -> Path:
     return Path(*pattern.parts[:wild])
 
 
-def _near(path: Path) -> str:
+def near(path: Path) -> str:
+    """What there is in place of a path that is not there, for messages."""
     parent = path.parent
     if not parent.is_dir():
         return f"there is no folder {parent} either"

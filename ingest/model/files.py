@@ -21,24 +21,33 @@ _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 def locate(ref: str | Path, revision: str | None) -> tuple[Path, str | None, str | None]:
     """Return the local folder, the name of its GGUF file if any, and the hub's commit if any."""
+    found = local(ref)
+    return _fetch(str(ref), revision) if found is None else (*found, None)
+
+
+def local(ref: str | Path) -> tuple[Path, str | None] | None:
+    """Return the folder and the name of its GGUF file if any, None for what may be a hub id.
+
+    Raises ModelError where a path is named and no model is there.
+    """
     path = Path(ref).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{path} is not a model: a folder, a .gguf file or a hub id is needed")
-        return path.parent, path.name, None
+        return path.parent, path.name
     if path.is_dir():
         ggufs = sorted(file.name for file in path.glob("*.gguf"))
         if (path / "config.json").exists():
-            return path, None, None
+            return path, None
         if len(ggufs) == 1:
-            return path, ggufs[0], None
+            return path, ggufs[0]
         if ggufs:
             raise ModelError(f"{path} holds {len(ggufs)} models, name one: {', '.join(ggufs)}")
         raise ModelError(f"{path} is not a model folder: it has no config.json")
     text = str(ref)
     if isinstance(ref, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise ModelError(f"no model at {path}: there is no such folder")
-    return _fetch(text, revision)
+    return None
 
 
 def _fetch(name: str, revision: str | None) -> tuple[Path, str | None, str | None]:

@@ -123,7 +123,7 @@ def test_column_names_of_every_kind(folder: Path, tmp_path: Path) -> None:
     rows = [{"text": TEXTS[0]} | {name: name for name in names}]
     with ingest(tmp_path / "x.fdb", folder, rows) as db:
         (stored,) = db.sql(
-            "SELECT * EXCLUDE (text, source, source_offset) FROM documents"
+            "SELECT * EXCLUDE (text, source, source_offset, corpus, corpus_id) FROM documents"
         ).fetchall()
         assert list(stored)[-len(names) :] == names
         row = db.top_contexts(densest(db))[0]

@@ -150,7 +150,7 @@ def test_ids_and_queries_go_on_across_corpora(world: World, first: Path, grown: 
     assert new.first_context == old.n_contexts
     assert new.first_document == old.n_documents
     counts = after.sql("SELECT corpus, n_documents FROM corpora ORDER BY corpus").fetchall()
-    assert counts == [("0", old.n_documents), ("1", new.n_documents)]
+    assert counts == [("a", old.n_documents), ("b", new.n_documents)]
     for feature in range(0, 95, 10):
         contexts = [row["context_id"] for row in after.top_contexts(f"one/{feature}", k=60)]
         found = after.sql(
@@ -340,7 +340,7 @@ class Refusal(NamedTuple):
 
 REFUSALS = [
     Refusal(
-        "the same corpus", IngestError, "already, as corpus 0",
+        "the same corpus", IngestError, "already, as corpus a",
         lambda world, path: featuredb.append(path, world.corpus("a"), max_tokens=50),
     ),
     Refusal(

@@ -252,7 +252,7 @@ def test_names_are_names_whatever_is_in_them(tmp_path: Path) -> None:
         assert db.feature(f"{sae}/0").statistics.sae == sae
     for column in columns:
         quoted = column.replace('"', '""')
-        found = db.top_contexts(f"{saes[0]}/0", where=f"\"{quoted}\" = '%'")
+        found = db.top_contexts(f"{saes[0]}/0", where=f"documents.\"{quoted}\" = '%'")
         assert {row.document_id for row in found} <= {2}
     fires = db.fires_in(0).arrow()
     assert fires.equals(db.sql("FROM fires_in(0)").to_arrow_table())

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     from queries.about import About
     from queries.activations import Activations
-    from queries.answers import Info
     from queries.coactivation import Coactivation
     from queries.coactive import Coactive
     from queries.encode import Encoded
     from queries.feature import FeatureCard
     from queries.find import Matches
     from queries.fires import Firing
+    from queries.info import DatabaseInfo
     from queries.near import Neighbors
     from queries.sample_contexts import SampledContexts
     from queries.schema import Schema
@@ -653,7 +653,7 @@ class Database:
 
         return schema(self._reader, name)
 
-    def info(self) -> Info:
+    def info(self) -> DatabaseInfo:
         """What the database holds, where it comes from, and how large it is."""
         from queries.info import info
 
@@ -673,6 +673,12 @@ class Database:
 
     def __reduce__(self) -> tuple[object, ...]:
         return Database, (self._store, self._model)
+
+    def _repr_html_(self) -> str:
+        from featuredb.render.html import to_html
+        from queries.info import overview
+
+        return to_html(overview(self._reader))
 
     def __repr__(self) -> str:
         saes = ", ".join(sae.name for sae in self.saes)

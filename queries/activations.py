@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb.render.view import Heading, Records, View
+from featuredb.render.view import Column, Heading, Table, View
 from featuredb.store.names import parse_feature
 from featuredb.store.positions import context_of, token_mask, token_of
 from featuredb.store.snapshot import Sae, Snapshot
@@ -20,7 +20,9 @@ from queries.catalog.documents import metadata
 from queries.catalog.naming import first_rows
 from queries.connection import Reader
 from queries.question import Macro, Question
-from queries.show import counted
+from queries.show import counted, number_column
+
+_SHOWN = 10
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,10 +36,17 @@ class Activations(FeatureAnswer):
     kind: ClassVar[str] = "activations"
 
     def view(self) -> View:
-        """The rows, under a heading that says of which feature."""
-        count = counted(len(self), "activation")
-        heading = Heading("feature ", self.feature, f" · {count}")
-        return View([[heading], [Records(self.table.drop_columns(["sae", "feature_id"]))]])
+        """The first rows, under a heading that says of which feature."""
+        heading = Heading("feature ", self.feature, f" · {counted(len(self), 'activation')}")
+        if not len(self):
+            return View([[heading]])
+        rows = list(self[:_SHOWN])
+        columns = [
+            Column("context", [str(row.context_id) for row in rows], right=True),
+            Column("token", [str(row.token_index) for row in rows], right=True),
+            number_column("activation", rows, "activation"),
+        ]
+        return View([[heading, Table(columns, more=len(self) - len(rows))]])
 
 
 class FeatureContexts(NamedTuple):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from featuredb.render import numbers
+from featuredb.render.view import Column, Facts, Heading, Part, Table, View
 from featuredb.store import schemas
 from featuredb.store.snapshot import Corpus, Sae, Snapshot
 from featuredb.store.store import Store
@@ -14,12 +18,107 @@ from queries.connection import Reader
 from queries.question import Question
 
 
-def info(reader: Reader) -> Info:
+@dataclass(frozen=True, repr=False)
+class DatabaseInfo(Info):
+    """What a database holds. Shown are the main things, the data and every format have all."""
+
+    def view(self) -> View:
+        """The model, the texts, the SAEs and the corpora."""
+        return View([*self._sections(), [Heading("", "", _THE_REST)]])
+
+    def _sections(self) -> list[list[Part]]:
+        data = self.data
+        model = data["model"]
+        kept = [name for name, keeps in (("BOS", "keeps_bos"), ("sinks", "keeps_sinks"))
+                if data[keeps]]  # fmt: skip
+        sizes = sorted(data["size"].items(), key=lambda item: -item[1])
+        parts = ", ".join(f"{name.removesuffix('_bytes')} {numbers.size(n)}" for name, n in sizes)
+        after = f" · snapshot {data['snapshot']} · {data['created'][:16].replace('T', ' ')}"
+        facts = {
+            "model": f"{model['name']} · {numbers.plural(model['layers'], 'layer')} · "
+            f"d_model {model['d_model']} · {model['dtype']}",
+            "texts": f"{numbers.plural(data['documents'], 'document')} · "
+            f"{numbers.plural(data['contexts'], 'context')} · "
+            f"{numbers.plural(data['tokens'], 'token')}",
+            "activations": f"{numbers.count(data['activations'])} · {data['values']}"
+            + "".join(f" · at {name} too" for name in kept),
+            "size": f"{numbers.size(data['bytes'])}: {parts}",
+        }
+        return [
+            [Heading("", PurePosixPath(data["path"]).name, after), Facts(facts)],
+            [_saes(data["saes"])],
+            [_corpora(data["corpora"])],
+        ]
+
+
+_THE_REST = "sources, hashes and the size of every part: featuredb info DB --format json"
+
+
+@dataclass(frozen=True, repr=False)
+class Overview(DatabaseInfo):
+    """What a notebook shows of an open database: what it holds, and what to ask next."""
+
+    feature: str = "0"
+
+    def view(self) -> View:
+        """What it holds, and a few questions."""
+        asked = {
+            'db.search("music")': "features by the words they fire on",
+            f"db.feature({self.feature})": "all about one feature",
+            f"db.top_contexts({self.feature})": "where it fires most",
+            'db.fires_on("a text")': "what fires on a text",
+            "db.schema()": "the views and macros of db.sql(…)",
+        }
+        names = Column("ask next", list(asked), style="bold")
+        table = Table([names, Column("", list(asked.values()), wrap=True)])
+        return View([*self._sections(), [table]])
+
+
+def _saes(saes: Sequence[Mapping[str, Any]]) -> Table:
+    def column(name: str, cells: Sequence[str], **options: Any) -> Column:
+        return Column(name, cells, right=True, **options)
+
+    return Table(
+        [
+            Column("SAE", [sae["name"] for sae in saes], style="bold"),
+            column("features", [numbers.count(sae["features"]) for sae in saes]),
+            column("activations", [numbers.count(sae["activations"]) for sae in saes]),
+            column("L0", [_number(sae["l0"]) for sae in saes]),
+            column("explained", [_number(sae["variance_explained"]) for sae in saes]),
+            Column("hook", [sae["hook"] for sae in saes], wrap=True),
+        ]
+    )
+
+
+def _corpora(corpora: Sequence[Mapping[str, Any]]) -> Table:
+    sizes = ("documents", "contexts", "tokens")
+    return Table(
+        [
+            Column("corpus", [corpus["name"] for corpus in corpora], style="bold"),
+            *(Column(n, [numbers.count(c[n]) for c in corpora], right=True) for n in sizes),
+            Column("columns", [", ".join(c["metadata"]) or "none" for c in corpora], wrap=True),
+        ]
+    )
+
+
+def _number(value: float | None) -> str:
+    return numbers.MISSING if value is None else numbers.number(value)
+
+
+def overview(reader: Reader) -> Overview:
+    """What a notebook shows of the database."""
+    saes = reader.store.snapshot.saes
+    number = min(12, saes[0].d_sae - 1)
+    feature = str(number) if len(saes) == 1 else f'"{saes[0].name}/{number}"'
+    return Overview(info(reader).data, feature)
+
+
+def info(reader: Reader) -> DatabaseInfo:
     """What the database holds, where it comes from, how large it is. Reads only the snapshot."""
     store = reader.store
     snapshot = store.snapshot
     activations = sum(s.rows for s in snapshot.segments)
-    return Info(
+    return DatabaseInfo(
         {
             "path": str(store.root),
             "snapshot": snapshot.number,
@@ -136,4 +235,4 @@ def _corpus(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-QUESTION = Question("info", Info, "info")
+QUESTION = Question("info", DatabaseInfo, "info")

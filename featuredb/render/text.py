@@ -35,6 +35,7 @@ from featuredb.render.view import (
 _INDENT = "  "
 _WIDEST_CELL = 48
 _NARROWEST_TOKENS = 18
+_NARROWEST_PROSE = 20
 
 
 def to_text(answer: Shown, page: Page | None = None) -> str:
@@ -120,14 +121,21 @@ def _table(table: Table, page: Page) -> Iterator[Text]:
 
 
 def _with_prose(columns: list[Cells], page: Page) -> Iterator[Text]:
-    """The last column broken to what the others leave. Without names there is no heading."""
+    """The last column broken to what the others leave, or below them where that is too little.
+
+    Without names there is no heading.
+    """
     *before, prose = columns
     heading = any(column.name for column in columns)
     labels = grid(before, heading=heading)
     cells = [Text(prose.name, "dim")] * heading + prose.cells
-    room = max(20, page.width - (labels[0].cell_len + GAP if labels else 0))
+    room = page.width - (labels[0].cell_len + GAP if labels else 0)
     for i, cell in enumerate(cells):
-        yield from under(labels[i : i + 1], wrap(cell, room))
+        if room >= _NARROWEST_PROSE:
+            yield from under(labels[i : i + 1], wrap(cell, room))
+        else:
+            yield from labels[i : i + 1]
+            yield from under([Text()], wrap(cell, page.width - GAP))
 
 
 def _stacked(others: list[Cells], lists: list[TokenColumn], page: Page) -> Iterator[Text]:

@@ -131,6 +131,9 @@ class Sae(msgspec.Struct, frozen=True):
     excluded_tokens: tuple[int, ...] = ()
     weights: File | None = None
 
+    def __repr__(self) -> str:
+        return f"<SAE {self.name}: {self.d_sae:,} features at {self.hook}>"
+
     @property
     def writes(self) -> tuple[str, ...]:
         """Where it writes, apart from where it reads. Empty for an autoencoder."""

@@ -68,7 +68,7 @@ class FakeDatabase:
     def fires_in(self, context_id: int, k: int) -> Any:
         return self._ask(answers.firing, "fires_in", context_id, k)
 
-    def search(self, query: str, k: int) -> Any:
+    def search(self, query: str, k: int, by: str | None = None) -> Any:
         return self._ask(answers.search_hits, "search", query, k)
 
     def sql(self, query: str) -> Any:

@@ -378,3 +378,16 @@ def test_many_features_are_shown_one_after_the_other(one: Database) -> None:
         one.top_contexts([])
     with pytest.raises(UnknownFeatureError, match="no feature 99"):
         one.top_contexts(f for f in (1, 99))
+
+
+def test_a_database_shows_itself(one: Database, two: Database) -> None:
+    assert repr(one.saes) == "(<SAE demo: 5 features at blocks.0.hook_resid_post>,)"
+    for db, asked in ((one, "db.feature(4)"), (two, "db.feature(&#34;a/4&#34;)")):
+        shown = db._repr_html_()
+        assert asked in shown
+        assert all(sae.name in shown for sae in db.saes)
+    text = str(one.info())
+    assert len(text.splitlines()) < 20
+    assert all(word in text for word in ("one.fdb", "3 documents", "demo", "topic"))
+    # The data and every format have all.
+    assert one.info()["saes"][0]["sha256"] in str(one.info().arrow().to_pylist())

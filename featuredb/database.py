@@ -455,7 +455,14 @@ class Database:
 
         return coactivation(self._reader, feature, other)
 
-    def fires_on(self, text: str, k: int = 20) -> Firing:
+    def fires_on(
+        self,
+        text: str,
+        k: int = 20,
+        by: str = "specificity",
+        min_density: float | None = None,
+        max_density: float | None = None,
+    ) -> Firing:
         """The features that fire on a text, the most specific first.
 
         A text that is a stored document's is answered from the store. Any other goes through the
@@ -465,10 +472,14 @@ class Database:
         Args:
             text: Any text.
             k: Number of features.
+            by: ``"specificity"`` (`queries.specificity`), ``"activation"`` for the maximum over
+                the text, or ``"mass"`` for the sum over it.
+            min_density: Only features that fire on at least this share of tokens in the database.
+            max_density: Only features that fire on at most this share.
 
         Returns:
-            One row per feature, by specificity (`queries.specificity`) descending, ties by SAE and
-            feature id. token_index counts the text's tokens, without BOS.
+            One row per feature, by that descending, ties by SAE and feature id. token_index counts
+            the text's tokens, without BOS. Its `by_token` has the features of each token.
 
         Raises:
             MissingExtraError: The extra is not installed.
@@ -477,9 +488,12 @@ class Database:
                 changed.
         """
 
-        from queries.fires import fires_on
+        from queries.fires import Choice, fires_on
 
-        return fires_on(self._store, text, k, partial(_encode, self._store, self._model))
+        choice = Choice(k, by, min_density, max_density)
+        return fires_on(
+            self._reader.store, text, choice, partial(_encode, self._store, self._model)
+        )
 
     def encode(self, texts: _Texts, pool: _Pool | None = None, k: int | None = None) -> Encoded:
         """The activations of many texts at once.
@@ -537,12 +551,22 @@ class Database:
 
         return stored_document(self._store, text) is not None
 
-    def fires_in(self, context_id: int, k: int = 20) -> Firing:
+    def fires_in(
+        self,
+        context_id: int,
+        k: int = 20,
+        by: str = "specificity",
+        min_density: float | None = None,
+        max_density: float | None = None,
+    ) -> Firing:
         """The features that fire in a stored context, the most specific first.
 
         Args:
             context_id: The context.
             k: Number of features.
+            by: As of `fires_on`.
+            min_density: As of `fires_on`.
+            max_density: As of `fires_on`.
 
         Returns:
             As of `fires_on`, but token_index counts the context's tokens, BOS included.
@@ -550,9 +574,9 @@ class Database:
         Raises:
             UnknownContextError: There is no such context.
         """
-        from queries.fires import fires_in
+        from queries.fires import Choice, fires_in
 
-        return fires_in(self._reader, context_id, k)
+        return fires_in(self._reader, context_id, Choice(k, by, min_density, max_density))
 
     def feature(self, feature: Feature, k: int | None = None) -> FeatureCard:
         """A feature's statistics, top contexts and nearest neighbors by decoder.
@@ -705,7 +729,7 @@ def _answer_new_text(
     store: Store, model: str | None, connection: duckdb.DuckDBPyConnection
 ) -> None:
     """Let SQL ask `Database.fires_on`."""
-    from queries.fires import fires_on, register_fires_on
+    from queries.fires import Choice, fires_on, register_fires_on
 
     encode = partial(_encode, store, model)
-    register_fires_on(connection, lambda text, k: fires_on(store, text, k, encode))
+    register_fires_on(connection, lambda text, k: fires_on(store, text, Choice(k), encode))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,23 +27,26 @@ from featuredb.render.view import (
 from featuredb.store.positions import token_mask
 from featuredb.store.snapshot import Snapshot, TokenFile
 from featuredb.store.store import Store
-from queries.answers import Answer
-from queries.arguments import check_k, check_text
+from queries.answers import Answer, Row
+from queries.arguments import check_choice, check_k, check_text
 from queries.catalog import literals
 from queries.catalog.summaries import SUMMARY, summaries
 from queries.connection import Reader
 from queries.question import Macro, Question
-from queries.show import counted, feature_sizes, feature_table, number_column, score_column
+from queries.show import feature_sizes, feature_table, number_column, score_column
 from queries.specificity import (
     SQL_SPECIFICITY,
     SQL_TYPICAL,
     Active,
     ActiveText,
+    between,
     most_specific,
 )
 
 if TYPE_CHECKING:
     import duckdb
+
+    from queries.fires_by_token import FiringByToken
 
 Encode = Callable[[Sequence[str]], list[ActiveText]]
 """New texts through the model and the SAEs."""
@@ -72,11 +76,41 @@ class Firing(Answer):
     kind: ClassVar[str] = "firing"
 
     tokens: list[str]
+    active: int
+    """How many features are active on the text, shown or not."""
+    by: str = "specificity"
+    found: _Found | None = None
+
+    def attributes(self) -> dict[str, Any]:
+        return {"tokens": self.tokens, "active": self.active, "by": self.by}
+
+    def by_token(self, k: int = 5, token: int | None = None) -> FiringByToken:
+        """The features of each token, with the filters of this answer.
+
+        Args:
+            k: Number of features of each token.
+            token: Only those of the token of this index.
+
+        Returns:
+            Rows by token, then by specificity, or by activation where this answer is not by
+            specificity.
+
+        Raises:
+            QueryError: There is no such token.
+        """
+        from queries.fires_by_token import by_token
+
+        if self.found is None:
+            raise QueryError("this answer was not made by a database: it has no tokens to show")
+        return by_token(*self.found, self.tokens, check_k(k), self.by, token)
 
     def view(self) -> View:
         """The text, then each feature with its course over the text."""
         tokens = self.tokens
-        count = f"{numbers.plural(len(tokens), 'token')} · {counted(len(self), 'feature')}"
+        shown = (
+            f"{len(self):,} of {self.active:,} active features" if self.active else "no features"
+        )
+        count = f"{numbers.plural(len(tokens), 'token')} · {shown}"
         text: list[Part] = [Heading(count), Passages([Passage(tokens, [0.0] * len(tokens))])]
         rows = list(self)
         if not rows:
@@ -90,8 +124,7 @@ class Firing(Answer):
         )
         peak = PlaceColumn("peak", [r.token for r in rows], [r.token_index for r in rows])
         columns: list[AnyColumn] = [
-            score_column("specific", rows, "specificity"),
-            number_column("active", rows, "activation"),
+            *_scores(rows, self.by),
             course,
             peak,
             Column("tokens", [str(row.n_tokens) for row in rows], right=True),
@@ -100,37 +133,78 @@ class Firing(Answer):
         return View([text, [feature_table(rows, columns)]])
 
 
-def fires_in(reader: Reader, context_id: int, k: int = 20) -> Firing:
+class _Found(NamedTuple):
+    """Everything that is active on a text, filters applied."""
+
+    store: Store
+    active: list[Active]
+
+
+class Choice(NamedTuple):
+    """Which features are shown of those active. See `featuredb.Database.fires_on`."""
+
+    k: int = 20
+    by: str = "specificity"
+    min_density: float | None = None
+    max_density: float | None = None
+
+    def of(self, store: Store, found: ActiveText) -> Firing:
+        """The answer. Raises `QueryError` for an invalid choice."""
+        check_k(self.k)
+        check_choice("by", self.by, ORDERS)
+        for bound in (self.min_density, self.max_density):
+            if bound is not None and not 0 <= bound <= 1:
+                raise QueryError(f"a density is from 0 to 1, not {bound!r}")
+        active, tokens = found
+        count = sum(len(np.unique(each.feature_id)) for each in active)
+        if self.min_density is not None or self.max_density is not None:
+            active = between(store, active, self.min_density, self.max_density)
+        table = most_specific(store, active, tokens, self.k, self.by)
+        return Firing(table, tokens, count, self.by, _Found(store, active))
+
+
+ORDERS = ("specificity", "activation", "mass")
+
+
+def _scores(rows: list[Row], by: str) -> list[Column]:
+    """What the rows are ordered by, and the activation."""
+    if by == "activation":
+        return [score_column("active", rows, "activation")]
+    active = number_column("active", rows, "activation")
+    if by == "mass":
+        sums = numbers.aligned([math.fsum(row.activations) for row in rows])
+        return [Column("mass", sums, right=True, style="bold"), active]
+    return [score_column("specific", rows, "specificity"), active]
+
+
+def fires_in(reader: Reader, context_id: int, choice: Choice) -> Firing:
     """See `featuredb.Database.fires_in`."""
     store = reader.store
-    k = check_k(k)
     try:
         context_id = operator.index(context_id)
     except TypeError:
         raise UnknownContextError(f"{context_id!r} is not a context: give its number") from None
     tokens = store.texts.read(store.texts.token_ids(context_id))
     active = [Active(sae, *_context(store, sae, context_id)) for sae in store.snapshot.saes]
-    return Firing(most_specific(store, active, tokens, k), tokens=tokens)
+    return choice.of(store, ActiveText(active, tokens))
 
 
-def fires_on(store: Store, text: str, k: int, encode: Encode) -> Firing:
-    """The k most specific features on a text.
+def fires_on(store: Store, text: str, choice: Choice, encode: Encode) -> Firing:
+    """The features on a text, the most specific first.
 
     A text that is a stored document's is answered from the store, any other by `encode`.
     token_index counts the text's tokens, BOS not among them. Takes a store, not a `Reader`: SQL
     calls it from inside a connection, which must not be held by what it holds. Raises `QueryError`
     and what `encode` raises.
     """
-    k = check_k(k)
     given: object = text
     if not isinstance(given, str) and isinstance(given, Iterable):
         raise QueryError("fires_on takes one text: for many at once ask Database.encode")
     document = stored_document(store, text)
     if document is not None:
-        active, tokens = active_in_document(store, document)
-    else:
-        ((active, tokens),) = encode([text])
-    return Firing(most_specific(store, active, tokens, k), tokens=tokens)
+        return choice.of(store, active_in_document(store, document))
+    (found,) = encode([text])
+    return choice.of(store, found)
 
 
 def stored_document(store: Store, text: str) -> int | None:

@@ -39,6 +39,7 @@ class _Peaks(NamedTuple):
     feature: npt.NDArray[np.int64]
     specificity: npt.NDArray[np.float32]
     peak: npt.NDArray[np.float32]
+    mass: npt.NDArray[np.float64]
     peak_index: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
     token_index: npt.NDArray[np.int64]
@@ -103,18 +104,63 @@ SQL_TYPICAL = (
 """`typical_maximum` of every SAE."""
 
 
-def most_specific(store: Store, active: Sequence[Active], tokens: list[str], k: int) -> pa.Table:
+def specificity_of(
+    store: Store,
+    sae: Sae,
+    feature: npt.NDArray[np.int64],
+    activation: npt.NDArray[np.float32],
+) -> npt.NDArray[np.float32]:
+    """`specificity` of activations [n] of features [n] of an SAE."""
+    maxima = store.features.max_activation(sae)
+    return specificity(
+        activation,
+        maxima[feature],
+        store.features.count(sae)[feature],
+        store.snapshot.recorded_tokens(sae.name),
+        typical_maximum(maxima),
+    )
+
+
+def between(
+    store: Store, active: Sequence[Active], low: float | None, high: float | None
+) -> list[Active]:
+    """Without the features whose density is below `low` or above `high`."""
+    kept = []
+    for each in active:
+        recorded = max(1, store.snapshot.recorded_tokens(each.sae.name))
+        density = store.features.count(each.sae)[each.feature_id.astype(np.int64)] / recorded
+        inside = (density >= (low or 0.0)) & (density <= (1.0 if high is None else high))
+        kept.append(
+            Active(
+                each.sae,
+                each.token_index[inside],
+                each.feature_id[inside],
+                each.activation[inside],
+            )
+        )
+    return kept
+
+
+def most_specific(
+    store: Store, active: Sequence[Active], tokens: list[str], k: int, by: str = "specificity"
+) -> pa.Table:
     """The k most specific features among those active on a text of `tokens`.
 
-    Order: specificity descending, ties by SAE in the snapshot's order, then feature id. No rows
-    where nothing is active.
+    Order: specificity, or by ``activation`` (its maximum) or ``mass`` (its sum over the text),
+    descending, ties by SAE in the snapshot's order, then feature id. No rows where nothing is
+    active.
     """
     peaks = [_peaks(store, a) for a in active if len(a.token_index)]
     order = store.sae_order
     sae_index = _join([np.full(len(p.feature), order[p.sae.name]) for p in peaks], np.int64)
     feature = _join([p.feature for p in peaks], np.int64)
     score = _join([p.specificity for p in peaks], np.float32)
-    best = np.lexsort((feature, sae_index, -score))[:k]
+    keys: dict[str, list[npt.NDArray[Any]]] = {
+        "activation": [p.peak for p in peaks],
+        "mass": [p.mass for p in peaks],
+    }
+    key = _join(keys.get(by, [p.specificity for p in peaks]), np.float64)
+    best = np.lexsort((feature, sae_index, -key))[:k]
     by_order = {order[p.sae.name]: p for p in peaks}
     firsts = np.cumsum([0] + [len(p.feature) for p in peaks])
 
@@ -162,15 +208,9 @@ def _peaks(store: Store, active: Active) -> _Peaks:
     reaching = np.flatnonzero(activation == np.repeat(peak, np.diff(offsets)))
     first = reaching[np.searchsorted(reaching, starts)]
     ids = feature[starts]
-    maxima = store.features.max_activation(sae)
-    score = specificity(
-        peak,
-        maxima[ids],
-        store.features.count(sae)[ids],
-        store.snapshot.recorded_tokens(sae.name),
-        typical_maximum(maxima),
-    )
-    return _Peaks(sae, ids, score, peak, token[first], offsets, token, activation)
+    score = specificity_of(store, sae, ids, peak)
+    mass = np.add.reduceat(activation.astype(np.float64), starts)
+    return _Peaks(sae, ids, score, peak, mass, token[first], offsets, token, activation)
 
 
 def _join(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from queries.encode import Pool
 
 _K = 20
+_PER_TOKEN = 5
 
 
 @click.command("fires")
@@ -37,8 +38,21 @@ _K = 20
     type=click.Choice(("max", "sum", "mean")),
     help="With --file, one row per feature and text: this, over the text's tokens.",
 )
+@click.option(
+    "--per-token", is_flag=True, help="One line per token, with its features. -k: of each token."
+)
+@click.option("--token", metavar="N", type=int, help="The features of token N, from 0.")
+@click.option(
+    "--by",
+    type=click.Choice(("specificity", "activation", "mass")),
+    default="specificity",
+    show_default=True,
+    help="Order: mass is the sum of a feature's activations over the text.",
+)
+@click.option("--min-density", metavar="X", type=float, help="Only features at least so frequent.")
+@click.option("--max-density", metavar="X", type=float, help="Only features at most so frequent.")
 @options.model
-@options.limit(None, f"features (default: {_K}; with --file all of each token or text)")
+@options.limit(None, f"features (default: {_K}, {_PER_TOKEN} of each token; with --file all)")
 @options.output
 def command(
     db: str,
@@ -47,6 +61,11 @@ def command(
     context: int | None,
     file: str | None,
     pool: Pool | None,
+    per_token: bool,
+    token: int | None,
+    by: str,
+    min_density: float | None,
+    max_density: float | None,
     model: str | None,
     k: int | None,
     output: Output,
@@ -62,6 +81,8 @@ def command(
         )
     if pool is not None and file is None:
         raise click.UsageError("--pool is for the texts of --file")
+    if file is not None and (per_token or token is not None):
+        raise click.UsageError("--per-token and --token are of one text: --file lists all tokens")
     with featuredb.open(db, snapshot=snapshot, model=model) as database:
         if file is not None:
             from queries.text_files import read_texts
@@ -69,8 +90,12 @@ def command(
             output.write_each(database.encode_batches(read_texts(file), pool, k))
             return
         if context is not None:
-            answer = database.fires_in(context, k=k or _K)
+            answer = database.fires_in(context, k or _K, by, min_density, max_density)
         else:
             given = options.text_or_stdin(text or "", database.has_text)
-            answer = database.fires_on(given, k=k or _K)
+            answer = database.fires_on(given, k or _K, by, min_density, max_density)
+        if per_token or token is not None:
+            each = k or (_K if token is not None else _PER_TOKEN)
+            output.write(answer.by_token(each, token))
+            return
     output.write(answer)

@@ -249,7 +249,7 @@ def firing() -> Firing:
         n_tokens=1,
         activations=[0, 4, 0],
     )
-    return Firing(pa.Table.from_pylist(rows, _FIRING), tokens=["No", " war", HOSTILE])
+    return Firing(pa.Table.from_pylist(rows, _FIRING), tokens=["No", " war", HOSTILE], active=7)
 
 
 def feature_card() -> FeatureCard:

@@ -56,7 +56,7 @@ class FakeDatabase:
     def feature(self, feature: Any, k: int | None) -> Any:
         return self._ask(answers.feature_card, "feature", feature, k)
 
-    def fires_on(self, text: str, k: int) -> Any:
+    def fires_on(self, text: str, k: int, *_: Any) -> Any:
         return self._ask(answers.firing, "fires_on", text, k)
 
     def encode_batches(self, texts: Any, pool: Any, k: Any) -> Any:
@@ -65,7 +65,7 @@ class FakeDatabase:
     def has_text(self, text: str) -> bool:
         return text == "stored\n"
 
-    def fires_in(self, context_id: int, k: int) -> Any:
+    def fires_in(self, context_id: int, k: int, *_: Any) -> Any:
         return self._ask(answers.firing, "fires_in", context_id, k)
 
     def search(self, query: str, k: int, by: str | None = None) -> Any:

@@ -74,7 +74,11 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "feature": (_Database.feature, "db 1", {"db"}),
     "near": (_Database.near, "db 1", {"db", "vector", "sae"}),
     "coactive": (_Database.coactive, "db 1", {"db", "other", "everything", "memory"}),
-    "fires": (_Database.fires_on, "db text", {"db", "context", "file", "pool", "model"}),
+    "fires": (
+        _Database.fires_on,
+        "db text",
+        {"db", "context", "file", "pool", "per_token", "token", "model"},
+    ),
     "about": (_Database.about, "db phrase", {"db"}),
     "search": (_Database.search, "db query", {"db"}),
     "sql": (_Database.sql, "db query", {"db", "k", "memory", "model"}),

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     import duckdb
 
     from queries.fires_by_token import FiringByToken
+    from queries.shaded_text import ShadedText
 
 Encode = Callable[[Sequence[str]], list[ActiveText]]
 """New texts through the model and the SAEs."""
@@ -100,9 +101,25 @@ class Firing(Answer):
         """
         from queries.fires_by_token import by_token
 
+        return by_token(*self._found(), self.tokens, check_k(k), self.by, token)
+
+    def shaded(self, feature: int | str) -> ShadedText:
+        """The text with one feature's activations, shown or not.
+
+        Args:
+            feature: A number where the database has one SAE, else ``"sae_name/1234"``.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+        """
+        from queries.shaded_text import shaded_text
+
+        return shaded_text(*self._found(), self.tokens, feature)
+
+    def _found(self) -> _Found:
         if self.found is None:
             raise QueryError("this answer was not made by a database: it has no tokens to show")
-        return by_token(*self.found, self.tokens, check_k(k), self.by, token)
+        return self.found
 
     def view(self) -> View:
         """The text, then each feature with its course over the text."""

@@ -43,6 +43,12 @@ _PER_TOKEN = 5
 )
 @click.option("--token", metavar="N", type=int, help="The features of token N, from 0.")
 @click.option(
+    "--feature",
+    metavar="F",
+    shell_complete=completing.features,
+    help="Show the text shaded by this feature.",
+)
+@click.option(
     "--by",
     type=click.Choice(("specificity", "activation", "mass")),
     default="specificity",
@@ -63,6 +69,7 @@ def command(
     pool: Pool | None,
     per_token: bool,
     token: int | None,
+    feature: str | None,
     by: str,
     min_density: float | None,
     max_density: float | None,
@@ -81,8 +88,11 @@ def command(
         )
     if pool is not None and file is None:
         raise click.UsageError("--pool is for the texts of --file")
-    if file is not None and (per_token or token is not None):
-        raise click.UsageError("--per-token and --token are of one text: --file lists all tokens")
+    ways = [per_token, token is not None, feature is not None]
+    if sum(ways) > 1:
+        raise click.UsageError("give one of --per-token, --token and --feature")
+    if file is not None and any(ways):
+        raise click.UsageError("--per-token, --token and --feature are of one text, not of --file")
     with featuredb.open(db, snapshot=snapshot, model=model) as database:
         if file is not None:
             from queries.text_files import read_texts
@@ -94,6 +104,9 @@ def command(
         else:
             given = options.text_or_stdin(text or "", database.has_text)
             answer = database.fires_on(given, k or _K, by, min_density, max_density)
+        if feature is not None:
+            output.write(answer.shaded(feature))
+            return
         if per_token or token is not None:
             each = k or (_K if token is not None else _PER_TOKEN)
             output.write(answer.by_token(each, token))

@@ -77,7 +77,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "fires": (
         _Database.fires_on,
         "db text",
-        {"db", "context", "file", "pool", "per_token", "token", "model"},
+        {"db", "context", "file", "pool", "per_token", "token", "feature", "model"},
     ),
     "about": (_Database.about, "db phrase", {"db"}),
     "search": (_Database.search, "db query", {"db"}),

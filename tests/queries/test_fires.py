@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import featuredb
 from featuredb.cli import main
-from featuredb.errors import QueryError
+from featuredb.errors import QueryError, UnknownFeatureError
 from tests.make_store import MadeSae, World, make_store
 
 D = 12
@@ -151,6 +151,17 @@ def test_one_token_and_what_is_refused(db: featuredb.Database) -> None:
     assert again.by_token(3).table == firing.by_token(3).table
 
 
+def test_a_text_shaded_by_a_feature(db: featuredb.Database, world: World) -> None:
+    firing = db.fires_in(3, k=1)
+    for feature in (0, 1, 5):
+        answer = firing.shaded(f"a/{feature}")
+        assert answer.table["activation"].to_pylist() == dense(world, 3)[1][:, feature].tolist()
+        assert answer.table["token"].to_pylist() == firing.tokens
+    assert "a/1 · fires on 9 of 10 tokens" in str(firing.shaded("a/1"))
+    with pytest.raises(UnknownFeatureError):
+        firing.shaded("a/99")
+
+
 @pytest.mark.parametrize("columns", ["60", "80", "100"])
 def test_on_the_command_line(path: Path, columns: str) -> None:
     def run(*words: str) -> str:
@@ -163,5 +174,6 @@ def test_on_the_command_line(path: Path, columns: str) -> None:
     assert run("--per-token", "-k", "2").startswith("10 tokens\n")
     assert run("--token", "4").startswith("token 4: ")
     assert "mass" in run("--by", "mass", "--max-density", "0.9")
+    assert run("--feature", "b/0").startswith("b/0 · fires on 1 of 10 tokens")
     wrong = CliRunner().invoke(main, ["fires", str(path), "--file", "x", "--per-token"])
     assert wrong.exit_code == 2

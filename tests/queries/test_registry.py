@@ -19,6 +19,7 @@ from featuredb.render.view import Shown, View
 from queries.answers import Answer, FeatureAnswer
 from queries.fires_by_token import FiringByToken
 from queries.question import Question
+from queries.shaded_text import ShadedText
 from tests.cli import answers
 from tests.make_store import MadeSae, World, make_store
 
@@ -40,7 +41,7 @@ _ROOT = Path(queries.__file__).parent
 
 def test_every_answer_class_belongs_to_a_question() -> None:
     asked = {question.answer for question in queries.QUESTIONS.values()}
-    asked.add(FiringByToken)  # `Firing.by_token`
+    asked |= {FiringByToken, ShadedText}  # `Firing.by_token` and `Firing.shaded`
     found = set()
     for path in _ROOT.glob("*.py"):
         module = importlib.import_module(f"queries.{path.stem}")

@@ -17,6 +17,7 @@ from queries.connection import Reader
 
 if TYPE_CHECKING:
     import duckdb
+    import numpy as np
     import numpy.typing as npt
     import pyarrow as pa
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from queries.coactivation import Coactivation
     from queries.coactive import Coactive
     from queries.encode import Encoded
+    from queries.compare import Comparison
     from queries.feature import FeatureCard
     from queries.find import Matches
     from queries.fires import Firing
@@ -331,6 +333,39 @@ class Database:
         from queries.near import near
 
         return near(self._reader, feature, k, by, exact=exact)
+
+    def compare(self, feature: Feature, other: Feature, k: int = 3) -> Comparison:
+        """Two features side by side, of one SAE or of two.
+
+        Args:
+            feature: A, a number, or ``"sae_name/1234"``.
+            other: B.
+            k: Number of contexts of each kind: both, only A, only B.
+
+        Returns:
+            One row: the cosines of the directions, the correlation where both fire, all counts and
+            measures of `coactivation`, the tokens of both and of each alone; and contexts.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+        """
+        from queries.compare import compare
+
+        return compare(self._reader, feature, other, k)
+
+    def direction(self, feature: Feature, by: str = "decoder") -> npt.NDArray[np.float32]:
+        """A feature's direction, float32 [d], as the SAE has it: not scaled.
+
+        Args:
+            feature: A number, or ``"sae_name/1234"``.
+            by: ``"decoder"``: its row of W_dec. ``"encoder"``: its column of W_enc.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+        """
+        from queries.directions import direction
+
+        return direction(self._reader, feature, by)
 
     def near_vector(
         self,

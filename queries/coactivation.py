@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -64,8 +64,8 @@ class Coactivation(FeatureAnswer):
     def counts(self) -> Table:
         """Only the counts and measures, for a comparison."""
         rows = list(self)
-        named = [("in all", "n"), *((name.replace("_", " "), name) for name in COUNTS)]
-        named += [(_SPELLED.get(name, name), name) for name in (*MEASURES, "p")]
+        names = ("n", *COUNTS, *MEASURES, "p")
+        named = [(_SPELLED.get(name, name), name) for name in names]
         columns = [Column("", [shown for shown, _ in named])]
         for row in rows:
             values = [row[name] for _, name in named]
@@ -74,19 +74,43 @@ class Coactivation(FeatureAnswer):
         return Table(columns)
 
 
-_SPELLED = {"p_b_given_a": "P(B|A)", "p_a_given_b": "P(A|B)", "npmi": "NPMI", "g2": "G²"}
+_SPELLED = {
+    "n": "in all",
+    "a_only": "A only",
+    "b_only": "B only",
+    "p_b_given_a": "P(B|A)",
+    "p_a_given_b": "P(A|B)",
+    "npmi": "NPMI",
+    "g2": "G²",
+}
 
 
-def fired(store: Store, sae: Sae, feature: int, common: CommonTokens) -> npt.NDArray[np.int64]:
-    """Keys, ascending, of the common tokens on which a feature of one of the two SAEs is active."""
+class Fired(NamedTuple):
+    """Where a feature is active: keys int64 [n] ascending, activation float32 [n] if asked for."""
+
+    keys: npt.NDArray[np.int64]
+    activation: npt.NDArray[np.float32]
+
+
+def fired(
+    store: Store, sae: Sae, feature: int, common: CommonTokens, *, with_activations: bool = False
+) -> Fired:
+    """The common tokens on which a feature of one of the two SAEs is active."""
     bits = store.snapshot.position_bits
-    pieces = [np.empty(0, np.int64)]
+    keys, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for segment in store.by_feature(sae):
         if segment.count(feature):
-            first = pack(segment.segment.first_context, 0, bits)
-            pieces.append(segment.positions(feature).astype(np.int64) + first)
-    keys = np.concatenate(pieces)
-    return keys if common.same else keys[common.kept(keys)]
+            if with_activations:
+                positions, activation = segment.feature(feature)
+                values.append(activation.astype(np.float32))
+            else:
+                positions = segment.positions(feature)
+            keys.append(positions.astype(np.int64) + pack(segment.segment.first_context, 0, bits))
+    found = Fired(np.concatenate(keys), np.concatenate(values))
+    if common.same:
+        return found
+    kept = common.kept(found.keys)
+    return Fired(found.keys[kept], found.activation[kept] if with_activations else found.activation)
 
 
 def coactivation(reader: Reader, feature: int | str, other: int | str) -> Coactivation:
@@ -94,7 +118,7 @@ def coactivation(reader: Reader, feature: int | str, other: int | str) -> Coacti
     store = reader.store
     one, two = (parse_feature(store.snapshot, name) for name in (feature, other))
     common = CommonTokens(store, one[0], two[0])
-    keys = fired(store, *one, common), fired(store, *two, common)
+    keys = fired(store, *one, common).keys, fired(store, *two, common).keys
     return together(store, one, two, common, keys)
 
 

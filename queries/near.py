@@ -23,6 +23,7 @@ from queries.arguments import check_k
 from queries.catalog import literals
 from queries.catalog.summaries import SUMMARY, summaries
 from queries.connection import Reader
+from queries.directions import stored_direction
 from queries.question import Macro, Question
 from queries.show import counted, feature_sizes, feature_table, score_column
 
@@ -201,12 +202,7 @@ def _from_graph(store: Store, sae: Sae, feature: int, k: int, by: str) -> Neares
 
 def _from_directions(store: Store, sae: Sae, feature: int, k: int, by: str, exact: bool) -> Nearest:
     """From the directions, leaving out the feature itself."""
-    before = 0
-    for other in store.directions.group(sae, by):
-        if other == sae:
-            break
-        before += other.d_sae
-    direction = store.directions.rows(sae, by).take(np.array([before + feature]))[0]
+    direction = stored_direction(store, sae, feature, by)
     nearest = _search(store, sae, direction, k + 1, by, exact)
     others = [
         i

@@ -31,7 +31,7 @@ class Counts:
     def __init__(
         self, store: Store, own: Sae, feature: int, other: Sae, common: CommonTokens, unit: str
     ) -> None:
-        keys = fired(store, own, feature, common)
+        keys = fired(store, own, feature, common).keys
         if unit == "token":
             self.n, self.a = common.tokens, len(keys)
             self.both = _on_tokens(store, other, keys)

@@ -28,6 +28,7 @@ _QUESTIONS = (
     "feature",
     "near",
     "coactive",
+    "compare",
     "fires",
     "search",
     "sql",

@@ -77,7 +77,7 @@ class CommonTokens:
         for sinks in self._sinks.values():
             kept &= ~members(keys, sinks)
         if self.excluded:
-            kept[kept] = ~np.isin(self._token_ids(keys[kept]), self.excluded)
+            kept[kept] = ~np.isin(token_ids_at(self._store, keys[kept]), self.excluded)
         return kept
 
     @cached_property
@@ -108,24 +108,11 @@ class CommonTokens:
                 edges = [pack(base, 0, self._bits), pack(base + high - low, 0, self._bits)]
                 inside = sinks[slice(*np.searchsorted(sinks, edges))]
                 if self.excluded:
-                    inside = inside[~np.isin(self._token_ids(inside), self.excluded)]
+                    inside = inside[~np.isin(token_ids_at(self._store, inside), self.excluded)]
                 rows = context_of(inside, self._bits) - base
                 counts.append(counted - np.bincount(rows, minlength=high - low))
                 documents.append(texts.index(corpus)[low:high, 0])
         return np.concatenate(documents), np.concatenate(counts)
-
-    def _token_ids(self, keys: Int64) -> Int64:
-        """The token at each key."""
-        texts = self._store.texts
-        context = context_of(keys, self._bits)
-        ids = np.empty(len(keys), np.int64)
-        for corpus in self._store.snapshot.corpora:
-            row = context - corpus.first_context
-            inside = (row >= 0) & (row < corpus.n_contexts)
-            if inside.any():
-                start = texts.index(corpus)[:, 1][row[inside]]
-                ids[inside] = texts.tokens(corpus)[start + token_of(keys[inside], self._bits)]
-        return ids
 
 
 def members(keys: Int64, others: Int64) -> npt.NDArray[np.bool_]:
@@ -146,6 +133,19 @@ def members(keys: Int64, others: Int64) -> npt.NDArray[np.bool_]:
 def documents_of(store: Store, keys: Int64) -> Int64:
     """The distinct documents of keys, which ascend, int64 ascending."""
     return _distinct(document_of(store, _distinct(context_of(keys, store.snapshot.position_bits))))
+
+
+def token_ids_at(store: Store, keys: Int64) -> Int64:
+    """The token at each key, int64."""
+    bits = store.snapshot.position_bits
+    context = context_of(keys, bits)
+    ids = np.empty(len(keys), np.int64)
+    for corpus in store.snapshot.corpora:
+        end = corpus.first_context + corpus.n_contexts
+        low, high = np.searchsorted(context, [corpus.first_context, end])
+        start = store.texts.index(corpus)[:, 1][context[low:high] - corpus.first_context]
+        ids[low:high] = store.texts.tokens(corpus)[start + token_of(keys[low:high], bits)]
+    return ids
 
 
 def document_of(store: Store, context: Int64) -> Int64:

@@ -12,6 +12,7 @@ from queries.association import COUNTS, MEASURES
 from queries.coactivation import Coactivation
 from queries.coactive import Coactive
 from queries.encode import Encoded
+from queries.compare import Comparison
 from queries.feature import FeatureCard
 from queries.find import Matches
 from queries.fires import Firing
@@ -217,6 +218,27 @@ def coactivation() -> Coactivation:
     return Coactivation(table, sae="sae", feature_id=1234, other_sae=HOSTILE, other_id=5)
 
 
+def comparison() -> Comparison:
+    """The pair of `coactivation`, whose contexts are those of `matches`."""
+    pair = coactivation()
+    names: dict[str, Any] = {"sae": "sae", "feature_id": 1234, "other_sae": HOSTILE, "other_id": 5}
+    row = {**names, "decoder_cosine": 0.25, "encoder_cosine": None, "correlation": -0.5}
+    tokens = [{"token": HOSTILE, "both": 7, "a_only": 2, "b_only": 1}]
+    row |= {"both_tokens": tokens, "a_tokens": tokens, "b_tokens": []}
+    for letter in "ab":
+        row |= {f"{letter}_density": 0.01, f"{letter}_max_activation": 10.0}
+        row |= {f"{letter}_{name}_tokens": [" war", HOSTILE] for name in ("top", "promoted")}
+    return Comparison(
+        pa.Table.from_pylist([row]),
+        **names,
+        nearest="a feature's nearest is at 0.24 (median)",
+        coactivation=pair,
+        in_both=matches(),
+        in_a=matches(),
+        in_b=matches()[:0],
+    )
+
+
 def search_hits() -> SearchHits:
     """Two hits."""
     rows = _features(score=1.5, matched=HOSTILE)
@@ -319,6 +341,7 @@ def every_answer() -> list[Answer | Info]:
         neighbors(),
         coactive(),
         coactivation(),
+        comparison(),
         search_hits(),
         firing(),
         encoded(),
@@ -330,6 +353,6 @@ def every_answer() -> list[Answer | Info]:
 
 def every_empty_answer() -> list[Answer]:
     """One of each kind that can have no rows, with none."""
-    full = ("feature_card", "coactivation", "matches")
+    full = ("feature_card", "coactivation", "comparison", "matches")
     every = (a for a in every_answer() if isinstance(a, Answer) and a.kind not in full)
     return [replace(matches()[:0], total=0), *(a[:0] for a in every)]

@@ -47,6 +47,9 @@ class FakeDatabase:
     def coactive(self, feature: Any, *given: Any, **options: Any) -> Any:
         return self._ask(answers.coactive, "coactive", feature, *given, options)
 
+    def compare(self, *question: Any) -> Any:
+        return self._ask(answers.comparison, "compare", *question)
+
     def coactive_pairs(self, unit: str, **options: Any) -> Any:
         return self._ask(answers.coactivation, "coactive_pairs", unit, options).table.to_reader()
 

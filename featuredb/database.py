@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from queries.activations import Activations
     from queries.coactivation import Coactivation
     from queries.coactive import Coactive
-    from queries.encode import Encoded
     from queries.compare import Comparison
+    from queries.encode import Encoded
     from queries.feature import FeatureCard
     from queries.find import Matches
     from queries.fires import Firing

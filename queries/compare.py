@@ -218,7 +218,7 @@ def _most(store: Store, counts: npt.NDArray[np.int64], kind: int) -> pa.Array:
     """One list: the tokens of the largest count of one kind, ties by token id."""
     found = np.flatnonzero(counts[kind])
     best = found[np.argsort(-counts[kind][found], kind="stable")[:_TOKENS]]
-    texts = store.texts.read(best)
+    texts = store.texts.read(best.tolist())
     rows = [
         {"token": text, "both": int(both), "a_only": int(a), "b_only": int(b)}
         for text, (both, a, b) in zip(texts, counts[:, best].T, strict=True)

@@ -105,7 +105,8 @@ def _nearest(store: Store, sae: Sae, by: str) -> npt.NDArray[np.float32]:
     table = store.files.read(path, [held[i] for i in at], ["sae", "rank", "score"])
     mine = np.array(table.column("sae").to_pylist(), dtype=object) == sae.name
     scores: npt.NDArray[np.float32] = chunk_to_numpy(table.column("score"))
-    return scores[mine & (chunk_to_numpy(table.column("rank")) == 1)]
+    nearest: npt.NDArray[np.float32] = scores[mine & (chunk_to_numpy(table.column("rank")) == 1)]
+    return nearest
 
 
 _KEPT: WeakKeyDictionary[Store, dict[tuple[str, str], Chance]] = WeakKeyDictionary()

@@ -11,8 +11,8 @@ from queries.answers import Answer, Info, Rows
 from queries.association import COUNTS, MEASURES
 from queries.coactivation import Coactivation
 from queries.coactive import Coactive
-from queries.encode import Encoded
 from queries.compare import Comparison
+from queries.encode import Encoded
 from queries.feature import FeatureCard
 from queries.find import Matches
 from queries.fires import Firing
@@ -353,6 +353,7 @@ def every_answer() -> list[Answer | Info]:
 
 def every_empty_answer() -> list[Answer]:
     """One of each kind that can have no rows, with none."""
-    full = ("feature_card", "coactivation", "comparison", "matches")
+    full = ("feature_card", "coactivation", "comparison", "matches", "firing")
     every = (a for a in every_answer() if isinstance(a, Answer) and a.kind not in full)
-    return [replace(matches()[:0], total=0), *(a[:0] for a in every)]
+    counted = [replace(matches()[:0], total=0), replace(firing()[:0], active=0)]
+    return [*counted, *(a[:0] for a in every)]

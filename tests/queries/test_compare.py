@@ -42,7 +42,7 @@ def test_compare(world: World, data: st.DataObject) -> None:
     with opened(world) as (db, _, _oracle):
         one, two = (data.draw(st.sampled_from(world.saes)) for _ in range(2))
         a, b = (data.draw(st.integers(0, len(sae.decoder) - 1)) for sae in (one, two))
-        names = [name_of(world, one.name, a), name_of(world, two.name, b)]
+        names = (name_of(world, one.name, a), name_of(world, two.name, b))
         answer = db.compare(*names)
         row = answer[0]
         pair = db.coactivation(*names)

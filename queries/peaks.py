@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -90,14 +91,34 @@ def _passage(row: Row, value: float) -> Passage:
 
 
 def _provenance(row: Row) -> str:
-    """`title · context 12 token 7 · topic History · source`: what matters most comes first."""
+    """`title · context 12 token 7 · topic History`: what matters most comes first.
+
+    At most `_MORE` short columns are shown besides. What only repeats the title, links and where a
+    file was are left to the other formats.
+    """
     names = [name for name in row.keys() if name not in ANSWER_COLUMNS]  # noqa: SIM118
     about = {name: _spelled(row[name]) for name in names if row[name] is not None}
     title = [about.pop("title")] if "title" in about else []
-    source = [about.pop("source")] if "source" in about else []
-    rest = [f"{name} {value}" for name, value in about.items()]
+    source = about.pop("source", None)
+    said = {_folded(title[0])} if title else set()
+    rest = []
+    for name, value in about.items():
+        if len(value) <= _SHORT and "://" not in value and _folded(value) not in said:
+            said.add(_folded(value))
+            rest.append(f"{name} {value}")
+    if not title and not rest and source:
+        rest = [re.split(r"[\\/]", source)[-1]]
     place = f"context {row.context_id} token {row.token_index}"
-    return " · ".join([*title, place, *rest, *source])
+    return " · ".join([*title, place, *rest[:_MORE]])
+
+
+_MORE = 2
+_SHORT = 40
+
+
+def _folded(value: str) -> str:
+    """A value without case and without what stands for a space."""
+    return value.replace("_", " ").casefold()
 
 
 def _spelled(value: Any) -> str:

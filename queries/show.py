@@ -20,14 +20,16 @@ def feature_name(row: Row) -> str:
 
 
 def feature_table(rows: Sequence[Row], columns: Sequence[AnyColumn]) -> Table:
-    """Rank and feature, the question's own columns, then the tokens that characterize it."""
+    """Rank and feature, the question's own columns, then the tokens it fires on.
+
+    What it promotes stands on its card, with logits: in many middle layers that is noise.
+    """
     return Table(
         [
             Column("", [str(row.rank) for row in rows], right=True, style="dim"),
             Column("feature", [feature_name(row) for row in rows]),
             *columns,
             TokenColumn("fires on", [row.top_tokens or [] for row in rows]),
-            TokenColumn("promotes", [row.promoted_tokens or [] for row in rows]),
         ]
     )
 

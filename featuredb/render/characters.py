@@ -27,13 +27,18 @@ def neutralize(text: str) -> str:
     return _UNSAFE.sub(_picture, text)
 
 
+LONGEST_TOKEN = 20
+"""Characters of a single token that are shown."""
+
+
 def label(token: str) -> str:
-    """A single token: neutralized, its spaces as `·`, never invisible."""
+    """A single token: neutralized, its spaces as `·`, never invisible, a long one cut."""
     if not token:
         return "(empty)"
     if all(unicodedata.category(character) in _WIDTHLESS for character in token):
         return "".join(f"<U+{ord(character):04X}>" for character in token)
-    return neutralize(token).replace(" ", "·")
+    text = neutralize(token).replace(" ", "·")
+    return text if len(text) <= LONGEST_TOKEN else f"{text[: LONGEST_TOKEN - 1]}…"
 
 
 def spelled(tokens: Iterable[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from rich.cells import cell_len
@@ -103,7 +103,7 @@ def _facts(data: Mapping[str, Any], page: Page, depth: int) -> Iterator[Text]:
 def _table(table: Table, page: Page) -> Iterator[Text]:
     """Columns side by side. Token lists get a separate line if they do not fit."""
     lists = [column for column in table.columns if isinstance(column, TokenColumn)]
-    others = [_cells(c, page) for c in table.columns if not isinstance(c, TokenColumn)]
+    others = _fitting([c for c in table.columns if not isinstance(c, TokenColumn)], page)
     if any(isinstance(column, Column) and column.wrap for column in table.columns):
         yield from _with_prose(others, page)
     elif not lists:
@@ -118,6 +118,27 @@ def _table(table: Table, page: Page) -> Iterator[Text]:
             yield from _stacked(others, lists, page)
     if table.more:
         yield line((f"… {table.more:,} more", "dim"))
+
+
+def _fitting(columns: Sequence[AnyColumn], page: Page) -> list[Cells]:
+    """The columns, on a narrow page without a course along the text, then without the last ones."""
+    cells = [_cells(column, page) for column in columns]
+    if any(isinstance(column, Column) and column.wrap for column in columns):
+        return cells
+
+    def too_wide() -> bool:
+        return sum(each.width + GAP for each in cells) - GAP > page.width
+
+    if too_wide():
+        kept = [not isinstance(column, CourseColumn) for column in columns]
+        cells = [each for each, keep in zip(cells, kept, strict=True) if keep]
+    while too_wide() and len(cells) > _LEAST_COLUMNS:
+        cells.pop()
+    return cells
+
+
+_LEAST_COLUMNS = 3
+"""What a row is, and one number."""
 
 
 def _with_prose(columns: list[Cells], page: Page) -> Iterator[Text]:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from featuredb.render import numbers
-from featuredb.render.characters import neutralize
+from featuredb.render.characters import label, neutralize
 from featuredb.render.precision import shortest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _LONGEST_NESTED = 160
+_LONGEST_LIST = 36
 
 
 def cells(table: pa.Table, rows: int) -> list[list[str]]:
@@ -41,11 +42,26 @@ def cell(value: Any) -> str:
             return _decimal(value)
         case bytes():
             return value.hex()
+        case list() if value and all(isinstance(item, str | int | float) for item in value):
+            return _listed(value)
         case list() | dict():
             text = neutralize(json.dumps(value, ensure_ascii=False, default=_other))
             return text if len(text) <= _LONGEST_NESTED else f"{text[: _LONGEST_NESTED - 1]}…"
         case _:
             return neutralize(str(value))
+
+
+def _listed(items: list[Any]) -> str:
+    """`·death ·died +3`: the first of a list of texts or numbers, and how many more there are."""
+    shown: list[str] = []
+    width = 0
+    for item in items:
+        text = label(item) if isinstance(item, str) else cell(item)
+        if shown and width + len(text) > _LONGEST_LIST:
+            break
+        shown.append(text)
+        width += len(shown[-1]) + 1
+    return " ".join([*shown, *([f"+{len(items) - len(shown)}"] if len(shown) < len(items) else [])])
 
 
 def _other(value: Any) -> str:

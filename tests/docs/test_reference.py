@@ -13,7 +13,15 @@ from featuredb.database import Database
 from tests.docs.pages import ROOT
 
 REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-ELSEWHERE = {"DuckDBPyRelation", "Iterator", "None", "Path", "RecordBatchReader", "RemoteFiles"}
+ELSEWHERE = {
+    "DuckDBPyRelation",
+    "Iterator",
+    "NDArray",
+    "None",
+    "Path",
+    "RecordBatchReader",
+    "RemoteFiles",
+}
 """Classes of other libraries, and that of a remote database's location."""
 
 

@@ -44,7 +44,8 @@ def test_nothing_from_the_corpus_becomes_markup(answer: Answer | Info) -> None:
 @_KINDS
 def test_hostile_text_is_shown_harmless(answer: Answer | Info) -> None:
     html = answer._repr_html_()
-    assert "&lt;script&gt;" in html
+    assert "&lt;" in html  # a long token is cut before its markup
+    assert "<script" not in html
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", html)
 
 

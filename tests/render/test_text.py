@@ -61,9 +61,9 @@ def test_top_contexts_read_as_blocks() -> None:
     assert str(answers.top_contexts()) == (
         "feature sae/1234 · 2 contexts · maximum 10.00 in the store\n"
         "\n"
-        "1  7.50  Battle · context 101 token 3 · topic History · wiki\n"
+        "1  7.50  Battle · context 101 token 3 · topic History\n"
         "         The ‹battle› of «Hastings»\n"
-        "2  0.10  ␛[31mred␇␍⏎⇥<U+009B>2J<U+202E>evil<script>& · context 102 token 10 · wiki\n"
+        "2  0.10  ␛[31mred␇␍⏎⇥<U+009B>2J<U+202E>evil<script>& · context 102 token 10\n"
         "         … a«␛[31mred␇␍⏎⇥<U+009B>2J<U+202E>evil<script>&»東京"
     )
 
@@ -72,17 +72,45 @@ def test_neighbors_read_as_columns() -> None:
     quiet = answers.neighbors()
     lines = str(quiet).splitlines()
     assert lines[0] == "near sae/1234 by decoder · 2 neighbors"
-    assert lines[2].split() == ["feature", "cosine", "density", "max", "fires", "on", "promotes"]
-    assert lines[3].startswith("1  sae/5     0.900        3.1%  20.50  ·war +1")
-    assert lines[4].startswith("2  sae/17    0.900  1 in 2,500   3.25  ·war +1")
+    assert lines[2].split() == ["feature", "cosine", "density", "max", "fires", "on"]
+    assert lines[3].startswith("1  sae/5     0.900        3.1%  20.50  ·war ␛[31mred␇␍⏎⇥<U+009B…")
+    assert lines[4].startswith("2  sae/17    0.900  1 in 2,500   3.25  ·war ␛[31mred␇␍⏎⇥<U+009B…")
     assert "jaccard" in str(answers.neighbors("coactivation"))
     found = replace(quiet, method="ivf", recall=0.9912)
     assert str(found).splitlines()[0] == f"{lines[0]} · approximate, recall@10 0.991"
 
 
 def test_a_line_too_narrow_for_tokens_gives_them_the_next() -> None:
-    lines = to_text(answers.neighbors(), Page(60)).splitlines()
-    assert lines[4].split() == ["fires", "on", "·war", "+1", "promotes", "⏎", "·東京"]
+    lines = to_text(answers.neighbors(), Page(46)).splitlines()
+    assert lines[4].split()[:3] == ["fires", "on", "·war"]
+
+
+def test_columns_that_do_not_fit_are_left_out_from_the_right() -> None:
+    lines = to_text(answers.firing(), Page(60)).splitlines()
+    heading = next(line for line in lines if "feature" in line and "specific" in line)
+    assert heading.split() == ["feature", "specific", "active", "peak", "tokens", "density"]
+    narrow = to_text(answers.firing(), Page(40)).splitlines()
+    assert all(len(line) <= 40 for line in narrow)
+    assert any("specific" in line for line in narrow)
+
+
+def test_lists_in_sql_read_as_tokens() -> None:
+    rows = Rows(pa.table({"n": [1], "words": [[" death", " died", "x" * 30, *["y"] * 40]]}))
+    assert "·death ·died xxxxxxxxxxxxxxxxxxx… y +39" in str(rows)
+
+
+def test_provenance_is_short() -> None:
+    row = answers.top_contexts().table.slice(0, 1).to_pylist()[0]
+    more = {"id": "battle", "url": "https://x.org/Battle", "a": 1, "b": 2, "c": 3}
+    table = pa.Table.from_pylist([{**row, **more}])
+    text = str(replace(answers.top_contexts(), table=table))
+    assert "1  7.50  Battle · context 101 token 3 · topic History · a 1\n" in text
+    bare = table.drop_columns(["title", "topic", *more]).set_column(
+        table.column_names.index("source"), "source", pa.array(["/home/me/texts/wiki.parquet"])
+    )
+    assert "context 101 token 3 · wiki.parquet\n" in str(
+        replace(answers.top_contexts(), table=bare)
+    )
 
 
 def test_a_card_shows_every_part_and_counts_what_it_leaves_out() -> None:

@@ -25,7 +25,7 @@ QUESTIONS = (
     "FROM near(1)",
     "FROM top_contexts(1)",
     "FROM top_contexts(1, k := 60)",
-    "FROM feature_contexts(1) ORDER BY 1",
+    "FROM feature_contexts(1) ORDER BY ALL",
     "FROM fires_in(1)",
     "FROM search('bank')",
 )

@@ -16,10 +16,21 @@ from featuredb.cli import completing, options
 if TYPE_CHECKING:
     from featuredb.database import Database
 
-FEATURE = 1927
-"""California: see the SAE's model card."""
+PHRASE = "music"
+FEATURE = 3722
+"""The first that `about` finds for the phrase. Chosen by looking: its tokens, its contexts and what
+fires with it are about music, and its weaker half shows what else it answers to."""
 
-SENTENCE = "The Golden Gate Bridge opened in 1937."
+SENTENCE = "The orchestra played a symphony in the concert hall."
+
+
+QUESTION = (
+    "SELECT token, count(f.activation) AS fires, count(*) AS occurs, "
+    "round(avg(f.activation), 1) AS strength "
+    f"FROM tokens LEFT JOIN feature_activations({FEATURE}) AS f USING (context_id, token_index) "
+    "WHERE token IN (SELECT unnest(top_tokens)['token'] FROM features "
+    f"WHERE feature_id = {FEATURE}) GROUP BY token ORDER BY fires DESC, token LIMIT 6"
+)
 
 
 @click.command("demo")
@@ -45,25 +56,25 @@ def command(path: str, rebuild: bool, documents: int) -> None:
 
 
 def _show(db: Database, root: Path) -> None:
-    """Print one feature, its neighbors, what fires on a sentence, and the SQL for it."""
+    """Print how a feature is found, its contexts, what fires with it and on a sentence, and SQL."""
     from rich.console import Console
     from rich.markup import escape
 
     out = Console(highlight=False)
     program = _program()
+    out.rule(f'{program} about {root} "{PHRASE}" --by evidence')
+    db.about(PHRASE, k=5, by="evidence").print(out)
     out.rule(f"{program} top {root} {FEATURE}")
-    db.top_contexts(FEATURE, k=5, window=10).print(out)
-    out.rule(f"{program} near {root} {FEATURE}")
-    db.near(FEATURE, k=5).print(out)
+    db.top_contexts(FEATURE, k=3, window=10).print(out)
+    out.rule(f"{program} sample {root} {FEATURE} --bins 5 -k 5")
+    db.sample_contexts(FEATURE, k=5, bins=5, window=10).print(out)
+    out.rule(f"{program} coactive {root} {FEATURE} --unit document")
+    db.coactive(FEATURE, k=5, unit="document").print(out)
     out.rule(f'{program} fires {root} "{SENTENCE}"')
-    db.fires_on(SENTENCE, k=8).print(out)
-    query = (
-        "SELECT rank, feature_id, round(specificity, 2) AS specificity, token, "
-        f"top_tokens[1:3] AS top_tokens FROM fires_on('{SENTENCE}', k := 8)"
-    )
-    out.rule("the same in SQL")
-    out.print(f'{program} sql {root} "{query}"', soft_wrap=True)
-    featuredb.Rows(db.sql(query).to_arrow_table()).print(out)
+    db.fires_on(SENTENCE, k=5).print(out)
+    out.rule("in SQL: how reliably does it fire on each of its tokens?")
+    out.print(f'{program} sql {root} "{QUESTION}"', soft_wrap=True)
+    featuredb.Rows(db.sql(QUESTION).to_arrow_table()).print(out)
     out.rule("go on with")
     for line, meaning in _next_steps(program, root):
         out.print(f"[dim]{meaning}[/dim]\n  {escape(line)}", soft_wrap=True)
@@ -72,8 +83,10 @@ def _show(db: Database, root: Path) -> None:
 def _next_steps(program: str, root: Path) -> list[tuple[str, str]]:
     return [
         (f"{program} feature {root} {FEATURE}", "everything known about one feature"),
-        (f"{program} search {root} guitar", "features by the words they fire on"),
+        (f"{program} search {root} California", "features by the words they fire on"),
         (f"{program} top {root} {FEATURE} --where \"topic = 'People'\"", "top contexts, filtered"),
+        (f"{program} silent {root} {FEATURE}", "its tokens where it does not fire"),
+        (f"{program} compare {root} {FEATURE} 2761", "two features side by side"),
         (f'{program} fires {root} "a sentence of your own"', "what fires on new text"),
         (
             f'{program} sql {root} "SELECT feature_id, density, top_tokens[1] FROM features '

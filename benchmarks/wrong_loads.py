@@ -22,7 +22,7 @@ from ingest.demo.fetch import model_folder, wikipedia_corpus
 from ingest.demo.run import SAE_FOLDER
 from ingest.extract.device import DeviceMemory
 from ingest.inputs import Inputs, load_inputs
-from ingest.load_check.check import judge, measure
+from ingest.load_check.check import SAMPLE_TOKENS, judge, measure
 from ingest.load_check.sample import SampleTokens
 from ingest.options import IngestOptions
 from ingest.sae import LoadedSae
@@ -95,13 +95,14 @@ def _scaled(sae: LoadedSae, scale: float) -> LoadedSae:
 
 
 def sample_of(inputs: Inputs, *, bos: bool) -> SampleTokens:
-    """The first contexts of the corpus, with or without a BOS."""
+    """A sample of the corpus, with or without a BOS."""
     pieces = [tokenized for _, tokenized in inputs.contexts()]
     tokens = torch.cat([torch.from_numpy(p.token_ids.astype("int64")) for p in pieces])
     lengths = torch.cat([torch.from_numpy(p.context_lengths) for p in pieces]).long()
     starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
     token = inputs.bos.token
     whole = SampleTokens(tokens.numpy(), starts.numpy(), token, token is not None)
+    whole = whole.spread(SAMPLE_TOKENS)
     return whole if bos else whole.without_bos()
 
 
@@ -111,7 +112,7 @@ def verdict(inputs: Inputs, load: Load, sample: SampleTokens) -> tuple[LoadCheck
     threshold = None if load.keep_sinks else _THRESHOLD
     attached = AttachedSae("demo", load.sae, model.hook(load.hook))
     loaded = ModelWithSaes(model, (attached,))
-    ((check, _),) = measure(loaded, sample, threshold, DeviceMemory(4_096))
+    ((check, *_),) = measure(loaded, sample, threshold, DeviceMemory(4_096))
     log.addHandler(notes)
     try:
         judge(model, attached, check, sample, threshold)
@@ -150,7 +151,7 @@ def main(show: Callable[[str], None] = print) -> None:
     samples = {bos: sample_of(inputs, bos=bos) for bos in (True, False)}
     loaded = ModelWithSaes(inputs.loaded.model, (AttachedSae("demo", sae, attached.hook),))
     memory = DeviceMemory(4_096, show)
-    ((first, _),) = measure(loaded, samples[True], _THRESHOLD, memory)
+    ((first, *_),) = measure(loaded, samples[True], _THRESHOLD, memory)
     show(f"{'load':28}  variance explained       L0  verdict")
     for load in loads(sae, first.median_norm):
         if told.only not in load.name:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from featuredb.store.snapshot import File, LoadCheck, Sae
+from featuredb.store.snapshot import CorpusCheck, File, LoadCheck, Sae
 from ingest.model.hooks import HookPoint
 from ingest.model.load import LoadedModel
 from ingest.sae import LoadedSae
@@ -30,7 +30,7 @@ class AttachedSae:
     hooks_out: Mapping[int, HookPoint] = field(default_factory=dict)
     excluded: tuple[int, ...] = ()
 
-    def record(self, check: LoadCheck, weights: File) -> Sae:
+    def record(self, check: LoadCheck, checks: tuple[CorpusCheck, ...], weights: File) -> Sae:
         """What the snapshot keeps. weights: the file of `ingest.sae.stored`."""
         sae = self.sae
         return Sae(
@@ -51,6 +51,7 @@ class AttachedSae:
             ),
             excluded_tokens=self.excluded,
             weights=weights,
+            checks=checks,
         )
 
 

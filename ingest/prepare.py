@@ -46,7 +46,7 @@ from ingest.derive.logits import logit_lens
 from ingest.extract.feature_orders import with_feature_orders
 from ingest.extract.forward import Rule
 from ingest.inputs import Inputs
-from ingest.load_check.check import Measured, check_load
+from ingest.load_check.check import SAMPLE_TOKENS, Measured, check_load
 from ingest.load_check.sample import SampleTokens
 from ingest.model.load import LoadedModel, unembedding
 from ingest.options import IngestOptions
@@ -92,8 +92,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class StoredCorpus:
-    """The draft of a snapshot with stored corpora, and those of them to run. The load is
-    checked on the first."""
+    """The draft of a snapshot with stored corpora, and those of them to run."""
 
     draft: Draft
     corpora: tuple[Corpus, ...]
@@ -110,6 +109,14 @@ class LoadReport:
     def counts(self) -> dict[str, npt.NDArray[np.int64]]:
         """How often each feature fired."""
         return {name: measured.counts for name, measured in self.measured.items()}
+
+    def with_checks(self) -> Draft:
+        """The draft, in which the SAEs that it has have these measurements too."""
+        saes = (
+            msgspec.structs.replace(sae, checks=(*sae.checks, *self.measured[sae.name].corpora))
+            for sae in self.corpus.draft.saes
+        )
+        return msgspec.structs.replace(self.corpus.draft, saes=tuple(saes))
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ def plan_ingest(
         vectors=(),
     )
     corpus = _store_corpus(layout, draft, NextIds(), inputs, identity["corpus content"])
-    report = _check(layout, corpus, inputs.loaded, settings)
+    report = _check(layout, corpus, inputs.loaded, settings, {})
     directions = _store_directions(layout, report, inputs.loaded)
     return _write_plan(layout, directions, settings, identity)
 
@@ -160,8 +167,9 @@ def plan_append(
     _clear_staging(layout)
     draft = next_draft(base, "append")
     corpus = _store_corpus(layout, draft, base.unused_ids(), inputs, identity["corpus content"])
-    report = _check(layout, corpus, inputs.loaded, settings)
-    draft = with_feature_orders(layout, corpus.draft, report.counts)
+    medians = {sae.name: sae.check.median_norm for sae in base.saes}
+    report = _check(layout, corpus, inputs.loaded, settings, medians)
+    draft = with_feature_orders(layout, report.with_checks(), report.counts)
     # Databases did not always keep them.
     saes = {a.name: a.sae for a in inputs.loaded.saes}
     kept = [
@@ -183,7 +191,7 @@ def plan_saes(
     """Plan more SAEs over the corpora of `base`. Raises as `plan_ingest`."""
     _clear_staging(layout)
     corpus = StoredCorpus(next_draft(base, "add-sae"), base.corpora)
-    report = _check(layout, corpus, loaded, settings)
+    report = _check(layout, corpus, loaded, settings, _known_medians(base, loaded, settings))
     directions = _store_directions(layout, report, loaded)
     return _write_plan(layout, directions, settings, identity)
 
@@ -244,25 +252,49 @@ def _report_stored(layout: Layout, draft: Draft, corpus: Corpus) -> None:
         )
 
 
+def _known_medians(
+    base: Snapshot, loaded: ModelWithSaes, settings: RunSettings
+) -> dict[str, float]:
+    """The median norms that other SAEs at the same hook have fixed, by name of the new one."""
+    fixed = {
+        (sae.hook, sae.excluded_tokens): sae.check.median_norm
+        for sae in reversed(base.saes)
+        if sae.check.sink_threshold == settings.sink_threshold
+    }
+    places = {attached.name: (attached.hook.name, attached.excluded) for attached in loaded.saes}
+    return {name: fixed[place] for name, place in places.items() if place in fixed}
+
+
 def _check(
-    layout: Layout, corpus: StoredCorpus, loaded: ModelWithSaes, settings: RunSettings
+    layout: Layout,
+    corpus: StoredCorpus,
+    loaded: ModelWithSaes,
+    settings: RunSettings,
+    medians: Mapping[str, float],
 ) -> LoadReport:
-    log.info("checking the load on the first tokens")
-    draft, first = corpus.draft, corpus.corpora[0]
+    """Measure on a sample of every corpus. medians: as of `check_load`."""
+    log.info("checking the load on a sample of the corpus")
+    draft = corpus.draft
     texts = Texts(layout.root, draft, ParquetFiles(layout.root))
-    sample = SampleTokens(
-        texts.tokens(first),
-        texts.index(first)[:, 1],
-        first.bos_token_id,
-        Rule.of(draft, first).skip_first,
-    )
+    others = SAMPLE_TOKENS // max(1, len(corpus.corpora) - 1)
+    samples = [
+        SampleTokens(
+            texts.tokens(each),
+            texts.index(each)[:, 1],
+            each.bos_token_id,
+            Rule.of(draft, each).skip_first,
+            (each.id,),
+        ).spread(SAMPLE_TOKENS if each is corpus.corpora[0] else others)
+        for each in corpus.corpora
+    ]
     measured = check_load(
         loaded,
-        sample,
+        SampleTokens.of_all(samples),
         batch_tokens=settings.batch_tokens,
         sink_threshold=settings.sink_threshold,
         refuse=settings.check,
         bos_chosen=settings.bos_chosen,
+        medians=medians,
     )
     return LoadReport(corpus, measured)
 
@@ -285,7 +317,11 @@ def _store_directions(
         effects = logit_lens(sae.W_dec, lens, token_texts, known)
         pq.write_table(effects, buffer, compression="zstd")
         write_atomically(logits_path(layout, attached.name), buffer.getvalue())
-    saes = tuple(a.record(report.measured[a.name].check, keep(layout, a.sae)) for a in loaded.saes)
+    saes = tuple(
+        attached.record(measured.check, measured.corpora, keep(layout, attached.sae))
+        for attached in loaded.saes
+        for measured in (report.measured[attached.name],)
+    )
     draft = msgspec.structs.replace(
         draft, saes=(*draft.saes, *saes), vectors=(*draft.vectors, *vectors)
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+import msgspec
+
 from featuredb.render import numbers
 from featuredb.render.view import Column, Facts, Heading, Part, Table, View
 from featuredb.store import schemas
@@ -211,7 +213,8 @@ def _sae(store: Store, sae: Sae) -> dict[str, Any]:
         "sinks": sinks,
         "segments": len(segments),
         "bytes_per_activation": both / rows if rows else None,
-        "variance_explained": sae.check.variance_explained,
+        "variance_explained": snapshot.variance_explained(sae),
+        "load_check": [msgspec.structs.asdict(check) for check in sae.checks],
         "examples_per_feature": schemas.EXAMPLES_TOP,
         "size": {f"{part}_bytes": size for part, size in parts.items()},
         "size_per_activation": {part: size / rows for part, size in parts.items()} if rows else {},

@@ -77,9 +77,10 @@ class Segment(msgspec.Struct, frozen=True):
 
 
 class LoadCheck(msgspec.Struct, frozen=True):
-    """Measurements of the SAE on the first tokens of the corpus, before the ingest.
+    """Measurements of the SAE on a sample of the corpora it was first run on, before that.
 
-    variance_explained: None for a transcoder with unknown output.
+    variance_explained: None for a transcoder with unknown output. median_norm: of the sample of
+    the first of these corpora.
     """
 
     tokens: int
@@ -88,6 +89,28 @@ class LoadCheck(msgspec.Struct, frozen=True):
     dead_share: float
     median_norm: float
     sink_threshold: float | None
+
+
+SPREAD = (0.1, 0.9)
+"""The quantiles over contexts that a `CorpusCheck` calls low and high."""
+
+
+class CorpusCheck(msgspec.Struct, frozen=True):
+    """Measurements of an SAE on a sample of one corpus, before the ingest.
+
+    *_low, *_high: quantiles `SPREAD` over the sample's contexts. variance_explained*: None for a
+    transcoder with unknown output, and where the hidden states do not vary.
+    """
+
+    corpus: str
+    contexts: int
+    tokens: int
+    l0: float
+    l0_low: float
+    l0_high: float
+    variance_explained: float | None
+    variance_explained_low: float | None
+    variance_explained_high: float | None
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -112,6 +135,7 @@ class Sae(msgspec.Struct, frozen=True):
     before the first run. hooks_out: where an SAE writes that is one of several which write to
     several layers together, else empty. excluded_tokens: token ids, ascending, at which nothing is
     recorded. weights: what it computes with besides its directions. None before databases kept it.
+    checks: by corpus, in order. Empty before they were recorded.
     """
 
     name: str
@@ -130,6 +154,7 @@ class Sae(msgspec.Struct, frozen=True):
     hooks_out: tuple[str, ...] = ()
     excluded_tokens: tuple[int, ...] = ()
     weights: File | None = None
+    checks: tuple[CorpusCheck, ...] = ()
 
     def __repr__(self) -> str:
         return f"<SAE {self.name}: {self.d_sae:,} features at {self.hook}>"
@@ -350,6 +375,16 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             if sae.name == name:
                 return sae
         raise KeyError(name)
+
+    def variance_explained(self, sae: Sae) -> float | None:
+        """The mean over the corpora, weighted by their tokens, if all were measured. Else that of
+        the SAE's first ingest."""
+        shares = {check.corpus: check.variance_explained for check in sae.checks}
+        weighted = [(shares.get(corpus.id), corpus.n_tokens) for corpus in self.corpora]
+        known = [(share, tokens) for share, tokens in weighted if share is not None]
+        if len(known) < len(weighted):
+            return sae.check.variance_explained
+        return sum(s * n for s, n in known) / sum(n for _, n in known)
 
     def unused_ids(self) -> NextIds:
         """The ids that the next corpus begins with."""

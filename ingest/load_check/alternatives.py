@@ -61,7 +61,7 @@ class _Trial:
         read, write = self.states[hook.name], self.attached.hook_out
         rebuilt = self.states[write.name] if write is not None else read
         read, rebuilt = (each.without(self.attached.excluded) for each in (read, rebuilt))
-        ordinary, _ = read.ordinary(self.sink_threshold)
+        ordinary = read.ordinary(self.sink_threshold)
         return read.x[ordinary], rebuilt.x[ordinary]
 
     def at(self, hook: HookPoint) -> Explained:
@@ -84,7 +84,7 @@ def find_alternatives(
     always tried. Hooks in every layer are tried if `everywhere` or `refused`, and contexts with or
     without a BOS if `refused`. A reading that needs many more active features does not count.
     """
-    sample = sample.first(TRIAL_TOKENS)
+    sample = sample.spread(TRIAL_TOKENS)
     memory = DeviceMemory(TRIAL_TOKENS, lambda _: None)
     hooks = _hooks(model, attached.hook, everywhere=everywhere or refused)
     wanted = [attached.hook, *hooks]
@@ -114,8 +114,7 @@ def find_alternatives(
 
 def begins_with_sinks(states: States, sink_threshold: float) -> bool:
     """Whether most contexts begin with a token of enormous norm, as happens without a BOS."""
-    ordinary, _ = states.ordinary(sink_threshold)
-    first = ~ordinary[states.first]
+    first = ~states.ordinary(sink_threshold)[states.first]
     return len(first) > 0 and float(first.float().mean()) > 0.5
 
 

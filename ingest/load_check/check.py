@@ -1,8 +1,9 @@
-"""The load check: how well the SAEs explain the first tokens of the corpus."""
+"""The load check: how well the SAEs explain a sample of the corpus."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +11,12 @@ import numpy.typing as npt
 
 from featuredb.errors import HookError, LoadCheckError
 from featuredb.render.progress import log
-from featuredb.store.snapshot import LoadCheck
+from featuredb.store.snapshot import CorpusCheck, LoadCheck
 from ingest.attached import AttachedSae, ModelWithSaes
 from ingest.extract.device import DeviceMemory
 from ingest.load_check.alternatives import begins_with_sinks, find_alternatives
-from ingest.load_check.sample import SampleTokens, explain, read_states
+from ingest.load_check.by_corpus import corpus_checks
+from ingest.load_check.sample import Errors, SampleTokens, explain, read_states
 from ingest.load_check.together import explain_together
 from ingest.model.hooks import HookPoint
 from ingest.model.load import LoadedModel
@@ -40,9 +42,11 @@ _LOUD_CAUSES = (
 
 
 class Measured(NamedTuple):
-    """The measurement. counts: int64 [d_sae], tokens on which each feature was active."""
+    """The measurement. corpora: the same by corpus. counts: int64 [d_sae], tokens on which each
+    feature was active."""
 
     check: LoadCheck
+    corpora: tuple[CorpusCheck, ...]
     counts: npt.NDArray[np.int64]
 
 
@@ -85,32 +89,54 @@ def check_load(
     sink_threshold: float | None,
     refuse: bool,
     bos_chosen: bool = False,
+    medians: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Measured]:
-    """Measure every SAE on the first contexts, by name.
+    """Measure every SAE on a sample of the corpora, by name.
 
     Args:
         loaded: The model and the SAEs.
-        sample: The corpus's tokens.
+        sample: Contexts of the corpora.
         batch_tokens: Padded tokens per forward pass.
         sink_threshold: As in `IngestOptions`, None if sinks are recorded.
         refuse: Raise if an SAE does not explain what it reads.
         bos_chosen: Do not advise a BOS where none is stated.
+        medians: The median norms that decide what a sink is, by SAE, where they are fixed already.
 
     Raises:
         LoadCheckError: With `refuse`, if an SAE seems to be loaded wrongly.
         ModelError: If hidden states are NaN or infinite.
     """
-    measured = measure(loaded, sample, sink_threshold, DeviceMemory(batch_tokens))
-    for attached, (check, _) in zip(loaded.saes, measured, strict=True):
-        explained = check.variance_explained
-        log.info(
-            f"{attached.name} at {attached.hook.name}: variance explained "
-            f"{'not measured' if explained is None else format(explained, '.3f')}, "
-            f"L0 {check.l0:.1f} on {check.tokens:,} tokens"
-        )
+    measured = measure(loaded, sample, sink_threshold, DeviceMemory(batch_tokens), medians)
+    for attached, each in zip(loaded.saes, measured, strict=True):
+        _report(attached, each)
         if refuse:
-            judge(loaded.model, attached, check, sample, sink_threshold, bos_chosen=bos_chosen)
+            judge(loaded.model, attached, each.check, sample, sink_threshold, bos_chosen=bos_chosen)
     return {attached.name: each for attached, each in zip(loaded.saes, measured, strict=True)}
+
+
+def _report(attached: AttachedSae, measured: Measured) -> None:
+    check = measured.check
+    log.info(
+        f"{attached.name} at {attached.hook.name}: variance explained "
+        f"{_spelled(check.variance_explained)}, L0 {check.l0:.1f} on {check.tokens:,} tokens"
+    )
+    for each in measured.corpora:
+        where = "" if len(measured.corpora) == 1 else f" of corpus {each.corpus}"
+        shares = ""
+        if each.variance_explained_low is not None:
+            low, high = (
+                _spelled(each.variance_explained_low),
+                _spelled(each.variance_explained_high),
+            )
+            shares = f"variance explained {low} to {high}, "
+        log.info(
+            f"in 80 % of {each.contexts:,} contexts{where}: {shares}"
+            f"L0 {each.l0_low:.1f} to {each.l0_high:.1f}"
+        )
+
+
+def _spelled(share: float | None) -> str:
+    return "not measured" if share is None else format(share, ".3f")
 
 
 def measure(
@@ -118,14 +144,16 @@ def measure(
     sample: SampleTokens,
     sink_threshold: float | None,
     memory: DeviceMemory,
+    medians: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Measured]:
-    """Measure each SAE on the first contexts.
+    """Measure each SAE on a sample.
 
-    Sinks, BOS and the tokens that an SAE excludes are left out, as of the database, but the median
-    norm counts all recorded positions. Variance explained is 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖², with y the
-    hook that the SAE rebuilds, None if that is unknown and the widths differ. SAEs that write to
-    several layers are measured together, see `explain_together`. Raises `ModelError` for NaN or
-    infinite hidden states.
+    Sinks, BOS and the tokens that an SAE excludes are left out, as of the database. Sinks are
+    decided by the median norm of all recorded positions of the sample's first corpus, or by
+    `medians`, so that they do not depend on what was appended before an SAE was added. Variance
+    explained is 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖², with y the hook that the SAE rebuilds, None if that is
+    unknown and the widths differ. SAEs that write to several layers are measured together, see
+    `explain_together`. Raises `ModelError` for NaN or infinite hidden states.
     """
     hooks = {
         hook.name: hook
@@ -133,29 +161,36 @@ def measure(
         for hook in (attached.hook, attached.hook_out, *attached.hooks_out.values())
         if hook is not None
     }
-    states = read_states(loaded.model, list(hooks.values()), sample.first(SAMPLE_TOKENS), memory)
-    together = explain_together(loaded.saes, states, sink_threshold)
+    states = read_states(loaded.model, list(hooks.values()), sample, memory)
+    first = int(np.count_nonzero(sample.from_corpus == 0))
+    medians = {
+        attached.name: states[attached.hook.name].without(attached.excluded).before(first).median
+        for attached in loaded.saes
+    } | dict(medians)
+    together = explain_together(loaded.saes, states, sink_threshold, medians)
     measured = []
     for attached in loaded.saes:
         trained_on = {name: each.without(attached.excluded) for name, each in states.items()}
         sae, at_hook = attached.sae, trained_on[attached.hook.name]
-        ordinary, median = at_hook.ordinary(sink_threshold)
-        x = at_hook.x[ordinary]
+        ordinary = at_hook.ordinary(sink_threshold, medians[attached.name])
+        x, context = at_hook.x[ordinary], at_hook.context[ordinary]
         known = attached.hook_out is not None or sae.d_out == sae.d_in
         known = known and sae.cross_layer is None
         y = trained_on[(attached.hook_out or attached.hook).name].x[ordinary] if known else None
         explained = explain(sae, x, y)
+        errors = together.get(attached.name)
+        if y is not None:
+            errors = Errors(explained.squared, y, context)
         check = LoadCheck(
             tokens=len(x),
             l0=explained.l0,
-            variance_explained=explained.variance_explained
-            if known
-            else together.get(attached.name),
+            variance_explained=None if errors is None else errors.share_explained,
             dead_share=explained.dead_share,
-            median_norm=median,
+            median_norm=medians[attached.name],
             sink_threshold=sink_threshold,
         )
-        measured.append(Measured(check, explained.counts))
+        by_corpus = corpus_checks(sample, explained.active, context, errors)
+        measured.append(Measured(check, by_corpus, explained.counts))
     return measured
 
 
@@ -212,7 +247,7 @@ def judge(
     if sample.bos is None and sae.prepend_bos is None and not bos_chosen:
         tokens = SAMPLE_TOKENS // 8
         memory = DeviceMemory(tokens, lambda _: None)
-        states = read_states(model, [attached.hook], sample.first(tokens), memory)[place]
+        states = read_states(model, [attached.hook], sample.spread(tokens), memory)[place]
         states = states.without(attached.excluded)
         if begins_with_sinks(states, _SINK_THRESHOLD):
             log.info(

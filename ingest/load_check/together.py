@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ingest.attached import AttachedSae
-from ingest.load_check.sample import States, share_explained
+from ingest.load_check.sample import Errors, States
 from ingest.sae.codes import SparseCodes
 
 _ROWS = 1 << 14
@@ -17,12 +17,16 @@ _ROWS = 1 << 14
 
 @torch.inference_mode()
 def explain_together(
-    saes: Sequence[AttachedSae], states: Mapping[str, States], sink_threshold: float | None
-) -> dict[str, float]:
-    """Variance explained where each SAE's own layer writes, by name of the SAE.
+    saes: Sequence[AttachedSae],
+    states: Mapping[str, States],
+    sink_threshold: float | None,
+    medians: Mapping[str, float],
+) -> dict[str, Errors]:
+    """What is left unexplained where each SAE's own layer writes, by name of the SAE.
 
     Only of SAEs that write to several layers, and only where every SAE that may write to the place
-    is among `saes`, with its files. Positions that are sinks for one of them are left out.
+    is among `saes`, with its files. Positions that are sinks for one of them, by its median norm,
+    are left out.
     """
     sets: dict[str, dict[int, AttachedSae]] = {}
     for attached in saes:
@@ -30,9 +34,9 @@ def explain_together(
         if cross is not None and cross.file.exists():
             sets.setdefault(cross.group, {})[cross.place] = attached
     return {
-        members[place].name: share
+        members[place].name: errors
         for members in sets.values()
-        for place, share in _explain(members, states, sink_threshold).items()
+        for place, errors in _explain(members, states, sink_threshold, medians).items()
     }
 
 
@@ -40,10 +44,16 @@ def _explain(
     members: Mapping[int, AttachedSae],
     states: Mapping[str, States],
     sink_threshold: float | None,
-) -> dict[int, float]:
-    """Variance explained at each place of a set. members: by place."""
+    medians: Mapping[str, float],
+) -> dict[int, Errors]:
+    """What is left unexplained at each place of a set. members: by place."""
     read = {place: states[attached.hook.name] for place, attached in members.items()}
-    ordinary = torch.stack([each.ordinary(sink_threshold)[0] for each in read.values()]).all(0)
+    ordinary = torch.stack(
+        [
+            read[place].ordinary(sink_threshold, medians[attached.name])
+            for place, attached in members.items()
+        ]
+    ).all(0)
     x = {place: each.x[ordinary] for place, each in read.items()}
     codes = {place: each.sae.encode_sparse(x[place]) for place, each in members.items()}
     results = {}
@@ -60,8 +70,8 @@ def _explain(
             if given is not None and place >= given.first:
                 _add(rebuilt, codes[feeder], given.towards(place))
         y = states[hook.name].x[ordinary]
-        squared = float((y.double() - rebuilt.double()).square().sum())
-        results[place] = share_explained(squared, y)
+        squared = (y.double() - rebuilt.double()).square().sum(dim=1)
+        results[place] = Errors(squared, y, states[hook.name].context[ordinary])
     return results
 
 

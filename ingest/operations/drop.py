@@ -23,7 +23,7 @@ from featuredb.store.files.memory import Budget
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
-from featuredb.store.snapshot import Corpus, FeatureFile, Segment, Snapshot
+from featuredb.store.snapshot import Corpus, FeatureFile, Sae, Segment, Snapshot
 from ingest.change import changing, next_draft
 from ingest.compaction import link_token_files
 from ingest.publish import publish
@@ -69,7 +69,9 @@ def drop_corpus(path: str | Path, corpus: str, *, memory: str = "4GB") -> Snapsh
             raise DatabaseError(f"there is no corpus {corpus!r}: this database has {names}")
         _not_the_last(layout, len(base.corpora), f"corpus {corpus}")
         draft = msgspec.structs.replace(
-            next_draft(base, "drop"), corpora=tuple(c for c in base.corpora if c != dropped)
+            next_draft(base, "drop"),
+            corpora=tuple(c for c in base.corpora if c != dropped),
+            saes=tuple(_without_check(sae, dropped.id) for sae in base.saes),
         )
         log.info(f"taking corpus {corpus} out of the segments")
         segments = {
@@ -85,6 +87,11 @@ def drop_corpus(path: str | Path, corpus: str, *, memory: str = "4GB") -> Snapsh
             layout, draft, segments, {}, base.ingests,
             base=base, memory=Budget.parse(memory),
         )  # fmt: skip
+
+
+def _without_check(sae: Sae, corpus: str) -> Sae:
+    checks = tuple(check for check in sae.checks if check.corpus != corpus)
+    return msgspec.structs.replace(sae, checks=checks)
 
 
 def _not_the_last(layout: Layout, count: int, what: str) -> None:

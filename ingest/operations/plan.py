@@ -1,7 +1,7 @@
 """Estimate the size and duration of an ingest.
 
 Tokens, contexts, documents and partitions are counted by tokenizing the corpus. The rest is
-measured on its first few thousand tokens, ingested into a temporary folder.
+measured on the load check's sample, contexts from all over it, ingested into a temporary folder.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from featuredb.store import schemas
 from featuredb.store.files.memory import Budget
 from featuredb.store.layout import Layout
 from featuredb.store.new_database import refuse_other_folders
-from featuredb.store.snapshot import LoadCheck, Segment
+from featuredb.store.snapshot import Sae, Segment
 from ingest.extract.partition import Extractor, collect, write
 from ingest.inputs import Inputs, load_inputs
 from ingest.load_check.check import SAMPLE_TOKENS
+from ingest.operations.sampling import Sampler
 from ingest.options import IngestOptions
 from ingest.prepare import RunSettings, plan_ingest
 from ingest.run_plan import Partition, cut_partitions, partition_tokens
@@ -69,7 +70,7 @@ class _Measured:
     bytes: list[float]
     corpus_bytes: float
     fixed_bytes: int
-    checks: list[LoadCheck]
+    saes: tuple[Sae, ...]
 
 
 def estimate(path: Path, options: IngestOptions) -> Info:
@@ -82,12 +83,12 @@ def estimate(path: Path, options: IngestOptions) -> Info:
     with shown(options.progress):
         inputs = load_inputs(options)
         settings = RunSettings.of(options, inputs.loaded.model.device)
-        sample = replace(inputs, max_tokens=min(SAMPLE_TOKENS, inputs.max_tokens or SAMPLE_TOKENS))
+        log.info("counting the corpus's tokens")
+        counted, sample = _count(inputs)
         with tempfile.TemporaryDirectory(prefix="featuredb-plan-") as folder:
             into = Layout(Path(folder) / "sample.fdb")
             measured = _measure(into, sample, settings, inputs.identity(options))
-        log.info("counting the corpus's tokens")
-        return Info(_report(layout, inputs, settings.memory, _count(inputs), measured))
+        return Info(_report(layout, inputs, settings.memory, counted, measured))
 
 
 def _measure(
@@ -115,7 +116,7 @@ def _measure(
         bytes=[_bytes_per_activation(s) for s in summary.segments],
         corpus_bytes=(corpus.documents.bytes + corpus.contexts.bytes) / max(1, tokens),
         fixed_bytes=fixed,
-        checks=[sae.check for sae in plan.draft.saes],
+        saes=plan.draft.saes,
     )
 
 
@@ -125,18 +126,22 @@ def _bytes_per_activation(segment: Segment) -> float:
     return written / segment.rows if segment.rows else 0.0
 
 
-def _count(inputs: Inputs) -> _Counted:
+def _count(inputs: Inputs) -> tuple[_Counted, Inputs]:
+    """The corpus's size, and inputs of a sample of it."""
     started = time.monotonic()
+    sampler = Sampler(inputs, SAMPLE_TOKENS)
     documents = tokens = 0
     lengths = [np.empty(0, np.int32)]
-    for _, tokenized in inputs.contexts():
+    for batch, tokenized in inputs.contexts():
         n, contexts, full = taken(tokenized, tokens, inputs.max_tokens)
         documents += n
         tokens += int(tokenized.n_tokens[:n].sum())
         lengths.append(tokenized.context_lengths[:contexts])
+        sampler.add(batch, tokenized, contexts)
         if full:
             break
-    return _Counted(documents, tokens, np.concatenate(lengths), time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return _Counted(documents, tokens, np.concatenate(lengths), seconds), sampler.inputs()
 
 
 def _report(
@@ -148,18 +153,17 @@ def _report(
 ) -> dict[str, Any]:
     stored = counted.stored
     starts = np.concatenate(([0], np.cumsum(counted.lengths, dtype=np.int64)))
-    size = partition_tokens(stored, sum(c.l0 for c in measured.checks), memory)
+    size = partition_tokens(stored, sum(sae.check.l0 for sae in measured.saes), memory)
     saes: list[dict[str, Any]] = []
-    for attached, check, recorded, each in zip(
-        inputs.loaded.saes, measured.checks, measured.recorded, measured.bytes, strict=True
-    ):
-        activations = round(check.l0 * recorded * stored)
+    for sae, recorded, each in zip(measured.saes, measured.recorded, measured.bytes, strict=True):
+        activations = round(sae.check.l0 * recorded * stored)
         saes.append(
             {
-                "name": attached.name,
-                "hook": attached.hook.name,
-                "l0": check.l0,
-                "variance_explained": check.variance_explained,
+                "name": sae.name,
+                "hook": sae.hook,
+                "l0": sae.check.l0,
+                "variance_explained": sae.check.variance_explained,
+                "load_check": [msgspec.structs.asdict(check) for check in sae.checks],
                 "activations": activations,
                 "bytes": round(activations * each),
                 "bytes_per_activation": each,
@@ -194,8 +198,8 @@ def _report(
             "tokenizing_seconds": counted.seconds,
         },
         "how": {
-            "activations": f"L0 of the load check on {measured.checks[0].tokens} tokens, times "
-            "the recorded share of the tokens",
+            "activations": f"L0 of the load check on {measured.saes[0].check.tokens} tokens from "
+            "all of the corpus, times the recorded share of the tokens",
             "bytes": "both copies of the sample's activations as written, per activation",
             "time": "tokenizing as just timed, the model and the SAEs at the sample's rate; "
             "merging and statistics come on top",

@@ -173,7 +173,7 @@ def _saes(snapshot: Snapshot) -> list[str]:
             snapshot.recorded_tokens(sae.name),
             snapshot.rows(sae.name),
             snapshot.rows(sae.name) / max(1, snapshot.recorded_tokens(sae.name)),
-            sae.check.variance_explained,
+            snapshot.variance_explained(sae),
             list(sae.writes),
         ]
         for index, sae in enumerate(snapshot.saes)

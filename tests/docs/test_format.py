@@ -49,7 +49,17 @@ TABLES: dict[str, list[pa.Schema]] = {
     "neighbors": [schemas.NEIGHBORS],
 }
 STRUCTS = [
-    *("Snapshot", "File", "Model", "Recording", "Corpus", "Sae", "LoadCheck", "Segment"),
+    *(
+        "Snapshot",
+        "File",
+        "Model",
+        "Recording",
+        "Corpus",
+        "Sae",
+        "LoadCheck",
+        "CorpusCheck",
+        "Segment",
+    ),
     *(
         "FeatureFile",
         "TokenFile",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from click.testing import CliRunner
 
 import featuredb
 from featuredb.cli import main
-from featuredb.errors import IngestError, LoadCheckError
+from featuredb.errors import CorpusError, IngestError, LoadCheckError
+from featuredb.store.snapshot import Snapshot
 from ingest import prepare
 from ingest.extract import forward as extract
 from ingest.model.hooks import forward_to_hooks
@@ -79,11 +81,94 @@ def test_the_model_sees_a_sample_only(
     assert seen < 16_000
 
 
+def predicted(folder: Path, tmp_path: Path, **options: Any) -> tuple[Any, Snapshot]:
+    """What was planned, and what then was."""
+    given = good(folder) | options
+    planned = featuredb.plan(tmp_path / "db.fdb", **given)
+    assert list(tmp_path.iterdir()) == []
+    snapshot = featuredb.ingest(tmp_path / "db.fdb", **given).snapshot
+    (corpus,) = snapshot.corpora
+    wanted = (corpus.n_documents, corpus.n_contexts, corpus.n_tokens, corpus.tokens.rows)
+    names = ("documents", "contexts", "tokens", "tokens_with_bos")
+    assert tuple(planned[name] for name in names) == wanted
+    return planned, snapshot
+
+
+@pytest.mark.parametrize("order", ["one after another", "mixed"])
+def test_a_corpus_of_three_languages(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """Activations are predicted within 10 %, although those of the first language are not those of
+    the others."""
+    for name in (prepare, module):
+        monkeypatch.setattr(name, "SAMPLE_TOKENS", 2_000)
+    documents = tiny_documents(240)
+    for document in documents[80:]:
+        document["text"] = document["text"].replace("e", "é").replace(" ", "  ")
+    for document in documents[160:]:
+        document["text"] = document["text"].upper()
+    languages = [documents[:80], documents[80:160], documents[160:]]
+    if order == "mixed":
+        documents = [each for row in zip(*languages, strict=True) for each in row]
+    where = folder / "languages"
+    where.mkdir(exist_ok=True)
+    corpus = str(write_jsonl(where / f"{order}.jsonl", documents))
+    sae = str(tiny_sae(where / "sae", bias=-0.04))
+    planned, snapshot = predicted(folder, tmp_path, corpus=corpus, saes=[sae])
+    rows = snapshot.rows("sae")
+    assert abs(planned["activations"] - rows) < 0.1 * rows
+    alone = str(write_jsonl(where / "first.jsonl", languages[0]))
+    first = featuredb.plan(tmp_path / "x.fdb", **good(folder) | {"corpus": alone, "saes": [sae]})
+    l0 = rows / snapshot.recorded_tokens("sae")
+    assert abs(first["saes"][0]["l0"] - l0) > 0.1 * l0
+    # The same contexts as the ingest's own check, to within those of the last tokens.
+    (check,) = planned["saes"][0]["load_check"]
+    assert check["l0"] == pytest.approx(snapshot.sae("sae").checks[0].l0, rel=0.02)
+    assert 2_000 <= planned["measured"]["sample_tokens"] < 2_100
+
+
+@pytest.mark.parametrize("kind", ["ids", "chats", "one long document", "tiny documents"])
+def test_any_corpus_is_sampled(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    for name in (prepare, module):
+        monkeypatch.setattr(name, "SAMPLE_TOKENS", 500)
+    where = tmp_path.parent / f"{tmp_path.name}-files"
+    texts = [document["text"] for document in tiny_documents(60)]
+    options: dict[str, Any] = {"bos": True, "context_size": 32}
+    if kind == "ids":
+        rows: list[dict[str, Any]] = [{"ids": [1 + ord(c) % 500 for c in t], "n": 3} for t in texts]
+        options["tokens_column"] = "ids"
+    elif kind == "chats":
+        model = Path(shutil.copytree(folder / "model", where / "model"))
+        file = model / "tokenizer_config.json"
+        template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+        rows = [
+            {"messages": [{"role": role, "content": text}, {"role": "user", "content": "yes"}]}
+            for role, text in zip(["user", "assistant", "judge"] * 20, texts, strict=True)
+        ]
+        options |= {"model": str(model), "messages_column": "messages"}
+    elif kind == "one long document":
+        rows = [{"text": "".join(texts)}]
+    else:
+        rows = [{"text": text[:9], "nested": {"a": [1, None]}} for text in texts * 4]
+    where.mkdir(exist_ok=True)
+    corpus = str(write_jsonl(where / "corpus.jsonl", rows))
+    planned, snapshot = predicted(folder, tmp_path, corpus=corpus, **options)
+    stored = snapshot.rows("sae")
+    assert abs(planned["activations"] - stored) < 0.1 * stored
+    assert planned["measured"]["sample_tokens"] < 600
+
+
 def test_what_an_ingest_would_refuse_is_refused(folder: Path, tmp_path: Path) -> None:
     loud = tiny_sae(folder / "loud", bias=5)
     told = good(folder) | {"saes": [str(loud)], "check": True}
     with pytest.raises(LoadCheckError, match="SAE sae"):
         featuredb.plan(tmp_path / "db.fdb", **told)
+    empty = write_jsonl(folder / "empty.jsonl", [{"text": ""}] * 3)
+    with pytest.raises(CorpusError, match="all of its 3 documents are empty"):
+        featuredb.plan(tmp_path / "db.fdb", **good(folder) | {"corpus": str(empty)})
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(IngestError, match="not a featuredb database and not empty"):
         featuredb.plan(tmp_path, **good(folder))

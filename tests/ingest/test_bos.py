@@ -237,6 +237,8 @@ def test_command_line(world: World, tmp_path: Path) -> None:
     assert ran.exit_code == 0, ran.output
     with featuredb.open(path) as db:
         assert db.info()["corpora"][0]["bos_from"] == "option"
-    ran = CliRunner().invoke(main, ["append", str(path), "--corpus", "x.jsonl", "--no-bos"])
+    ran = CliRunner().invoke(
+        main, ["append", str(path), "--corpus", str(folder / "corpus.jsonl"), "--no-bos"]
+    )
     assert ran.exit_code == 5
     assert "stored with BOS token 0: leave out --no-bos" in ran.stderr

@@ -27,7 +27,8 @@ from tests.docs.pages import table as table_of
 
 INGEST = ROOT / "docs" / "guide" / "ingest.md"
 NEEDS_MORE = {"model", "illustration", "file"}
-ASKS = {"info", "top", "feature", "near", "search", "sql", "verify"}
+STORED = {"sample", "silent", "find", "coactive", "compare"}
+ASKS = {"info", "top", "feature", "near", "search", "sql", "verify", *STORED}
 
 
 @pytest.fixture

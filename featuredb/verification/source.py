@@ -75,7 +75,7 @@ class _Difference(NamedTuple):
         )
 
 
-class Encoded(Protocol):
+class EncodedAgain(Protocol):
     """Activations of one SAE on some contexts, all [n]. context: which of the contexts."""
 
     @property
@@ -93,7 +93,7 @@ class Encode(Protocol):
 
     def __call__(
         self, store: Store, corpus: Corpus, contexts: Sequence[npt.NDArray[Any]]
-    ) -> Iterable[Encoded]: ...
+    ) -> Iterable[EncodedAgain]: ...
 
 
 def compare(path: Path, report: Report, n_contexts: int, encode: Encode) -> Report:

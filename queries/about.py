@@ -24,7 +24,7 @@ from featuredb.errors import QueryError
 from featuredb.render.characters import label
 from featuredb.render.view import Column, Heading, View
 from queries.answers import Answer, Row
-from queries.arguments import check_k, check_text
+from queries.arguments import check_choice, check_k, check_text
 from queries.connection import Reader
 from queries.evidence import found
 from queries.fires import Encode
@@ -38,7 +38,6 @@ SENTENCE = ("This text is about", ".")
 DEPTH = 50
 FUSION = 10
 
-_EVIDENCE = ("hits", "top_documents", "matching_documents", "lift", "q", "matched")
 _SHAPE = {
     "rank": pa.int32(),
     "sae": pa.string(),
@@ -101,8 +100,7 @@ def about(reader: Reader, text: str, k: int, by: str, encode: Encode) -> About:
     """See `featuredb.Database.about`."""
     k = check_k(k)
     check_text(text, "a phrase")
-    if by not in WAYS:
-        raise QueryError(f"by must be one of {', '.join(WAYS)}, not {by!r}")
+    check_choice("by", by, WAYS)
     if not text.strip():
         raise QueryError("the phrase is empty: say what the features should be about")
     depth = DEPTH if by == "both" else k

@@ -16,6 +16,7 @@ from featuredb.render import numbers
 from featuredb.render.view import Heading, Passages, View
 from featuredb.store.names import BAD_LEAST, BAD_UNIT, BAD_WITHIN
 from featuredb.store.positions import context_of, token_of
+from featuredb.store.recorded import token_ids_at
 from featuredb.store.store import Store
 from queries.answers import Answer
 from queries.arguments import check_k, check_text, check_window, is_whole
@@ -181,9 +182,7 @@ def _tokens_like(store: Store, pattern: str) -> npt.NDArray[np.bool_]:
 
 
 def _on_tokens(store: Store, places: Places, wanted: npt.NDArray[np.bool_]) -> Places:
-    bits = store.snapshot.position_bits
-    ids = store.texts.tokens_at(places.position >> bits, token_of(places.position, bits))
-    return places[wanted[ids]]
+    return places[wanted[token_ids_at(store, places.position)]]
 
 
 def _table(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from featuredb.store.by_token import TokenFeatures
 from featuredb.store.positions import context_of
-from featuredb.store.recorded import CommonTokens, document_of, documents_of, members
+from featuredb.store.recorded import CommonTokens, documents_of, members
 from featuredb.store.snapshot import Sae
 from featuredb.store.store import Store
 from queries.coactivation import fired
@@ -92,7 +92,7 @@ def _by_document(
     """(document_id [m] ascending, whether it has each feature [m, d_sae]), piece by piece."""
     at_once = max(1, _FLAGS // sae.d_sae)
     for piece in pieces:
-        document = document_of(store, context_of(piece.keys, store.snapshot.position_bits))
+        document = store.texts.documents_of(context_of(piece.keys, store.snapshot.position_bits))
         new = np.concatenate(([True], document[1:] != document[:-1]))
         starts = np.append(np.flatnonzero(new), len(document))
         firsts = np.concatenate(([0], np.cumsum(piece.counts)))[starts]

@@ -103,8 +103,6 @@ _PEAKS = """
     SELECT context_id, max(activation) AS activation FROM feature_activations(feature)
     GROUP BY context_id"""
 
-_SEED = "concat_ws('/', featuredb_seed(seed), featuredb_sae(feature), featuredb_number(feature))"
-
 _WIDTH = """least(bin_count,
         1 + CAST(floor((CAST(activation AS DOUBLE) - low) / (high - low) * bin_count) AS BIGINT))"""
 
@@ -122,7 +120,7 @@ WITH binned AS (
         SELECT *, CAST(min(activation) OVER () AS DOUBLE) AS low,
             CAST(max(activation) OVER () AS DOUBLE) AS high, count(*) OVER () AS total,
             featuredb_bins(bins, featuredb_k(k)) AS bin_count
-        FROM ({keyed(_PEAKS, _SEED)})
+        FROM ({keyed(_PEAKS)})
     )
 ),
 placed AS (

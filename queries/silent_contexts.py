@@ -133,8 +133,6 @@ _AT_RANDOM = f"""
     SELECT context_id, NULL::VARCHAR AS matched, NULL::BIGINT AS token_index, 1 AS weight
     FROM contexts ANTI JOIN {_FIRED} USING (context_id)"""
 
-_SEED = "concat_ws('/', featuredb_seed(seed), featuredb_sae(feature), featuredb_number(feature))"
-
 
 def _candidates() -> str:
     ways = {"tokens": _BY_TOKEN, "neighbors": _BY_NEIGHBOR, "random": _AT_RANDOM}
@@ -161,7 +159,7 @@ def _silent(snapshot: Snapshot) -> str:
 WITH candidates AS ({_candidates()}),
 turns AS (
     SELECT *, row_number() OVER (PARTITION BY matched ORDER BY key) / weight AS turn
-    FROM ({keyed("FROM candidates", _SEED)})
+    FROM ({keyed("FROM candidates")})
 ),
 drawn AS MATERIALIZED (
     SELECT CAST(row_number() OVER (ORDER BY turn, key) AS INTEGER) AS rank, context_id, matched,

@@ -143,7 +143,7 @@ class Texts:
             row = context_ids - corpus.first_context
             here = (row >= 0) & (row < corpus.n_contexts)
             if here.any():
-                documents[here] = np.asarray(self.index(corpus)[:-1, 0])[row[here]]
+                documents[here] = self.index(corpus)[:, 0][row[here]]
         return documents
 
     def contexts_of(
@@ -170,8 +170,8 @@ class Texts:
             row = context_ids - corpus.first_context
             here = (row >= 0) & (row < corpus.n_contexts)
             if here.any():
-                starts = np.asarray(self.index(corpus)[:-1, 1])[row[here]]
-                ids[here] = np.asarray(self.tokens(corpus)[:])[starts + token_indexes[here]]
+                starts = self.index(corpus)[:, 1][row[here]]
+                ids[here] = self.tokens(corpus)[starts + token_indexes[here]]
         return ids
 
     def with_text(self, corpus: Corpus, text: str) -> int | None:

@@ -132,31 +132,14 @@ def members(keys: Int64, others: Int64) -> npt.NDArray[np.bool_]:
 
 def documents_of(store: Store, keys: Int64) -> Int64:
     """The distinct documents of keys, which ascend, int64 ascending."""
-    return _distinct(document_of(store, _distinct(context_of(keys, store.snapshot.position_bits))))
+    contexts = _distinct(context_of(keys, store.snapshot.position_bits))
+    return _distinct(store.texts.documents_of(contexts))
 
 
-def token_ids_at(store: Store, keys: Int64) -> Int64:
-    """The token at each key, int64."""
+def token_ids_at(store: Store, keys: Int64) -> npt.NDArray[np.unsignedinteger]:
+    """The token at each key."""
     bits = store.snapshot.position_bits
-    context = context_of(keys, bits)
-    ids = np.empty(len(keys), np.int64)
-    for corpus in store.snapshot.corpora:
-        end = corpus.first_context + corpus.n_contexts
-        low, high = np.searchsorted(context, [corpus.first_context, end])
-        start = store.texts.index(corpus)[:, 1][context[low:high] - corpus.first_context]
-        ids[low:high] = store.texts.tokens(corpus)[start + token_of(keys[low:high], bits)]
-    return ids
-
-
-def document_of(store: Store, context: Int64) -> Int64:
-    """The document of each of some contexts, int64 [n] ascending."""
-    document = np.empty(len(context), np.int64)
-    for corpus in store.snapshot.corpora:
-        end = corpus.first_context + corpus.n_contexts
-        low, high = np.searchsorted(context, [corpus.first_context, end])
-        rows = context[low:high] - corpus.first_context
-        document[low:high] = store.texts.index(corpus)[:, 0][rows]
-    return document
+    return store.texts.tokens_at(context_of(keys, bits), token_of(keys, bits))
 
 
 def _distinct(ascending: Int64) -> Int64:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb.store.recorded import CommonTokens, document_of
+from featuredb.store.recorded import CommonTokens
 from featuredb.store.snapshot import Sae
 from featuredb.store.store import Store
 from ingest.derive.pair_counts import Units, pair_counts, token_units
@@ -98,7 +98,7 @@ def _documents(store: Store, sae: Sae, tokens: Iterator[Units]) -> Iterator[Unit
     seen = np.full(sae.d_sae, -1, np.int64)
     held = Units(np.zeros(1, np.int64), np.empty(0, np.uint32), np.empty(0, np.int64))
     for piece in tokens:
-        document = document_of(store, piece.context)
+        document = store.texts.documents_of(piece.context)
         # What is held back is the first unit, as if it were a token.
         offsets = np.concatenate((held.offsets[:-1], piece.offsets + held.offsets[-1]))
         feature_id = np.concatenate((held.feature_id, piece.feature_id))

@@ -24,11 +24,11 @@ QUESTIONS = (
     "FROM search('bank')",
     "FROM tokens ORDER BY ALL",
     "FROM examples ORDER BY ALL",
-    "FROM sinks",
+    "FROM sinks ORDER BY ALL",
     "FROM near_coactivation(1)",
     "FROM coactive(1)",
     "FROM coactivation(1, 2)",
-    "FROM feature_contexts(1)",
+    "FROM feature_contexts(1) ORDER BY ALL",
 )
 
 

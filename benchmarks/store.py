@@ -186,7 +186,7 @@ def ask_store(db: Database, asked: Asked) -> list[Figure]:
         figure("near, from the graph", timed(db.near, asked.median), 3),
         figure("SQL near", timed(rows("FROM near({})"), asked.median)),
         figure("everything about a feature", timed(db.feature, asked.median)),
-        figure("CLI lookup, a new process", cold(str(db.path), asked.median[0]), 500),
+        figure("CLI lookup, a new process", cold(str(db.path), f"top {asked.median[0]}"), 500),
     ]
 
 

@@ -103,7 +103,7 @@ class Comparison(FeatureAnswer):
         return Table(
             [
                 Column("", ["A", "B"], style="bold"),
-                Column("feature", [self.feature, self.other]),
+                Column("feature", [self.feature, self.other], features=True),
                 Column("density", [numbers.density(row[f"{x}_density"]) for x in "ab"], right=True),
                 Column(
                     "max", numbers.aligned([row[f"{x}_max_activation"] for x in "ab"]), right=True

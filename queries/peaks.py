@@ -87,6 +87,7 @@ def _passage(row: Row, value: float) -> Passage:
         value=value,
         about=_provenance(row),
         inside=row.window_start > 0,
+        context=row.context_id,
     )
 
 

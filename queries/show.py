@@ -27,7 +27,7 @@ def feature_table(rows: Sequence[Row], columns: Sequence[AnyColumn]) -> Table:
     return Table(
         [
             Column("", [str(row.rank) for row in rows], right=True, style="dim"),
-            Column("feature", [feature_name(row) for row in rows]),
+            Column("feature", [feature_name(row) for row in rows], features=True),
             *columns,
             TokenColumn("fires on", [row.top_tokens or [] for row in rows]),
         ]

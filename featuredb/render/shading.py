@@ -53,13 +53,18 @@ def level(value: float, scale: float) -> int:
     return max(1, math.ceil(share * LEVELS))
 
 
-def css(value: float, scale: float) -> str:
-    """A background for a token in HTML. Translucent, so it suits light pages and dark ones."""
+def shade(value: float, scale: float) -> int:
+    """`level`, negative where the value is."""
     step = level(value, scale)
-    if step == 0:
+    return -step if value < 0 else step
+
+
+def css(shade: int) -> str:
+    """A background for a token in HTML. Translucent, so it suits light pages and dark ones."""
+    if shade == 0:
         return ""
-    red, green, blue = _rgb(0.72, 0.17, _ORANGE if value > 0 else _BLUE)
-    return f"background:rgba({red},{green},{blue},{0.08 + 0.62 * step / LEVELS:.2f})"
+    red, green, blue = _rgb(0.72, 0.17, _ORANGE if shade > 0 else _BLUE)
+    return f"background:rgba({red},{green},{blue},{0.08 + 0.62 * abs(shade) / LEVELS:.2f})"
 
 
 def background(environment: Mapping[str, str]) -> Literal["dark", "light"]:

@@ -37,8 +37,9 @@ class Facts:
 class Column:
     """A heading and one cell per row.
 
-    right: aligned on the right. style: "", "bold", "dim". tokens: each cell is a token. wrap: each
-    cell is prose, which may take several lines: only of a table's last column.
+    right: aligned on the right. style: "", "bold", "dim". tokens: each cell is a token. features:
+    each cell names a feature, as `sae/1234`. wrap: each cell is prose, which may take several
+    lines: only of a table's last column.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Column:
     right: bool = False
     style: str = ""
     tokens: bool = False
+    features: bool = False
     wrap: bool = False
 
 
@@ -104,7 +106,7 @@ class Passage:
     """Consecutive tokens as running text, the active ones shaded.
 
     peak: index of the strongest token. rank, value and about are shown beside it, if given.
-    inside: the passage begins inside its text.
+    inside: the passage begins inside its text. context: the stored context that it is from.
     """
 
     tokens: Sequence[str]
@@ -114,6 +116,7 @@ class Passage:
     value: float | None = None
     about: str = ""
     inside: bool = False
+    context: int | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from featuredb.render.bars import histogram_rows, sparkline
 from featuredb.render.characters import label, neutralize
 from featuredb.render.layout import wrap
 from featuredb.render.page import Page, page_for
-from featuredb.render.shading import LEVELS, Ramp, background, css, level
+from featuredb.render.shading import LEVELS, Ramp, background, css, level, shade
 from featuredb.render.text import to_text
 from queries.answers import Answer, Info, Rows
 from tests.cli import answers
@@ -234,8 +234,8 @@ def test_shades_rise_with_activation_and_only_zero_has_none() -> None:
     assert (levels[0], levels[1], levels[-1]) == (0, 1, LEVELS)
     assert level(2.0, 1.0) == LEVELS
     assert level(float("nan"), 1.0) == 0
-    assert css(0, 1) == ""
-    assert css(-1, 1) != css(1, 1)
+    assert css(shade(0, 1)) == ""
+    assert css(shade(-1, 1)) != css(shade(1, 1))
     assert background({"COLORFGBG": "15;0"}) == "dark"
 
 

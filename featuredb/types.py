@@ -1,6 +1,7 @@
 """The public types: the handle, the answers to questions, and the results of operations."""
 
 from featuredb.database import Database as Database
+from featuredb.steering.edits import Edit as Edit
 from featuredb.store.outcomes import Compacted as Compacted
 from featuredb.store.outcomes import Outcome as Outcome
 from featuredb.store.outcomes import Vacuumed as Vacuumed

@@ -48,6 +48,13 @@ def undo(kind: Normalization, y: Tensor, x: Tensor) -> Tensor:
     return y
 
 
+def undoing(kind: Normalization, x: Tensor) -> Tensor | None:
+    """What `undo` multiplies each row of x [N, d_in] by, [N, 1]. None for nothing."""
+    if kind == "constant_norm_rescale":
+        return 1 / _rescaling(x)
+    return _moments(x)[1] if kind == "layer_norm" else None
+
+
 def _rescaling(x: Tensor) -> Tensor:
     norm = x.norm(dim=-1, keepdim=True)
     scaled: Tensor = x.shape[-1] ** 0.5 / norm.clamp_min(torch.finfo(x.dtype).tiny ** 0.5)

@@ -308,12 +308,21 @@ class Database:
         return activations(self._reader, feature)
 
     def near(
-        self, feature: Feature, k: int = 20, by: str = "decoder", *, exact: bool = False
+        self,
+        feature: Feature,
+        k: int = 20,
+        by: str = "decoder",
+        *,
+        exact: bool = False,
+        sae: str | None = None,
+        opposite: bool = False,
+        unit: str = "token",
     ) -> Neighbors:
         """The features nearest to one.
 
-        Up to 50 come from a stored graph. More are searched for, through an approximate index
-        where the database is large enough to have one: the answer's `method` says how.
+        Up to 50 come from a stored graph. More, and those of one SAE, are searched for, through an
+        approximate index where the database is large enough to have one: the answer's `method` says
+        how, and its `chance` what to hold the scores against.
 
         Args:
             feature: A number, or ``"sae_name/1234"``. It is not among its own neighbors.
@@ -322,17 +331,24 @@ class Database:
                 that read and write the same hooks. ``"coactivation"`` for the Jaccard index of the
                 sets of active tokens in one SAE, of which the 50 highest are stored.
             exact: Search everything, even where there is an index.
+            sae: Only the features of this SAE, which may read another hook. Its directions must
+                have the same length. Coactivation is counted over the tokens that both recorded.
+            opposite: The most negative cosines instead, always exactly.
+            unit: With ``"document"``, coactivation is that of sets of documents, counted anew.
 
         Returns:
             One row per neighbor, by score descending, ties by SAE in the snapshot's order, then
             feature id. The first columns, of_sae and of_feature_id, name the feature asked about.
 
         Raises:
-            UnknownFeatureError: There is no such feature.
+            UnknownFeatureError: There is no such feature or SAE.
+            QueryError: The directions of the two SAEs differ in length.
         """
         from queries.near import near
 
-        return near(self._reader, feature, k, by, exact=exact)
+        return near(
+            self._reader, feature, k, by, exact=exact, sae=sae, opposite=opposite, unit=unit
+        )
 
     def compare(self, feature: Feature, other: Feature, k: int = 3) -> Comparison:
         """Two features side by side, of one SAE or of two.
@@ -375,6 +391,7 @@ class Database:
         sae: str | None = None,
         *,
         exact: bool = False,
+        opposite: bool = False,
     ) -> Neighbors:
         """The features whose directions are nearest to a vector.
 
@@ -386,6 +403,7 @@ class Database:
                 SAEs that read and write the same hooks. Needed where the database has directions
                 of that length at several.
             exact: Search everything, even where there is an index.
+            opposite: The most negative cosines instead, always exactly.
 
         Returns:
             One row per feature, scored and ordered as by `near`.
@@ -396,7 +414,61 @@ class Database:
         """
         from queries.near import near_vector
 
-        return near_vector(self._reader, vector, k, by, sae, exact=exact)
+        return near_vector(self._reader, vector, k, by, sae, exact=exact, opposite=opposite)
+
+    def near_token(
+        self,
+        token: str | int,
+        k: int = 20,
+        by: str = "decoder",
+        matrix: str = "unembedding",
+        sae: str | None = None,
+        *,
+        exact: bool = False,
+        opposite: bool = False,
+    ) -> Neighbors:
+        """The features whose directions are nearest to a token's row of the model's matrices.
+
+        By decoder and unembedding these are the features that promote the token most, for their
+        length: what the logit lens shows, from the token's side. By encoder and embedding they are
+        those that read the token itself. The model is loaded for its matrices, from where it was at
+        the ingest unless `featuredb.open` was told where it is now. That needs the extra
+        ``featuredb[ingest]``.
+
+        Args:
+            token: One token of the model's vocabulary, as ``" bridge"``, or its id.
+            k: Number of features.
+            by: ``"decoder"`` or ``"encoder"``.
+            matrix: ``"unembedding"``, scaled and centered as the model's last norm does (see the
+                logit lens), or ``"embedding"``.
+            sae: Only the features of this SAE. Default: all of one hook, and needed where the
+                database has SAEs of that width at several.
+            exact: Search everything, even where there is an index.
+            opposite: The most negative cosines instead, always exactly.
+
+        Returns:
+            One row per feature, scored and ordered as by `near`.
+
+        Raises:
+            QueryError: There is no such token, or no directions as long as the model is wide.
+            UnknownFeatureError: There is no such SAE.
+            MissingExtraError: The extra is not installed.
+            ModelError: The model is gone, is another than at the ingest, or has no such matrix.
+        """
+        from queries.near import near_token
+
+        direction = partial(_token_direction, self._store, self._model)
+        return near_token(
+            self._reader,
+            token,
+            k,
+            by,
+            matrix,
+            sae,
+            exact=exact,
+            opposite=opposite,
+            direction=direction,
+        )
 
     def coactive(
         self,
@@ -758,6 +830,20 @@ def _encode(store: Store, model: str | None, texts: Sequence[str]) -> list[Activ
         ActiveText([Active(store.snapshot.sae(e.sae), *e[1:]) for e in one.encoded], one.tokens)
         for one in encode_texts(store, texts, model)
     ]
+
+
+def _token_direction(
+    store: Store, model: str | None, token_id: int, matrix: str
+) -> npt.NDArray[np.float32]:
+    """A token's row of a matrix of the model."""
+    with ingest_extra("reading a token's direction"):
+        from ingest.operations.given import check_paths
+
+        check_paths(model=model)
+        from ingest.extract.recorded import recorded_model
+        from ingest.model.load import token_direction
+
+    return token_direction(recorded_model(store.snapshot.model, model), token_id, matrix)
 
 
 def _answer_new_text(

@@ -57,7 +57,7 @@ class Chance(NamedTuple):
 
     nearest: the median, over a sample of the SAE's features, of the score of the nearest one. None
     where no feature has any. random: what the largest cosine of a random direction with all
-    directions would be, were these random too. None for co-activation.
+    directions would be, were these random too, or the most negative. None for co-activation.
     """
 
     nearest: float | None
@@ -68,24 +68,33 @@ class Chance(NamedTuple):
         if self.nearest is not None:
             shown.append(f"a feature's nearest is at {self.nearest:.2f} (median)")
         if self.random is not None:
-            shown.append(f"a random direction's at {self.random:.2f}")
+            which = "" if shown else " opposite is" if self.random < 0 else " nearest is"
+            shown.append(f"a random direction's{which} at {self.random:.2f}")
         return ", ".join(shown)
 
 
 def chance(store: Store, sae: Sae, by: str) -> Chance:
-    """The yardstick for `near` of one SAE. Read once per store.
-
-    n random directions in d dimensions have cosines of variance 1/d with any other, and the largest
-    of n is near ``sqrt(2 ln(n) / d)``.
-    """
+    """The yardstick for `near` of one SAE. Read once per store."""
     kept = _KEPT.setdefault(store, {})
     if (sae.name, by) not in kept:
-        rows = sum(other.d_sae for other in store.directions.group(sae, by)) if by in KINDS else 0
-        random = math.sqrt(2 * math.log(rows) / length(sae, by)) if rows > 1 else None
+        random = chance_among(store, sae, by).random if by in KINDS else None
         nearest = _nearest(store, sae, by)
         median = float(np.median(nearest)) if len(nearest) else None
         kept[sae.name, by] = Chance(median, random)
     return kept[sae.name, by]
+
+
+def chance_among(
+    store: Store, sae: Sae, by: str, *, alone: bool = False, opposite: bool = False
+) -> Chance:
+    """The yardstick for the directions of an SAE, `alone` or with those comparable with them.
+
+    n random directions in d dimensions have cosines of variance 1/d with any other, and the largest
+    of n is near ``sqrt(2 ln(n) / d)``.
+    """
+    rows = sum(other.d_sae for other in store.directions.group(sae, by, alone=alone))
+    largest = math.sqrt(2 * math.log(rows) / length(sae, by)) if rows > 1 else None
+    return Chance(None, -largest if opposite and largest is not None else largest)
 
 
 def _nearest(store: Store, sae: Sae, by: str) -> npt.NDArray[np.float32]:

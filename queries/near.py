@@ -1,36 +1,39 @@
-"""Features near a feature or a vector: by decoder or encoder direction, or by firing together."""
+"""Features near a feature, a vector or a token: by direction, or by firing together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb.errors import QueryError, UnknownFeatureError
-from featuredb.render.view import Heading, Table, View
+from featuredb.errors import QueryError
+from featuredb.render.characters import label
+from featuredb.render.view import Heading, Part, Table, View
 from featuredb.store import schemas
-from featuredb.store.files.parquet import chunk_to_numpy
-from featuredb.store.names import NO_SAE, parse_feature, sae_names
+from featuredb.store.names import parse_feature
 from featuredb.store.snapshot import File, Sae, Snapshot
 from featuredb.store.store import Store
 from featuredb.store.vectors.directions import comparable, length
 from queries.answers import Answer, of_feature
-from queries.arguments import check_k
+from queries.arguments import check_choice, check_k, check_text, is_whole
 from queries.catalog import literals
 from queries.catalog.summaries import SUMMARY, summaries
+from queries.coactive import UNITS, named
 from queries.connection import Reader
-from queries.directions import stored_direction
+from queries.directions import Chance, chance, chance_among
+from queries.nearest import Among, Nearest, firing_together, from_feature, from_graph, search
 from queries.question import Macro, Question
 from queries.show import counted, feature_sizes, feature_table, score_column
 
 KINDS = ("decoder", "encoder", "coactivation")
+MATRICES = ("unembedding", "embedding")
 
-_COLUMNS = ["sae", "feature_id", "neighbor_sae", "neighbor_id", "score"]
-
+TokenDirection = Callable[[int, str], npt.NDArray[np.float32]]
+"""A token's row of a matrix of the model, from the token's id and the matrix's name."""
 
 TOO_MANY = (
     f"the neighbor graph keeps {schemas.NEIGHBORS_KEPT} per feature, not {{k}}: "
@@ -40,14 +43,18 @@ TOO_MANY = (
 
 @dataclass(frozen=True, repr=False)
 class Neighbors(Answer):
-    """Features near one feature or vector, by score descending, ties by feature id.
+    """Features near one feature, vector or token, by score descending, ties by feature id.
 
-    Columns: of_sae string and of_feature_id i64 (the feature, null for a vector), rank i32, sae
-    string and feature_id i64 (the neighbor), score f32 (cosine for `by` decoder or encoder,
-    Jaccard for coactivation), density f64, max_activation f32, top_tokens list<string>,
+    Columns: of_sae string and of_feature_id i64 (the feature, null for a vector or a token), rank
+    i32, sae string and feature_id i64 (the neighbor), score f32 (cosine for `by` decoder or
+    encoder, Jaccard for coactivation), density f64, max_activation f32, top_tokens list<string>,
     promoted_tokens list<string>. `method` says how they were found: ``graph`` or ``exact``, which
     miss nothing, or ``ivf``, an index that finds the share `recall` of the 10 nearest, measured
     when it was built.
+
+    `chance` says what to hold the scores against (`queries.directions.Chance`). `unit` is what
+    coactivation counted. With `opposite` the scores ascend, the most negative first. `token` and
+    `matrix` name the token that was asked about.
     """
 
     kind: ClassVar[str] = "neighbors"
@@ -57,19 +64,30 @@ class Neighbors(Answer):
     by: str
     method: str = "exact"
     recall: float = 1.0
+    chance: str = ""
+    unit: str = "token"
+    opposite: bool = False
+    token: str | None = None
+    matrix: str | None = None
 
     @property
     def feature(self) -> str:
-        """`sae/1234`, as every question takes it, or `vector`."""
+        """`sae/1234`, as every question takes it, `vector`, or a token and its matrix."""
+        if self.token is not None:
+            return f"{label(self.token)} ({self.matrix})"
         return "vector" if self.of_sae is None else f"{self.of_sae}/{self.of_feature_id}"
 
     def view(self) -> View:
-        """The neighbors under a heading that says how they were found."""
-        after = f" by {self.by} · {counted(len(self), 'neighbor')}"
+        """The neighbors under a heading that says how they were found, and what chance gives."""
+        after = f" by {self.by}" + (" in documents" if self.unit == "document" else "")
+        after += f" · {counted(len(self), 'feature' if self.opposite else 'neighbor')}"
         if self.method == "ivf":
             after += f" · approximate, recall@10 {self.recall:.3f}"
-        heading = [Heading("near ", self.feature, after)]
-        return View([heading, [self.features()]] if len(self) else [heading])
+        before = "opposite of " if self.opposite else "near "
+        parts: list[Part] = [Heading(before, self.feature, after)]
+        if self.chance and len(self):
+            parts.append(Heading("", "", self.chance))
+        return View([parts, [self.features()]] if len(self) else [parts])
 
     def features(self) -> Table:
         """Only the neighbors, for a card."""
@@ -78,33 +96,43 @@ class Neighbors(Answer):
         return feature_table(rows, [score_column(score, rows, "score"), *feature_sizes(rows)])
 
 
-class Nearest(NamedTuple):
-    """Features in order, their scores float32, and how they were found.
-
-    recall: what share of the 10 nearest that way of searching finds.
-    """
-
-    names: Sequence[str]
-    numbers: Sequence[int]
-    scores: npt.NDArray[np.float32]
-    method: str
-    recall: float = 1.0
-
-
 def near(
-    reader: Reader, feature: int | str, k: int = 20, by: str = "decoder", *, exact: bool = False
+    reader: Reader,
+    feature: int | str,
+    k: int = 20,
+    by: str = "decoder",
+    *,
+    exact: bool = False,
+    sae: str | None = None,
+    opposite: bool = False,
+    unit: str = "token",
 ) -> Neighbors:
     """See `featuredb.Database.near`. Scored by the rule of `featuredb.store.vectors.exact`."""
     store = reader.store
-    sae, number = parse_feature(store.snapshot, feature)
+    own, number = parse_feature(store.snapshot, feature)
     k = check_k(k)
-    if by not in KINDS:
-        raise QueryError(f"by must be one of {', '.join(KINDS)}, not {by!r}")
-    if by == "coactivation" or k <= schemas.NEIGHBORS_KEPT:
-        nearest = _from_graph(store, sae, number, k, by)
+    check_choice("by", by, KINDS)
+    check_choice("unit", unit, UNITS)
+    other = named(store, sae) if sae is not None else None
+    by_firing = by == "coactivation"
+    if opposite and by_firing:
+        raise QueryError("features that fire together have no opposite: ask by decoder or encoder")
+    if unit != "token" and not by_firing:
+        raise QueryError(f"directions belong to no {unit}: ask by coactivation, or leave out unit")
+    if by_firing and (other is not None or unit != "token"):
+        nearest = firing_together(reader, f"{own.name}/{number}", k, unit, other or own)
+        yardstick = Chance(None, None)
+    elif by_firing or (k <= schemas.NEIGHBORS_KEPT and other is None and not opposite):
+        nearest = from_graph(store, own, number, k, by)
+        yardstick = chance(store, own, by)
     else:
-        nearest = _from_directions(store, sae, number, k, by, exact)
-    return _answer(store, nearest, sae.name, number, by)
+        among = Among(other or own, by, other is not None, opposite, exact)
+        nearest = from_feature(store, own, number, k, among)
+        plain = other is None and not opposite
+        yardstick = chance(store, own, by) if plain else _chance(store, among)
+    return _answer(
+        store, nearest, own.name, number, by, chance=str(yardstick), unit=unit, opposite=opposite
+    )
 
 
 def near_vector(
@@ -115,15 +143,92 @@ def near_vector(
     sae: str | None = None,
     *,
     exact: bool = False,
+    opposite: bool = False,
 ) -> Neighbors:
     """See `featuredb.Database.near_vector`."""
     store = reader.store
     k = check_k(k)
-    if by not in KINDS[:2]:
-        raise QueryError(f"by must be decoder or encoder for a vector, not {by!r}")
+    _check_matrix(by, "a vector")
     query = _checked(vector)
-    nearest = _search(store, _place(store, len(query), by, sae), query, k, by, exact)
-    return _answer(store, nearest, None, None, by)
+    among = Among(_place(store, len(query), by, sae), by, False, opposite, exact)
+    nearest = search(store, query, k, among)
+    yardstick = str(_chance(store, among))
+    return _answer(store, nearest, None, None, by, chance=yardstick, opposite=opposite)
+
+
+def near_token(
+    reader: Reader,
+    token: str | int,
+    k: int = 20,
+    by: str = "decoder",
+    matrix: str = "unembedding",
+    sae: str | None = None,
+    *,
+    exact: bool = False,
+    opposite: bool = False,
+    direction: TokenDirection,
+) -> Neighbors:
+    """See `featuredb.Database.near_token`. direction: reads the model."""
+    store = reader.store
+    k = check_k(k)
+    _check_matrix(by, "a token")
+    check_choice("matrix", matrix, MATRICES)
+    alone = named(store, sae) if sae is not None else None
+    token_id = _token_id(store, token)
+    query = _checked(direction(token_id, matrix))
+    place = _place(store, len(query), by, sae)
+    among = Among(place, by, alone is not None, opposite, exact)
+    return _answer(
+        store,
+        search(store, query, k, among),
+        None,
+        None,
+        by,
+        chance=str(_chance(store, among)),
+        opposite=opposite,
+        token=store.texts.token_texts[token_id],
+        matrix=matrix,
+    )
+
+
+def _chance(store: Store, among: Among) -> Chance:
+    sae, by, alone, opposite, _ = among
+    return chance_among(store, sae, by, alone=alone, opposite=opposite)
+
+
+def _check_matrix(by: str, what: str) -> None:
+    if by not in KINDS[:2]:
+        raise QueryError(f"by must be decoder or encoder for {what}, not {by!r}")
+
+
+_IDS_SHOWN = 5
+
+
+def _token_id(store: Store, token: str | int) -> int:
+    """The id of a token. Raises `QueryError` unless exactly one is meant."""
+    texts = store.texts.token_texts
+    if is_whole(token):
+        if not 0 <= int(token) < len(texts):
+            raise QueryError(f"there is no token {token}: their ids are 0 to {len(texts) - 1}")
+        return int(token)
+    text = check_text(token, "the token")
+    ids = [i for i, own in enumerate(texts) if own == text]
+    if len(ids) == 1:
+        return ids[0]
+    if ids:
+        shown = ", ".join(map(str, ids[:_IDS_SHOWN])) + (", …" if len(ids) > _IDS_SHOWN else "")
+        raise QueryError(
+            f"{len(ids)} tokens read {text!r}: say which by its id, {shown}, to near_token"
+        )
+    known = set(texts)
+    folded = text.strip()
+    similar = [t for t in (f" {folded}", folded, f" {folded.capitalize()}") if t in known]
+    hint = (
+        f"did you mean {' or '.join(map(repr, similar))}?"
+        if similar
+        else ("the model spells it with several")
+    )
+    raise QueryError(f"there is no token {text!r}: {hint}")
 
 
 def _checked(vector: Any) -> npt.NDArray[np.float64]:
@@ -148,9 +253,7 @@ def _place(store: Store, width: int, by: str, name: str | None) -> Sae:
     """An SAE. The vector is compared with its directions and all comparable ones."""
     snapshot = store.snapshot
     if name is not None:
-        sae = next((s for s in snapshot.saes if s.name == name), None)
-        if sae is None:
-            raise UnknownFeatureError(NO_SAE.format(name=name, names=sae_names(snapshot)))
+        sae = named(store, name)
         if length(sae, by) != width:
             raise QueryError(
                 f"the vector has {width} values, {by} directions of {name} have {length(sae, by)}"
@@ -169,74 +272,13 @@ def _place(store: Store, width: int, by: str, name: str | None) -> Sae:
     return fitting[0]
 
 
-_NOTHING = Nearest([], [], np.empty(0, np.float32), "graph")
-
-
-def _from_graph(store: Store, sae: Sae, feature: int, k: int, by: str) -> Nearest:
-    """From the stored graph: its rows of one feature are in the order of their rank."""
-    derived = store.snapshot.derived
-    path = {
-        "decoder": derived.neighbors_decoder.path,
-        "encoder": derived.neighbors_encoder.path,
-        "coactivation": derived.coactivation.path,
-    }[by]
-    groups = store.graph_groups(path).holding(sae.name, feature)
-    if not groups:
-        return _NOTHING
-    table = store.files.read(path, groups, _COLUMNS)
-    rows = np.flatnonzero(chunk_to_numpy(table.column("feature_id")) == feature)
-    if len(rows) == 0:
-        return _NOTHING
-    # One SAE's rows of a feature are consecutive. Another SAE's may be in the same row groups.
-    table = table.slice(int(rows[0]), int(rows[-1] - rows[0]) + 1)
-    mask = np.array(table.column("sae").to_pylist(), dtype=object) == sae.name
-    mask &= chunk_to_numpy(table.column("feature_id")) == feature
-    table = table.filter(pa.array(mask)).slice(0, k)
-    return Nearest(
-        table.column("neighbor_sae").to_pylist(),
-        table.column("neighbor_id").to_pylist(),
-        chunk_to_numpy(table.column("score")),
-        "graph",
-    )
-
-
-def _from_directions(store: Store, sae: Sae, feature: int, k: int, by: str, exact: bool) -> Nearest:
-    """From the directions, leaving out the feature itself."""
-    direction = stored_direction(store, sae, feature, by)
-    nearest = _search(store, sae, direction, k + 1, by, exact)
-    others = [
-        i
-        for i, which in enumerate(zip(nearest.names, nearest.numbers, strict=True))
-        if which != (sae.name, feature)
-    ][:k]
-    return nearest._replace(
-        names=[nearest.names[i] for i in others],
-        numbers=[nearest.numbers[i] for i in others],
-        scores=nearest.scores[others],
-    )
-
-
-def _search(
-    store: Store, sae: Sae, query: npt.NDArray[np.floating], k: int, by: str, exact: bool
-) -> Nearest:
-    """The nearest directions among those comparable with `sae`."""
-    directions = store.directions
-    group = directions.group(sae, by)
-    firsts = np.cumsum([0] + [s.d_sae for s in group])
-    index = None if exact else directions.index(sae, by)
-    if index is None:
-        rows, scores = directions.exact(sae, by).search(query, k)
-        method, recall = "exact", 1.0
-    else:
-        rows, scores = directions.approximate(sae, by, index).search(query, k)
-        method, recall = "ivf", index.recall
-    which = np.searchsorted(firsts, rows, side="right") - 1
-    names = [group[i].name for i in which]
-    return Nearest(names, (rows - firsts[which]).tolist(), scores, method, recall)
-
-
 def _answer(
-    store: Store, nearest: Nearest, of_sae: str | None, of_feature_id: int | None, by: str
+    store: Store,
+    nearest: Nearest,
+    of_sae: str | None,
+    of_feature_id: int | None,
+    by: str,
+    **about: Any,
 ) -> Neighbors:
     asked = of_feature(of_sae, of_feature_id, len(nearest.scores))
     columns = {"of_sae": asked[0], "of_feature_id": asked[1]}
@@ -248,6 +290,7 @@ def _answer(
         by=by,
         method=nearest.method,
         recall=nearest.recall,
+        **about,
     )
 
 

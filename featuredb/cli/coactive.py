@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import click
 
 import featuredb
@@ -91,11 +89,11 @@ def command(
     if (feature is None) != everything or (everything and other is not None):
         raise click.UsageError("give a FEATURE, or --all")
     if other is not None:
-        _refuse(ctx, (*_OF_A_LIST, "memory"), "--with counts one pair")
+        options.refuse(ctx, (*_OF_A_LIST, "memory"), "--with counts one pair")
     elif everything:
-        _refuse(ctx, set(_OF_A_LIST) - set(_OF_ALL), "--all counts every pair")
+        options.refuse(ctx, set(_OF_A_LIST) - set(_OF_ALL), "--all counts every pair")
     else:
-        _refuse(ctx, ("memory",), "a list of one feature's needs little memory")
+        options.refuse(ctx, ("memory",), "a list of one feature's needs little memory")
     with featuredb.open(db, snapshot=snapshot) as database:
         if everything:
             output.check_streams()
@@ -105,11 +103,3 @@ def command(
         else:
             answer = database.coactive(feature or "", k, unit, by, sae=sae, min_both=min_both)
             output.write(answer)
-
-
-def _refuse(ctx: click.Context, names: Iterable[str], because: str) -> None:
-    """Raises `click.UsageError` if one of these options is given."""
-    for name in sorted(names):
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            option = "-k" if name == "k" else "--" + name.replace("_", "-")
-            raise click.UsageError(f"{because}: leave out {option}")

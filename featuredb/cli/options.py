@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from inspect import Parameter, signature
 from typing import Any, TypeVar
@@ -128,6 +128,14 @@ def output(command: Command) -> Command:
         help="Output format. Default: table.",
     )
     return form_option(path_option(with_output))  # type: ignore[return-value]
+
+
+def refuse(ctx: click.Context, names: Iterable[str], because: str) -> None:
+    """Raise `click.UsageError` if one of these options is given: they mean nothing here."""
+    for name in sorted(names):
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = "-k" if name == "k" else "--" + name.replace("_", "-")
+            raise click.UsageError(f"{because}: leave out {option}")
 
 
 def text_or_stdin(argument: str, as_it_is: Callable[[str], bool] = lambda _: False) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -201,6 +203,34 @@ def unembedding(loaded: LoadedModel) -> Unembedding | None:
         isinstance(norm, nn.LayerNorm) if family is None else norm is not None and not family.rms
     )
     return Unembedding(head.weight.detach(), gain, center=center)
+
+
+def token_direction(loaded: LoadedModel, token_id: int, matrix: str) -> npt.NDArray[np.float32]:
+    """A token's row of the embedding or the unembedding, float32 [d].
+
+    The row of the ``unembedding`` is scaled by the final norm's gain and, for a layer norm,
+    centered: its product with a decoder direction is what the logit lens shows.
+
+    Raises ModelError where the model has no such matrix, or no such row.
+    """
+    if matrix == "embedding":
+        rows = loaded.model.get_input_embeddings().weight.detach()
+        lens = None
+    else:
+        lens = unembedding(loaded)
+        if lens is None:
+            raise ModelError(
+                f"{loaded.id} has no linear map to logits, and so no unembedding: ask for the "
+                "embedding"
+            )
+        rows = lens.weight
+    row = rows[token_id].float()
+    if lens is not None and lens.gain is not None:
+        row = row * lens.gain
+    if lens is not None and lens.center:
+        row = row - row.mean()
+    result: npt.NDArray[np.float32] = row.cpu().numpy()
+    return result
 
 
 def _load_tokenizer(folder: Path, gguf: str | None) -> Any:

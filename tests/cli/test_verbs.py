@@ -34,14 +34,17 @@ QUERIES = [
 _EACH = pytest.mark.parametrize("call", QUERIES, ids=lambda call: call[0])
 
 
+_PLAIN_NEAR = {"exact": False, "sae": None, "opposite": False, "unit": "token"}
+
+
 @pytest.mark.parametrize(
     ("call", "asked"),
     [
         (("info", "db"), ("info",)),
-        (("near", "db", "7"), ("near", "7", {"k": 20, "by": "decoder", "exact": False})),
+        (("near", "db", "7"), ("near", "7", {"k": 20, "by": "decoder", **_PLAIN_NEAR})),
         (
-            ("near", "db", "a/7", "--by", "coactivation", "-k", "3"),
-            ("near", "a/7", {"k": 3, "by": "coactivation", "exact": False}),
+            ("near", "db", "a/7", "--by", "coactivation", "-k", "3", "--unit", "document"),
+            ("near", "a/7", {"k": 3, "by": "coactivation", **_PLAIN_NEAR, "unit": "document"}),
         ),
         (
             ("coactive", "db", "7", "--unit", "document", "--by", "count", "--sae", "b"),
@@ -291,9 +294,11 @@ def test_near_takes_a_vector_in_place_of_a_feature(
     assert invoke("near", "db", "--vector", file, "--sae", "a", "--exact").exit_code == 0
     asked, vector, options = database.asked[0]
     assert (asked, vector.tolist()) == ("near_vector", [0.0, 1.0, 2.0])
-    assert options == {"k": 20, "by": "decoder", "sae": "a", "exact": True}
+    assert options == {"k": 20, "by": "decoder", "sae": "a", "exact": True, "opposite": False}
     for wrong in (("near", "db"), ("near", "db", "7", "--vector", file)):
-        assert "give a FEATURE, or --vector FILE" in invoke(*wrong).stderr
+        assert "give a FEATURE, --vector FILE or --token TOKEN" in invoke(*wrong).stderr
+    for useless in (("7", "--matrix", "embedding"), ("--vector", file, "--unit", "document")):
+        assert "leave out" in invoke("near", "db", *useless).stderr
     (tmp_path / "v.npy").write_text("no numbers")
     refused = invoke("near", "db", "--vector", file)
     assert refused.exit_code == 4

@@ -72,7 +72,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "silent": (_Database.silent_contexts, "db 1", {"db"}),
     "find": (_Database.find, "db", {"db"}),
     "feature": (_Database.feature, "db 1", {"db"}),
-    "near": (_Database.near, "db 1", {"db", "vector", "sae"}),
+    "near": (_Database.near, "db 1", {"db", "vector", "token", "matrix", "model"}),
     "coactive": (_Database.coactive, "db 1", {"db", "other", "everything", "memory"}),
     "fires": (
         _Database.fires_on,

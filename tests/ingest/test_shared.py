@@ -23,6 +23,7 @@ from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.store import Store
 from ingest.extract import recorded
+from ingest.model.load import token_direction
 from ingest.sae import load_sae
 from ingest.sae.stored import stored_sae
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
@@ -105,6 +106,30 @@ def test_the_same_answer_after_everything_has_moved(shared: Shared) -> None:
         expected = [(r["sae"], r["feature_id"], r["activation"]) for r in shared.before]
         assert rows.fetchall() == expected
     assert featuredb.verify(shared.path, source=5, model=shared.model).ok
+
+
+def test_a_token_s_nearest_are_what_the_logit_lens_says(shared: Shared) -> None:
+    """The product of the token's direction with a decoder direction is the stored logit."""
+    refused = CliRunner().invoke(main, ["near", str(shared.path), "--token", " river"])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (5, 1)
+    assert re.search("no longer at .*--model", refused.stderr)
+    with featuredb.open(shared.path, model=shared.model) as db:
+        loaded = recorded.recorded_model(db.snapshot.model, str(shared.model))
+        texts = db._store.texts.token_texts
+        for feature in ("one/0", "two/3"):
+            for promoted in db.feature(feature)[0].promoted_tokens[:3]:
+                row = token_direction(loaded, texts.index(promoted["token"]), "unembedding")
+                assert row @ db.direction(feature) == pytest.approx(promoted["logit"], rel=1e-4)
+        token = texts.index(" river")
+        for matrix, weight in (
+            ("unembedding", loaded.model.lm_head.weight * loaded.model.model.norm.weight),
+            ("embedding", loaded.model.get_input_embeddings().weight),
+        ):
+            query = weight[token].numpy()
+            answer = db.near_token(" river", 9, "encoder", matrix, "two")
+            assert answer.arrow().drop_columns("rank") == (
+                db.near_vector(query, 9, "encoder", "two").arrow().drop_columns("rank")
+            )
 
 
 def test_the_same_answer_from_a_url(shared: Shared, tmp_path: Path) -> None:

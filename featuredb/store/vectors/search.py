@@ -24,6 +24,8 @@ from featuredb.store.vectors.exact import ExactSearch
 from featuredb.store.vectors.ivf import InvertedLists
 
 T = TypeVar("T")
+_Key = tuple[tuple[str, ...], str]
+"""The names of the SAEs of a group, and the kind."""
 
 
 class HeldRows:
@@ -45,33 +47,36 @@ class DirectionSearch:
     """Search among the directions that may be compared with those of an SAE.
 
     kind is ``decoder`` or ``encoder`` throughout. Rows count through the SAEs of `group`, in its
-    order.
+    order. alone: only those of the SAE itself.
     """
 
     def __init__(self, root: Root, snapshot: Snapshot) -> None:
         self._root = root
         self._location = location_of(root)
         self._snapshot = snapshot
-        self._rows: dict[tuple[str, str], DirectionRows | HeldRows] = {}
-        self._exact: dict[tuple[str, str], ExactSearch] = {}
-        self._lists: dict[tuple[str, str], InvertedLists] = {}
+        self._rows: dict[_Key, DirectionRows | HeldRows] = {}
+        self._exact: dict[_Key, ExactSearch] = {}
+        self._lists: dict[_Key, InvertedLists] = {}
         self._lock = threading.RLock()
 
-    def group(self, sae: Sae, kind: str) -> list[Sae]:
+    def group(self, sae: Sae, kind: str, *, alone: bool = False) -> list[Sae]:
         """The SAEs with directions comparable with those of `sae`, including itself."""
-        return comparable(self._snapshot.saes, sae, kind)
+        return [sae] if alone else comparable(self._snapshot.saes, sae, kind)
 
-    def rows(self, sae: Sae, kind: str) -> DirectionRows | HeldRows:
+    def rows(self, sae: Sae, kind: str, *, alone: bool = False) -> DirectionRows | HeldRows:
         """The float32 directions of `group`: read as they are needed, from afar all at once."""
-        return self._kept(self._rows, sae, kind, lambda: self._directions(sae, kind))
+        group = self.group(sae, kind, alone=alone)
+        return self._kept(self._rows, group, kind, lambda: self._directions(group, kind))
 
-    def exact(self, sae: Sae, kind: str) -> ExactSearch:
+    def exact(self, sae: Sae, kind: str, *, alone: bool = False) -> ExactSearch:
         """Exact search over `group`."""
+        group = self.group(sae, kind, alone=alone)
+        rows = self.rows(sae, kind, alone=alone)
         return self._kept(
             self._exact,
-            sae,
+            group,
             kind,
-            lambda: ExactSearch(self._halves(sae, kind), self.rows(sae, kind).take),
+            lambda: ExactSearch(self._halves(group, kind, rows), rows.take),
         )
 
     def index(self, sae: Sae, kind: str) -> VectorIndex | None:
@@ -82,21 +87,22 @@ class DirectionSearch:
 
     def approximate(self, sae: Sae, kind: str, index: VectorIndex) -> InvertedLists:
         """Search through that index."""
+        group, rows = self.group(sae, kind), self.rows(sae, kind)
         return self._kept(
             self._lists,
-            sae,
+            group,
             kind,
             lambda: InvertedLists(
                 self._array(index.centroids),
                 self._array(index.lists),
-                self._halves(sae, kind),
-                self.rows(sae, kind).take,
+                self._halves(group, kind, rows),
+                rows.take,
                 index.probes,
             ),
         )
 
-    def _directions(self, sae: Sae, kind: str) -> DirectionRows | HeldRows:
-        vectors = self._vectors(sae, kind)
+    def _directions(self, group: Sequence[Sae], kind: str) -> DirectionRows | HeldRows:
+        vectors = self._vectors(group)
         if self._location.folder is not None:
             return DirectionRows(Layout(self._location.folder), vectors, kind)
         matrices = []
@@ -106,30 +112,31 @@ class DirectionSearch:
                 matrices.append(getattr(read_directions(Layout(folder), one), kind))
         return HeldRows(matrices)
 
-    def _halves(self, sae: Sae, kind: str) -> list[HalfMatrix]:
+    def _halves(
+        self, group: Sequence[Sae], kind: str, rows: DirectionRows | HeldRows
+    ) -> list[HalfMatrix]:
         halves, first = [], 0
-        for vectors in self._vectors(sae, kind):
+        for vectors in self._vectors(group):
             column = vectors.column(kind)
             if column.unit is not None:
                 halves.append(self._array(column.unit))
             else:
-                rows = np.arange(first, first + column.rows)
-                halves.append(half_rows(self.rows(sae, kind).take(rows)))
+                halves.append(half_rows(rows.take(np.arange(first, first + column.rows))))
             first += column.rows
         return halves
 
-    def _vectors(self, sae: Sae, kind: str) -> list[Vectors]:
+    def _vectors(self, group: Sequence[Sae]) -> list[Vectors]:
         known = {v.sae: v for v in self._snapshot.vectors}
-        return [known[s.name] for s in self.group(sae, kind)]
+        return [known[sae.name] for sae in group]
 
     def _array(self, file: File) -> npt.NDArray[Any]:
         return load_array(self._root, file.path, whole=True)
 
     def _kept(
-        self, cache: dict[tuple[str, str], T], sae: Sae, kind: str, make: Callable[[], T]
+        self, cache: dict[_Key, T], group: Sequence[Sae], kind: str, make: Callable[[], T]
     ) -> T:
         """What was made for the group before, else made now."""
-        key = self.group(sae, kind)[0].name, kind
+        key = tuple(sae.name for sae in group), kind
         with self._lock:
             if key not in cache:
                 cache[key] = make()

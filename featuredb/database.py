@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from featuredb.errors import ClosedError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
+    from featuredb.steering.edits import Edits
     from queries.about import About
     from queries.activations import Activations
     from queries.coactivation import Coactivation
@@ -783,6 +786,64 @@ class Database:
         from queries.schema import schema
 
         return schema(self._reader, name)
+
+    def intervene(
+        self,
+        edits: Edits,
+        *,
+        method: str = "code",
+        push_out: bool = False,
+        other_model: bool = False,
+    ) -> AbstractContextManager[Any]:
+        """Steer the model, for as long as a ``with`` block lasts.
+
+        >>> with db.intervene(["1927=10x", "3722=0 @ prompt"]) as model:  # doctest: +SKIP
+        ...     model.generate(**db.tokenizer("I am", return_tensors="pt"), max_new_tokens=20)
+
+        Every forward pass in the block is edited: `generate`, calls of the model, of its base
+        model, with or without a cache, by any thread. SAEs act in the order of their hooks, so a
+        later one sees what an earlier one changed. At one hook they act in the database's order.
+        What only reads, as `fires_on` does, sees the unedited model.
+
+        Args:
+            edits: One edit or several, as `Edit` or spelled: ``"F=10x"`` clamps, ``"F+=2"`` adds,
+                ``"F*=0.5"`` scales, ``"F=0"`` ablates, each with ``@ WHERE`` if wanted
+                (`featuredb.steering.where`).
+            method: Of edits that are spelled: ``"code"``, ``"direction"`` or ``"project"``.
+            push_out: A feature that is forced into the code of a top-k SAE pushes the weakest out.
+                Default: the code may have more than k.
+            other_model: Allow a model that is not the one of the ingest, such as a fine-tuned one.
+
+        Returns:
+            A context manager that gives the Hugging Face model itself. Afterwards nothing is left
+            in it.
+
+        Raises:
+            QueryError: An edit is invalid or can never apply, or the model is steered already.
+            ModelError: The model is gone, or is another than at the ingest.
+            SaeError: An SAE has no decoder, or cannot be loaded.
+        """
+        steering = self._steering("steering")
+        options = steering.SteeringOptions(method, push_out, other_model)
+        block: AbstractContextManager[Any] = steering.intervene(
+            self._reader.store, edits, self._model, options
+        )
+        return block
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the database's model. Raises as `fires_on`."""
+        opened = self._steering("the tokenizer")
+        return opened.recorded_model(self._reader.store.snapshot.model, self._model).tokenizer
+
+    def _steering(self, purpose: str) -> ModuleType:
+        """What stands on the model. Raises `MissingExtraError`."""
+        with ingest_extra(purpose):
+            from featuredb.steering import opened
+            from ingest.operations.given import check_paths
+
+            check_paths(model=self._model)
+        return opened
 
     def info(self) -> DatabaseInfo:
         """What the database holds, where it comes from, and how large it is."""

@@ -50,10 +50,17 @@ class Condition:
         """Where it holds."""
         context, token, activation = feature_activations(store, self.sae, self.feature)
         position = context << store.snapshot.position_bits | token
-        for sign, bound in self.bounds:
-            held = _BOUNDS[sign](activation, np.float64(bound))
-            position, activation = position[held], activation[held]
-        return Places(position, activation)
+        places = Places(position, activation)
+        return places[within(activation, self.bounds)]
+
+
+def within(activation: Any, bounds: tuple[tuple[str, float], ...]) -> Any:
+    """Which activations, an array or a tensor [n], are within bounds and not zero, bool [n]."""
+    held = activation != 0
+    for sign, bound in bounds:
+        exact = np.float64(bound) if isinstance(activation, np.ndarray) else bound
+        held = held & _BOUNDS[sign](activation, exact)
+    return held
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,7 @@ from ingest.attached import AttachedSae
 from ingest.model.hooks import HookPoint
 from ingest.sae.activations import GroupMax, TopK
 from ingest.sae.normalize import undoing
-from ingest.sae.sae import Encoder
-
-LATENTS_APART = ("ReLU", "JumpReLU", "Gated")
-"""Rules by which an activation depends on no other feature: only edited rows are encoded."""
+from ingest.sae.sae import Encoder, LoadedSae
 
 
 class CodeChange(NamedTuple):
@@ -33,6 +30,23 @@ class CodeChange(NamedTuple):
     dense: Tensor | None
     scale: Tensor | None
     chosen: Tensor | None
+
+
+class CodeReader:
+    """Activations of some features of an SAE. Only they are encoded, where that is exact."""
+
+    def __init__(self, sae: LoadedSae, features: Sequence[int]) -> None:
+        self._sae = sae
+        self._ids = torch.tensor(features, device=sae.device)
+        self._encoder = _encoder_of(sae.encoder, self._ids)
+        self._apart = self._encoder is not sae.encoder
+
+    def codes(self, x: Tensor) -> Tensor:
+        """float32 [N, n] for rows x [N, d_in]."""
+        if not self._apart:
+            return self._sae.encode(x)[:, self._ids]
+        rows = x.to(self._sae.device, self._sae.dtype)
+        return self._encoder.activation.dense(self._encoder.pre_activations(rows)).float()
 
 
 class SaeEdits:
@@ -72,22 +86,13 @@ class SaeEdits:
             )
         if push_out and any(edit.method != "code" for edit in edits):
             raise QueryError("only edits of the code push features out: use the method code")
-        self._ids = ids = torch.tensor(self.features, device=sae.device)
-        self._encoder = _encoder_of(sae.encoder, ids)
-        self._apart = type(sae.encoder.activation).__name__ in LATENTS_APART
+        self.reader = CodeReader(sae, self.features)
+        ids = torch.tensor(self.features, device=sae.device)
         offset = sae.decoder.offset
         self._offset = None if offset is None else offset.float()[ids]
         self._reads_code = any(edit.method == "code" for edit in edits)
         self._projects = any(edit.method == "project" for edit in edits)
         self._pseudo_inverses: dict[str, Tensor] = {}
-
-    def codes(self, x: Tensor) -> Tensor:
-        """Activations float32 [N, n] of the edited features for rows x [N, d_in]."""
-        sae = self.attached.sae
-        rows = x.to(sae.device, sae.dtype)
-        if self._apart:
-            return self._encoder.activation.dense(self._encoder.pre_activations(rows)).float()
-        return sae.encode(rows)[:, self._ids]
 
     def change(self, x: Tensor, chosen: Tensor | None = None) -> CodeChange:
         """How the edits change the codes of rows x [N, d_in].
@@ -98,7 +103,7 @@ class SaeEdits:
         scale = undoing(sae.decoder.undoes, x.float())
         if self.push_out:
             return CodeChange(None, self._pushed_out(x, chosen), scale, chosen)
-        code = self.codes(x) if self._reads_code else None
+        code = self.reader.codes(x) if self._reads_code else None
         return CodeChange(self._written(code, "code", x, chosen), None, scale, chosen)
 
     def delta(self, x: Tensor, change: CodeChange, hook: HookPoint) -> Tensor | None:

@@ -30,27 +30,30 @@ def recorded(store: Store, where: str | None = None) -> ModelWithSaes:
     return ModelWithSaes(model, recorded_saes(model, store.root, store.snapshot))
 
 
-def recorded_model(record: Model, where: str | None = None) -> LoadedModel:
+def recorded_model(record: Model, where: str | None = None, *, other: bool = False) -> LoadedModel:
     """The model of a snapshot.
 
     Args:
         record: What the snapshot says of it.
         where: A folder, a GGUF file or a hub name. Default: where it was at the ingest, else its
             hub name.
+        other: Allow another model, such as a fine-tuned one.
 
     Raises:
         ModelError: It is not there, or is another.
     """
     with _LOADING:
-        return _load_model(record, where)
+        return _load_model(record, where, other)
 
 
 @lru_cache(maxsize=1)
-def _load_model(record: Model, where: str | None) -> LoadedModel:
-    return load_recorded_model(record, where)
+def _load_model(record: Model, where: str | None, other: bool) -> LoadedModel:
+    return load_recorded_model(record, where, other=other)
 
 
-def load_recorded_model(record: Model, where: str | None, device: str = "auto") -> LoadedModel:
+def load_recorded_model(
+    record: Model, where: str | None, device: str = "auto", *, other: bool = False
+) -> LoadedModel:
     """As `recorded_model`, on a device of one's own, loaded anew."""
     place = model_place(record) if where is None else where
     revision = None if where not in (None, record.id) else record.revision
@@ -60,7 +63,8 @@ def load_recorded_model(record: Model, where: str | None, device: str = "auto") 
         if where is None and place == record.id:
             raise ModelError(f"{error}: {_SAY_WHERE}") from error
         raise
-    refuse_another_model(record, model)
+    if not other:
+        refuse_another_model(record, model)
     return model
 
 

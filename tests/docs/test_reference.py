@@ -14,6 +14,8 @@ from tests.docs.pages import ROOT
 
 REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 ELSEWHERE = {
+    "AbstractContextManager",
+    "Any",
     "DuckDBPyRelation",
     "Iterator",
     "NDArray",

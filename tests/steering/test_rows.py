@@ -65,9 +65,9 @@ def test_edits_of_the_code(
 @pytest.mark.parametrize("rule", ["relu", "jumprelu", "gated"])
 def test_only_edited_rows_are_encoded(model: LoadedModel, rule: str) -> None:
     at = attach(model, random_sae(rule), HOOK)
-    applied = SaeEdits(at, [resolved("3=1"), resolved("17=1")])
-    assert applied._encoder.W_enc.shape == (WIDTH, 2)
-    torch.testing.assert_close(applied.codes(_rows()), at.sae.encode(_rows())[:, [3, 17]])
+    reader = SaeEdits(at, [resolved("3=1"), resolved("17=1")]).reader
+    assert reader._encoder.W_enc.shape == (WIDTH, 2)
+    torch.testing.assert_close(reader.codes(_rows()), at.sae.encode(_rows())[:, [3, 17]])
 
 
 def test_a_no_op_changes_no_bit(model: LoadedModel) -> None:

@@ -7,6 +7,7 @@ hook are never executed. Interventions (writing at a hook) belong beside this mo
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,14 @@ from ingest.model.hooks.hook_point import HookPoint
 
 class _Reached(Exception):
     """Raised inside the forward pass once every hook has fired; never leaves this module."""
+
+
+_THREAD = threading.local()
+
+
+def reading() -> bool:
+    """Whether this thread is in a pass that only reads, which no intervention may change."""
+    return getattr(_THREAD, "reading", False)
 
 
 class Capture:
@@ -46,11 +55,14 @@ class Capture:
         token.
         """
         self._found.clear()
+        _THREAD.reading = True
         try:
             with torch.inference_mode():
                 self._forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         except _Reached:
             pass
+        finally:
+            _THREAD.reading = False
         captured, self._found = self._found, {}
         missed = [hook.name for hook in self._hooks if hook.canonical not in captured]
         if missed:
@@ -71,11 +83,11 @@ class Capture:
         key = hook.canonical
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            value = _tensor(args or tuple(kwargs.values()))
-            self._record(key, _unit_rms(module, value) if hook.before_gain else value)
+            value = hidden_states(args or tuple(kwargs.values()))
+            self._record(key, unit_rms(module, value) if hook.before_gain else value)
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._record(key, _tensor(output))
+            self._record(key, hidden_states(output))
 
         if hook.side == "input":
             return module.register_forward_pre_hook(before, with_kwargs=True)
@@ -115,7 +127,7 @@ def _headless(model: nn.Module) -> nn.Module:
     return base if isinstance(base, nn.Module) else model
 
 
-def _tensor(value: Any) -> Tensor:
+def hidden_states(value: Any) -> Tensor:
     """The hidden states of a module's inputs or outputs, which come first where there are more."""
     if isinstance(value, Tensor):
         return value
@@ -138,7 +150,7 @@ def _in_batches(hook: HookPoint, value: Tensor, batch: int, tokens: int) -> Tens
     )
 
 
-def _unit_rms(norm: nn.Module, x: Tensor) -> Tensor:
+def unit_rms(norm: nn.Module, x: Tensor) -> Tensor:
     """x / rms(x) in the dtype of x: an RMS norm without its weight, computed in float32."""
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6))
     wide = x.float()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from queries.coactivation import Coactivation
     from queries.coactive import Coactive
     from queries.compare import Comparison
+    from queries.document_features import DocumentFeatures
     from queries.encode import Encoded
     from queries.feature import FeatureCard
     from queries.find import Matches
@@ -309,6 +310,25 @@ class Database:
         from queries.activations import activations
 
         return activations(self._reader, feature)
+
+    def document_features(self, feature: Feature, unit: str = "document") -> DocumentFeatures:
+        """A feature's activations pooled per document, per context or per turn of a chat.
+
+        Args:
+            feature: A number, or ``"sae_name/1234"``.
+            unit: ``"document"``, ``"context"``, or ``"turn"``: a run of tokens of one role.
+
+        Returns:
+            One row per unit that the feature is active in, by id: max_activation, sum_activation
+            and n_tokens. The views ``document_features`` and ``context_features`` have those of
+            every feature.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+        """
+        from queries.document_features import document_features
+
+        return document_features(self._reader, feature, unit)
 
     def near(
         self,

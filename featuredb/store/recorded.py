@@ -83,20 +83,41 @@ class CommonTokens:
     @cached_property
     def tokens(self) -> int:
         """How many there are."""
-        return int(self._per_context[1].sum())
+        return int(self.per_context[2].sum())
 
     @cached_property
     def documents(self) -> int:
         """How many documents have at least one."""
-        document, tokens = self._per_context
+        _, document, tokens = self.per_context
         return len(_distinct(document[tokens > 0]))
 
+    @property
+    def keys(self) -> Int64:
+        """All of them, ascending: eight bytes a token."""
+        texts = self._store.texts
+        sinks = np.unique(np.concatenate(list(self._sinks.values())))
+        found = [np.empty(0, np.int64)]
+        contexts = self.per_context[0]
+        for corpus in self._store.snapshot.corpora:
+            rows = contexts - corpus.first_context
+            rows = rows[(rows >= 0) & (rows < corpus.n_contexts)]
+            sizes = np.diff(texts.index(corpus)[:, 1])[rows]
+            firsts = np.cumsum(sizes) - sizes
+            token = np.arange(sizes.sum()) - np.repeat(firsts, sizes)
+            keys = pack(np.repeat(rows + corpus.first_context, sizes), token, self._bits)
+            if corpus.bos_token_id is not None and not self._store.snapshot.recording.keep_bos:
+                keys = keys[token > 0]
+            if self.excluded:
+                keys = keys[~np.isin(token_ids_at(self._store, keys), self.excluded)]
+            found.append(keys[~members(keys, sinks)] if len(sinks) else keys)
+        return np.concatenate(found)
+
     @cached_property
-    def _per_context(self) -> tuple[Int64, Int64]:
-        """(document_id, common tokens) of each context that both have read, int64 [c]."""
+    def per_context(self) -> tuple[Int64, Int64, Int64]:
+        """(context_id, document_id, common tokens) of each context both have read, int64 [c]."""
         texts, snapshot = self._store.texts, self._store.snapshot
         sinks = np.unique(np.concatenate(list(self._sinks.values())))
-        documents, counts = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        contexts, documents, counts = ([np.empty(0, np.int64)] for _ in range(3))
         for first, end in self.ranges:
             for corpus in snapshot.corpora:
                 low = max(first, corpus.first_context) - corpus.first_context
@@ -111,8 +132,9 @@ class CommonTokens:
                     inside = inside[~np.isin(token_ids_at(self._store, inside), self.excluded)]
                 rows = context_of(inside, self._bits) - base
                 counts.append(counted - np.bincount(rows, minlength=high - low))
+                contexts.append(np.arange(base, base + high - low))
                 documents.append(texts.index(corpus)[low:high, 0])
-        return np.concatenate(documents), np.concatenate(counts)
+        return np.concatenate(contexts), np.concatenate(documents), np.concatenate(counts)
 
 
 def members(keys: Int64, others: Int64) -> npt.NDArray[np.bool_]:

@@ -101,6 +101,15 @@ _ELSE = {
     ("contexts", "n_tokens"): "number of tokens, BOS counted",
     ("features", "n_contexts"): "contexts it fires in",
     ("features", "n_documents"): "documents it fires in",
+    **{
+        (view, column): about
+        for view in ("document_features", "context_features")
+        for column, about in {
+            "max_activation": "greatest activation in it",
+            "sum_activation": "sum of the activations in it",
+            "n_tokens": "number of activations in it",
+        }.items()
+    },
     ("vocabulary", "text"): "the token's text",
     ("saes", "source"): "where it was loaded from",
     ("ingests", "tokens"): "number of tokens",

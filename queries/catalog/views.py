@@ -111,6 +111,23 @@ def _activations(snapshot: Snapshot) -> list[str]:
     return _view("activations", branches, empty)
 
 
+def _pooled(unit: str) -> Callable[[Snapshot], list[str]]:
+    """What makes the view of activations per document, or per context."""
+    contexts = (
+        ""
+        if unit == "context"
+        else (" JOIN (SELECT context_id, document_id FROM contexts) USING (context_id)")
+    )
+    return lambda _snapshot: _view(
+        f"{unit}_features",
+        [
+            f"SELECT sae, feature_id, {unit}_id, max(activation) AS max_activation, "
+            "sum(CAST(activation AS DOUBLE)) AS sum_activation, count(*) AS n_tokens "
+            f"FROM activations{contexts} GROUP BY ALL"
+        ],
+    )
+
+
 def _examples(snapshot: Snapshot) -> list[str]:
     return _view(
         "examples",
@@ -294,6 +311,16 @@ RELATIONS = (
         "activations",
         "every stored activation of every feature (of one feature: feature_activations)",
         _activations,
+    ),
+    Relation(
+        "document_features",
+        "activations pooled per feature and document: maximum, sum, number",
+        _pooled("document"),
+    ),
+    Relation(
+        "context_features",
+        "activations pooled per feature and context: maximum, sum, number",
+        _pooled("context"),
     ),
     Relation(
         "features",

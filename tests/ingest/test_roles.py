@@ -14,6 +14,7 @@ import featuredb
 from featuredb.verification import verify
 from ingest.tokens.contexts import TokenizedBatch
 from ingest.tokens.store import _Roles
+from queries.units import units_of
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 _TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -73,6 +74,33 @@ def test_roles_join_activations(path: Path) -> None:
         ((total,),) = db.sql("SELECT count(*) FROM activations").fetchall()
     assert set(counts) == {"template", "user", "assistant", "critic"}
     assert sum(counts.values()) == total
+
+
+def test_activations_per_turn(path: Path) -> None:
+    """A turn is what one message says, and its activations are those of its tokens."""
+    with featuredb.open(path) as db:
+        units = units_of(db._store, "turn")
+        turns = units.tables["turns"].to_pylist()
+        said = [(i, m["role"]) for i, chat in enumerate(_chats()) for m in chat["messages"]]
+        assert [(t["document_id"], t["role"]) for t in turns] == said
+        assert [t["turn_index"] for t in turns if t["document_id"] == 0] == [0, 1, 2]
+        by_role = (
+            "FROM (SELECT document_id, role, max(activation), sum(activation), count(*) "
+            "FROM activations JOIN tokens USING (context_id, token_index) "
+            "JOIN contexts USING (context_id) WHERE feature_id = ? AND role <> 'template' "
+            "GROUP BY ALL) ORDER BY document_id, role = 'assistant', role = 'user'"
+        )
+        counts = db.sql("SELECT feature_id FROM features ORDER BY count DESC LIMIT 4").fetchall()
+        for (feature,) in counts:
+            answer = db.document_features(feature, "turn")
+            rows = [(r.document_id, r.role, *tuple(r)[-3:]) for r in answer]
+            assert rows == db.sql(by_role, [feature]).fetchall()
+        ((recorded,),) = db.sql(
+            "SELECT count(*) FROM tokens WHERE role <> 'template' AND token <> '<s>'"
+        ).fetchall()
+        sinks = db.sql("FROM sinks").fetchall()
+        assert not sinks
+        assert units.lengths(db.saes[0]).sum() == recorded
 
 
 def test_the_file_agrees_with_the_column(path: Path) -> None:

@@ -578,6 +578,47 @@ def pull(
     return pull_database(RemoteFiles(url, storage_options), folder, report)
 
 
+def serve(
+    path: str | os.PathLike[str],
+    *,
+    port: int = 8765,
+    host: str = "127.0.0.1",
+    snapshot: int | None = None,
+    model: str | os.PathLike[str] | None = None,
+    open_browser: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
+    """Answer a browser's questions about a database until interrupted.
+
+    Prints the address, with a token in it that a browser keeps in a cookie. Nothing is written,
+    and nothing but the database's own files is read.
+
+    Args:
+        path: A folder or a URL, as of `open`.
+        port: Port to listen at. 0 for any that is free.
+        host: Address to listen at. Another than loopback lets other machines in.
+        snapshot: The number of an older snapshot. Default: the newest.
+        model: Where the database's model is now, as of `open`.
+        open_browser: Open a browser too.
+        storage_options: Passed to fsspec.
+
+    Raises:
+        MissingExtraError: The extra ``featuredb[serve]`` is not installed.
+        OptionError: The port is taken.
+        DatabaseNotFoundError: There is no database at `path`.
+    """
+    from featuredb.database import Database
+    from featuredb.extras import extra
+    from featuredb.store.store import Store
+
+    with extra("serve", "serving a database"):
+        from featuredb.explorer import server
+    store = Store.open(path, snapshot, storage_options, None)
+    where = None if model is None else os.fspath(model)
+    with Database(store, where, confined=True) as database:
+        server.serve(database, store, host, port, open_browser=open_browser)
+
+
 def load_sae(
     reference: str | os.PathLike[str],
     *,

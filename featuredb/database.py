@@ -15,7 +15,7 @@ from featuredb.store.files.memory import Budget
 from featuredb.store.files.remote import RemoteFiles, local_folder
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.store import Store
-from queries.connection import Reader
+from queries.connection import Reader, confine
 
 if TYPE_CHECKING:
     import duckdb
@@ -59,11 +59,13 @@ class Database:
     arguments are invalid, and `CorruptDatabaseError` where a file is damaged.
     """
 
-    def __init__(self, store: Store, model: str | None = None) -> None:
+    def __init__(self, store: Store, model: str | None = None, *, confined: bool = False) -> None:
+        """confined: conditions and SQL read no files but the database's, and reach no network."""
         self._store = store
         self._model = model
+        self._confined = confined
         # A function of the store, not of `self`: DuckDB keeps it, and the handle keeps DuckDB.
-        self._open_reader: Reader | None = Reader(store, partial(_answer_new_text, store, model))
+        self._open_reader: Reader | None = Reader(store, partial(_prepare, store, model, confined))
 
     @property
     def _reader(self) -> Reader:
@@ -884,7 +886,7 @@ class Database:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Database, (self._store, self._model)
+        return partial(Database, confined=self._confined), (self._store, self._model)
 
     def _repr_html_(self) -> str:
         from featuredb.render.html import to_html
@@ -925,6 +927,15 @@ def _token_direction(
         from ingest.model.load import token_direction
 
     return token_direction(recorded_model(store.snapshot.model, model), token_id, matrix)
+
+
+def _prepare(
+    store: Store, model: str | None, confined: bool, connection: duckdb.DuckDBPyConnection
+) -> None:
+    """What a handle adds to its DuckDB."""
+    _answer_new_text(store, model, connection)
+    if confined:
+        confine(connection, store.location)
 
 
 def _answer_new_text(

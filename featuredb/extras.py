@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from featuredb.errors import MissingExtraError
 
 
+def ingest_extra(purpose: str) -> AbstractContextManager[None]:
+    """As `extra`, of ``featuredb[ingest]``."""
+    return extra("ingest", purpose)
+
+
 @contextmanager
-def ingest_extra(purpose: str) -> Iterator[None]:
-    """Imports in this block need the extra ``featuredb[ingest]``. `purpose` begins the error.
+def extra(name: str, purpose: str) -> Iterator[None]:
+    """Imports in this block need the extra of that name. `purpose` begins the error.
 
     Raises:
         MissingExtraError: A package they need is not installed.
@@ -22,5 +27,5 @@ def ingest_extra(purpose: str) -> Iterator[None]:
         if missing in ("featuredb", "ingest", "queries", ""):
             raise
         raise MissingExtraError(
-            f"{purpose} needs {missing}, which is not installed: pip install 'featuredb[ingest]'"
+            f"{purpose} needs {missing}, which is not installed: pip install 'featuredb[{name}]'"
         ) from error

@@ -114,6 +114,15 @@ def bound(connection: duckdb.DuckDBPyConnection, memory: int) -> None:
     connection.execute(f"SET threads = {threads}")
 
 
+def confine(connection: duckdb.DuckDBPyConnection, location: Location) -> None:
+    """Let SQL read no file but the database's own, and reach no network. Cannot be undone."""
+    root = location.duckdb_root.replace("'", "''")
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute(f"SET allowed_directories = ['{root}/']")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+
+
 def _first_files(snapshot: Snapshot) -> list[str]:
     """The files with footers that DuckDB reads to create the views."""
     derived = snapshot.derived

@@ -64,8 +64,13 @@ def names_tokens(reader: Reader, condition: str) -> bool:
 
 def _bind(reader: Reader, condition: str, source: str) -> None:
     """See whether DuckDB knows every column, without reading any."""
+    import duckdb
+
+    statement = f"SELECT 1 FROM {source} WHERE {bracketed(condition)}"
     with _plain_errors(reader):
-        reader.cursor().sql(f"SELECT 1 FROM {source} WHERE {bracketed(condition)}")
+        if len(duckdb.extract_statements(statement)) != 1:
+            raise QueryError("where is one condition: it has no room for further statements")
+        reader.cursor().sql(statement)
 
 
 def bracketed(condition: str) -> str:

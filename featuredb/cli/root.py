@@ -34,6 +34,7 @@ _QUESTIONS = (
     "sql",
 )
 _CARE = ("snapshots", "compact", "vacuum", "verify", "push", "pull", "completion")
+_BROWSER = ("serve",)
 _HELPERS = {"__main__", "completing", "exit_codes", "options", "output", "reference", "root"}
 
 
@@ -41,14 +42,14 @@ def _verbs() -> tuple[str, ...]:
     """Every module here that has a `command`. One that is not named above is a question."""
     modules = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])}
     verbs = {name.replace("_", "-") for name in modules - _HELPERS}
-    more = sorted(verbs.difference(_WRITERS, _QUESTIONS, _CARE))
-    return (*_WRITERS, *_QUESTIONS, *more, *_CARE)
+    more = sorted(verbs.difference(_WRITERS, _QUESTIONS, _BROWSER, _CARE))
+    return (*_WRITERS, *_QUESTIONS, *more, *_BROWSER, *_CARE)
 
 
 VERBS = _verbs()
 """In the order of the help."""
 
-LOOKUPS = tuple(verb for verb in VERBS if verb not in (*_WRITERS, *_CARE))
+LOOKUPS = tuple(verb for verb in VERBS if verb not in (*_WRITERS, *_BROWSER, *_CARE))
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 

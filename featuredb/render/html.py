@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -48,18 +48,18 @@ def to_html(answer: Shown) -> str:
 
 
 @cache
-def _template(package: str, name: str) -> Any:
+def _template(drawing: Drawing) -> Any:
     """The macros of a template. Whatever they print is made harmless, then escaped."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(package, ""),
+        loader=jinja2.PackageLoader(drawing.package, ""),
         autoescape=True,
         finalize=harmless,
         undefined=jinja2.StrictUndefined,
     )
-    environment.globals |= {"css": css, "histogram_rows": histogram_rows}
-    return environment.get_template(name).module
+    environment.globals |= {"css": css, "histogram_rows": histogram_rows, **dict(drawing.helpers)}
+    return environment.get_template(drawing.name).module
 
 
 def harmless(value: Any) -> Any:
@@ -71,14 +71,18 @@ def harmless(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Draws parts by the macros of a template, a file `name` of `package`."""
+    """Draws parts by the macros of a template, a file `name` of `package`.
+
+    helpers: names and functions that the macros call.
+    """
 
     package: str = "featuredb.render"
     name: str = "parts.html"
+    helpers: tuple[tuple[str, Callable[..., Any]], ...] = ()
 
     def draw(self, macro: str, *arguments: Any, **named: Any) -> Markup:
         """What one macro draws."""
-        drawn: Markup = getattr(_template(self.package, self.name), macro)(*arguments, **named)
+        drawn: Markup = getattr(_template(self), macro)(*arguments, **named)
         return drawn
 
     def part(self, part: Part) -> Markup:
@@ -130,12 +134,12 @@ class Drawing:
             case PlaceColumn():
                 pairs = zip(column.tokens, column.indexes, strict=True)
                 return [
-                    self.draw("tokens", f"{label(token)}\u00a0@{index}") for token, index in pairs
+                    self.draw("tokens", [f"{label(token)}\u00a0@{index}"]) for token, index in pairs
                 ]
             case Column(features=True):
                 return [self.draw("feature", cell) for cell in column.cells]
             case Column(tokens=True):
-                return [self.draw("tokens", label(cell)) for cell in column.cells]
+                return [self.draw("tokens", [label(cell)]) for cell in column.cells]
             case Column() if not (column.right or column.style or column.wrap):
                 return [self.draw("nowrap", cell) for cell in column.cells]
             case Column():
@@ -144,7 +148,7 @@ class Drawing:
                 return self._courses(column)
 
     def _tokens(self, tokens: Sequence[str]) -> Markup:
-        shown = " ".join(label(token) for token in tokens[:_TOKENS_SHOWN])
+        shown = [label(token) for token in tokens[:_TOKENS_SHOWN]]
         return self.draw("tokens", shown, max(0, len(tokens) - _TOKENS_SHOWN))
 
     def _courses(self, column: CourseColumn) -> list[Markup]:

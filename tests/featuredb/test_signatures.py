@@ -87,6 +87,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "compact": (featuredb.compact, "db", {"db"}),
     "vacuum": (featuredb.vacuum, "db", {"db"}),
     "verify": (featuredb.verify, "db", {"db"}),
+    "serve": (featuredb.serve, "db", {"db"}),
     "push": (featuredb.push, "db url", {"db"}),
     "pull": (featuredb.pull, "url db", {"db"}),
 }

@@ -1,0 +1,226 @@
+"""The addresses of the explorer, and how a page becomes an answer to a request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from markupsafe import Markup
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from featuredb.errors import (
+    FeatureDBError,
+    QueryError,
+    UnknownContextError,
+    UnknownFeatureError,
+    first_line,
+)
+from featuredb.explorer.asked import Asked
+from featuredb.explorer.drawing import render, section_of
+from featuredb.explorer.guard import TooMuch, TooSlow
+from featuredb.explorer.pages import compare, feature, find, home, search, sql, text
+from featuredb.explorer.panel import Panel
+from featuredb.explorer.site import PageOf, Site, Waiting, WebPage
+from featuredb.render.formats import to_bytes
+from featuredb.version import __version__
+
+_log = logging.getLogger("featuredb.explorer")
+_TYPES = {
+    "json": "application/json",
+    "csv": "text/csv; charset=utf-8",
+    "parquet": "application/vnd.apache.parquet",
+}
+_ASSETS = {
+    "explorer.css": "text/css",
+    "explorer.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+
+PAGES: Mapping[str, PageOf] = {
+    "/": home.page,
+    "/feature/{rest:path}": feature.page,
+    "/search": search.page,
+    "/text": text.page,
+    "/compare": compare.page,
+    "/find": find.page,
+    "/sql": sql.page,
+}
+"""Every page. Each also answers with `.json`, `.csv` or `.parquet` after its path."""
+
+
+def application(site: Site) -> Starlette:
+    """The explorer of one database."""
+    routes = [
+        Route("/assets/{name}", _asset),
+        Route("/model", lambda _: JSONResponse(site.model.status())),
+        Route("/random", _answering(site, feature.random_page)),
+    ]
+    for path, page in PAGES.items():
+        if not path.endswith(":path}"):
+            twin = "/index.{form}" if path == "/" else path + ".{form}"
+            routes.append(Route(twin, _answering(site, page), methods=["GET"]))
+        routes.append(Route(path, _answering(site, page), methods=["GET", "POST"]))
+    return Starlette(
+        routes=routes,
+        exception_handlers={HTTPException: _refused(site), Exception: _failed(site)},
+    )
+
+
+async def _asset(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name not in _ASSETS:
+        raise HTTPException(404)
+    data = files("featuredb.explorer").joinpath("assets", name).read_bytes()
+    return Response(
+        data,
+        media_type=_ASSETS[name],
+        headers={
+            "cache-control": "max-age=31536000, immutable" if request.url.query else "no-cache"
+        },
+    )
+
+
+def _answering(site: Site, page: PageOf) -> Any:
+    async def endpoint(request: Request) -> Response:
+        path, form = _path_and_form(request)
+        pairs = list(request.query_params.multi_items())
+        if request.method == "POST":
+            pairs += await _form(request)
+        asked = Asked(path, tuple(pairs))
+        return await run_in_threadpool(answer, site, page, asked, form)
+
+    return endpoint
+
+
+def _path_and_form(request: Request) -> tuple[str, str]:
+    """The path without its ending, and the format that this names."""
+    path = request.url.path if "rest" not in request.path_params else request.scope["path"]
+    stem, _, ending = path.rpartition(".")
+    if ending in _TYPES and stem:
+        return ("/" if stem == "/index" else stem), ending
+    return path, ""
+
+
+async def _form(request: Request) -> list[tuple[str, str]]:
+    """The fields of a form that was sent. Raises `HTTPException` for what is none."""
+    from urllib.parse import parse_qsl
+
+    try:
+        body = await request.body()
+    except TooSlow:
+        raise HTTPException(408, "what you send comes too slowly") from None
+    except TooMuch:
+        raise HTTPException(413, "that is more than a page takes") from None
+    try:
+        return parse_qsl(body.decode(), keep_blank_values=True)
+    except UnicodeDecodeError:
+        raise HTTPException(400, "what was sent is not UTF-8") from None
+
+
+def answer(site: Site, page_of: PageOf, asked: Asked, form: str = "") -> Response:
+    """The page, one of its panels alone, or its data."""
+    try:
+        page = page_of(site, asked)
+        if page.redirect:
+            return RedirectResponse(page.redirect, 303)
+        name = asked.text("panel")
+        panel = page.panel(name)
+        if name and panel is None:
+            known = ", ".join(p.name for p in page.panels)
+            raise QueryError(f"there is no panel {name!r} here: {known or 'this page has none'}")
+        if form:
+            if panel is None:
+                raise QueryError("nothing is asked here yet: there are no rows")
+            return _data(panel, form)
+        if asked.flag("fragment") and panel is not None:
+            return Response(str(drawn(panel, asked)), media_type="text/html")
+        shown = (panel,) if name and panel is not None else page.panels
+        return _html(site, page, asked, [(p, _placed(p, asked, lazy=not name)) for p in shown])
+    except Waiting as error:
+        return JSONResponse({"error": str(error)}, 503, {"retry-after": "5"})
+    except FeatureDBError as error:
+        return _error(site, asked, error, form)
+
+
+def _placed(panel: Panel, asked: Asked, *, lazy: bool) -> Markup | None:
+    """The panel, or None where the page asks for it later."""
+    return None if panel.lazy and lazy else drawn(panel, asked)
+
+
+def drawn(panel: Panel, asked: Asked) -> Markup:
+    """What a panel shows. A failure is its own."""
+    inside, failure, waiting = Markup(""), "", False
+    try:
+        inside = section_of(panel.view(panel.ask()))
+    except Waiting:
+        waiting = True
+    except FeatureDBError as error:
+        failure = _line(error)
+    values = {"inside": inside, "failure": failure, "waiting": waiting}
+    return Markup(render("panel.html", panel=panel, asked=asked, **values))
+
+
+def _data(panel: Panel, form: str) -> Response:
+    data = to_bytes(panel.ask(), form)  # type: ignore[arg-type]
+    name = f'inline; filename="{panel.name}.{form}"'
+    return Response(data, media_type=_TYPES[form], headers={"content-disposition": name})
+
+
+def _html(
+    site: Site, page: WebPage, asked: Asked, panels: list[tuple[Panel, Markup | None]]
+) -> Response:
+    text = render(
+        page.template,
+        site=site,
+        page=page,
+        asked=asked,
+        panels={panel.name: (panel, inside) for panel, inside in panels},
+        alone=len(panels) == 1 and bool(asked.text("panel")),
+        embedded=asked.flag("embed"),
+        version=__version__,
+        **page.values,
+    )
+    return Response(text, page.status, media_type="text/html")
+
+
+def _line(error: FeatureDBError) -> str:
+    """An error as the command line prints it: on one line, without the statement."""
+    text = str(error).partition("\n\nLINE ")[0]
+    return " ".join(part.strip() for part in text.splitlines() if part.strip())
+
+
+def _error(site: Site, asked: Asked, error: FeatureDBError, form: str) -> Response:
+    missing = isinstance(error, UnknownFeatureError | UnknownContextError)
+    status = 404 if missing else 400 if isinstance(error, QueryError) else 500
+    if form:
+        return JSONResponse({"error": _line(error)}, status)
+    page = WebPage("error.html", "Not found" if missing else "No answer", (), {}, status)
+    page = WebPage(page.template, page.title, (), {"reason": _line(error)}, status)
+    return _html(site, page, asked, [])
+
+
+def _refused(site: Site) -> Any:
+    def handle(request: Request, error: HTTPException) -> Response:
+        asked = Asked(request.url.path)
+        reason = "there is no such page" if error.status_code == 404 else error.detail
+        page = WebPage("error.html", "No such page", (), {"reason": reason}, error.status_code)
+        return _html(site, page, asked, [])
+
+    return handle
+
+
+def _failed(site: Site) -> Any:
+    def handle(request: Request, error: Exception) -> Response:
+        _log.error("%s: %s", request.url.path, first_line(error), exc_info=error)
+        reason = f"an error of featuredb itself ({type(error).__name__}), which `serve` has logged"
+        page = WebPage("error.html", "An error", (), {"reason": reason}, 500)
+        return _html(site, page, Asked(request.url.path), [])
+
+    return handle

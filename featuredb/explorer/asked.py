@@ -1,0 +1,87 @@
+"""What the address of a page asks for: its parameters, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote, urlencode
+
+from featuredb.errors import QueryError
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A page's path and the parameters of its address. A blank parameter is as good as none."""
+
+    path: str
+    pairs: tuple[tuple[str, str], ...] = ()
+
+    def text(self, name: str, default: str = "") -> str:
+        """The last of that name, without space around it."""
+        return next(
+            (v.strip() for n, v in reversed(self.pairs) if n == name and v.strip()), default
+        )
+
+    def raw(self, name: str) -> str:
+        """The last of that name as it was given."""
+        return next((value for n, value in reversed(self.pairs) if n == name), "")
+
+    def several(self, name: str) -> list[str]:
+        """All of that name, each split at commas."""
+        given = [part.strip() for n, value in self.pairs if n == name for part in value.split(",")]
+        return [part for part in given if part]
+
+    def flag(self, name: str) -> bool:
+        """Whether it is on."""
+        return self.text(name) not in ("", "0", "false", "no")
+
+    def whole(self, name: str, default: int, low: int = 0, high: int = 1_000) -> int:
+        """A whole number. Raises `QueryError` for another, or one out of bounds."""
+        value = self.text(name)
+        if not value:
+            return default
+        try:
+            number = int(value)
+        except ValueError:
+            raise QueryError(f"{name} must be a whole number, not {value!r}") from None
+        if not low <= number <= high:
+            raise QueryError(f"{name} must be from {low:,} to {high:,}, not {number:,}")
+        return number
+
+    def number(self, name: str) -> float | None:
+        """A number or None. Raises `QueryError` for what is neither."""
+        value = self.text(name)
+        try:
+            return float(value) if value else None
+        except ValueError:
+            raise QueryError(f"{name} must be a number, not {value!r}") from None
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """One of them, the first by default. Raises `QueryError` for another."""
+        value = self.text(name, choices[0])
+        if value not in choices:
+            raise QueryError(f"{name} must be {', '.join(choices)}, not {value!r}")
+        return value
+
+    def url(self, ending: str = "", **changes: Value) -> str:
+        """This page's address with other parameters: None and "" leave one out."""
+        pairs = [pair for pair in self.pairs if pair[0] not in changes and pair[1].strip()]
+        return address(self.path + ending, [*pairs, *changes.items()])
+
+
+def address(path: str, pairs: Sequence[tuple[str, Value]] | Mapping[str, Value] = ()) -> str:
+    """A path and parameters as one address."""
+    items = pairs.items() if isinstance(pairs, Mapping) else pairs
+    query = urlencode([(name, _spelled(v)) for name, v in items if v not in (None, "", False)])
+    return quote(path, safe="/~") + (f"?{query}" if query else "")
+
+
+def _spelled(value: Value) -> str:
+    return "1" if value is True else str(value)
+
+
+def feature_url(name: str) -> str:
+    """The page of a feature `sae/1234`."""
+    return quote(f"/feature/{name}", safe="/~")

@@ -1,0 +1,138 @@
+// featuredb explorer: everything works without this module. It saves clicks and keys.
+"use strict";
+
+const typing = (target) => target.closest?.("input, textarea, select, [contenteditable]");
+
+// A page of this server, parsed by the browser without a script of it being run.
+function fetched(url) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("GET", url);
+    request.responseType = "document";
+    request.onload = () => resolve(request.responseXML);
+    request.onerror = () => reject(new Error("the server is gone"));
+    request.send();
+  });
+}
+
+async function replace(section, url) {
+  try {
+    const panel = (await fetched(url)).querySelector(".panel, main");
+    const arrived = document.importNode(panel, true);
+    section.replaceWith(arrived);
+    prepare(arrived);
+  } catch {
+    section.querySelector("p")?.replaceChildren("The server does not answer.");
+  }
+}
+
+// Panels below the fold are asked for as they come near.
+const watcher = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (isIntersecting) {
+        watcher.unobserve(target);
+        replace(target, target.dataset.src);
+      }
+    }
+  },
+  { rootMargin: "300px" },
+);
+
+async function wait(line) {
+  const section = line.closest(".panel");
+  const said = line.querySelector("span");
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    const status = await (await fetch("/model")).json();
+    if (status.state === "ready" || status.state === "failed") break;
+    said.textContent = `The model is being loaded, once: ${Math.round(status.seconds)} s.`;
+  }
+  // The form of the text page may have sent what an address does not hold.
+  if (document.querySelector("form[method=post] textarea")?.value) location.reload();
+  else replace(section, line.dataset.wait);
+}
+
+// One stop of the Tab key for each text: arrows go from token to token.
+function step(event) {
+  const text = event.target.closest("[data-text]");
+  const forward = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (!text || !forward || event.target.tagName !== "MARK") return false;
+  const marks = [...text.querySelectorAll("mark")];
+  const next = marks[marks.indexOf(event.target) + forward];
+  if (next) {
+    next.tabIndex = 0;
+    next.focus();
+    event.target.tabIndex = -1;
+  }
+  event.preventDefault();
+  return true;
+}
+
+function prepare(root) {
+  for (const section of root.querySelectorAll("[data-src]")) watcher.observe(section);
+  if (root.matches?.("[data-src]")) watcher.observe(root);
+  for (const line of root.querySelectorAll("[data-wait]")) wait(line);
+  for (const text of root.querySelectorAll("[data-text]")) {
+    const first = text.querySelector("mark");
+    if (first && !text.querySelector("mark[tabindex]")) first.tabIndex = 0;
+  }
+}
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const text = button.parentElement.querySelector("code").textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(button.parentElement.querySelector("code"));
+    button.textContent = "Selected";
+  }
+  setTimeout(() => (button.textContent = "Copy"), 1500);
+});
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.form) {
+    event.target.form.requestSubmit();
+    return;
+  }
+  if (step(event) || event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
+  const go = (selector) => document.querySelector(selector)?.click();
+  if (event.key === "/") {
+    event.preventDefault();
+    document.querySelector("#quick")?.focus();
+  } else if (event.key === "j") go("a[rel=next]");
+  else if (event.key === "k") go("a[rel=prev]");
+  else if (event.key === "r") go("a[data-random]") ?? (location.href = "/random");
+});
+
+// The density slider says what it means, and fills the field that is sent.
+const slider = document.querySelector("#density");
+if (slider) {
+  const field = slider.form.elements.max_density;
+  const out = document.querySelector("#density-out");
+  const say = () => {
+    const share = 10 ** Number(slider.value);
+    out.textContent = Number(slider.value) >= 0 ? "any" : `1 in ${Math.round(1 / share).toLocaleString("en")}`;
+    field.value = Number(slider.value) >= 0 ? "" : share.toPrecision(3);
+  };
+  slider.value = field.value ? Math.log10(Number(field.value)) : 0;
+  say();
+  slider.addEventListener("input", say);
+  slider.addEventListener("change", () => slider.form.requestSubmit());
+}
+
+// Only what is set goes into the address.
+document.addEventListener("submit", (event) => {
+  if (event.target.method !== "get") return;
+  for (const field of event.target.elements) {
+    if (field.name && field.value === "") field.disabled = true;
+  }
+});
+addEventListener("pageshow", () => {
+  for (const field of document.querySelectorAll("[name]:disabled")) field.disabled = false;
+});
+
+prepare(document);

@@ -1,0 +1,78 @@
+"""SQL from a page: one statement that only reads, for a while, and not too many rows of it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from featuredb.errors import SQLError
+from featuredb.store.store import Store
+from queries.answers import Rows
+from queries.connection import Reader, bound, confine
+from queries.sql import duckdb_errors
+
+if TYPE_CHECKING:
+    import duckdb
+
+MOST_ROWS = 1_000
+SECONDS = 10.0
+MEMORY = 2 * 10**9
+
+
+@dataclass(frozen=True, repr=False)
+class CappedRows(Rows):
+    """The first rows of a statement's answer. more: there are others."""
+
+    more: bool = False
+
+
+class Console:
+    """A DuckDB of its own over a store, confined to the database's files."""
+
+    def __init__(self, store: Store) -> None:
+        self._reader = Reader(store, self._prepare)
+
+    def _prepare(self, connection: duckdb.DuckDBPyConnection) -> None:
+        bound(connection, MEMORY)
+        confine(connection, self._reader.location)
+
+    def ask(self, query: str, seconds: float = SECONDS) -> CappedRows:
+        """The first rows. Raises `SQLError` for what writes, takes too long or fails."""
+        statement = _only_statement(query)
+        cursor = self._reader.cursor()
+        timer = threading.Timer(seconds, cursor.interrupt)
+        timer.daemon = True
+        timer.start()
+        try:
+            with duckdb_errors(self._reader.location):
+                # DuckDB lets a WITH clause write (COPY, INSERT), but not below another statement.
+                relation = cursor.sql(f"SELECT * FROM (\n{statement}\n) LIMIT {MOST_ROWS + 1}")
+                table = relation.to_arrow_table()
+        except SQLError as error:
+            if "Interrupted" in str(error):
+                raise SQLError(
+                    f"stopped after {seconds:g} seconds: ask for less, or run it with "
+                    "`featuredb sql`, which has no limit"
+                ) from None
+            raise
+        finally:
+            timer.cancel()
+            cursor.close()
+        return CappedRows(table.slice(0, MOST_ROWS), more=len(table) > MOST_ROWS)
+
+
+def _only_statement(query: str) -> str:
+    """The one statement, without its semicolon. Raises `SQLError` unless it is one that reads."""
+    import duckdb
+
+    try:
+        statements = duckdb.extract_statements(query)
+    except duckdb.Error as error:
+        raise SQLError(str(error)) from None
+    if len(statements) != 1:
+        raise SQLError(f"give one statement, not {len(statements)}")
+    if statements[0].type != duckdb.StatementType.SELECT:
+        kind = statements[0].type.name
+        raise SQLError(f"{kind} is not answered here: the page only reads (SELECT, FROM, DESCRIBE)")
+    return statements[0].query.strip().rstrip(";")

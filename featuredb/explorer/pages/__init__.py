@@ -1,0 +1,1 @@
+"""One page a module: what an address asks for, as panels."""

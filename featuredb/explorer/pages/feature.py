@@ -1,0 +1,222 @@
+"""All about one feature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from featuredb.errors import QueryError, UnknownFeatureError
+from featuredb.explorer.asked import Asked, feature_url
+from featuredb.explorer.pages.text import firing_on
+from featuredb.explorer.panel import Panel, macro
+from featuredb.explorer.site import Site, WebPage
+from featuredb.render.view import Heading, Part, Passages, View
+from featuredb.store.snapshot import Sae
+from queries.feature import FeatureCard
+from queries.near import KINDS
+
+_SHOWN = ("top", "sample", "silent")
+
+
+def page(site: Site, asked: Asked) -> WebPage:
+    """The feature that the path names, its contexts and its neighbors."""
+    sae, number = _feature(site, asked.path.removeprefix("/feature/"))
+    name = site.feature(sae.name, number)
+    full = f"{sae.name}/{number}"
+    panels = [
+        Panel(
+            "feature",
+            "Statistics",
+            lambda: site.database.feature(full),
+            site.spelling(
+                "feature", "feature", (name,), sql=f"FROM features WHERE {_is(sae, number)}"
+            ),
+            shown=_card,
+        ),
+        _contexts(site, asked, name, full),
+        *(_near(site, asked, name, full, by) for by in KINDS),
+        *(_coactive(site, name, full, unit) for unit in ("token", "document")),
+    ]
+    if asked.text("show", "top") == "top" and not asked.flag("embed"):
+        panels.append(_sample(site, asked, name, full, 5, "quantile", "range"))
+    text = asked.raw("text")
+    if text.strip():
+        shaded = Panel(
+            "test",
+            "Your text",
+            lambda: firing_on(site, text).shaded(full),
+            site.spelling(
+                "fires",
+                "fires_on",
+                (text,),
+                cli={"feature": name},
+            ),
+        )
+        panels.insert(1, shaded)
+    values = {
+        "name": full,
+        "previous": feature_url(f"{sae.name}/{number - 1}") if number else "",
+        "next": feature_url(f"{sae.name}/{number + 1}") if number + 1 < sae.d_sae else "",
+        "sae": sae.name,
+        "fires_on": _fires_on(site, sae, number),
+        "shown": _SHOWN,
+        "show_contexts": asked.choice("show", _SHOWN),
+        "offset": asked.whole("offset", 0, 0, 10**9),
+        "k": asked.whole("k", 10, 1, 200),
+    }
+    return WebPage("feature.html", full, tuple(panels), values)
+
+
+def random_page(site: Site, asked: Asked) -> WebPage:
+    """To some feature that fires, of one SAE if it is named."""
+    where = f"AND sae = {_quoted(asked.text('sae'))}" if asked.text("sae") else ""
+    rows = site.database.sql(
+        f"SELECT sae || '/' || feature_id FROM features WHERE count > 0 {where} "
+        "ORDER BY random() LIMIT 1"
+    ).fetchall()
+    if not rows:
+        raise QueryError("no feature fires")
+    return WebPage("feature.html", "", redirect=feature_url(rows[0][0]))
+
+
+def _feature(site: Site, rest: str) -> tuple[Sae, int]:
+    """The SAE, whose name may have slashes, and the number."""
+    name, _, number = rest.rpartition("/")
+    found = next((sae for sae in site.database.saes if sae.name == name), None)
+    if found is None:
+        known = ", ".join(sae.name for sae in site.database.saes)
+        raise UnknownFeatureError(f"there is no SAE {name!r}: the database has {known}")
+    if not (number.isascii() and number.isdigit() and int(number) < found.d_sae):
+        raise UnknownFeatureError(
+            f"there is no feature {number}: {name} has features 0 to {found.d_sae - 1}"
+        )
+    return found, int(number)
+
+
+def _fires_on(site: Site, sae: Sae, number: int) -> list[str]:
+    """The tokens that name it in the page's title."""
+    row = site.database.feature(f"{sae.name}/{number}", 1).statistics
+    return [entry["token"] for entry in (row.top_tokens or [])[:4]]
+
+
+def _card(card: FeatureCard) -> View:
+    """What the card has besides contexts and neighbors, which have panels of their own."""
+    sections: list[list[Part]] = []
+    for section in card.view():
+        if any(isinstance(part, Passages) for part in section) or _about_neighbors(section[0]):
+            continue
+        # The page has the name above.
+        first = section[0]
+        named = isinstance(first, Heading) and first.before == "feature "
+        sections.append([*section[1:]] if named else [*section])
+    return View(sections)
+
+
+def _about_neighbors(part: Part) -> bool:
+    return isinstance(part, Heading) and part.before.startswith("nearest")
+
+
+def _contexts(site: Site, asked: Asked, name: str, full: str) -> Panel:
+    """The contexts, chosen as the address says."""
+    show = asked.choice("show", _SHOWN)
+    if show == "sample":
+        return _sample(site, asked, name, full, asked.whole("bins", 10, 1, 100))
+    k, window = asked.whole("k", 10, 1, 200), asked.whole("window", 24, 0, 500)
+    database = site.database
+    if show == "silent":
+        like = asked.choice("like", ("tokens", "neighbors", "random"))
+        seed = asked.whole("seed", 0, 0, 10**9)
+        options = {"k": k, "like": like, "seed": seed, "window": window}
+        return Panel(
+            "contexts",
+            "Contexts where it is silent",
+            lambda: database.silent_contexts(full, k, like, seed, window=window),
+            site.spelling("silent", "silent_contexts", (name,), options),
+        )
+    chosen: dict[str, Any] = {
+        "k": k,
+        "window": window,
+        "where": asked.text("where") or None,
+        "min_activation": asked.number("min"),
+        "max_activation": asked.number("max"),
+        "offset": asked.whole("offset", 0, 0, 10**9),
+        "per_document": asked.flag("per_document"),
+        "distinct": asked.flag("distinct"),
+    }
+    given = {n: v for n, v in chosen.items() if v not in (None, False, 0) or n == "k"}
+    return Panel(
+        "contexts",
+        "Top contexts",
+        lambda: database.top_contexts(full, **chosen),
+        site.spelling(
+            "top",
+            "top_contexts",
+            (name,),
+            given,
+            cli={_OPTION.get(n, n): v for n, v in given.items()},
+            sql="" if given.get("where") else macro("top_contexts", [name], _sql_options(given)),
+        ),
+    )
+
+
+_OPTION = {"min_activation": "min-activation", "max_activation": "max-activation"}
+
+
+def _sql_options(given: dict[str, Any]) -> dict[str, Any]:
+    kept = ("k", "offset", "per_document", "distinct")
+    return {name: value for name, value in given.items() if name in kept}
+
+
+def _sample(
+    site: Site, asked: Asked, name: str, full: str, bins: int, by: str = "", panel: str = "contexts"
+) -> Panel:
+    k = max(asked.whole("k", 10, 1, 200), bins)
+    by = by or asked.choice("by", ("width", "quantile"))
+    seed, window = asked.whole("seed", 0, 0, 10**9), asked.whole("window", 24, 0, 500)
+    options = {"k": k, "bins": bins, "seed": seed, "by": by, "window": window}
+    sql = {"k": k, "bins": bins, "seed": seed, "bins_by": by, "window_size": window}
+    return Panel(
+        panel,
+        "Contexts over its whole range" if panel == "contexts" else "Quantiles, an example of each",
+        lambda: site.database.sample_contexts(full, k, bins, seed, by=by, window=window),
+        site.spelling(
+            "sample", "sample_contexts", (name,), options, sql=macro("sample_contexts", [name], sql)
+        ),
+        lazy=panel != "contexts",
+    )
+
+
+def _near(site: Site, asked: Asked, name: str, full: str, by: str) -> Panel:
+    k = asked.whole("near_k", 10, 1, 50)
+    return Panel(
+        f"near-{by}",
+        f"Near by {by}",
+        lambda: site.database.near(full, k, by),
+        site.spelling(
+            "near",
+            "near",
+            (name,),
+            {"k": k, "by": by},
+            sql=macro("near", [name], {"k": k}) if by == "decoder" else "",
+        ),
+        lazy=by != "decoder",
+        shown=lambda answer: View([[answer.features()]] if len(answer) else [[Heading("none")]]),
+    )
+
+
+def _coactive(site: Site, name: str, full: str, unit: str) -> Panel:
+    options = {"k": 10, "unit": unit}
+    return Panel(
+        f"coactive-{unit}",
+        f"Fires together on one {unit}",
+        lambda: site.database.coactive(full, 10, unit),
+        site.spelling("coactive", "coactive", (name,), options),
+        lazy=True,
+    )
+
+
+def _is(sae: Sae, number: int) -> str:
+    return f"sae = {_quoted(sae.name)} AND feature_id = {number}"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,64 @@
+"""What is in the database, and where to begin."""
+
+from __future__ import annotations
+
+from featuredb.explorer.asked import Asked
+from featuredb.explorer.panel import Panel, Spelling
+from featuredb.explorer.site import Site, WebPage
+from featuredb.render.view import Facts, Heading, View
+from queries.answers import Rows
+from queries.info import DatabaseInfo
+from queries.show import feature_sizes, feature_table
+
+_ORDERS = {
+    "anything": "hash(sae, feature_id)",
+    "strongest": "max_activation * decoder_norm DESC",
+    "densest": "density DESC",
+    "rarest": "count",
+}
+_FEW = 20
+"""Activations below which a feature is no place to begin."""
+
+
+def page(site: Site, asked: Asked) -> WebPage:
+    """The database, some of its features, its provenance."""
+    order = asked.choice("order", tuple(_ORDERS))
+    offset, k = asked.whole("offset", 0, 0, 10**9), asked.whole("k", 20, 1, 200)
+    statement = (
+        "SELECT CAST(row_number() OVER (ORDER BY "
+        f"{_ORDERS[order]}, sae, feature_id) AS INTEGER) AS rank, sae, feature_id, density, "
+        "max_activation, [t.token FOR t IN top_tokens] AS top_tokens "
+        f"FROM features WHERE count >= {_FEW} ORDER BY rank LIMIT {k} OFFSET {offset}"
+    )
+    info = site.spelling("info", "info")
+    panels = (
+        Panel("info", "This database", site.database.info, info, shown=_held),
+        Panel(
+            "features",
+            "Features",
+            lambda: Rows(site.database.sql(statement).to_arrow_table()),
+            Spelling(
+                site.spelling("sql", "sql", (statement,)).cli, f"db.sql({statement!r})", statement
+            ),
+            shown=_listed,
+        ),
+        Panel("provenance", "Provenance", site.database.info, info, shown=_all_of, folded=True),
+    )
+    values = {"orders": tuple(_ORDERS), "order": order, "offset": offset, "k": k}
+    return WebPage("home.html", site.database.snapshot.model.id, panels, values)
+
+
+def _held(info: DatabaseInfo) -> View:
+    """All but its last line, which is about the command line."""
+    return View(list(info.view())[:-1])
+
+
+def _all_of(info: DatabaseInfo) -> View:
+    return View([[Facts(info.data)]])
+
+
+def _listed(rows: Rows) -> View:
+    listed = list(rows)
+    if not listed:
+        return View([[Heading("no more features")]])
+    return View([[feature_table(listed, feature_sizes(listed))]])

@@ -1,0 +1,52 @@
+"""A SQL console that only reads, with the cookbook beside it."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.resources import files
+
+from featuredb.explorer.asked import Asked
+from featuredb.explorer.console import MOST_ROWS, SECONDS, CappedRows
+from featuredb.explorer.panel import Panel, Spelling, call
+from featuredb.explorer.site import Site, WebPage
+from featuredb.render.view import Heading, Records, View
+
+
+def page(site: Site, asked: Asked) -> WebPage:
+    """The rows of a statement, what can be asked, and examples."""
+    query = asked.raw("q")
+    schema = Panel(
+        "schema",
+        "Views and macros",
+        site.database.schema,
+        Spelling(call("sql", site.name, (), {}), "db.schema()"),
+        lazy=True,
+    )
+    panels = [schema]
+    if query.strip():
+        spelling = Spelling(call("sql", site.name, (query,), {}), f"db.sql({query!r})", query)
+        panels = [
+            Panel("rows", "Rows", lambda: site.console.ask(query), spelling, shown=_rows),
+            schema,
+        ]
+    values = {"query": query, "recipes": recipes(), "seconds": SECONDS, "rows": MOST_ROWS}
+    return WebPage("sql.html", "SQL", tuple(panels), values)
+
+
+def _rows(rows: CappedRows) -> View:
+    count = f"the first {len(rows):,} rows" if rows.more else f"{len(rows):,} rows"
+    return View([[Heading(count), Records(rows.table)]])
+
+
+@cache
+def recipes() -> list[tuple[str, list[tuple[str, str]]]]:
+    """(chapter, (question, statement) of each) of the cookbook."""
+    text = files("featuredb.explorer").joinpath("cookbook.md").read_text(encoding="utf-8")
+    chapters = []
+    for chapter in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        title, _, rest = chapter.partition("\n")
+        found = re.findall(r"^### (.+?)\n.*?```sql\n(.*?)```", rest, re.MULTILINE | re.DOTALL)
+        if found:
+            chapters.append((title, [(name, statement.strip()) for name, statement in found]))
+    return chapters

@@ -1,0 +1,102 @@
+"""What fires on a text, by feature and by token."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from featuredb.errors import FeatureDBError, QueryError
+from featuredb.explorer.asked import Asked
+from featuredb.explorer.panel import Panel, macro
+from featuredb.explorer.site import Site, Waiting, WebPage
+from featuredb.render.characters import neutralize, spelled
+from featuredb.render.view import View
+from queries.fires import ORDERS, Firing
+
+_LONGEST = 100_000
+
+
+def firing_on(site: Site, text: str, k: int = 20, by: str = "specificity", **bounds: Any) -> Firing:
+    """What fires on a text. Raises `Waiting` while the model is not there that a new one needs."""
+    if len(text) > _LONGEST:
+        raise QueryError(f"the text has more than {_LONGEST:,} characters: give a part of it")
+    if not site.database.has_text(text) and not site.model.ready():
+        raise Waiting("the model is being loaded")
+    return site.database.fires_on(text, k, by, **bounds)
+
+
+def page(site: Site, asked: Asked) -> WebPage:
+    """A text or a stored context, tokens against features."""
+    text, context = asked.raw("text"), asked.text("context")
+    k, by = asked.whole("k", 20, 1, 500), asked.choice("by", ORDERS)
+    bounds = {
+        "min_density": asked.number("min_density"),
+        "max_density": asked.number("max_density"),
+    }
+    values: dict[str, Any] = {"orders": ORDERS, "by": by, "text": text, "tokens": [], "token": None}
+    values["context"] = context
+    if context:
+        number = asked.whole("context", 0, 0, 2**62)
+
+        @cache
+        def ask() -> Firing:
+            return site.database.fires_in(number, k, by, **bounds)
+
+        options = {"k": k, "by": by, **bounds}
+        spelling = site.spelling(
+            "fires",
+            "fires_in",
+            (number,),
+            options,
+            sql=macro("fires_in", [number], {"k": k}),
+        )
+        cli = f"featuredb fires {site.name} --context {number} -k {k} --by {by}"
+        spelling = type(spelling)(cli, spelling.python, spelling.sql)
+    elif text.strip():
+
+        @cache
+        def ask() -> Firing:
+            return firing_on(site, text, k, by, **bounds)
+
+        spelling = site.spelling(
+            "fires",
+            "fires_on",
+            (text,),
+            {"k": k, "by": by, **bounds},
+            sql=macro("fires_on", [text], {"k": k}),
+        )
+    else:
+        return WebPage("text.html", "Text", (), values)
+    panels = [Panel("firing", "Features on this text", ask, spelling, shown=_features)]
+    token = asked.text("at")
+    if token:
+        chosen = asked.whole("at", 0, 0, 10**9)
+        values["token"] = chosen
+        panels.insert(
+            0,
+            Panel("token", "Features on this token", lambda: ask().by_token(k, chosen), spelling),
+        )
+    try:
+        values["tokens"] = _words(ask().tokens)
+    except QueryError:
+        raise
+    except FeatureDBError:
+        pass  # the panel says it
+    title = f"Context {context}" if context else "Text"
+    return WebPage("text.html", title, tuple(panels), values)
+
+
+def _features(firing: Firing) -> View:
+    """The features, not the text once more."""
+    (heading, *_), *rest = firing.view()
+    return View([[heading], *rest])
+
+
+def _words(tokens: list[str]) -> list[tuple[str, str]]:
+    """(space before, word) of each token."""
+    words = []
+    for token in spelled(tokens):
+        word = neutralize(token)
+        bare = word.lstrip(" ") or "·"
+        words.append((word[: len(word) - len(word.lstrip(" "))], bare))
+    return words

@@ -1,0 +1,94 @@
+"""Panels: one answer each, with the calls that give it elsewhere."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featuredb.render.view import Shown, View
+
+Ask = Callable[[], Shown]
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How to ask the same on the command line, in Python and in SQL, "" where that cannot."""
+
+    cli: str = ""
+    python: str = ""
+    sql: str = ""
+
+    def items(self) -> list[tuple[str, str]]:
+        """(language, text) of those there are."""
+        named = (("CLI", self.cli), ("Python", self.python), ("SQL", self.sql))
+        return [(name, text) for name, text in named if text]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """An answer under a title.
+
+    lazy: asked only once the page is there. shown: what is drawn of the answer, its view by
+    default. folded: only its title is shown until it is opened.
+    """
+
+    name: str
+    title: str
+    ask: Ask
+    spelling: Spelling
+    lazy: bool = False
+    shown: Callable[[Any], View] | None = None
+    folded: bool = False
+
+    def view(self, answer: Shown) -> View:
+        """What is drawn."""
+        return answer.view() if self.shown is None else self.shown(answer)
+
+
+def call(
+    verb: str,
+    database: str,
+    arguments: Sequence[str | int],
+    options: Mapping[str, Any],
+) -> str:
+    """`featuredb top demo.fdb 3722 --window 8`: options that are None, False or "" are left out.
+
+    A flag is True, an option of one letter has one dash, one of several values is repeated.
+    """
+    words = ["featuredb", verb, database, *map(str, arguments)]
+    for name, value in options.items():
+        option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if each in (None, "") or each is False:
+                continue
+            words += [option] if each is True else [option, str(each)]
+    return shlex.join(words)
+
+
+def method(name: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> str:
+    """`db.top_contexts(3722, window=8)`."""
+    given = [repr(value) for value in arguments]
+    for option, value in options.items():
+        if value not in (None, "", [], ()) and value is not False:
+            given.append(f"{option}={value!r}")
+    return f"db.{name}({', '.join(given)})"
+
+
+def macro(name: str, arguments: Sequence[Any], options: Mapping[str, Any] | None = None) -> str:
+    """`FROM top_contexts(3722, k := 20)`."""
+    given = [literal(value) for value in arguments]
+    for option, value in (options or {}).items():
+        if value not in (None, ""):
+            given.append(f"{option} := {literal(value)}")
+    return f"FROM {name}({', '.join(given)})"
+
+
+def literal(value: Any) -> str:
+    """A value in SQL."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    return "'" + str(value).replace("'", "''") + "'"

@@ -1,0 +1,131 @@
+"""The server: its address, its token, and how long it waits for slow clients."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import sys
+import webbrowser
+from typing import Any, NamedTuple
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from featuredb.database import Database
+from featuredb.errors import OptionError
+from featuredb.explorer.app import application
+from featuredb.explorer.console import Console
+from featuredb.explorer.guard import MOST_HEADERS, SLOWEST, Guard
+from featuredb.explorer.model import ModelLoader
+from featuredb.explorer.site import Site
+from featuredb.store.store import Store
+
+_MOST_AT_ONCE = 500
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Serving(NamedTuple):
+    """A server that listens and does not answer yet. url: its address, with the token."""
+
+    url: str
+    server: uvicorn.Server
+    listening: socket.socket
+
+    def run(self) -> None:
+        """Answer until it is interrupted, or `server.should_exit`."""
+        with self.listening:
+            self.server.run(sockets=[self.listening])
+
+
+def serve(database: Database, store: Store, host: str, port: int, *, open_browser: bool) -> None:
+    """Answer until it is interrupted. Prints the address first. Raises as `prepare`."""
+    serving = prepare(database, store, host, port)
+    print(serving.url, flush=True)
+    if host not in _LOOPBACK:
+        print(
+            f"featuredb: {host} is not loopback: other machines can read this database, "
+            "unencrypted, with the token",
+            file=sys.stderr,
+        )
+    if open_browser:
+        webbrowser.open(serving.url)
+    serving.run()
+
+
+def prepare(database: Database, store: Store, host: str, port: int) -> Serving:
+    """Listen. port: 0 for any that is free. Raises `OptionError` where it cannot be had."""
+    listening = _listen(host, port)
+    port = listening.getsockname()[1]
+    token = secrets.token_urlsafe(24)
+    site = Site(database, Console(store), ModelLoader(database), str(database.location))
+    guard = Guard(application(site), token, allowed_hosts(host, port), port)
+    shown = "127.0.0.1" if host == "localhost" else host
+    url = f"http://{_spelled(shown)}:{port}/?token={token}"
+    return Serving(url, uvicorn.Server(configuration(guard)), listening)
+
+
+def configuration(guard: Guard) -> uvicorn.Config:
+    """How uvicorn runs it: quietly, with bounds."""
+    return uvicorn.Config(
+        guard,
+        http=_ImpatientProtocol,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=MOST_HEADERS,
+        limit_concurrency=_MOST_AT_ONCE,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=2,
+    )
+
+
+def allowed_hosts(host: str, port: int) -> frozenset[str]:
+    """What browsers send as Host for a server at this address."""
+    names = _LOOPBACK if host in _LOOPBACK else (host, *_LOOPBACK)
+    return frozenset(f"{_spelled(name).lower()}:{port}" for name in names)
+
+
+def _spelled(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listening = None
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(found[0], socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(found[4])
+        # From here on a client waits, rather than being refused.
+        listening.listen(128)
+    except OSError as error:
+        if listening is not None:
+            listening.close()
+        raise OptionError(
+            f"cannot listen at {host}, port {port} ({error.strerror}): give another --port, "
+            "or 0 for any that is free"
+        ) from error
+    return listening
+
+
+class _ImpatientProtocol(H11Protocol):
+    """Closes a connection whose first request does not arrive in time."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(SLOWEST, self._give_up)
+
+    def _give_up(self) -> None:
+        began = getattr(self, "cycle", None)  # of which uvicorn says that it is never None
+        if began is None and not self.transport.is_closing():
+            self.transport.write(
+                b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n"
+                b"content-type: text/plain\r\n\r\nfeaturedb: the request comes too slowly\n"
+            )
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.cancel()
+        super().connection_lost(exc)

@@ -1,0 +1,76 @@
+"""What pages are drawn from: an open database and what stands beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from featuredb.database import Database
+from featuredb.errors import FeatureDBError
+from featuredb.explorer.asked import Asked
+from featuredb.explorer.console import Console
+from featuredb.explorer.model import ModelLoader
+from featuredb.explorer.panel import Panel, Spelling, call, method
+
+
+@dataclass(frozen=True)
+class Site:
+    """A database, its SQL console, its model. name: how the command line calls the database."""
+
+    database: Database
+    console: Console
+    model: ModelLoader
+    name: str
+
+    def feature(self, sae: str, number: int) -> str:
+        """How a feature is named in a call: by its number where there is one SAE."""
+        return str(number) if len(self.database.saes) == 1 else f"{sae}/{number}"
+
+    def spelling(
+        self,
+        verb: str,
+        function: str,
+        arguments: tuple[Any, ...] = (),
+        options: Mapping[str, Any] | None = None,
+        *,
+        cli: Mapping[str, Any] | None = None,
+        sql: str = "",
+    ) -> Spelling:
+        """The same question on the command line, in Python and in SQL.
+
+        cli: options of the command where they differ from those of the method.
+        """
+        options = options or {}
+        short = [int(a) if str(a).isdigit() else a for a in arguments]
+        return Spelling(
+            call(verb, self.name, arguments, options if cli is None else cli),
+            method(function, short, options),
+            sql,
+        )
+
+
+@dataclass(frozen=True)
+class WebPage:
+    """What an address shows. The first panel is what ``.json`` and its like give.
+
+    values: what the template needs besides. status: of the answer.
+    """
+
+    template: str
+    title: str
+    panels: tuple[Panel, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    status: int = 200
+    redirect: str = ""
+
+    def panel(self, name: str) -> Panel | None:
+        """The panel of that name, the first for none."""
+        return next((p for p in self.panels if p.name == name or not name), None)
+
+
+PageOf = Callable[[Site, Asked], WebPage]
+
+
+class Waiting(FeatureDBError):
+    """The model is still being loaded."""

@@ -1,0 +1,42 @@
+"""An address of every page of the explorer, over the hostile database."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from tests.explorer.conftest import HOSTILE
+
+F, G = "a/sae/5", "a/sae/7"
+_ANY = quote(HOSTILE[2])
+
+PAGES = {
+    "home": "/",
+    "home-page": "/?order=densest&offset=20",
+    "search": f"/search?q={_ANY}",
+    "search-empty": "/search",
+    "feature": f"/feature/{F}",
+    "feature-filtered": f"/feature/{F}?where=topic+IS+NOT+NULL&per_document=1&distinct=1&min=0.5",
+    "feature-sample": f"/feature/{F}?show=sample&by=quantile",
+    "feature-silent": f"/feature/{F}?show=silent",
+    "feature-dead": "/feature/a/sae/3",
+    "feature-embedded": f"/feature/{F}?embed=1",
+    "feature-coactive": f"/feature/{F}?panel=coactive-token",
+    "feature-documents": f"/feature/{F}?panel=coactive-document",
+    "feature-encoder": f"/feature/{F}?panel=near-encoder",
+    "feature-coactivation": f"/feature/{F}?panel=near-coactivation",
+    "feature-quantiles": f"/feature/{F}?panel=range",
+    "text-empty": "/text",
+    "text-context": "/text?context=2",
+    "text-token": "/text?context=2&at=3",
+    "compare": f"/compare?a={F}&b={G}",
+    "compare-saes": "/compare?a=a/sae&b=it%27s",
+    "find": f"/find?any={F},{G}&unit=context&none=a/sae/9",
+    "sql": "/sql?q=FROM+tokens+JOIN+vocabulary+USING+(token_id)",
+    "sql-refused": f"/sql?q={_ANY}",
+    "sql-schema": "/sql?panel=schema",
+    "not-found": f"/feature/{_ANY}/1",
+    "unknown": f"/{_ANY}",
+}
+"""By name. What is hostile in the address is shown too."""
+
+REFUSED = {"not-found": 404, "unknown": 404}

@@ -1,0 +1,144 @@
+"""Every page over hostile texts: drawn, inert, and the same data in every format."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import featuredb
+from featuredb.render.view import Shown
+from tests.explorer.conftest import Running
+from tests.explorer.pages import PAGES, REFUSED, F
+
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
+_TAGS = (
+    "a b body button code datalist dd details div dl dt figcaption figure footer form g h1 h2 h3 "
+    "head header html input kbd label li line link main mark meta nav ol option output p progress "
+    "rect script section select span summary svg table tbody td textarea th thead title tr ul"
+)
+
+
+class _Tags(HTMLParser):
+    """Every tag and attribute, and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_drawn_and_hostile_text_is_inert(running: Running, name: str) -> None:
+    status, body, headers = running.get(PAGES[name])
+    html = body.decode()
+    assert status == REFUSED.get(name, 200), html[-500:]
+    assert "default-src 'none'" in headers["content-security-policy"]
+    page = _Tags()
+    page.feed(html)
+    assert set(page.tags) <= set(_TAGS.split())
+    assert page.tags.count("script") == 1
+    for tag, attribute, value in page.attributes:
+        assert attribute != "style"
+        assert not attribute.startswith("on")
+        if attribute in ("href", "src", "action", "data-src"):
+            assert value.startswith(("/", "#")), (tag, value)
+            assert not value.startswith("//")
+    assert not _UNSAFE.search(page.text)
+    assert not _UNSAFE.search(html)
+
+
+@pytest.mark.parametrize("path", [f"/feature/{F}", "/index", "/find", "/compare"])
+def test_every_page_is_data_too(running: Running, database: Path, path: str) -> None:
+    query = {"/find": f"?any={F}", "/compare": f"?a={F}&b=a/sae/7"}.get(path, "")
+    with featuredb.open(database) as db:
+        answers: dict[str, Callable[[], Shown]] = {
+            f"/feature/{F}": lambda: db.feature(F),
+            "/index": db.info,
+            "/find": lambda: db.find(any=[F], window=24),
+            "/compare": lambda: db.compare(F, "a/sae/7"),
+        }
+        expected = answers[path]().arrow()
+    status, body, headers = running.get(f"{path}.parquet{query}")
+    assert (status, headers["content-type"]) == (200, "application/vnd.apache.parquet")
+    assert pq.read_table(io.BytesIO(body)).equals(expected)
+    assert len(running.get(f"{path}.csv{query}")[1].splitlines()) > 1
+    assert json.loads(running.get(f"{path}.json{query}")[1])
+
+
+def test_a_panel_of_a_page_is_data_too(running: Running) -> None:
+    status, body, _ = running.get(f"/feature/{F}.json?panel=near-encoder")
+    assert (status, json.loads(body)["by"]) == (200, "encoder")
+    status, body, _ = running.get(f"/feature/{F}.json?panel=nothing")
+    assert (status, "near-decoder" in json.loads(body)["error"]) == (400, True)
+
+
+def test_copied_calls_give_what_the_page_shows(running: Running, database: Path) -> None:
+    body = running.get(f"/feature/{F}?panel=contexts&k=3")[1].decode()
+    (python,) = re.findall(r"<code>(db\.top_contexts.+?)</code>", body)
+    (sql,) = re.findall(r"<code>(FROM top_contexts.+?)</code>", body)
+    with featuredb.open(database) as db:
+        unescaped = python.replace("&#39;", "'")
+        shown = eval(unescaped, {"db": db})
+        assert shown.arrow().equals(db.top_contexts(F, 3, window=24).arrow())
+        assert len(db.sql(sql.replace("&#39;", "'")).fetchall()) == 3
+
+
+def test_names_of_features_lead_to_their_pages(running: Running) -> None:
+    assert running.get("/search?q=a/sae/7")[2]["location"] == "/feature/a/sae/7"
+    assert running.get("/random?sae=a/sae")[2]["location"].startswith("/feature/a/sae/")
+    body = running.get(f"/feature/{F}")[1].decode()
+    assert 'rel="prev" href="/feature/a/sae/4"' in body
+    assert 'rel="next" href="/feature/a/sae/6"' in body
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        (f"/feature/{F}?k=many", "k must be a whole number"),
+        (f"/feature/{F}?k=100000", "k must be from 1 to 200"),
+        (f"/feature/{F}?show=nothing", "show must be"),
+        ("/feature/nothing/1", "there is no SAE"),
+        ("/feature/a/sae/40", "a/sae has features 0 to 39"),
+        ("/compare?a=a/sae&b=1", "two features, or two SAEs"),
+        ("/text?context=999", "context"),
+        (f"/feature/{F}?panel=nothing", "there is no panel"),
+    ],
+)
+def test_a_bad_address_gets_one_line(running: Running, path: str, reason: str) -> None:
+    status, body, _ = running.get(path)
+    assert status in (400, 404)
+    (line,) = re.findall(r'role="alert">(.*?)</p>', body.decode(), re.DOTALL)
+    assert reason in line.replace("&#39;", "'")
+
+
+def test_a_new_text_waits_for_the_model_and_says_why_there_is_none(running: Running) -> None:
+    path = "/text?text=a+new+text"
+    seen = set()
+    for _ in range(200):
+        status, body, _ = running.get(path)
+        assert status == 200
+        seen |= {mark for mark in (b"data-wait", b'role="alert"') if mark in body}
+        if b'role="alert"' in body:
+            break
+        time.sleep(0.1)
+    assert b'role="alert"' in seen
+    assert json.loads(running.get("/model")[1])["state"] == "failed"
+    assert running.get("/text.json?text=a+new+text")[0] >= 500

@@ -45,6 +45,7 @@ def _remove_everything(layout: Layout) -> None:
         layout.matrices,
         layout.saes,
         layout.orders,
+        layout.user_data,
         layout.snapshots,
         layout.catalog,
         layout.lock,

@@ -23,7 +23,7 @@ from featuredb.store.corpora import Texts
 from featuredb.store.files.atomic import folder_in_place, remove_tree, write_atomically
 from featuredb.store.files.memory import Budget
 from featuredb.store.files.parquet import ParquetFiles
-from featuredb.store.history import file_entry
+from featuredb.store.history import file_entry, now
 from featuredb.store.layout import Layout
 from featuredb.store.positions import position_bits
 from featuredb.store.snapshot import (
@@ -50,7 +50,6 @@ from ingest.load_check.check import SAMPLE_TOKENS, Measured, check_load
 from ingest.load_check.sample import SampleTokens
 from ingest.model.load import LoadedModel, unembedding
 from ingest.options import IngestOptions
-from ingest.publish import now
 from ingest.run_plan import RunPlan, cut_partitions, new_plan_id, partition_tokens, write_plan
 from ingest.sae.stored import keep
 from ingest.tokens.store import CorpusHeader, store_corpus

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from itertools import groupby
 
 import pyarrow as pa
 
 from featuredb.render.progress import log
 from featuredb.store import schemas
-from featuredb.store.files.atomic import fsync_path, write_atomically
 from featuredb.store.files.memory import Budget, return_freed_memory
-from featuredb.store.history import file_entry, write_snapshot
+from featuredb.store.history import now, write_mark, write_snapshot
 from featuredb.store.layout import Layout
-from featuredb.store.snapshot import WRITER, Draft, File, IngestRecord, Segment, Snapshot
+from featuredb.store.snapshot import WRITER, Draft, IngestRecord, Segment, Snapshot
 from ingest.compaction import Compaction, Merge, compact_segments, merge_here, profile_segments
 from ingest.derive.profiles import Profiles
 from ingest.derive.tables import Content, write_derived
@@ -32,11 +29,6 @@ _RESERVE = 5
 
 POSITIONS = 1 << 32
 """Positions are 32 bits wide within a segment."""
-
-
-def now() -> str:
-    """The time, UTC, as snapshots write it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def publish(
@@ -113,21 +105,12 @@ def publish(
         derived=derived,
         ingests=tuple(history),
         next_ids=draft.next_ids,
-        mark=_write_mark(layout, draft.number),
+        mark=write_mark(layout, draft.number),
+        user_data=() if base is None else base.user_data,
     )
     log.info("publishing")
     with built_catalog(layout, snapshot) as catalog:
         return write_snapshot(layout, snapshot, catalog)
-
-
-def _write_mark(layout: Layout, number: int) -> File:
-    """See `Snapshot.mark`."""
-    unique = uuid.uuid4().hex
-    path = layout.mark(number, unique)
-    write_atomically(path, f"{unique}\n".encode())
-    for folder in path.parents[1:3]:
-        fsync_path(folder)
-    return file_entry(layout, path)
 
 
 def groups_to_merge(segments: Sequence[Segment], bits: int, most: int) -> list[Sequence[Segment]]:

@@ -130,6 +130,7 @@ def _first_files(snapshot: Snapshot) -> list[str]:
     files += [derived.neighbors_decoder, derived.neighbors_encoder]
     files += [t.examples for t in derived.saes] + [s.sinks for s in snapshot.segments]
     files += [f for c in snapshot.corpora for f in (c.documents, c.contexts)]
+    files += [data.file for data in snapshot.user_data]
     files += [s.feature_files[0].file for s in snapshot.segments if s.feature_files]
     return [f.path for f in files]
 

@@ -59,6 +59,8 @@ def logical_content(path: Path) -> dict[str, pa.Table]:
         content[f"activations {sae.name}"] = activations(path, sae.name)
         sinks = [pq.read_table(path / s.sinks.path) for s in snapshot.segments_of(sae.name)]
         content[f"sinks {sae.name}"] = pa.concat_tables(sinks)
+    for data in snapshot.user_data:
+        content[f"user data {data.table}"] = pq.read_table(path / data.file.path).drop(["created"])
     return content
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -57,6 +59,21 @@ def write_snapshot(layout: Layout, snapshot: Snapshot, catalog: Path | None = No
         fsync_path(layout.root)
     write_atomically(layout.current, Pointer(path.stem, sha256(data).hexdigest()).line())
     return snapshot
+
+
+def now() -> str:
+    """The time, UTC, as snapshots write it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_mark(layout: Layout, number: int) -> File:
+    """See `Snapshot.mark`."""
+    unique = uuid.uuid4().hex
+    path = layout.mark(number, unique)
+    write_atomically(path, f"{unique}\n".encode())
+    for folder in path.parents[1:3]:
+        fsync_path(folder)
+    return file_entry(layout, path)
 
 
 def unfinished_publication(layout: Layout) -> Pointer | None:

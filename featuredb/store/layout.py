@@ -83,6 +83,11 @@ class Layout:
         return self.orders / f"{table}.{number:06d}.parquet"
 
     @property
+    def user_data(self) -> Path:
+        """What people write of the features."""
+        return self.root / "user"
+
+    @property
     def staging(self) -> Path:
         """An ingest in progress: its plan and finished partitions."""
         return self.root / "staging"

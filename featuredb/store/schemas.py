@@ -272,3 +272,60 @@ NEIGHBORS = pa.schema(
 ``neighbors_decoder`` and ``neighbors_encoder``: cosine of the directions. ``coactivation``:
 Jaccard of the two sets of active tokens (same SAE), only pairs that ever fire together.
 """
+
+TOKEN_CHANGE = pa.struct([("token", pa.string()), ("change", pa.float32())])
+SAE_CHANGE = pa.struct(
+    [("sae", pa.string()), ("moved", pa.float32()), ("collateral", pa.float32())]
+)
+
+
+def of_features(*fields: pa.Field) -> pa.Schema:
+    """A table of user data about features, one row each, sorted by the first three columns.
+
+    sae_sha256 and hook name the SAE, so that rows outlive its name and its place in the database.
+    author and created (UTC, ISO 8601) are those of the row.
+    """
+    return pa.schema(
+        [
+            pa.field("sae_sha256", pa.string(), nullable=False),
+            pa.field("hook", pa.string(), nullable=False),
+            pa.field("feature_id", pa.int64(), nullable=False),
+            pa.field("author", pa.string(), nullable=False),
+            pa.field("created", pa.string(), nullable=False),
+            *fields,
+        ]
+    )
+
+
+MEASURED = of_features(
+    pa.field("strength", pa.float32(), nullable=False),
+    pa.field("n_prompts", pa.int32(), nullable=False),
+    pa.field("output_score", pa.float32()),
+    pa.field("kl", pa.float32(), nullable=False),
+    pa.field("kl_per_unit", pa.float32(), nullable=False),
+    pa.field("moved", pa.float32(), nullable=False),
+    pa.field("collateral", pa.float32(), nullable=False),
+    pa.field("collateral_forecast", pa.float32(), nullable=False),
+    pa.field("collateral_others", pa.list_(SAE_CHANGE), nullable=False),
+    pa.field("raised_tokens", pa.list_(TOKEN_CHANGE), nullable=False),
+    pa.field("lowered_tokens", pa.list_(TOKEN_CHANGE), nullable=False),
+)
+"""What steering with a feature does, see `featuredb.measure`."""
+
+ABLATED = of_features(
+    pa.field("n_documents", pa.int32(), nullable=False),
+    pa.field("n_contexts", pa.int32(), nullable=False),
+    pa.field("n_tokens", pa.int64(), nullable=False),
+    pa.field("loss_change", pa.float64(), nullable=False),
+    pa.field("loss_change_low", pa.float64()),
+    pa.field("loss_change_high", pa.float64()),
+    pa.field("share_raised", pa.float64(), nullable=False),
+    pa.field("control_change", pa.float64()),
+    pa.field("control_change_low", pa.float64()),
+    pa.field("control_change_high", pa.float64()),
+    pa.field("p", pa.float64(), nullable=False),
+    pa.field("q", pa.float64(), nullable=False),
+    pa.field("n_tested", pa.int32(), nullable=False),
+    pa.field("carried_tokens", pa.list_(TOKEN_CHANGE), nullable=False),
+)
+"""What taking a feature away does where it fires, see `featuredb.Database.effect`."""

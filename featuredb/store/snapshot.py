@@ -339,14 +339,22 @@ class Derived(msgspec.Struct, frozen=True):
     indexes: tuple[VectorIndex, ...] = ()
 
 
+class UserData(msgspec.Struct, frozen=True):
+    """A table of user data (`featuredb.store.user_data`)."""
+
+    table: str
+    file: File
+
+
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Everything live at one moment.
 
-    operation: the one that made it: ``ingest``, ``append``, ``add-sae``, ``drop`` or ``compact``.
+    operation: the one that made it: ``ingest``, ``append``, ``add-sae``, ``drop``, ``compact``, or
+    what wrote user data: ``measure`` or ``effect``.
     catalog: ``catalog.duckdb`` as it was published. older: the older snapshots that
     existed when it was written. mark: a file in a folder that no other publication has. The paths
     of the catalog lead through that folder, so that a moved database never reads another one that
-    lies where it was. None before there were marks.
+    lies where it was. None before there were marks. user_data: by table.
     """
 
     format: int
@@ -368,6 +376,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     catalog: File | None = None
     older: tuple[File, ...] = ()
     mark: File | None = None
+    user_data: tuple[UserData, ...] = ()
 
     def sae(self, name: str) -> Sae:
         """The SAE of that name. Raises KeyError."""
@@ -431,7 +440,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             listed += [part.file for part in tables.windows]
         for index in derived.indexes:
             listed += [index.centroids, index.lists]
-        return listed
+        return listed + [data.file for data in self.user_data]
 
 
 class _Stamp(msgspec.Struct):

@@ -84,6 +84,7 @@ def _parts(layout: Layout) -> tuple[Path, ...]:
         layout.matrices,
         layout.saes,
         layout.orders,
+        layout.user_data,
     )
 
 

@@ -37,6 +37,7 @@ from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem, Report, counted
 from featuredb.verification.scope import Scope
 from featuredb.verification.sinks import check_sinks
+from featuredb.verification.user_data import check_user_data
 
 MEMORY = 10**9
 """Default memory of a verification in bytes."""
@@ -243,6 +244,8 @@ def _contents(scope: Scope, known: dict[str, Profile | None]) -> Iterator[Proble
         compare = partial(check_directions, scope, snapshot.sae(vectors.sae), vectors)
         files = [*vectors.unit_files, *vectors.files]
         yield from scope.guarded(f"vectors.lance/{vectors.table}.lance", compare, *files)
+    for data in snapshot.user_data:
+        yield from scope.guarded(data.file.path, partial(check_user_data, scope, data), data.file)
 
 
 def _activations(

@@ -12,6 +12,7 @@ _BY_FOLDER = {
         "of them from the view `activations` is right"
     ),
     "matrices": f"{RESTORE}; the directions it is computed from are in vectors.lance",
+    "user": f"{_COPY}, or write it anew; `--snapshot N` asks older snapshots, with what they had",
     "catalog.duckdb": (
         f"{_COPY}, or append to, compact or drop from the database, which writes it anew; only "
         "other DuckDB clients read it, Python and the command line do not"

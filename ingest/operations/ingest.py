@@ -18,6 +18,7 @@ from featuredb.errors import DatabaseNotFoundError, DatabaseNotReadyError, Inges
 from featuredb.render.progress import log, progress, shown
 from featuredb.store.files.atomic import sweep
 from featuredb.store.files.memory import Budget
+from featuredb.store.history import now
 from featuredb.store.layout import Layout
 from featuredb.store.outcomes import Outcome
 from featuredb.store.snapshot import WRITER, IngestRecord, Segment, Snapshot
@@ -27,7 +28,7 @@ from ingest.engines import Engine, engine_for
 from ingest.inputs import load_inputs
 from ingest.options import IngestOptions
 from ingest.prepare import RunSettings, logits_path, plan_ingest
-from ingest.publish import now, publish
+from ingest.publish import publish
 from ingest.run_plan import (
     RunPlan,
     Summary,

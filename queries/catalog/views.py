@@ -10,10 +10,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from featuredb.store import schemas
+import pyarrow as pa
+
+from featuredb.store import schemas, user_data
 from featuredb.store.names import corpus_columns
 from featuredb.store.positions import token_mask
 from featuredb.store.snapshot import Snapshot
+from featuredb.store.user_data import UserTable
 from queries.catalog import literals
 from queries.catalog.literals import file, files, name, text
 
@@ -235,6 +238,45 @@ def _runs(_snapshot: Snapshot) -> list[str]:
     return ["CREATE VIEW runs AS SELECT ingest AS run, * EXCLUDE (ingest) FROM ingests"]
 
 
+def _effects(snapshot: Snapshot) -> list[str]:
+    """Both tables of effects side by side, a row for every feature that either has."""
+    measured, ablated = (_user_rows(snapshot, t) for t in (user_data.MEASURED, user_data.ABLATED))
+    return [
+        "CREATE VIEW effects AS "
+        "SELECT coalesce(m.sae, a.sae) AS sae, coalesce(m.feature_id, a.feature_id) AS feature_id, "
+        "m.* EXCLUDE (sae, feature_id, author, created), "
+        "a.* EXCLUDE (sae, feature_id, author, created), m.author AS measured_by, "
+        "m.created AS measured, a.author AS ablated_by, a.created AS ablated "
+        f"FROM ({measured}) AS m FULL JOIN ({ablated}) AS a "
+        "ON m.sae = a.sae AND m.feature_id = a.feature_id"
+    ]
+
+
+def _user_rows(snapshot: Snapshot, table: UserTable) -> str:
+    """The rows about features of the snapshot's SAEs, with the SAE's name for what it is."""
+    path = next((d.file.path for d in snapshot.user_data if d.table == table.name), None)
+    if path is None:
+        columns = ", ".join(f"NULL::{_sql_type(f.type)} AS {name(f.name)}" for f in table.schema)
+        rows = f"(SELECT {columns} WHERE false)"
+    else:
+        rows = file(path)
+    return (
+        f"SELECT s.sae, u.* EXCLUDE (sae_sha256, hook) FROM {rows} AS u "
+        "JOIN saes AS s ON s.sha256 = u.sae_sha256 AND s.hook = u.hook"
+    )
+
+
+_SQL_TYPES = {"int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT", "string": "VARCHAR"}
+
+
+def _sql_type(kind: pa.DataType) -> str:
+    if pa.types.is_list(kind):
+        return f"{_sql_type(kind.value_type)}[]"
+    if pa.types.is_struct(kind):
+        return f"STRUCT({', '.join(f'{name(f.name)} {_sql_type(f.type)}' for f in kind)})"
+    return _SQL_TYPES.get(str(kind), str(kind).upper())
+
+
 def _corpora(snapshot: Snapshot) -> list[str]:
     fields = {
         "corpus": "VARCHAR",
@@ -359,5 +401,10 @@ RELATIONS = (
     Relation("ingests", "what was ingested, when, and how long it took", _ingests, "table"),
     Relation("runs", "an alias of ingests, with its number as run", _runs),
     Relation("corpora", "the corpora, with the range of ids that each has", _corpora, "table"),
+    Relation(
+        "effects",
+        "what features do: when steered with (featuredb measure), when ablated (featuredb effect)",
+        _effects,
+    ),
 )
 """Every view and table, in the order in which they are made."""

@@ -21,10 +21,15 @@ from typing import Any
 
 import featuredb
 from featuredb.errors import DatabaseError, UnknownFeatureError
+from featuredb.store.history import read_snapshot
+from featuredb.store.layout import Layout
+from featuredb.store.user_data import MEASURED
 from ingest import prepare
 from ingest.operations import ingest as pipeline
+from ingest.operations.user_data import write_user_data
 from ingest.options import IngestOptions
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
+from tests.user_rows import measured
 
 _WRITES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree"}
 _FOR_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -73,6 +78,11 @@ def _add_sae(scene: Scene, path: Path) -> None:
     featuredb.add_saes(path, [str(scene.folder / "two")], ["two"], check=False)
 
 
+def _write_user_data(_: Scene, path: Path) -> None:
+    sae = read_snapshot(Layout(path)).sae("one")
+    write_user_data(path, MEASURED, measured(sae, range(0, 48, 7)), "measure")
+
+
 def _compact(_: Scene, path: Path) -> None:
     featuredb.compact(path)
 
@@ -99,6 +109,7 @@ def _vacuum(_: Scene, path: Path) -> None:
 STEPS: dict[str, Callable[[Scene, Path], None]] = {
     "ingest": _ingest,
     "append": _append,
+    "user-data": _write_user_data,
     "add-sae": _add_sae,
     "compact": _compact,
     "drop-sae": _drop_sae,

@@ -93,10 +93,12 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 def test_what_is_renamed_leads_to_what_is_flushed(tmp_path: Path, disk: Disk) -> None:
     scene = Scene.make(tmp_path)
-    for step in STEPS.values():
+    renamed = []
+    for name, step in STEPS.items():
         step(scene, disk.root)
-    adding, others = ["plan.json", "CURRENT"], ["CURRENT"]
-    assert disk.checked == [*(adding * 3), *(others * 3)]
+        renamed += ["plan.json"] if name in ("ingest", "append", "add-sae") else []
+        renamed += ["CURRENT"] if name != "vacuum" else []
+    assert disk.checked == renamed
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")

@@ -47,6 +47,8 @@ TABLES: dict[str, list[pa.Schema]] = {
     "examples": [schemas.examples("float32"), schemas.examples("float16")],
     "windows": [schemas.windows("float32"), schemas.windows("float16")],
     "neighbors": [schemas.NEIGHBORS],
+    "measured": [schemas.MEASURED],
+    "ablated": [schemas.ABLATED],
 }
 STRUCTS = [
     *(
@@ -71,6 +73,7 @@ STRUCTS = [
         "IngestRecord",
     ),
     "NextIds",
+    "UserData",
 ]
 
 
@@ -178,7 +181,7 @@ def test_the_tree_names_nothing_that_is_never_written(made_store: Path) -> None:
     names = [p.relative_to(made_store).as_posix() for p in made_store.rglob("*") if p.is_file()]
     passing = ["LOCK", "staging/plan.json", "staging/p000000.json", "staging/logits.x.parquet"]
     passing += ["segments/r/fm.parquet", "segments/r/tm.parquet", "corpus/0/roles.bin"]
-    passing += [f"saes/{'0' * 64}.safetensors"]
+    passing += [f"saes/{'0' * 64}.safetensors", f"user/measured.{'0' * 64}.parquet"]
     passing += [f"matrices/large/{kind}.npy" for kind in ("decoder", "encoder")]
     passing += [f"derived/1/ivf.decoder.0.{part}.npy" for part in ("centroids", "lists")]
     for pattern in tree():

@@ -1,0 +1,43 @@
+"""User data: columns, keys, and features that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featuredb.store.snapshot import UserData
+from featuredb.store.user_data import USER_TABLES, rows_of_sae
+from featuredb.verification.remedies import remedy
+from featuredb.verification.report import Problem
+from featuredb.verification.scope import Scope
+
+
+def check_user_data(scope: Scope, data: UserData) -> Iterator[Problem]:
+    """One row per key, in order, about features that their SAEs have. Tables of newer versions are
+    checked by their bytes alone."""
+    table = USER_TABLES.get(data.table)
+    scope.bar.advance(data.file.bytes)
+    if table is None:
+        return
+    path = data.file.path
+    rows = scope.files.read(path)
+    if not rows.schema.equals(table.schema):
+        yield Problem(path, "has other columns than its table", remedy(path))
+        return
+    keys = rows.select(list(table.key))
+    if not keys.sort_by([(name, "ascending") for name in table.key]).equals(keys):
+        yield Problem(path, "is not sorted by its key", remedy(path))
+    if len(keys.group_by(list(table.key)).aggregate([])) < len(keys):
+        yield Problem(path, "has two rows with one key", remedy(path))
+    for sae in scope.snapshot.saes:
+        features = rows_of_sae(rows, sae).column("feature_id")
+        if len(features) and not _between(features, sae.d_sae):
+            yield Problem(path, "names a feature that does not exist", remedy(path))
+            return
+
+
+def _between(features: pa.ChunkedArray, end: int) -> bool:
+    ends = pc.min_max(features).as_py()
+    return bool(ends["min"] >= 0 and ends["max"] < end)

@@ -69,7 +69,7 @@ class Capture:
             raise HookError(f"the forward pass never reaches {', '.join(missed)}")
         batch, tokens = input_ids.shape
         return {
-            hook.name: _in_batches(hook, captured[hook.canonical], batch, tokens)
+            hook.name: in_batches(hook, captured[hook.canonical], batch, tokens)
             for hook in self._hooks
         }
 
@@ -138,7 +138,7 @@ def hidden_states(value: Any) -> Tensor:
     raise HookError(f"a hook gave a {type(value).__name__} with no hidden states in it")
 
 
-def _in_batches(hook: HookPoint, value: Tensor, batch: int, tokens: int) -> Tensor:
+def in_batches(hook: HookPoint, value: Tensor, batch: int, tokens: int) -> Tensor:
     """[B, T, width]; a few modules (OPT's MLP, experts) work on [B·T, width]."""
     if value.ndim == 2 and len(value) == batch * tokens:
         return value.reshape(batch, tokens, value.shape[-1])

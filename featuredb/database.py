@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from queries.compare import Comparison
     from queries.document_features import DocumentFeatures
     from queries.encode import Encoded
+    from queries.families import Families
     from queries.feature import FeatureCard
     from queries.find import Matches
     from queries.fires import Firing
@@ -493,6 +494,47 @@ class Database:
             exact=exact,
             opposite=opposite,
             direction=direction,
+        )
+
+    def families(
+        self,
+        feature: Feature | None = None,
+        k: int | None = None,
+        *,
+        min_coverage: float = 0.8,
+        min_gain: float = 0.1,
+        min_count: int = 10,
+    ) -> Families:
+        """The parents, children and duplicates of a feature, or of all features.
+
+        B is a parent of A where it is active on almost all of A's tokens, beyond chance, and on
+        others, and where its direction carries part of what A writes (`queries.families` defines
+        coverage and gain). Within each SAE and between the SAEs of one hook, among each feature's
+        50 nearest by decoder. Exact, of every stored activation.
+
+        Args:
+            feature: A number, or ``"sae_name/1234"``. Default: all, each pair once.
+            k: Number of rows. Default: all.
+            min_coverage: The least share of a child's tokens that its parent has.
+            min_gain: The least share of a child's contribution that its parent's explains.
+            min_count: The least number of tokens that a child is active on.
+
+        Returns:
+            One row per relative, by feature, then parents, children, duplicates, each by gain
+            descending, ties by SAE and feature id.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+        """
+        from queries.families import families
+
+        return families(
+            self._reader,
+            feature,
+            k,
+            min_coverage=min_coverage,
+            min_gain=min_gain,
+            min_count=min_count,
         )
 
     def coactive(

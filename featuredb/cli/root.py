@@ -27,6 +27,7 @@ _QUESTIONS = (
     "find",
     "feature",
     "near",
+    "families",
     "coactive",
     "compare",
     "fires",

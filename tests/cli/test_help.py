@@ -73,11 +73,9 @@ def test_version(invoke: Invoke) -> None:
 def test_reference_has_a_row_for_every_verb() -> None:
     rows = markdown().splitlines()
     assert len(rows) == 2 + len(VERBS)
-    assert rows[2 + VERBS.index("near")] == (
-        "| `near DB [FEATURE]` | List the features nearest to a feature or a vector. "
-        r"| `--snapshot N` `--by decoder\|encoder\|coactivation` `--vector FILE` `--sae NAME` "
-        r"`--exact` `-k N` "
-        r"`--format table\|json\|jsonl\|csv\|parquet` `-o FILE` |"
+    assert rows[2 + VERBS.index("feature")] == (
+        "| `feature DB FEATURE` | Show a feature's statistics, tokens, contexts and neighbors. "
+        r"| `--snapshot N` `-k N` `--format table\|json\|jsonl\|csv\|parquet` `-o FILE` |"
     )
 
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+FOR_DISPLAY = {"for_display": True}
+"""Marks a field that only `view` needs: no other format has it."""
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Row:
     """One row: `row.rank`, `row["rank"]`, `row[0]`, `a, b = row`, `dict(row)`.
@@ -97,7 +101,11 @@ class Answer:
 
     def attributes(self) -> dict[str, Any]:
         """What the answer says besides its rows, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "table"}
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name != "table" and not f.metadata.get("for_display")
+        }
 
     def __len__(self) -> int:
         return cast(int, self.table.num_rows)

@@ -109,7 +109,6 @@ class Comparison(FeatureAnswer):
                     "max", numbers.aligned([row[f"{x}_max_activation"] for x in "ab"]), right=True
                 ),
                 TokenColumn("fires on", [row[f"{x}_top_tokens"] or [] for x in "ab"]),
-                TokenColumn("promotes", [row[f"{x}_promoted_tokens"] or [] for x in "ab"]),
             ]
         )
 

@@ -57,7 +57,8 @@ class Chance(NamedTuple):
 
     nearest: the median, over a sample of the SAE's features, of the score of the nearest one. None
     where no feature has any. random: what the largest cosine of a random direction with all
-    directions would be, were these random too, or the most negative. None for co-activation.
+    directions would be, were these random too, or the most negative. None for co-activation: on the
+    card that is what independent firing would give.
     """
 
     nearest: float | None

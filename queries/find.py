@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from featuredb.store.names import BAD_LEAST, BAD_UNIT, BAD_WITHIN
 from featuredb.store.positions import context_of, token_of
 from featuredb.store.recorded import token_ids_at
 from featuredb.store.store import Store
-from queries.answers import Answer
+from queries.answers import FOR_DISPLAY, Answer
 from queries.arguments import check_k, check_text, check_window, is_whole
 from queries.conditions import Condition, Places
 from queries.connection import Reader
@@ -53,6 +53,7 @@ class Matches(Answer):
     asked: str
     unit: str
     total: int
+    special: frozenset[str] = field(default=frozenset(), kw_only=True, metadata=FOR_DISPLAY)
 
     def view(self) -> View:
         """What was asked, how many match, and the first of them."""
@@ -63,7 +64,7 @@ class Matches(Answer):
 
     def passages(self) -> Passages:
         """The places, tokens shaded by the feature that is most active relative to its maximum."""
-        return passages(list(self), 1.0, "strength")
+        return passages(list(self), 1.0, self.special, "strength")
 
 
 def find(
@@ -120,7 +121,8 @@ def find(
         at + 1, "feature_activations", values
     )
     asked = _asked(groups, within, ordered, at_least, token, where)
-    return Matches(table, asked=asked, unit=unit, total=len(order))
+    special = store.texts.special
+    return Matches(table, asked=asked, unit=unit, total=len(order), special=special)
 
 
 def _listed(group: Sequence[int | str], name: str) -> Sequence[int | str]:

@@ -12,13 +12,13 @@ import pyarrow as pa
 
 from featuredb.errors import QueryError
 from featuredb.render.characters import label
-from featuredb.render.view import Heading, Part, Table, View
+from featuredb.render.view import Column, Heading, Part, Table, View
 from featuredb.store import schemas
 from featuredb.store.names import parse_feature
 from featuredb.store.snapshot import File, Sae, Snapshot
 from featuredb.store.store import Store
 from featuredb.store.vectors.directions import comparable, length
-from queries.answers import Answer, of_feature
+from queries.answers import Answer, Row, of_feature
 from queries.arguments import check_choice, check_k, check_text, is_whole
 from queries.catalog import literals
 from queries.catalog.summaries import SUMMARY, summaries
@@ -90,10 +90,18 @@ class Neighbors(Answer):
         return View([parts, [self.features()]] if len(self) else [parts])
 
     def features(self) -> Table:
-        """Only the neighbors, for a card."""
+        """Only the neighbors."""
         rows = list(self)
+        return feature_table(rows, [self._score(rows), *feature_sizes(rows)])
+
+    def short(self) -> Table:
+        """The neighbors, their scores and tokens, for half a page."""
+        rows = list(self)
+        return feature_table(rows, [self._score(rows)], most=4)
+
+    def _score(self, rows: Sequence[Row]) -> Column:
         score = "jaccard" if self.by == "coactivation" else "cosine"
-        return feature_table(rows, [score_column(score, rows, "score"), *feature_sizes(rows)])
+        return score_column(score, rows, "score")
 
 
 def near(

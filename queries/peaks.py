@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,35 +73,55 @@ def peak_columns(
     return columns
 
 
-def passages(rows: Iterable[Row], scale: float, value: str = "activation") -> Passages:
-    """Contexts one under the other. value: the column that is shown beside each."""
-    return Passages([_passage(row, row[value]) for row in rows], scale)
+def passages(
+    rows: Iterable[Row], scale: float, special: Collection[str], value: str = "activation"
+) -> Passages:
+    """Contexts one under the other. value: the column that is shown beside each.
+
+    special: texts of special tokens. Those that a context begins with are left out, the others are
+    faint, unless the feature is active on them or they are the peak.
+    """
+    return Passages([_passage(row, row[value], special) for row in rows], scale)
 
 
-def _passage(row: Row, value: float) -> Passage:
+def _passage(row: Row, value: float, special: Collection[str]) -> Passage:
+    peak = row.token_index - row.window_start
+    faint = [
+        i
+        for i, (token, active) in enumerate(zip(row.tokens, row.activations, strict=True))
+        if token in special and not active and i != peak
+    ]
+    first = 0
+    while row.window_start == 0 and faint[first : first + 1] == [first]:
+        first += 1
+    title, link, about = _provenance(row)
     return Passage(
-        row.tokens,
-        row.activations,
-        peak=row.token_index - row.window_start,
+        row.tokens[first:],
+        row.activations[first:],
+        peak=peak - first,
         rank=str(row.rank),
         value=value,
-        about=_provenance(row),
+        title=title,
+        link=link,
+        about=about,
         inside=row.window_start > 0,
         context=row.context_id,
+        faint=frozenset(i - first for i in faint[first:]),
     )
 
 
-def _provenance(row: Row) -> str:
-    """`title · context 12 token 7 · topic History`: what matters most comes first.
+def _provenance(row: Row) -> tuple[str, str, str]:
+    """`title · context 12 token 7 · topic History`, its first part, and the document's address.
 
-    At most `_MORE` short columns are shown besides. What only repeats the title, links and where a
-    file was are left to the other formats.
+    What matters most comes first. At most `_MORE` short columns are shown besides. What only
+    repeats the title, links and where a file was are left to the other formats. The address is the
+    first column, in their order, whose value is one of the web.
     """
     names = [name for name in row.keys() if name not in ANSWER_COLUMNS]  # noqa: SIM118
     about = {name: _spelled(row[name]) for name in names if row[name] is not None}
-    title = [about.pop("title")] if "title" in about else []
+    title = about.pop("title", "")
     source = about.pop("source", None)
-    said = {_folded(title[0])} if title else set()
+    said = {_folded(title)} if title else set()
     rest = []
     for name, value in about.items():
         if len(value) <= _SHORT and "://" not in value and _folded(value) not in said:
@@ -110,9 +130,12 @@ def _provenance(row: Row) -> str:
     if not title and not rest and source:
         rest = [re.split(r"[\\/]", source)[-1]]
     place = f"context {row.context_id} token {row.token_index}"
-    return " · ".join([*title, place, *rest[:_MORE]])
+    link = next((value for value in about.values() if _ADDRESS.fullmatch(value)), "")
+    shown = [*([title] if title else []), place, *rest[:_MORE]]
+    return shown[0], link, " · ".join(shown)
 
 
+_ADDRESS = re.compile(r"https?://[^\s\x00-\x20\x7f]+", re.IGNORECASE)
 _MORE = 2
 _SHORT = 40
 

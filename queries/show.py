@@ -19,8 +19,8 @@ def feature_name(row: Row) -> str:
     return f"{row.sae}/{row.feature_id}"
 
 
-def feature_table(rows: Sequence[Row], columns: Sequence[AnyColumn]) -> Table:
-    """Rank and feature, the question's own columns, then the tokens it fires on.
+def feature_table(rows: Sequence[Row], columns: Sequence[AnyColumn], most: int = 10) -> Table:
+    """Rank and feature, the question's own columns, then the tokens it fires on, `most` of them.
 
     What it promotes stands on its card, with logits: in many middle layers that is noise.
     """
@@ -29,7 +29,7 @@ def feature_table(rows: Sequence[Row], columns: Sequence[AnyColumn]) -> Table:
             Column("", [str(row.rank) for row in rows], right=True, style="dim"),
             Column("feature", [feature_name(row) for row in rows], features=True),
             *columns,
-            TokenColumn("fires on", [row.top_tokens or [] for row in rows]),
+            TokenColumn("fires on", [row.top_tokens or [] for row in rows], most),
         ]
     )
 

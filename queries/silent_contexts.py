@@ -5,20 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
 from featuredb.errors import QueryError
 from featuredb.render.characters import label
 from featuredb.render.view import Heading, Passages, View
 from featuredb.store.names import BAD_MATCH, parse_feature
-from featuredb.store.snapshot import Snapshot
+from featuredb.store.recorded import BLOCK, ranges_read
+from featuredb.store.snapshot import Corpus, Sae, Snapshot
+from featuredb.store.store import Store
+from queries.activations import feature_contexts
+from queries.answers import of_feature
 from queries.arguments import check_k, check_seed, check_window
 from queries.catalog import literals
 from queries.catalog.draws import keyed
+from queries.catalog.recorded import read_by
 from queries.catalog.windows import windows
 from queries.connection import Reader
+from queries.draws import keys, turns
+from queries.peaks import Peak, peak_columns
 from queries.question import Macro, Question
 from queries.show import counted
 from queries.sql import duckdb_errors
 from queries.top_contexts import TopContexts
+
+Int64 = npt.NDArray[np.int64]
 
 KINDS = ("tokens", "neighbors", "random")
 
@@ -28,7 +41,7 @@ NEIGHBORS = 10
 
 @dataclass(frozen=True, repr=False)
 class SilentContexts(TopContexts):
-    """Contexts in which a feature never fires, in the order in which they were drawn.
+    """Contexts its SAE has read and a feature never fires in, in the order they were drawn in.
 
     Columns: those of `TopContexts`, and after the rank matched string. activation and activations
     are 0 throughout. like ``tokens``: matched is a token that the feature elsewhere fires on and
@@ -55,12 +68,14 @@ class SilentContexts(TopContexts):
     def passages(self) -> Passages:
         """The contexts, each after what it was matched by."""
         passages = super().passages()
-        items = [
-            replace(
-                item, value=None, about=f"{label(row.matched or '')} · {item.about}".lstrip(" ·")
-            )
-            for row, item in zip(self, passages.items, strict=True)
-        ]
+        named = "silent on" if self.like == "tokens" else "beside"
+        items = []
+        for row, item in zip(self, passages.items, strict=True):
+            about = item.about
+            if row.matched is not None:
+                rest = about.removeprefix(item.title)
+                about = f"{item.title} · {named} {label(row.matched)}{rest}"
+            items.append(replace(item, value=None, about=about))
         return replace(passages, items=items)
 
 
@@ -73,23 +88,94 @@ def silent_contexts(
     window: int = 16,
 ) -> SilentContexts:
     """See `featuredb.Database.silent_contexts`."""
-    snapshot = reader.snapshot
-    sae, number = parse_feature(snapshot, feature)
+    sae, number = parse_feature(reader.snapshot, feature)
     k, window, seed = check_k(k), check_window(window), check_seed(seed)
     if like not in KINDS:
         raise QueryError(BAD_MATCH.format(like=like))
+    if like == "tokens":
+        contexts = feature_contexts(reader.store, sae, number)
+        return with_tokens(reader.store, sae, number, contexts.context_id, k, seed, window)
     query = "FROM silent_contexts(?, k := ?, matched_by := ?, seed := ?, window_size := ?)"
     with duckdb_errors(reader.location):
         relation = reader.cursor().sql(
             query, params=[f"{sae.name}/{number}", k, like, seed, window]
         )
         table = relation.to_arrow_table()
-    maximum = float(reader.store.features.max_activation(sae)[number])
+    return _answer(reader.store, sae, number, table, like, seed)
+
+
+def with_tokens(
+    store: Store, sae: Sae, number: int, fired: Int64, k: int, seed: int = 0, window: int = 16
+) -> SilentContexts:
+    """`silent_contexts` like its tokens: what the SQL gives, in less time (docs/design.md).
+
+    fired: the contexts in which the feature fires, ascending.
+    """
+    top = store.features.card(sae, number).column("top_tokens")[0].as_py()
+    texts = [entry["token"] for entry in top]
+    place = np.full(store.snapshot.model.vocab_size, len(top), np.int8)
+    for i in reversed(range(len(top))):
+        place[store.texts.ids_of(texts[i])] = i
+    corpora = store.snapshot.corpora if k and top else ()
+    found = [_first_places(store, corpus, place, len(top)) for corpus in corpora]
+    none = (np.empty(0, np.int64),) * 3
+    context, best, index = (np.concatenate(each) for each in zip(none, *found, strict=True))
+    edges = np.array(ranges_read(store.snapshot, sae.name), np.int64).reshape(-1)
+    silent = ~np.isin(context, fired, assume_unique=True)
+    silent &= np.searchsorted(edges, context, side="right") % 2 == 1
+    context, best, index = context[silent], best[silent], index[silent]
+    weight = np.array([entry["count"] for entry in top], np.int64)
+    key = keys(context, seed, f"{sae.name}/{number}")
+    turn = (turns(best, key) + 1) / weight[best]
+    rows = np.lexsort((key, turn))[:k]
+    nothing = np.empty(0, np.int64), np.empty(0, np.float32)
+    peaks = [Peak(int(context[i]), 0.0, int(index[i]), *nothing) for i in rows]
+    columns = dict(zip(("sae", "feature_id"), of_feature(sae.name, number, len(rows)), strict=True))
+    shown = peak_columns(store, peaks, window, 0)
+    columns["rank"] = shown.pop("rank")
+    columns["matched"] = pa.array([texts[best[i]] for i in rows], pa.string())
+    return _answer(store, sae, number, pa.table(columns | shown), "tokens", seed)
+
+
+def _first_places(
+    store: Store, corpus: Corpus, place: npt.NDArray[np.int8], none: int
+) -> tuple[Int64, Int64, Int64]:
+    """Of each context with a wanted token: its id, the least place, and that token's index.
+
+    place: of each token id, `none` where it is not wanted.
+    """
+    tokens, starts = store.texts.tokens(corpus), store.texts.index(corpus)[:, 1]
+    at, places = [np.empty(0, np.int64)], [np.empty(0, np.int8)]
+    for first in range(0, len(tokens), BLOCK):
+        block = place[tokens[first : first + BLOCK]]
+        here = np.flatnonzero(block < none)
+        at.append(here + first)
+        places.append(block[here])
+    position, which = np.concatenate(at), np.concatenate(places).astype(np.int64)
+    row = np.searchsorted(starts, position, side="right") - 1
+    # Of each context the least place comes first, of several tokens with it the first.
+    order = np.lexsort((position, which, row))
+    row, position, which = row[order], position[order], which[order]
+    firsts = np.flatnonzero(np.concatenate(([True], row[1:] != row[:-1]))) if len(row) else row
+    row, position = row[firsts], position[firsts]
+    return row + corpus.first_context, which[firsts], position - starts[row]
+
+
+def _answer(
+    store: Store, sae: Sae, number: int, table: pa.Table, like: str, seed: int
+) -> SilentContexts:
     return SilentContexts(
-        table, sae=sae.name, feature_id=number, max_activation=maximum, like=like, seed=seed
+        table,
+        sae=sae.name,
+        feature_id=number,
+        max_activation=float(store.features.max_activation(sae)[number]),
+        special=store.texts.special,
+        like=like,
+        seed=seed,
     )
 
 
+_SAE = "featuredb_sae(feature)"
 _FIRED = "(SELECT context_id FROM feature_activations(feature))"
 
 # A context counts for the token that the feature fires on most often.
@@ -156,7 +242,7 @@ def _silent(snapshot: Snapshot) -> str:
         CAST([] AS INTEGER[]) AS token_indexes, CAST([] AS FLOAT[]) AS activations
     FROM drawn"""
     return f"""
-WITH candidates AS ({_candidates()}),
+WITH candidates AS (SELECT c.* FROM ({_candidates()}) AS c WHERE {read_by(snapshot, _SAE)}),
 turns AS (
     SELECT *, row_number() OVER (PARTITION BY matched ORDER BY key) / weight AS turn
     FROM ({keyed("FROM candidates")})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from featuredb.store.names import parse_feature
 from featuredb.store.snapshot import File, Sae, Snapshot
 from featuredb.store.store import Store
 from queries.activations import FeatureContexts, feature_contexts
-from queries.answers import FeatureAnswer, of_feature
+from queries.answers import FOR_DISPLAY, FeatureAnswer, of_feature
 from queries.arguments import check_bounds, check_k, check_offset, check_window
 from queries.catalog import literals
 from queries.catalog.documents import metadata
@@ -45,6 +45,7 @@ class TopContexts(FeatureAnswer):
     kind: ClassVar[str] = "top_contexts"
 
     max_activation: float
+    special: frozenset[str] = field(default=frozenset(), kw_only=True, metadata=FOR_DISPLAY)
 
     def view(self) -> View:
         """The contexts under `feature sae/1234 · 20 contexts · maximum 14.23 in the store`."""
@@ -57,7 +58,7 @@ class TopContexts(FeatureAnswer):
         """Only the contexts, for a card."""
         rows = list(self)
         scale = abs(self.max_activation) or max((abs(r.activation) for r in rows), default=0.0)
-        return passages(rows, scale)
+        return passages(rows, scale, self.special)
 
 
 _KEPT_ROWS = schemas.EXAMPLES_TOP
@@ -98,7 +99,13 @@ def top_contexts(
     names = of_feature(sae.name, number, len(peaks))
     columns = {"sae": names[0], "feature_id": names[1]}
     columns |= peak_columns(store, peaks, window, page.offset)
-    return TopContexts(pa.table(columns), sae=sae.name, feature_id=number, max_activation=maximum)
+    return TopContexts(
+        pa.table(columns),
+        sae=sae.name,
+        feature_id=number,
+        max_activation=maximum,
+        special=store.texts.special,
+    )
 
 
 def _from_examples(store: Store, sae: Sae, feature: int, k: int) -> list[Peak]:
@@ -157,7 +164,7 @@ def _from_all(
         best = _best(rows, counted.peak, wanted)
         places = page.chosen(reader.store.texts, contexts.context_id[best].tolist())
         if len(places) == page.end or wanted >= len(rows):
-            return [_peak(contexts, counted, int(best[place])) for place in places[page.offset :]]
+            return [peak_of(contexts, counted, int(best[place])) for place in places[page.offset :]]
         # Some were shown before: look further.
         wanted *= 4
 
@@ -188,7 +195,7 @@ def _best(
     return rows[np.argsort(-peak[rows], kind="stable")[:k]]
 
 
-def _peak(contexts: FeatureContexts, counted: FeatureContexts, i: int) -> Peak:
+def peak_of(contexts: FeatureContexts, counted: FeatureContexts, i: int) -> Peak:
     """All active tokens of context i, and the maximum of those that count."""
     tokens, activations = contexts.tokens(i)
     # Of several tokens that reach the maximum, argmax names the first.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from featuredb.errors import QueryError
 from featuredb.render.view import Part, View
-from queries.answers import Answer
+from queries.answers import FOR_DISPLAY, Answer
 from queries.connection import Reader
 from queries.question import Question
 from queries.top_contexts import TopContexts, top_contexts
@@ -28,6 +28,7 @@ class TopContextsOfMany(Answer):
     kind: ClassVar[str] = "top_contexts_of_many"
 
     max_activations: Mapping[str, float]
+    special: frozenset[str] = field(default=frozenset(), kw_only=True, metadata=FOR_DISPLAY)
 
     def view(self) -> View:
         """What each feature's own answer shows."""
@@ -37,7 +38,9 @@ class TopContextsOfMany(Answer):
         for feature, maximum in self.max_activations.items():
             sae, _, number = feature.rpartition("/")
             rows = counts[sae, int(number)]
-            part = TopContexts(self.table.slice(first, rows), sae, int(number), maximum)
+            part = TopContexts(
+                self.table.slice(first, rows), sae, int(number), maximum, special=self.special
+            )
             sections += [list(parts) for parts in part.view()]
             first += rows
         return View(sections)
@@ -56,7 +59,8 @@ def top_contexts_of(
     if not answers:
         raise QueryError("no feature is named: give at least one")
     table = pa.concat_tables([answer.table for answer in answers.values()])
-    return TopContextsOfMany(table, {name: a.max_activation for name, a in answers.items()})
+    maxima = {name: answer.max_activation for name, answer in answers.items()}
+    return TopContextsOfMany(table, maxima, special=reader.store.texts.special)
 
 
 QUESTION = Question("top_contexts", TopContextsOfMany)

@@ -22,8 +22,8 @@ import featuredb
 from featuredb.render.text import write
 
 HERE = Path(__file__).parent
-FEATURE = 1927
-SIZE = "900,1080"
+FEATURE = 3722
+SIZE = "900,1180"
 PAGE = """<!doctype html><meta charset="utf-8"><style>
 body {{ margin: 0; padding: 20px; background: white; color: #111;
        font: 14px/1.45 "DejaVu Sans", sans-serif; }}

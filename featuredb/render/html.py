@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,12 +13,13 @@ from typing import Any
 from markupsafe import Markup
 
 from featuredb.render import numbers, values
-from featuredb.render.bars import histogram_rows
+from featuredb.render.bars import heights
 from featuredb.render.characters import label, neutralize, spelled
-from featuredb.render.shading import css, shade
+from featuredb.render.shading import BARS, css, shade
 from featuredb.render.values import is_nested, spell, title
 from featuredb.render.view import (
     AnyColumn,
+    BarColumn,
     Bars,
     Column,
     CourseColumn,
@@ -34,7 +35,6 @@ from featuredb.render.view import (
     TokenColumn,
 )
 
-_TOKENS_SHOWN = 10
 _ROWS_SHOWN = 100
 _REACH = 40
 """Tokens on each side of the peak, in a text of more than twice as many."""
@@ -58,8 +58,28 @@ def _template(drawing: Drawing) -> Any:
         finalize=harmless,
         undefined=jinja2.StrictUndefined,
     )
-    environment.globals |= {"css": css, "histogram_rows": histogram_rows, **dict(drawing.helpers)}
+    environment.globals |= {
+        "css": css,
+        "bins": bins,
+        "bar_color": BARS,
+        **dict(drawing.helpers),
+    }
     return environment.get_template(drawing.name).module
+
+
+def bins(counts: Sequence[int], low: str, high: str, noun: str) -> list[tuple[str, str]]:
+    """(height in percent, what it holds) of each bin of a histogram."""
+    first, last = float(low), float(high)
+    edges = [
+        numbers.number(first + (last - first) * i / max(1, len(counts)))
+        for i in range(len(counts) + 1)
+    ]
+    return [
+        (f"{100 * share:.1f}", f"{start} to {end}: {numbers.plural(count, noun)}")
+        for share, start, end, count in zip(
+            heights(counts), edges[:-1], edges[1:], counts, strict=True
+        )
+    ]
 
 
 def harmless(value: Any) -> Any:
@@ -99,7 +119,8 @@ class Drawing:
             case Passages():
                 return self._passages(part)
             case Bars():
-                return self.draw("bars", part.title, part.counts, part.low, part.high)
+                ends = numbers.number(part.low), numbers.number(part.high)
+                return self.draw("bars", part.title, part.counts, *ends)
             case Group():
                 blocks = [Markup("").join(map(self.part, parts)) for parts in part.blocks]
                 return self.draw("group", blocks)
@@ -130,7 +151,7 @@ class Drawing:
     def _cells(self, column: AnyColumn) -> Sequence[Any]:
         match column:
             case TokenColumn():
-                return [self._tokens(cell) for cell in column.cells]
+                return [self._tokens(cell, column.most) for cell in column.cells]
             case PlaceColumn():
                 pairs = zip(column.tokens, column.indexes, strict=True)
                 return [
@@ -146,10 +167,12 @@ class Drawing:
                 return column.cells
             case CourseColumn():
                 return self._courses(column)
+            case BarColumn():
+                return [self.draw("bar", f"{100 * share:.1f}") for share in column.shares]
 
-    def _tokens(self, tokens: Sequence[str]) -> Markup:
-        shown = [label(token) for token in tokens[:_TOKENS_SHOWN]]
-        return self.draw("tokens", shown, max(0, len(tokens) - _TOKENS_SHOWN))
+    def _tokens(self, tokens: Sequence[str], most: int) -> Markup:
+        shown = [label(token) for token in tokens[:most]]
+        return self.draw("tokens", shown, max(0, len(tokens) - most))
 
     def _courses(self, column: CourseColumn) -> list[Markup]:
         """The text as each row sees it, shaded. Of a long text, the part around the peak."""
@@ -167,16 +190,24 @@ class Drawing:
         return shown
 
     def _passages(self, passages: Passages) -> Markup:
+        valued = any(item.value is not None for item in passages.items)
         activations = numbers.aligned([item.value for item in passages.items])
         drawn = []
         for item, activation in zip(passages.items, activations, strict=True):
-            words = self._words(item.tokens, item.activations, passages.scale, item.peak)
+            words = self._words(
+                item.tokens, item.activations, passages.scale, item.peak, item.faint
+            )
             window = self.draw("window", words, "… " if item.inside else "")
-            drawn.append((item, activation, window))
+            drawn.append((item, activation if valued else "", window))
         return self.draw("passages", drawn, any(item.rank for item in passages.items))
 
     def _words(
-        self, tokens: Sequence[str], activations: Sequence[float], scale: float, peak: int | None
+        self,
+        tokens: Sequence[str],
+        activations: Sequence[float],
+        scale: float,
+        peak: int | None,
+        faint: Collection[int] = (),
     ) -> list[tuple[str, str, int, bool, str]]:
         """(space before, word, shade, is the peak, activation) per token.
 
@@ -187,6 +218,8 @@ class Drawing:
             word = neutralize(token)
             bare = word.lstrip(" ") or word
             space = word[: len(word) - len(bare)]
+            if i in faint:
+                bare = self.draw("dim", bare)
             words.append((space, bare, shade(value, scale), i == peak, numbers.number(value)))
         return words
 

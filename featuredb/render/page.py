@@ -6,7 +6,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import IO, Literal
 
@@ -52,6 +52,10 @@ class Page:
                 console.print(part, soft_wrap=True)
         return _TRAILING.sub("", buffer.getvalue())
 
+    def bars(self, blocks: str) -> Text:
+        """Block characters in the color of bars."""
+        return Text(blocks, self.ramp.bars if self.ramp else "")
+
     def tokens(self, tokens: Iterable[str], room: int | None = None) -> Text:
         """Single tokens, side by side, as many as fit in `room`, then `+N` for the rest."""
         text = Text()
@@ -70,6 +74,7 @@ class Page:
         activations: Iterable[float],
         scale: float,
         peak: int | None = None,
+        faint: Collection[int] = (),
     ) -> Text:
         """Consecutive tokens as running text, the active ones shaded, `peak` underlined.
 
@@ -81,7 +86,9 @@ class Page:
             word = neutralize(token)
             bare = word.lstrip(" ") or word
             text.append(word[: len(word) - len(bare)])
-            if self.ramp is not None:
+            if i in faint:
+                text.append(bare, "dim")
+            elif self.ramp is not None:
                 text.append(bare, self.ramp.style(value, scale, peak=i == peak))
             elif value != 0 or i == peak:
                 text.append(bare.join("«»" if i == peak else _ACTIVE_MARKS))

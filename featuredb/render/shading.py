@@ -42,7 +42,11 @@ class Ramp:
         """A rich style for bars drawn in the color of the strongest shade."""
         if self.colors == "standard":
             return "yellow"
-        return "#{:02x}{:02x}{:02x}".format(*_rgb(0.68, 0.15, _ORANGE))
+        return BARS
+
+
+FAINT = "opacity:.5"
+"""A token in HTML that is no part of the text proper."""
 
 
 def level(value: float, scale: float) -> int:
@@ -103,3 +107,7 @@ def _gamma(linear: float) -> int:
     value = min(1.0, max(0.0, linear))
     encoded = 12.92 * value if value <= 0.0031308 else 1.055 * value ** (1 / 2.4) - 0.055
     return round(255 * encoded)
+
+
+BARS = "#{:02x}{:02x}{:02x}".format(*_rgb(0.68, 0.15, _ORANGE))
+"""The color of bars, that of the strongest shade: on light pages and dark ones."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import IO, Any
 
 from rich.cells import cell_len
 from rich.text import Text
 
 from featuredb.render import numbers, values
-from featuredb.render.bars import histogram_rows, sparkline
+from featuredb.render.bars import bar, histogram_rows, sparkline
 from featuredb.render.characters import label, neutralize
 from featuredb.render.layout import GAP, Cells, beside, grid, line, under, wrap
 from featuredb.render.page import Page, page_for
 from featuredb.render.values import is_nested, spell, title
 from featuredb.render.view import (
     AnyColumn,
+    BarColumn,
     Bars,
     Column,
     CourseColumn,
@@ -36,6 +38,7 @@ _INDENT = "  "
 _WIDEST_CELL = 48
 _NARROWEST_TOKENS = 18
 _NARROWEST_PROSE = 20
+_NARROWEST_BLOCK = 46
 
 
 def to_text(answer: Shown, page: Page | None = None) -> str:
@@ -121,7 +124,7 @@ def _table(table: Table, page: Page) -> Iterator[Text]:
 
 
 def _fitting(columns: Sequence[AnyColumn], page: Page) -> list[Cells]:
-    """The columns, on a narrow page without a course along the text, then without the last ones."""
+    """The columns, on a narrow page without bars and courses, then without the last ones."""
     cells = [_cells(column, page) for column in columns]
     if any(isinstance(column, Column) and column.wrap for column in columns):
         return cells
@@ -130,7 +133,7 @@ def _fitting(columns: Sequence[AnyColumn], page: Page) -> list[Cells]:
         return sum(each.width + GAP for each in cells) - GAP > page.width
 
     if too_wide():
-        kept = [not isinstance(column, CourseColumn) for column in columns]
+        kept = [not isinstance(column, BarColumn | CourseColumn) for column in columns]
         cells = [each for each, keep in zip(cells, kept, strict=True) if keep]
     while too_wide() and len(cells) > _LEAST_COLUMNS:
         cells.pop()
@@ -187,8 +190,9 @@ def _cells(column: AnyColumn, page: Page) -> Cells:
                 [Text.assemble(label(token), (f" @{index}", "dim")) for token, index in pairs],
             )
         case CourseColumn():
-            style = page.ramp.bars if page.ramp else ""
-            return Cells(column.name, [Text(sparkline(row), style) for row in column.activations])
+            return Cells(column.name, [page.bars(sparkline(row)) for row in column.activations])
+        case BarColumn():
+            return Cells(column.name, [page.bars(bar(share)) for share in column.shares])
         case TokenColumn():
             return Cells(column.name, [page.tokens(cell) for cell in column.cells])
 
@@ -236,18 +240,20 @@ def _paragraphs(names: list[str], row: list[Any]) -> Iterator[Text]:
 def _passages(passages: Passages, page: Page) -> Iterator[Text]:
     """Rank and value, aligned over all passages, then their source and the text."""
     items = passages.items
-    ranked = any(item.rank for item in items)
-    shown = numbers.aligned([item.value for item in items])
-    rank_width = max((len(item.rank) for item in items), default=0)
-    width = max(map(len, shown), default=0)
-    room = page.width - (rank_width + width + 2 * GAP if ranked else 0)
-    for item, value in zip(items, shown, strict=True):
-        body = _passage(item, passages.scale, page, room)
-        if ranked:
-            rank = Text(item.rank.rjust(rank_width), "dim")
-            yield from under([rank, Text(value.rjust(width), "bold")], body)
-        else:
-            yield from body
+    names: list[list[Text]] = [[] for _ in items]
+    if any(item.rank for item in items):
+        names = [[Text(item.rank, "dim")] for item in items]
+    if any(item.value is not None for item in items):
+        shown = numbers.aligned([item.value for item in items])
+        names = [[*name, Text(value, "bold")] for name, value in zip(names, shown, strict=True)]
+    labels = grid(
+        [Cells("", list(column), right=True) for column in zip(*names, strict=True)], heading=False
+    )
+    indent = labels[0].cell_len + GAP if labels else 0
+    for i, item in enumerate(items):
+        yield from under(
+            labels[i : i + 1], _passage(item, passages.scale, page, page.width - indent)
+        )
 
 
 def _passage(passage: Passage, scale: float, page: Page, room: int) -> Iterator[Text]:
@@ -258,26 +264,47 @@ def _passage(passage: Passage, scale: float, page: Page, room: int) -> Iterator[
     lead = "…" if passage.inside else ""
     if lead and not passage.tokens[0].startswith(" "):
         lead += " "
-    window = page.window(passage.tokens, passage.activations, scale, peak=passage.peak)
+    window = page.window(
+        passage.tokens, passage.activations, scale, peak=passage.peak, faint=passage.faint
+    )
     yield from wrap(Text.assemble((lead, "dim"), window), room)
 
 
 def _bars(bars: Bars, page: Page) -> Iterator[Text]:
-    style = page.ramp.bars if page.ramp else ""
+    """Counts up the left side, values along the foot: both ends and halfway."""
     yield line((bars.title, "dim"))
-    if any(bars.counts):
-        yield from (line((row, style)) for row in histogram_rows(bars.counts))
-    axis = bars.low + bars.high.rjust(max(1, len(bars.counts) - len(bars.low)))
-    yield line((axis, "dim"))
+    rows = histogram_rows(bars.counts) if any(bars.counts) else []
+    most = numbers.count(max(bars.counts, default=0))
+    for i, row in enumerate(rows):
+        mark = most if i == 0 else "1" if i == len(rows) - 1 else ""
+        yield line((mark.rjust(len(most)) + " ", "dim"), page.bars(row))
+    low, high = numbers.number(bars.low), numbers.number(bars.high)
+    middle = numbers.number((bars.low + bars.high) / 2)
+    width = len(bars.counts)
+    left = max(1, width // 2 - len(low) - len(middle) // 2)
+    axis = low + " " * left + middle if bars.low < bars.high else low
+    axis += high.rjust(max(len(high) + 1, width - len(axis)))
+    yield line((" " * (len(most) + 1) + axis, "dim"))
 
 
 def _group(group: Group, page: Page) -> Iterator[Text]:
-    blocks = [[text for part in parts for text in _part(part, page)] for parts in group.blocks]
+    """Side by side where they fit as they are, or where an equal share is wide enough for each."""
+    blocks = _blocks(group, page)
     level = list(beside(blocks))
     if max(text.cell_len for text in level) <= page.width:
         yield from level
         return
+    share = (page.width + 2 * GAP) // len(blocks) - 2 * GAP
+    if share >= _NARROWEST_BLOCK:
+        narrow = _blocks(group, replace(page, width=share))
+        if all(text.cell_len <= share for block in narrow for text in block):
+            yield from beside(narrow)
+            return
     for i, block in enumerate(blocks):
         if i:
             yield Text()
         yield from block
+
+
+def _blocks(group: Group, page: Page) -> list[list[Text]]:
+    return [[text for part in parts for text in _part(part, page)] for parts in group.blocks]

@@ -53,10 +53,11 @@ class Column:
 
 @dataclass(frozen=True)
 class TokenColumn:
-    """A list of tokens per row, shown as far as they fit."""
+    """A list of tokens per row, shown as far as they fit. most: of each row, in a notebook."""
 
     name: str
     cells: Sequence[Sequence[str]]
+    most: int = 10
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,15 @@ class CourseColumn:
     scales: Sequence[float]
 
 
-AnyColumn: TypeAlias = Column | TokenColumn | PlaceColumn | CourseColumn
+@dataclass(frozen=True)
+class BarColumn:
+    """A short bar per row, beside the number it shows. shares: of the column's width, 0 to 1."""
+
+    name: str
+    shares: Sequence[float]
+
+
+AnyColumn: TypeAlias = Column | TokenColumn | PlaceColumn | CourseColumn | BarColumn
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,9 @@ class Passage:
     """Consecutive tokens as running text, the active ones shaded.
 
     peak: index of the strongest token. rank, value and about are shown beside it, if given.
-    inside: the passage begins inside its text. context: the stored context that it is from.
+    link: the http or https address that `title`, which about begins with, leads to. inside: the
+    passage begins inside its text. context: the stored context that it is from. faint: indexes of
+    tokens that are no part of the text proper.
     """
 
     tokens: Sequence[str]
@@ -114,9 +125,12 @@ class Passage:
     peak: int | None = None
     rank: str = ""
     value: float | None = None
+    title: str = ""
+    link: str = ""
     about: str = ""
     inside: bool = False
     context: int | None = None
+    faint: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -129,12 +143,16 @@ class Passages:
 
 @dataclass(frozen=True)
 class Bars:
-    """A histogram of equal bins between two ends, its counts on a logarithmic scale."""
+    """A histogram of equal bins between two ends, its counts on a logarithmic scale.
+
+    noun: what is counted.
+    """
 
     title: str
+    noun: str
     counts: Sequence[int]
-    low: str
-    high: str
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)

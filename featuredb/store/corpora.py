@@ -57,9 +57,36 @@ class Texts:
     @cached_property
     def token_texts(self) -> list[str]:
         """The text of each token id."""
-        table = self._files.read(self._snapshot.vocabulary.path, columns=["text"])
-        texts: list[str] = table.column("text").to_pylist()
+        texts: list[str] = self._vocabulary.column("text").to_pylist()
         return texts
+
+    @cached_property
+    def special(self) -> frozenset[str]:
+        """The texts of special tokens: what a template or the tokenizer adds, such as BOS."""
+        flags = self._vocabulary.column("special").to_numpy()
+        return frozenset(self.token_texts[i] for i in np.flatnonzero(flags))
+
+    @property
+    def scannable(self) -> bool:
+        """Whether a question may read all tokens: not of a large corpus behind a URL."""
+        return self._location.folder is not None or all(
+            self._location.is_small(corpus.tokens.path, 1, 1) for corpus in self._snapshot.corpora
+        )
+
+    def ids_of(self, text: str) -> list[int]:
+        """The token ids that have this text, ascending. Some tokenizers have several."""
+        return self._ids.get(text, [])
+
+    @cached_property
+    def _vocabulary(self) -> pa.Table:
+        return self._files.read(self._snapshot.vocabulary.path, columns=["text", "special"])
+
+    @cached_property
+    def _ids(self) -> dict[str, list[int]]:
+        ids: dict[str, list[int]] = {}
+        for i, text in enumerate(self.token_texts):
+            ids.setdefault(text, []).append(i)
+        return ids
 
     @cached_property
     def metadata_names(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -16,6 +16,9 @@ from featuredb.store.snapshot import Corpus, Sae, Snapshot
 from featuredb.store.store import Store
 
 Int64 = npt.NDArray[np.int64]
+
+BLOCK = 1 << 22
+"""Tokens of a corpus looked at together."""
 
 
 def recordable(
@@ -51,7 +54,7 @@ class CommonTokens:
         self._store = store
         self._bits = store.snapshot.position_bits
         self._saes = {one.name: one, other.name: other}
-        ranges = [_ranges(store.snapshot, name) for name in self._saes]
+        ranges = [ranges_read(store.snapshot, name) for name in self._saes]
         self.ranges = ranges[0] if len(ranges) == 1 else _overlap(*ranges)
         """First and end of the contexts that both have read, ascending."""
         self._sinks = {name: _sink_keys(store, name) for name in self._saes}
@@ -84,6 +87,36 @@ class CommonTokens:
     def tokens(self) -> int:
         """How many there are."""
         return int(self.per_context[2].sum())
+
+    def counts(self) -> Int64:
+        """How often each token id is among them, int64 [vocab_size]. Reads the corpora's tokens."""
+        snapshot, texts = self._store.snapshot, self._store.texts
+        counts = np.zeros(snapshot.model.vocab_size, np.int64)
+        for corpus, rows in self._pieces():
+            starts, tokens = (
+                texts.index(corpus)[rows.start : rows.stop + 1, 1],
+                texts.tokens(corpus),
+            )
+            for first in range(starts[0], starts[-1], BLOCK):
+                block = tokens[first : min(first + BLOCK, starts[-1])]
+                counts += np.bincount(block, minlength=len(counts))
+            if corpus.bos_token_id is not None and not snapshot.recording.keep_bos:
+                counts -= np.bincount(tokens[starts[:-1]], minlength=len(counts))
+        sinks = np.unique(np.concatenate(list(self._sinks.values())))
+        edges = np.array(self.ranges, np.int64).reshape(-1)
+        inside = np.searchsorted(edges, context_of(sinks, self._bits), side="right") % 2 == 1
+        counts -= np.bincount(token_ids_at(self._store, sinks[inside]), minlength=len(counts))
+        counts[list(self.excluded)] = 0
+        return counts
+
+    def _pieces(self) -> Iterator[tuple[Corpus, slice]]:
+        """The rows of each corpus that both have read."""
+        for first, end in self.ranges:
+            for corpus in self._store.snapshot.corpora:
+                low = max(first, corpus.first_context) - corpus.first_context
+                high = min(end, corpus.first_context + corpus.n_contexts) - corpus.first_context
+                if low < high:
+                    yield corpus, slice(low, high)
 
     @cached_property
     def documents(self) -> int:
@@ -118,22 +151,17 @@ class CommonTokens:
         texts, snapshot = self._store.texts, self._store.snapshot
         sinks = np.unique(np.concatenate(list(self._sinks.values())))
         contexts, documents, counts = ([np.empty(0, np.int64)] for _ in range(3))
-        for first, end in self.ranges:
-            for corpus in snapshot.corpora:
-                low = max(first, corpus.first_context) - corpus.first_context
-                high = min(end, corpus.first_context + corpus.n_contexts) - corpus.first_context
-                if low >= high:
-                    continue
-                counted = recordable(texts, snapshot, corpus, slice(low, high), self.excluded)
-                base = corpus.first_context + low
-                edges = [pack(base, 0, self._bits), pack(base + high - low, 0, self._bits)]
-                inside = sinks[slice(*np.searchsorted(sinks, edges))]
-                if self.excluded:
-                    inside = inside[~np.isin(token_ids_at(self._store, inside), self.excluded)]
-                rows = context_of(inside, self._bits) - base
-                counts.append(counted - np.bincount(rows, minlength=high - low))
-                contexts.append(np.arange(base, base + high - low))
-                documents.append(texts.index(corpus)[low:high, 0])
+        for corpus, rows in self._pieces():
+            counted = recordable(texts, snapshot, corpus, rows, self.excluded)
+            base = corpus.first_context + rows.start
+            edges = [pack(base, 0, self._bits), pack(base + len(counted), 0, self._bits)]
+            inside = sinks[slice(*np.searchsorted(sinks, edges))]
+            if self.excluded:
+                inside = inside[~np.isin(token_ids_at(self._store, inside), self.excluded)]
+            at = context_of(inside, self._bits) - base
+            counts.append(counted - np.bincount(at, minlength=len(counted)))
+            contexts.append(np.arange(base, base + len(counted)))
+            documents.append(texts.index(corpus)[rows, 0])
         return np.concatenate(contexts), np.concatenate(documents), np.concatenate(counts)
 
 
@@ -171,7 +199,7 @@ def _distinct(ascending: Int64) -> Int64:
     return ascending[np.concatenate(([True], ascending[1:] != ascending[:-1]))]
 
 
-def _ranges(snapshot: Snapshot, sae: str) -> list[tuple[int, int]]:
+def ranges_read(snapshot: Snapshot, sae: str) -> list[tuple[int, int]]:
     """First and end of the contexts that an SAE has read, ascending, none touching the next."""
     ranges: list[tuple[int, int]] = []
     for segment in snapshot.segments_of(sae):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-_PRIME = 2**31 - 1
+PRIME = 2**31 - 1
 """x to x**5 modulo this prime is a permutation, since 5 does not divide the prime less 1."""
 
-_STEP = 48271
+STEP = 48271
 """A primitive root of the prime (Park, Miller and Stockmeyer, 1993)."""
 
 
@@ -18,7 +18,7 @@ def keyed(rows: str) -> str:
     The key is (48271 context_id + s)^5 modulo 2^31 - 1, with s a hash of the macro's seed and
     feature. No two contexts have one key, so no draw has ties. rows: with a column context_id.
     """
-    start = f"CAST(md5_number_lower({_SEED}) % {_PRIME} AS BIGINT)"
-    return f"""SELECT * EXCLUDE (x, x4), x4 * x % {_PRIME} AS key FROM (
-        SELECT *, (x * x % {_PRIME}) * (x * x % {_PRIME}) % {_PRIME} AS x4 FROM (
-            SELECT *, (context_id * {_STEP} + {start}) % {_PRIME} AS x FROM ({rows})))"""
+    start = f"CAST(md5_number_lower({_SEED}) % {PRIME} AS BIGINT)"
+    return f"""SELECT * EXCLUDE (x, x4), x4 * x % {PRIME} AS key FROM (
+        SELECT *, (x * x % {PRIME}) * (x * x % {PRIME}) % {PRIME} AS x4 FROM (
+            SELECT *, (context_id * {STEP} + {start}) % {PRIME} AS x FROM ({rows})))"""

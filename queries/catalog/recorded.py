@@ -25,7 +25,7 @@ common AS (
         FROM contexts AS c LEFT JOIN (
             SELECT context_id, list(token_index) AS sinks FROM left_out GROUP BY context_id
         ) AS l USING (context_id)
-        WHERE {_read(snapshot, one)} AND {_read(snapshot, other)}
+        WHERE {read_by(snapshot, one)} AND {read_by(snapshot, other)}
     ) WHERE {_counted(snapshot)} > 0
 )"""
 
@@ -76,7 +76,7 @@ def _excluded(snapshot: Snapshot, one: str, other: str) -> str:
     return f"list_concat(CASE {one} {branches} END, CASE {other} {branches} END)"
 
 
-def _read(snapshot: Snapshot, sae: str) -> str:
+def read_by(snapshot: Snapshot, sae: str) -> str:
     """Whether an SAE has read context c."""
     n_contexts = sum(last - first + 1 for first, last in names.context_ranges(snapshot))
     branches, everything = [], True

@@ -102,6 +102,9 @@ _CARD = pa.schema(
         ),
         "promoted_tokens": _LOGITS,
         "suppressed_tokens": _LOGITS,
+        "top_token_occurrences": pa.list_(pa.int64()),
+        "promoted_above": pa.float64(),
+        "suppressed_below": pa.float64(),
     }
 )
 
@@ -296,8 +299,20 @@ def feature_card() -> FeatureCard:
         "promoted_tokens": [{"token": HOSTILE, "logit": 2.5}],
         "suppressed_tokens": [],
     }
+    row |= {"top_token_occurrences": [100] * 20, "promoted_above": 2.0, "suppressed_below": -2.0}
     table = pa.Table.from_pylist([row], _CARD)
-    return FeatureCard(table, contexts=top_contexts(), neighbors=neighbors())
+    return FeatureCard(
+        table,
+        contexts=top_contexts(),
+        sample=sampled_contexts(),
+        silent=silent_contexts(),
+        neighbors=neighbors(),
+        coactive=neighbors("coactivation"),
+        chance={
+            "decoder": {"nearest": 0.5, "random": 0.18},
+            "coactivation": {"nearest": 0.08, "random": 0.00123},
+        },
+    )
 
 
 def rows() -> Rows:

@@ -88,7 +88,16 @@ def test_info_is_its_own_object() -> None:
 
 def test_a_card_carries_its_contexts_and_neighbors() -> None:
     document = json.loads(to_bytes(answers.feature_card(), "json"))
-    assert list(document) == ["kind", "contexts", "neighbors", "rows"]
+    assert list(document) == [
+        "kind",
+        "contexts",
+        "sample",
+        "silent",
+        "neighbors",
+        "coactive",
+        "chance",
+        "rows",
+    ]
     assert [row["rank"] for row in document["contexts"]] == [1, 2]
     assert document["rows"][0]["promoted_tokens"] == [{"token": answers.HOSTILE, "logit": 2.5}]
 

@@ -117,18 +117,73 @@ def test_a_card_shows_every_part_and_counts_what_it_leaves_out() -> None:
     text = str(answers.feature_card())
     for part in ("1 in 246 tokens", "4,071 activations in 1,231 contexts of 821 documents"):
         assert part in text
-    for part in ("maximum 10.00", "100%       10.00", "suppresses", "none", "… 12 more"):
+    for part in ("maximum 10.00", "100%       10.00", "suppresses  -", "… 12 more"):
         assert part in text
+    assert re.search("·w0 +90 of 100  ███████▎", text)
+    assert "by chance  up to 0.18 · usual nearest 0.50" in text
+    assert "up to 0.0012 · usual nearest 0.08" in text
     assert "nearest by decoder" in text
+    assert "nearest by co-activation" in text
     assert "«Hastings»" in text
+
+
+def test_a_histogram_has_an_axis() -> None:
+    lines = str(answers.feature_card()).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("activations per bin"))
+    assert lines[start + 1].startswith("3,000 █")
+    assert lines[start + 6].startswith("    1 ███▅")
+    assert lines[start + 7].split()[:3] == ["0", "5.000", "10.00"]
+    html = answers.feature_card()._repr_html_()
+    assert 'title="0 to 0.2500: 3,000 activations"' in html
+    assert 'title="0.7500 to 1.000: 1 activation"' in html
+
+
+def test_special_tokens_before_a_text_are_left_out_and_others_faint() -> None:
+    row = answers.top_contexts().table.slice(0, 1).to_pylist()[0]
+    row |= {"tokens": ["<s>", " battle", "</s>", " of", "<s>"], "token_index": 4}
+    row |= {"activations": [0, 2.5, 0, 0, 7.5], "window_start": 0}
+    table = pa.Table.from_pylist([row], answers.top_contexts().table.schema)
+    answer = replace(answers.top_contexts(), table=table, special=frozenset({"<s>", "</s>"}))
+    assert " ‹battle›</s> of«<s>»" in str(answer)
+    assert '<span style="opacity:.65">&lt;/s&gt;</span>' in answer._repr_html_()
+    assert "special" not in answer.attributes()
+
+
+@pytest.mark.parametrize(
+    ("url", "linked"),
+    [
+        ('https://x.org/a"b', True),
+        ("HTTP://x.org/", True),
+        ("javascript:alert(1)//https://x.org", False),
+        ("data:text/html,x", False),
+        ("see https://x.org", False),
+        ("https://x.org/\n", False),
+    ],
+)
+def test_a_title_leads_to_an_address_of_the_web(url: str, linked: bool) -> None:
+    row = answers.top_contexts().table.slice(0, 1).to_pylist()[0]
+    answer = replace(answers.top_contexts(), table=pa.Table.from_pylist([{**row, "url": url}]))
+    html = answer._repr_html_()
+    assert ("<a href=" in html) == linked
+    if linked:
+        escaped = url.replace('"', "&#34;")
+        assert f'<a href="{escaped}" rel="noopener noreferrer"' in html
+        assert ">Battle</a>" in html
 
 
 def test_a_dead_feature_has_a_card() -> None:
     card = answers.feature_card()
     row: dict[str, object] = dict.fromkeys(card.table.column_names)
     row |= {"sae": "sae", "feature_id": 3, "count": 0, "density": 0.0, "decoder_norm": 1.0}
-    dead = type(card)(
-        pa.Table.from_pylist([row], card.table.schema), card.contexts[:0], card.neighbors[:0]
+    row |= {"n_contexts": 0}
+    dead = replace(
+        card,
+        table=pa.Table.from_pylist([row], card.table.schema),
+        contexts=card.contexts[:0],
+        sample=card.sample[:0],
+        silent=card.silent[:0],
+        neighbors=card.neighbors[:0],
+        coactive=card.coactive[:0],
     )
     assert "never active" in str(dead)
     assert "never active" in dead._repr_html_()

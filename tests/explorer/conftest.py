@@ -128,9 +128,9 @@ def running(database: Path) -> Iterator[Running]:
         thread.join()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Debian's Chromium."""
+    """Debian's Chromium. Not for the session: its event loop would be in the way of other tests."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as started:

@@ -10,6 +10,7 @@ from featuredb.explorer.asked import Asked
 from featuredb.explorer.console import MOST_ROWS, SECONDS, CappedRows
 from featuredb.explorer.panel import Panel, Spelling, call
 from featuredb.explorer.site import Site, WebPage
+from featuredb.render import numbers
 from featuredb.render.view import Heading, Records, View
 
 
@@ -35,8 +36,8 @@ def page(site: Site, asked: Asked) -> WebPage:
 
 
 def _rows(rows: CappedRows) -> View:
-    count = f"the first {len(rows):,} rows" if rows.more else f"{len(rows):,} rows"
-    return View([[Heading(count), Records(rows.table)]])
+    count = numbers.plural(len(rows), "row")
+    return View([[Heading(f"the first {count}" if rows.more else count), Records(rows.table)]])
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from featuredb.store.names import NO_SAE, parse_feature, sae_names
 from featuredb.store.recorded import CommonTokens
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.store import Store
+from queries import plots
 from queries.answers import Answer, of_feature
 from queries.arguments import check_choice, check_k
 from queries.association import (
@@ -35,7 +36,17 @@ from queries.catalog.summaries import SUMMARY, summaries
 from queries.connection import Reader
 from queries.partners import Counts
 from queries.question import Macro, Question
-from queries.show import counted, feature_sizes, feature_table, number_column, score_column
+from queries.show import (
+    counted,
+    feature_name,
+    feature_sizes,
+    feature_table,
+    number_column,
+    score_column,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 UNITS = ("token", "document")
 ORDERS = ("npmi", "jaccard", "count")
@@ -81,6 +92,21 @@ class Coactive(Answer):
         after += f" of {numbers.plural(self.n, self.unit)}"
         heading = [Heading("active with ", self.feature, after)]
         return View([heading, [self.features()]] if len(self) else [heading])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """A bar of `by` per feature. Raises `MissingExtraError` without matplotlib.
+
+        Args:
+            ax: Axes to draw into. Default: those of a new figure.
+
+        Returns:
+            The axes. Nothing is shown: a notebook does that by itself.
+        """
+        rows = list(self)
+        names = plots.feature_names([feature_name(r) for r in rows], [r.top_tokens for r in rows])
+        values = [row["both" if self.by == "count" else self.by] for row in rows]
+        title, what = f"active with {self.feature}", f"{self.by} ({self.unit}s)"
+        return plots.ranked(plots.axes(ax), names, values, title, what)
 
     def features(self) -> Any:
         """Only the features, for a card."""

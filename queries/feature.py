@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from featuredb.render.view import (
 from featuredb.store.names import parse_feature
 from featuredb.store.snapshot import Sae
 from featuredb.store.store import Store
+from queries import plots
 from queries.activations import FeatureContexts, feature_contexts
 from queries.answers import Answer, Row
 from queries.connection import Reader
@@ -38,6 +39,9 @@ from queries.sample_contexts import SampledContexts, drawn
 from queries.show import feature_name
 from queries.silent_contexts import SilentContexts, with_tokens
 from queries.top_contexts import TopContexts, top_contexts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CONTEXTS = 5
 NEIGHBORS = 10
@@ -82,6 +86,19 @@ class FeatureCard(Answer):
     def statistics(self) -> Row:
         """The one row."""
         return self[0]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The histogram of its activations. Raises `MissingExtraError` without matplotlib.
+
+        Args:
+            ax: Axes to draw into. Default: those of a new figure.
+
+        Returns:
+            The axes. Nothing is shown: a notebook does that by itself.
+        """
+        bars = _histogram(self.statistics)
+        name = feature_name(self.statistics)
+        return plots.histogram(plots.axes(ax), bars.counts, bars.low, bars.high, name)
 
     def view(self) -> View:
         """Each part of the card under its heading: numbers, tokens, contexts, neighbors."""

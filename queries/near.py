@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from featuredb.store.names import parse_feature
 from featuredb.store.snapshot import File, Sae, Snapshot
 from featuredb.store.store import Store
 from featuredb.store.vectors.directions import comparable, length
+from queries import plots
 from queries.answers import Answer, Row, of_feature
 from queries.arguments import check_choice, check_k, check_text, is_whole
 from queries.catalog import literals
@@ -27,7 +28,10 @@ from queries.connection import Reader
 from queries.directions import Chance, chance, chance_among
 from queries.nearest import Among, Nearest, firing_together, from_feature, from_graph, search
 from queries.question import Macro, Question
-from queries.show import counted, feature_sizes, feature_table, score_column
+from queries.show import counted, feature_name, feature_sizes, feature_table, score_column
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 KINDS = ("decoder", "encoder", "coactivation")
 MATRICES = ("unembedding", "embedding")
@@ -88,6 +92,20 @@ class Neighbors(Answer):
         if self.chance and len(self):
             parts.append(Heading("", "", self.chance))
         return View([parts, [self.features()]] if len(self) else [parts])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """A bar per neighbor, as long as its score. Raises `MissingExtraError` without matplotlib.
+
+        Args:
+            ax: Axes to draw into. Default: those of a new figure.
+
+        Returns:
+            The axes. Nothing is shown: a notebook does that by itself.
+        """
+        rows = list(self)
+        names = plots.feature_names([feature_name(r) for r in rows], [r.top_tokens for r in rows])
+        values, title = [row.score for row in rows], f"near {self.feature} by {self.by}"
+        return plots.ranked(plots.axes(ax), names, values, title, self._score(rows).name)
 
     def features(self) -> Table:
         """Only the neighbors."""

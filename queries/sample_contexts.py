@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from featuredb.render.view import Heading, Part, View
 from featuredb.store.names import BAD_BINS, BAD_BINS_BY, parse_feature
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.store import Store
+from queries import plots
 from queries.activations import FeatureContexts, feature_contexts
 from queries.answers import of_feature
 from queries.arguments import check_k, check_seed, check_window
@@ -28,6 +29,9 @@ from queries.peaks import peak_columns
 from queries.question import Macro, Question
 from queries.show import counted
 from queries.top_contexts import TopContexts, peak_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 KINDS = ("width", "quantile")
 
@@ -56,6 +60,22 @@ class SampledContexts(TopContexts):
         after = f" · {counted(len(self), 'context')} over the {name} of its activations"
         sections: list[list[Part]] = [[Heading("feature ", self.feature, after)]]
         return View([*sections, *self.bins()])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """A bar per bin that has contexts: how many of the feature's contexts are in it.
+
+        Raises `MissingExtraError` without matplotlib.
+
+        Args:
+            ax: Axes to draw into. Default: those of a new figure.
+
+        Returns:
+            The axes. Nothing is shown: a notebook does that by itself.
+        """
+        rows = [next(group) for _, group in groupby(self, lambda row: row.bin)]
+        names = [f"{numbers.number(r.bin_low)} to {numbers.number(r.bin_high)}" for r in rows]
+        values, title = [row.bin_contexts for row in rows], f"feature {self.feature}"
+        return plots.ranked(plots.axes(ax), names, values, title, "contexts")
 
     def bins(self) -> Iterator[list[Part]]:
         """Each bin's range, how many of its contexts these are, and the contexts."""

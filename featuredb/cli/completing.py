@@ -1,24 +1,31 @@
-"""What the shell is offered for an argument that is being typed."""
+"""What the shell is offered for an argument that is being typed.
+
+Read from the store's files alone, without DuckDB: a shell waits for this at each press of Tab.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from contextlib import suppress
 
 import click
 from click.shell_completion import CompletionItem, split_arg_string
 
-from featuredb import api
 from featuredb.errors import FeatureDBError
+from featuredb.render.characters import label
+from featuredb.store.names import document_columns
+from featuredb.store.store import Store
 
 _SHOWN = 40
 """Features offered at most: more would fill the terminal."""
 
-_FEATURES = (
-    "SELECT feature_id, list_transform(top_tokens[:3], lambda t: t['token']) FROM features "
-    "WHERE starts_with(CAST(feature_id AS VARCHAR), ?) AND (? = '' OR sae = ?) "
-    "ORDER BY length(CAST(feature_id AS VARCHAR)), feature_id LIMIT ?"
-)
+_TOKENS = 3
+"""Tokens of a feature that a word is looked for in, and that are shown beside it."""
+
+_OF_CONTEXTS = ("document_id", "context_id", "n_tokens", "text")
+_OF_TOKENS = ("token", "token_id", "token_index", "role")
 
 
 def files(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -29,30 +36,78 @@ def files(_context: click.Context, _parameter: click.Parameter, typed: str) -> l
 def saes(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
     """The SAEs of DB."""
     # A shell shows no errors here.
-    with suppress(FeatureDBError), api.open(_database(context)) as database:
-        return [CompletionItem(sae.name) for sae in database.saes if sae.name.startswith(typed)]
+    with suppress(FeatureDBError):
+        names = (sae.name for sae in _store(context).snapshot.saes)
+        return [CompletionItem(name) for name in names if name.startswith(typed)]
     return []
 
 
 def features(
     context: click.Context, _parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
-    """The features of DB, with what they fire on. ``SAE/`` first where there are several SAEs."""
-    name, slash, number = typed.rpartition("/")
+    """The features of DB, with what they fire on: by number, or by the beginning of a word.
+
+    Where there are several SAEs, their names with a slash come first, if any begins so.
+    """
     # A shell shows no errors here.
-    with suppress(FeatureDBError), api.open(_database(context)) as database:
-        if len(database.saes) > 1 and not slash:
-            names = (sae.name for sae in database.saes)
-            return [CompletionItem(f"{n}/") for n in names if n.startswith(typed)]
-        rows = database.sql(_FEATURES, [number, name, name, _SHOWN]).fetchall()
-        return [
-            CompletionItem(f"{name}{slash}{feature}", help=" ".join(map(repr, tokens or [])))
-            for feature, tokens in rows
-        ]
+    with suppress(FeatureDBError):
+        store = _store(context)
+        names = [sae.name for sae in store.snapshot.saes]
+        several = len(names) > 1
+        saes = [f"{n}/" for n in names if several and n.startswith(typed)]
+        return [*map(CompletionItem, saes)] or list(_features(store, typed, several))
     return []
 
 
-def _database(context: click.Context) -> str:
+def columns(
+    context: click.Context, _parameter: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    """The columns that a SQL condition on DB may name, for the name that is being typed last."""
+    before, name = _LAST_NAME.fullmatch(typed).groups()  # type: ignore[union-attr]
+    # A shell shows no errors here.
+    with suppress(FeatureDBError):
+        known = [*document_columns(_store(context).snapshot), *_OF_CONTEXTS, *_OF_TOKENS]
+        quoted = (each if each.isidentifier() else f'"{each}"' for each in known)
+        found = dict.fromkeys(each for each in quoted if each.strip('"').startswith(name))
+        return [CompletionItem(before + each) for each in found]
+    return []
+
+
+_LAST_NAME = re.compile(r'(.*?)"?(\w*)', re.DOTALL)
+
+
+def _features(store: Store, typed: str, several: bool) -> Iterator[CompletionItem]:
+    """By number first, then by the place of the word among a feature's tokens, then density."""
+    name, slash, word = typed.rpartition("/")
+    table = store.files.read(
+        store.snapshot.derived.summaries.path,
+        columns=["sae", "feature_id", "density", "top_tokens"],
+    )
+    found: list[tuple[int, float, str, str, list[str]]] = []
+    folded = word.casefold()
+    for batch in table.to_batches():
+        for sae, feature, density, tokens in zip(
+            *(column.to_pylist() for column in batch.columns), strict=True
+        ):
+            if slash and sae != name:
+                continue
+            tokens = (tokens or [])[:_TOKENS]
+            if str(feature).startswith(word):
+                found.append((-1, len(str(feature)), sae, str(feature), tokens))
+            elif place := _place(tokens, folded):
+                found.append((place, -density, sae, str(feature), tokens))
+    for *_, sae, number, tokens in sorted(found, key=lambda each: each[:2])[:_SHOWN]:
+        value = f"{sae}/{number}" if several or slash else number
+        yield CompletionItem(value, help=" ".join(map(label, tokens)) or None)
+
+
+def _place(tokens: list[str], word: str) -> int:
+    """The place, from 1, of the first token that begins with the word, 0 if none does."""
+    beginning = (i for i, t in enumerate(tokens, 1) if t.strip().casefold().startswith(word))
+    return next(beginning, 0)
+
+
+def _store(context: click.Context) -> Store:
     """DB, which is always the first argument. Click drops it where an option lacks its value."""
     words = split_arg_string(os.environ["COMP_WORDS"])
-    return str(context.params.get("db") or words[2])
+    return Store.open(str(context.params.get("db") or words[2]))

@@ -49,7 +49,12 @@ from featuredb.cli.output import Output
 @click.option(
     "--at-least", metavar="M", type=click.IntRange(min=1), help="How many of --any have to fire."
 )
-@click.option("--where", metavar="SQL", help="SQL condition on what is looked at, as of `top`.")
+@click.option(
+    "--where",
+    metavar="SQL",
+    shell_complete=completing.columns,
+    help="SQL condition on what is looked at, as of `top`.",
+)
 @click.option(
     "--token",
     metavar="TEXT",

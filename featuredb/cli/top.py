@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 import featuredb
-from featuredb.cli import options
+from featuredb.cli import completing, options
 from featuredb.cli.output import Output
 
 
@@ -17,6 +17,7 @@ from featuredb.cli.output import Output
 @click.option(
     "--where",
     metavar="SQL",
+    shell_complete=completing.columns,
     help="SQL condition on documents and contexts, e.g. \"topic = 'History'\". Where it names "
     "role, token, token_id or token_index, e.g. \"role = 'assistant'\", only the tokens that it "
     "holds for count for a context's maximum.",

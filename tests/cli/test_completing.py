@@ -59,6 +59,10 @@ def offered(folder: Path, line: str) -> list[str]:
         ("featuredb near two.fdb b/c/2", ["plain,b/c/2"]),
         ("featuredb near two.fdb --sae ", ["plain,a", "plain,b/c"]),
         ("featuredb top missing.fdb 3", []),
+        ("featuredb near two.fdb b/", ["plain,b/c/"]),
+        ("featuredb find one.fdb --where (top", ["plain,(topic"]),
+        ("featuredb top one.fdb --where n_tokens>3ANDrol", []),
+        ("featuredb top one.fdb --where n_tokens<3,rol", ["plain,n_tokens<3,role"]),
     ],
 )
 def test_what_is_offered(folder: Path, line: str, expected: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from featuredb.steering.edits import Edits
+    from featuredb.steering.prompts import Prompts
+    from featuredb.steering.steered import Steered
     from queries.about import About
     from queries.activations import Activations
     from queries.coactivation import Coactivation
@@ -893,6 +895,65 @@ class Database:
             self._reader.store, edits, self._model, options
         )
         return block
+
+    def steer(
+        self,
+        prompt: Prompts,
+        edits: Edits,
+        *,
+        max_new_tokens: int = 40,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        method: str = "code",
+        push_out: bool = False,
+        effect: bool = True,
+        controls: bool = True,
+        other_model: bool = False,
+        stream: Callable[[str], None] | None = None,
+    ) -> Steered:
+        """Let the model go on from prompts, unsteered and steered, and measure what changed.
+
+        Args:
+            prompt: A text, several, a chat (a list of messages such as ``{"role": "user",
+                "content": …}``, put through the model's chat template), or several chats.
+            edits: As of `intervene`.
+            max_new_tokens: Most tokens that are generated.
+            temperature: 0 for the most likely token each time, else tokens are drawn.
+            top_p: Draw from the most likely tokens that together have this probability.
+            seed: The same seed draws the same tokens and the same controls.
+            method: As of `intervene`.
+            push_out: As of `intervene`.
+            effect: Measure the effect, which takes as long again.
+            controls: Also run the edits with their sign flipped, on a random feature of like
+                density and norm, and as noise of the same norm.
+            other_model: As of `intervene`.
+            stream: Called with each piece of the steered text. Of one prompt only.
+
+        Returns:
+            One row per prompt and variant: the text and its measures. `effects` has means over
+            prompts with intervals, `next_tokens` the probabilities of the first new token, `moved`
+            the features that moved most, and `edited` how many tokens each edit acted on.
+
+        Raises:
+            QueryError: A prompt or an edit is invalid, or an edit can never apply.
+            Error: As `intervene`.
+        """
+        opened = self._steering("steering")
+        from featuredb.steering.generation import Sampling
+        from featuredb.steering.steer import steer
+
+        return steer(
+            self._reader.store,
+            prompt,
+            edits,
+            self._model,
+            opened.SteeringOptions(method, push_out, other_model),
+            Sampling(max_new_tokens, temperature, top_p, seed),
+            effect=effect,
+            controls=controls,
+            stream=stream,
+        )
 
     @property
     def tokenizer(self) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +51,6 @@ def ready(
     options: SteeringOptions,
     *,
     every_sae: bool = False,
-    roles: Sequence[Sequence[str | None]] | None = None,
 ) -> ReadyEdits:
     """Resolve edits and load what they need.
 
@@ -61,7 +60,6 @@ def ready(
         where: The model is now. Default: where it was.
         options: How they are made.
         every_sae: Load all SAEs of the database.
-        roles: As of `TokenFacts`.
 
     Raises:
         QueryError: An edit is invalid or can never apply.
@@ -83,7 +81,7 @@ def ready(
                 f"{sae.hook.width}: this model cannot be steered with it"
             )
     applied = by_sae(saes, resolved, push_out=options.push_out)
-    facts = TokenFacts(snapshot.corpora[0].bos_token_id, ids, roles)
+    facts = TokenFacts(snapshot.corpora[0].bos_token_id, ids)
     return ReadyEdits(store, model, saes, resolved, applied, facts)
 
 

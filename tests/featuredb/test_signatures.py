@@ -81,6 +81,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
         {"db", "context", "file", "pool", "per_token", "token", "feature", "model"},
     ),
     "about": (_Database.about, "db phrase", {"db"}),
+    "steer": (_Database.steer, "db prompt --set 1=2", {"db", "file", "chat", "model"}),
     "compare": (_Database.compare, "db 1 2", {"db"}),
     "search": (_Database.search, "db query", {"db"}),
     "sql": (_Database.sql, "db query", {"db", "k", "memory", "model"}),
@@ -107,8 +108,9 @@ _QUERIES = {
     "fires",
     "search",
     "sql",
+    "steer",
 }
-_ONLY_PYTHON = {"progress", "report", "storage_options", "params", "tables"}
+_ONLY_PYTHON = {"progress", "stream", "report", "storage_options", "params", "tables"}
 
 
 # `completion` is of the command line alone.

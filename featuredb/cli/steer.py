@@ -1,0 +1,123 @@
+"""`featuredb steer`"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+import featuredb
+from featuredb.cli import completing, options
+from featuredb.cli.output import Output
+
+
+@click.command("steer")
+@options.pinned_database
+@click.argument("prompt", metavar="[PROMPT|-]...", nargs=-1)
+@click.option(
+    "--set",
+    "edits",
+    metavar="EDIT",
+    multiple=True,
+    required=True,
+    help="F=10x clamps a feature to ten times its stored maximum, F=q0.99 to a quantile, F=5 to a "
+    "number; F+=V adds, F*=V scales, F=0 ablates. '@ WHERE' limits it: prompt, generated, -2:, "
+    "'token \" the\"', 'role user', '12 > 0.5x', 'not bos', joined by and, or commas. Repeatable.",
+)
+@click.option(
+    "--file",
+    metavar="F",
+    shell_complete=completing.files,
+    help="Prompts from a file: one per line, or per record of a .jsonl, .csv or .parquet file with "
+    "a column text.",
+)
+@click.option("--chat", is_flag=True, help="Put each PROMPT through the chat template, as a user.")
+@click.option(
+    "--max-new-tokens",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=40,
+    show_default=True,
+    help="Most tokens that are generated.",
+)
+@click.option(
+    "--temperature",
+    metavar="T",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="0 takes the most likely token each time. Otherwise tokens are drawn.",
+)
+@click.option(
+    "--top-p",
+    metavar="P",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Draw from the most likely tokens that together have this probability.",
+)
+@click.option(
+    "--seed",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Draw other tokens and other controls.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(("code", "direction", "project")),
+    default="code",
+    show_default=True,
+    help="code keeps what the SAE does not explain. direction adds the decoder direction. project "
+    "takes the component along it for the activation.",
+)
+@click.option("--push-out", is_flag=True, help="In a top-k SAE a forced feature pushes one out.")
+@click.option(
+    "--effect/--no-effect", default=True, show_default=True, help="Measure what the edits change."
+)
+@click.option(
+    "--controls/--no-controls",
+    default=True,
+    show_default=True,
+    help="Run the edits sign-flipped, on a random feature, and as noise, too.",
+)
+@click.option("--other-model", is_flag=True, help="Allow a --model that is not the database's.")
+@options.model
+@options.output
+def command(
+    db: str,
+    snapshot: int | None,
+    prompt: tuple[str, ...],
+    edits: tuple[str, ...],
+    file: str | None,
+    chat: bool,
+    model: str | None,
+    output: Output,
+    **how: Any,
+) -> None:
+    """Generate text with features edited and without.
+
+    The model goes on from each PROMPT, and what the edits change is measured. Needs
+    featuredb[ingest]. On a terminal the steered text is shown as it is written.
+    """
+    texts = [options.text_or_stdin(each) for each in prompt]
+    if file is not None:
+        from queries.text_files import read_texts
+
+        texts += [text for _, text in read_texts(file)]
+    if not texts:
+        raise click.UsageError("give a PROMPT (or - for standard input), or --file F")
+    given: Any = [[{"role": "user", "content": text}] for text in texts] if chat else texts
+    streams = len(texts) == 1 and sys.stderr.isatty()
+    with featuredb.open(db, snapshot=snapshot, model=model) as database:
+        answer = database.steer(given, edits, stream=_show if streams else None, **how)
+    output.write(answer)
+
+
+def _show(text: str) -> None:
+    """A piece of the steered text, beside the answer on standard output."""
+    from featuredb.render.characters import neutralize
+
+    click.echo("\n".join(map(neutralize, text.split("\n"))), nl=False, err=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -11,12 +10,9 @@ import jinja2
 from markupsafe import Markup, escape
 
 from featuredb.explorer.asked import address, feature_url
-from featuredb.render import numbers
 from featuredb.render.characters import label, neutralize
 from featuredb.render.html import Drawing, harmless
 from featuredb.render.view import Passages, View
-
-_WIDTH, _HEIGHT = 400, 96
 
 
 def section_of(view: View) -> Markup:
@@ -31,36 +27,7 @@ def section_of(view: View) -> Markup:
 
 
 def _helpers() -> tuple[tuple[str, Callable[..., Any]], ...]:
-    return ("address", address), ("feature_url", feature_url), ("histogram", histogram)
-
-
-def histogram(counts: Sequence[int], low: str, high: str) -> list[tuple[str, str, str, str, str]]:
-    """(x, y, width, height, what it is) of each bar, heights on a logarithmic scale."""
-    top = math.log1p(max(counts, default=0)) or 1.0
-    width = _WIDTH / max(1, len(counts))
-    first, last = _float(low), _float(high)
-    drawn = []
-    for i, n in enumerate(counts):
-        height = max(2.0, _HEIGHT * math.log1p(n) / top) if n else 0.0
-        ends = [first + (last - first) * (i + j) / len(counts) for j in (0, 1)]
-        about = f"{numbers.number(ends[0])} to {numbers.number(ends[1])}: {n:,}"
-        drawn.append(
-            (
-                f"{i * width:.1f}",
-                f"{_HEIGHT - height:.1f}",
-                f"{max(width - 1.5, 1):.1f}",
-                f"{height:.1f}",
-                about,
-            )
-        )
-    return drawn
-
-
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+    return ("address", address), ("feature_url", feature_url)
 
 
 def verbatim(text: str) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from featuredb.errors import QueryError, UnknownFeatureError
@@ -9,10 +10,9 @@ from featuredb.explorer.asked import Asked, feature_url
 from featuredb.explorer.pages.text import firing_on
 from featuredb.explorer.panel import Panel, macro
 from featuredb.explorer.site import Site, WebPage
-from featuredb.render.view import Heading, Part, Passages, View
+from featuredb.render.view import Group, Heading, Part, Passages, View
 from featuredb.store.snapshot import Sae
 from queries.feature import FeatureCard
-from queries.near import KINDS
 
 _SHOWN = ("top", "sample", "silent")
 
@@ -22,22 +22,19 @@ def page(site: Site, asked: Asked) -> WebPage:
     sae, number = _feature(site, asked.path.removeprefix("/feature/"))
     name = site.feature(sae.name, number)
     full = f"{sae.name}/{number}"
+    card = site.database.feature(full)
+    spelling = site.spelling(
+        "feature", "feature", (name,), sql=f"FROM features WHERE {_is(sae, number)}"
+    )
     panels = [
-        Panel(
-            "feature",
-            "Statistics",
-            lambda: site.database.feature(full),
-            site.spelling(
-                "feature", "feature", (name,), sql=f"FROM features WHERE {_is(sae, number)}"
-            ),
-            shown=_card,
-        ),
+        Panel("feature", "Statistics", lambda: card, spelling, shown=_statistics),
         _contexts(site, asked, name, full),
-        *(_near(site, asked, name, full, by) for by in KINDS),
+        Panel("nearest", "Nearest", lambda: card, spelling, shown=_nearest),
+        _near(site, asked, name, full, "encoder"),
         *(_coactive(site, name, full, unit) for unit in ("token", "document")),
     ]
-    if asked.text("show", "top") == "top" and not asked.flag("embed"):
-        panels.append(_sample(site, asked, name, full, 5, "quantile", "range"))
+    if asked.text("show", "top") == "top" and len(_examples(card).sections):
+        panels.append(Panel("range", "Over its range", lambda: card, spelling, shown=_examples))
     text = asked.raw("text")
     if text.strip():
         shaded = Panel(
@@ -57,7 +54,7 @@ def page(site: Site, asked: Asked) -> WebPage:
         "previous": feature_url(f"{sae.name}/{number - 1}") if number else "",
         "next": feature_url(f"{sae.name}/{number + 1}") if number + 1 < sae.d_sae else "",
         "sae": sae.name,
-        "fires_on": _fires_on(site, sae, number),
+        "fires_on": [entry["token"] for entry in (card.statistics.top_tokens or [])[:4]],
         "shown": _SHOWN,
         "show_contexts": asked.choice("show", _SHOWN),
         "offset": asked.whole("offset", 0, 0, 10**9),
@@ -92,27 +89,31 @@ def _feature(site: Site, rest: str) -> tuple[Sae, int]:
     return found, int(number)
 
 
-def _fires_on(site: Site, sae: Sae, number: int) -> list[str]:
-    """The tokens that name it in the page's title."""
-    row = site.database.feature(f"{sae.name}/{number}", 1).statistics
-    return [entry["token"] for entry in (row.top_tokens or [])[:4]]
+def _statistics(card: FeatureCard) -> View:
+    """What the card has besides contexts and neighbors."""
+    # The page has the name above.
+    (_, *facts), *rest = card.view()
+    return View([facts, *(s for s in rest if not (_passaged(s) or _of_neighbors(s)))])
 
 
-def _card(card: FeatureCard) -> View:
-    """What the card has besides contexts and neighbors, which have panels of their own."""
-    sections: list[list[Part]] = []
-    for section in card.view():
-        if any(isinstance(part, Passages) for part in section) or _about_neighbors(section[0]):
-            continue
-        # The page has the name above.
-        first = section[0]
-        named = isinstance(first, Heading) and first.before == "feature "
-        sections.append([*section[1:]] if named else [*section])
-    return View(sections)
+def _examples(card: FeatureCard) -> View:
+    """Its contexts but the top ones, which have a panel of their own."""
+    top = len(card.contexts) > 0
+    return View([section for section in card.view() if _passaged(section)][top:])
 
 
-def _about_neighbors(part: Part) -> bool:
-    return isinstance(part, Heading) and part.before.startswith("nearest")
+def _nearest(card: FeatureCard) -> View:
+    return View([section for section in card.view() if _of_neighbors(section)])
+
+
+def _passaged(section: Sequence[Part]) -> bool:
+    return any(isinstance(part, Passages) for part in section)
+
+
+def _of_neighbors(section: Sequence[Part]) -> bool:
+    """Blocks of neighbors, each under a heading."""
+    first = section[0]
+    return isinstance(first, Group) and isinstance(first.blocks[0][0], Heading)
 
 
 def _contexts(site: Site, asked: Asked, name: str, full: str) -> Panel:
@@ -166,22 +167,19 @@ def _sql_options(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in kept}
 
 
-def _sample(
-    site: Site, asked: Asked, name: str, full: str, bins: int, by: str = "", panel: str = "contexts"
-) -> Panel:
+def _sample(site: Site, asked: Asked, name: str, full: str, bins: int) -> Panel:
     k = max(asked.whole("k", 10, 1, 200), bins)
-    by = by or asked.choice("by", ("width", "quantile"))
+    by = asked.choice("by", ("width", "quantile"))
     seed, window = asked.whole("seed", 0, 0, 10**9), asked.whole("window", 24, 0, 500)
     options = {"k": k, "bins": bins, "seed": seed, "by": by, "window": window}
     sql = {"k": k, "bins": bins, "seed": seed, "bins_by": by, "window_size": window}
     return Panel(
-        panel,
-        "Contexts over its whole range" if panel == "contexts" else "Quantiles, an example of each",
+        "contexts",
+        "Contexts over its whole range",
         lambda: site.database.sample_contexts(full, k, bins, seed, by=by, window=window),
         site.spelling(
             "sample", "sample_contexts", (name,), options, sql=macro("sample_contexts", [name], sql)
         ),
-        lazy=panel != "contexts",
     )
 
 
@@ -196,10 +194,8 @@ def _near(site: Site, asked: Asked, name: str, full: str, by: str) -> Panel:
             "near",
             (name,),
             {"k": k, "by": by},
-            sql=macro("near", [name], {"k": k}) if by == "decoder" else "",
         ),
-        lazy=by != "decoder",
-        shown=lambda answer: View([[answer.features()]] if len(answer) else [[Heading("none")]]),
+        lazy=True,
     )
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from queries.coactivation import Coactivation
     from queries.coactive import Coactive
     from queries.compare import Comparison
+    from queries.document import WholeDocument
     from queries.document_features import DocumentFeatures
     from queries.encode import Encoded
     from queries.families import Families
@@ -295,6 +296,34 @@ class Database:
         return find(
             self._reader, all, any, none, unit, within, ordered, at_least, where, token, k, window
         )
+
+    def document(
+        self,
+        document_id: int | None = None,
+        feature: Feature | None = None,
+        *,
+        context_id: int | None = None,
+    ) -> WholeDocument:
+        """A whole document: its text, its metadata, and where each of its tokens lies in the text.
+
+        Args:
+            document_id: The document.
+            feature: A number, or ``"sae_name/1234"``: its activation on each token.
+            context_id: A context of the document, instead of its id.
+
+        Returns:
+            One row per token in order, each once, without BOS, with its characters [start, end).
+            They are exact for byte-level and metaspace tokenizers, and null where they are not
+            known (`queries.token_spans`).
+
+        Raises:
+            QueryError: There is no such document.
+            UnknownContextError: There is no such context.
+            UnknownFeatureError: There is no such feature.
+        """
+        from queries.document import document
+
+        return document(self._reader, document_id, feature, context_id=context_id)
 
     def activations(self, feature: Feature) -> Activations:
         """Every stored activation of a feature.

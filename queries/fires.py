@@ -187,7 +187,9 @@ def fires_in(reader: Reader, context_id: int, choice: Choice) -> Firing:
     except TypeError:
         raise UnknownContextError(f"{context_id!r} is not a context: give its number") from None
     tokens = store.texts.read(store.texts.token_ids(context_id))
-    active = [Active(sae, *_context(store, sae, context_id)) for sae in store.snapshot.saes]
+    active = [
+        Active(sae, *active_in_context(store, sae, context_id)) for sae in store.snapshot.saes
+    ]
     return choice.of(store, ActiveText(active, tokens))
 
 
@@ -235,7 +237,7 @@ def active_in_document(store: Store, document_id: int) -> ActiveText:
         ids = store.texts.token_ids(context_id)[skipped:]
         tokens += store.texts.read(ids)
         for sae in store.snapshot.saes:
-            token, feature, activation = _context(store, sae, context_id)
+            token, feature, activation = active_in_context(store, sae, context_id)
             new = token >= skipped
             pieces[sae.name].append(Active(sae, token[new] + shift, feature[new], activation[new]))
     active = [
@@ -251,7 +253,7 @@ def active_in_document(store: Store, document_id: int) -> ActiveText:
     return ActiveText(active, tokens)
 
 
-def _context(store: Store, sae: Any, context_id: int) -> tuple[npt.NDArray[Any], ...]:
+def active_in_context(store: Store, sae: Any, context_id: int) -> tuple[npt.NDArray[Any], ...]:
     """(token_index int64, feature_id, activation), all [n], of one SAE in one context."""
     for segment in store.by_token(sae):
         if segment.segment.first_context <= context_id < segment.segment.end_context:

@@ -238,7 +238,7 @@ def _token_id(store: Store, token: str | int) -> int:
             raise QueryError(f"there is no token {token}: their ids are 0 to {len(texts) - 1}")
         return int(token)
     text = check_text(token, "the token")
-    ids = [i for i, own in enumerate(texts) if own == text]
+    ids = store.texts.ids_of(text)
     if len(ids) == 1:
         return ids[0]
     if ids:
@@ -246,9 +246,8 @@ def _token_id(store: Store, token: str | int) -> int:
         raise QueryError(
             f"{len(ids)} tokens read {text!r}: say which by its id, {shown}, to near_token"
         )
-    known = set(texts)
-    folded = text.strip()
-    similar = [t for t in (f" {folded}", folded, f" {folded.capitalize()}") if t in known]
+    word = text.strip()
+    similar = [t for t in (f" {word}", word, f" {word.capitalize()}") if store.texts.ids_of(t)]
     hint = (
         f"did you mean {' or '.join(map(repr, similar))}?"
         if similar

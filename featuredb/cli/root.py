@@ -25,6 +25,7 @@ _QUESTIONS = (
     "sample",
     "silent",
     "find",
+    "document",
     "feature",
     "near",
     "families",

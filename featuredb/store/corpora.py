@@ -42,6 +42,15 @@ class Where(NamedTuple):
     row: int
 
 
+class DocumentText(NamedTuple):
+    """text: None where the corpus has token ids only. Per context the first character, negative
+    where it is not known, and, for chats, the role of each token, BOS included."""
+
+    text: str | None
+    starts: list[int]
+    roles: list[list[str]] | None
+
+
 class Texts:
     """Contexts, tokens and documents of one snapshot."""
 
@@ -87,6 +96,13 @@ class Texts:
         for i, text in enumerate(self.token_texts):
             ids.setdefault(text, []).append(i)
         return ids
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """What each token id contributes to a text."""
+        table = self._files.read(self._snapshot.vocabulary.path, columns=["bytes"])
+        spelled: list[bytes] = table.column("bytes").to_pylist()
+        return spelled
 
     @cached_property
     def metadata_names(self) -> list[str]:
@@ -187,6 +203,18 @@ class Texts:
                 first[here] = np.searchsorted(owners, wanted) + corpus.first_context
                 last[here] = np.searchsorted(owners, wanted, "right") - 1 + corpus.first_context
         return first, last
+
+    def document_text(self, document_id: int) -> DocumentText:
+        """A document's text, and what its contexts say of their characters and roles."""
+        corpus = self._corpus_of_document(document_id)
+        row = document_id - corpus.first_document
+        texts = self._files.rows(corpus.documents.path, row, row + 1, ["text"])
+        rows = np.searchsorted(self.index(corpus)[:-1, 0], [document_id, document_id + 1])
+        columns = ["char_start", *(["roles"] if corpus.roles is not None else [])]
+        contexts = self._files.rows(corpus.contexts.path, int(rows[0]), int(rows[1]), columns)
+        roles = contexts.column("roles").to_pylist() if corpus.roles is not None else None
+        starts = contexts.column("char_start").to_pylist()
+        return DocumentText(texts.column("text")[0].as_py(), starts, roles)
 
     def tokens_at(
         self, context_ids: npt.NDArray[np.int64], token_indexes: npt.NDArray[np.int64]

@@ -165,6 +165,18 @@ class CommonTokens:
         return np.concatenate(contexts), np.concatenate(documents), np.concatenate(counts)
 
 
+def recorded_by(store: Store, sae: Sae, keys: Int64) -> npt.NDArray[np.bool_]:
+    """Which of these keys, ascending and none of a BOS, an SAE recorded: all but its sinks, tokens
+    that it excludes, and contexts that it has not read."""
+    edges = np.array(_ranges(store.snapshot, sae.name), np.int64).reshape(-1)
+    context = context_of(keys, store.snapshot.position_bits)
+    kept: npt.NDArray[np.bool_] = np.searchsorted(edges, context, side="right") % 2 == 1
+    kept &= ~members(keys, _sink_keys(store, sae.name))
+    if sae.excluded_tokens:
+        kept &= ~np.isin(token_ids_at(store, keys), sae.excluded_tokens)
+    return kept
+
+
 def members(keys: Int64, others: Int64) -> npt.NDArray[np.bool_]:
     """Which of `keys` are among `others`. Both ascend, without repetitions."""
     if len(keys) < len(others) // 16:

@@ -63,6 +63,34 @@ def test_the_text_of_each_role_is_what_it_said(path: Path) -> None:
         assert "<user>" in said[i, "template"]
 
 
+def test_whole_chats(path: Path) -> None:
+    """The text is what the template wrote, and each token's characters are its own."""
+    with featuredb.open(path) as db:
+        active = {
+            (context, token): activation
+            for context, token, activation in db.sql(
+                "SELECT context_id, token_index, activation FROM activations WHERE feature_id = 3"
+            ).fetchall()
+        }
+        assert active
+        for i, chat in enumerate(_chats()):
+            answer = db.document(i, 3)
+            said = [(m["role"], m["content"]) for m in chat["messages"]]
+            assert answer.text == "".join(f"<{role}>{content}\n" for role, content in said)
+            assert answer.metadata["topic"] == str(i)
+            for row in answer:
+                assert answer.text[row.char_start : row.char_end] == row.token
+                place = row.context_id, row.token_index
+                assert (row.activation or 0) == active.get(place, 0)
+            for role, content in said:
+                spoken = [row for row in answer if row.role == role]
+                start, end = spoken[0].char_start, spoken[-1].char_end
+                assert answer.text[start:end] == content
+            columns = answer.arrow().drop_columns(["sae", "feature_id", "activation"])
+            rows = db.sql("FROM document(?)", [i]).fetchall()
+            assert rows == [tuple(row.values()) for row in columns.to_pylist()]
+
+
 def test_roles_join_activations(path: Path) -> None:
     with featuredb.open(path) as db:
         counts = dict(

@@ -168,7 +168,7 @@ class CommonTokens:
 def recorded_by(store: Store, sae: Sae, keys: Int64) -> npt.NDArray[np.bool_]:
     """Which of these keys, ascending and none of a BOS, an SAE recorded: all but its sinks, tokens
     that it excludes, and contexts that it has not read."""
-    edges = np.array(_ranges(store.snapshot, sae.name), np.int64).reshape(-1)
+    edges = np.array(ranges_read(store.snapshot, sae.name), np.int64).reshape(-1)
     context = context_of(keys, store.snapshot.position_bits)
     kept: npt.NDArray[np.bool_] = np.searchsorted(edges, context, side="right") % 2 == 1
     kept &= ~members(keys, _sink_keys(store, sae.name))

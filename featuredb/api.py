@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from featuredb.database import Database
+    from featuredb.steering.effects import Measured
     from featuredb.store.outcomes import Compacted, Outcome, Vacuumed
     from featuredb.store.snapshot import Snapshot
     from featuredb.store.values import Values
@@ -450,6 +451,59 @@ def vacuum(
 
     wait = grace if isinstance(grace, timedelta) else duration_of(grace)
     return remove_older(local_folder(path, "vacuuming"), grace=wait, unfinished=unfinished)
+
+
+def measure(
+    path: str | os.PathLike[str],
+    features: Sequence[int | str] | None = None,
+    *,
+    prompts: Sequence[str] | None = None,
+    model: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Measured:
+    """Measure what steering with features does, over neutral prompts, and store it.
+
+    Each feature is set to its stored maximum at the last token of each prompt. Stored as a new
+    snapshot about once a minute, in the view ``effects``: the output score of arXiv 2505.20063, how
+    far the next token's distribution moves, which tokens gain and lose, how far other features
+    move, and a forecast of that from stored statistics. Resumable: features that are measured
+    already, at the same maximum and over as many prompts, are left out.
+
+    Args:
+        path: The database folder.
+        features: Which. Default: all that ever fire.
+        prompts: Short texts. Default: `featuredb.steering.neutral.PROMPTS`.
+        model: Where the database's model is now. Default: where it was at the ingest.
+        progress: Show progress on standard error.
+
+    Returns:
+        One row per feature, measured now or before.
+
+    Raises:
+        UnknownFeatureError: There is no such feature.
+        QueryError: A feature never fires, or there is no prompt.
+        DatabaseError: There is no database, or another process is writing.
+        MissingExtraError: The extra ``featuredb[ingest]`` is not installed.
+        ModelError: The model is gone, has changed, or predicts no next token.
+        StorageError: The database can only be read.
+    """
+    from featuredb.steering.effects import measured
+    from featuredb.store.store import Store
+    from queries.connection import Reader
+
+    folder = local_folder(path, "measuring")
+    with ingest_extra("measuring"):
+        from featuredb.steering.measure import measure_features
+        from featuredb.steering.neutral import PROMPTS
+
+    where = None if model is None else os.fspath(model)
+    with shown(progress):
+        chosen = measure_features(folder, features, PROMPTS if prompts is None else prompts, where)
+    reader = Reader(Store.open(folder))
+    try:
+        return measured(reader, None if features is None else chosen)
+    finally:
+        reader.close()
 
 
 def snapshots(path: str | os.PathLike[str]) -> Rows:

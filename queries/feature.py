@@ -38,6 +38,7 @@ from queries.reliability import occurrences
 from queries.sample_contexts import SampledContexts, drawn
 from queries.show import feature_name
 from queries.silent_contexts import SilentContexts, with_tokens
+from queries.steered import measured_row, steered
 from queries.top_contexts import TopContexts, top_contexts
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class FeatureCard(Answer):
     (`queries.directions.Chance`; random for co-activation is the largest Jaccard index that firing
     independently of each other would give with any feature of the SAE). Of a remote database whose
     corpus is large, top_token_occurrences is null and silent empty: both read all of its tokens.
+    measured: its row of what `featuredb.measure` found, None before that.
     """
 
     kind: ClassVar[str] = "feature_card"
@@ -81,6 +83,7 @@ class FeatureCard(Answer):
     neighbors: Neighbors
     coactive: Neighbors
     chance: Mapping[str, Mapping[str, float | None]]
+    measured: Mapping[str, Any] | None = None
 
     @property
     def statistics(self) -> Row:
@@ -108,6 +111,8 @@ class FeatureCard(Answer):
             [Group([[_histogram(row)], [_quantiles(row)]])],
             _tokens(row),
         ]
+        if self.measured is not None:
+            sections.append(steered(self.measured))
         if len(self.contexts):
             sections.append([Heading("", "top contexts"), self.contexts.passages()])
         # Of few contexts all are above.
@@ -150,6 +155,7 @@ def feature_card(reader: Reader, feature: int | str, k: int | None = None) -> Fe
             "decoder": chance(store, sae, "decoder")._asdict(),
             "coactivation": _coactive_by_chance(store, sae, number)._asdict(),
         },
+        measured=measured_row(store, sae, number),
     )
 
 

@@ -46,6 +46,11 @@ def pinned_database(command: Command) -> Command:
     return database(number(command))
 
 
+def listed(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> list[str] | None:
+    """Callback of an option or argument that may be given several times: None for not at all."""
+    return list(given) or None
+
+
 def memory(function: str) -> Callable[[Command], Command]:
     """`--memory`, with the default of `featuredb.<function>`."""
     return click.option(

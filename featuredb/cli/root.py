@@ -35,6 +35,7 @@ _QUESTIONS = (
     "search",
     "sql",
 )
+_EFFECTS = ("measure",)
 _CARE = ("snapshots", "compact", "vacuum", "verify", "push", "pull", "completion")
 _BROWSER = ("serve",)
 _HELPERS = {"__main__", "completing", "exit_codes", "options", "output", "reference", "root"}
@@ -44,14 +45,14 @@ def _verbs() -> tuple[str, ...]:
     """Every module here that has a `command`. One that is not named above is a question."""
     modules = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])}
     verbs = {name.replace("_", "-") for name in modules - _HELPERS}
-    more = sorted(verbs.difference(_WRITERS, _QUESTIONS, _BROWSER, _CARE))
-    return (*_WRITERS, *_QUESTIONS, *more, *_BROWSER, *_CARE)
+    more = sorted(verbs.difference(_WRITERS, _QUESTIONS, _EFFECTS, _BROWSER, _CARE))
+    return (*_WRITERS, *_QUESTIONS, *more, *_EFFECTS, *_BROWSER, *_CARE)
 
 
 VERBS = _verbs()
 """In the order of the help."""
 
-LOOKUPS = tuple(verb for verb in VERBS if verb not in (*_WRITERS, *_BROWSER, *_CARE))
+LOOKUPS = tuple(verb for verb in VERBS if verb not in (*_WRITERS, *_EFFECTS, *_BROWSER, *_CARE))
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 

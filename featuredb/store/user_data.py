@@ -44,6 +44,27 @@ def user_rows(files: ParquetFiles, snapshot: Snapshot, table: UserTable) -> pa.T
     return files.read(listed[table.name].path).cast(table.schema)
 
 
+def user_row(
+    files: ParquetFiles, snapshot: Snapshot, table: UserTable, sae: Sae, feature: int
+) -> pa.Table:
+    """The row about one feature, or none. Reads only the row group that may have it.
+
+    Raises `CorruptDatabaseError`.
+    """
+    path = next((d.file.path for d in snapshot.user_data if d.table == table.name), None)
+    if path is None:
+        return table.schema.empty_table()
+    metadata = files.metadata(path)
+    groups = []
+    for group in range(metadata.num_row_groups):
+        columns = (metadata.row_group(group).column(i).statistics for i in (0, 2))
+        hashes, features = columns
+        if hashes.min <= sae.sha256 <= hashes.max and features.min <= feature <= features.max:
+            groups.append(group)
+    rows = rows_of_sae(files.read(path, groups).cast(table.schema), sae)
+    return rows.filter(pc.equal(rows.column("feature_id"), feature))
+
+
 def rows_of_sae(rows: pa.Table, sae: Sae) -> pa.Table:
     """The rows about features of one SAE, by feature."""
     same = pc.and_(

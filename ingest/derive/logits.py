@@ -43,25 +43,16 @@ def logit_lens(
     if unembedding is None or W_dec.shape[1] != unembedding.weight.shape[1]:
         empty = pa.array([[]] * n, pa.list_(schemas.TOKEN_LOGIT))
         return pa.table([pa.array(np.arange(n), pa.int64()), empty, empty], schema=schemas.LOGITS)
-    weight = unembedding.weight
-    directions = W_dec.to(weight.device)
-    if unembedding.center:
-        directions = directions - directions.mean(dim=1, keepdim=True)
-    if unembedding.gain is not None:
-        directions = directions * unembedding.gain.to(directions)
-    padding = torch.from_numpy(~known).to(weight.device)
     k = min(schemas.TOP_TOKENS, int(known.sum()))
     tokens: dict[bool, list[pa.StructArray]] = {True: [], False: []}
     for start in range(0, n, _BLOCK):
-        block = directions[start : start + _BLOCK]
-        for largest, (values, ids) in _strongest(block, weight, padding, k + _SLACK).items():
-            order = np.lexsort((ids, -values if largest else values), axis=1)[:, :k]
-            values = np.take_along_axis(values, order, 1).reshape(-1)
-            ids = np.take_along_axis(ids, order, 1).reshape(-1)
-            names = pa.array([texts[i] for i in ids.tolist()], pa.string())
+        block = W_dec[start : start + _BLOCK]
+        for largest, (values, ids) in strongest_tokens(block, unembedding, known).items():
+            names = pa.array([texts[i] for i in ids.reshape(-1).tolist()], pa.string())
             tokens[largest].append(
                 pa.StructArray.from_arrays(
-                    [names, pa.array(values, pa.float32())], fields=list(schemas.TOKEN_LOGIT)
+                    [names, pa.array(values.reshape(-1), pa.float32())],
+                    fields=list(schemas.TOKEN_LOGIT),
                 )
             )
     offsets = pa.array(np.arange(n + 1, dtype=np.int32) * k)
@@ -70,6 +61,32 @@ def logit_lens(
         for largest in (True, False)
     ]
     return pa.table([pa.array(np.arange(n), pa.int64()), *lists], schema=schemas.LOGITS)
+
+
+@torch.inference_mode()
+def strongest_tokens(
+    W_dec: Tensor, unembedding: Unembedding, known: npt.NDArray[np.bool_]
+) -> dict[bool, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    """The tokens that directions W_dec float32 [n, d_model] promote (True) and suppress most.
+
+    Effects and token ids, [n, `TOP_TOKENS`] each, strongest first, ties by token id.
+    """
+    weight = unembedding.weight
+    directions = W_dec.to(weight.device)
+    if unembedding.center:
+        directions = directions - directions.mean(dim=1, keepdim=True)
+    if unembedding.gain is not None:
+        directions = directions * unembedding.gain.to(directions)
+    padding = torch.from_numpy(~known).to(weight.device)
+    k = min(schemas.TOP_TOKENS, int(known.sum()))
+    ordered = {}
+    for largest, (values, ids) in _strongest(directions, weight, padding, k + _SLACK).items():
+        order = np.lexsort((ids, -values if largest else values), axis=1)[:, :k]
+        ordered[largest] = (
+            np.take_along_axis(values, order, 1),
+            np.take_along_axis(ids, order, 1),
+        )
+    return ordered
 
 
 def _strongest(

@@ -86,6 +86,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "compare": (_Database.compare, "db 1 2", {"db"}),
     "search": (_Database.search, "db query", {"db"}),
     "sql": (_Database.sql, "db query", {"db", "k", "memory", "model"}),
+    "measure": (featuredb.measure, "db", {"db", "form", "path"}),
     "snapshots": (featuredb.snapshots, "db", {"db"}),
     "compact": (featuredb.compact, "db", {"db"}),
     "vacuum": (featuredb.vacuum, "db", {"db"}),

@@ -1,0 +1,44 @@
+"""`featuredb measure`"""
+
+from __future__ import annotations
+
+import click
+
+import featuredb
+from featuredb.cli import completing, options
+from featuredb.cli.output import Output
+
+
+@click.command("measure")
+@options.database
+@click.argument(
+    "features",
+    metavar="[FEATURE]...",
+    nargs=-1,
+    callback=options.listed,
+    shell_complete=completing.features,
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    metavar="TEXT",
+    multiple=True,
+    callback=options.listed,
+    help="A neutral prompt, once for each. Default: four short ones.",
+)
+@options.model
+@options.output
+def command(
+    db: str,
+    features: list[str] | None,
+    prompts: list[str] | None,
+    model: str | None,
+    output: Output,
+) -> None:
+    """Measure what steering with features does, and store it.
+
+    Output score, divergence, collateral and the tokens that gain and lose, over neutral prompts.
+    All features that fire, or some. Resumable: after an interruption, run the same command again.
+    The view effects has the results: featuredb sql DB "FROM effects".
+    """
+    output.write(featuredb.measure(db, features, prompts=prompts, model=model, progress=True))

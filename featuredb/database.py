@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from queries.coactivation import Coactivation
     from queries.coactive import Coactive
     from queries.compare import Comparison
+    from queries.contrast import Contrast
     from queries.document import WholeDocument
     from queries.document_features import DocumentFeatures
     from queries.encode import Encoded
@@ -344,6 +345,71 @@ class Database:
         from queries.activations import activations
 
         return activations(self._reader, feature)
+
+    def contrast(
+        self,
+        a: Any = None,
+        b: Any = None,
+        paired: str | None = None,
+        target: str | None = None,
+        unit: str = "document",
+        pool: _Pool = "max",
+        k: int = 20,
+        *,
+        each: str | None = None,
+        sae: str | None = None,
+        min_share: float | None = None,
+        max_share: float = 1.0,
+        covariate: str | Sequence[str] = (),
+        holdout: float | None = None,
+        probe: int | None = None,
+        seed: int = 0,
+    ) -> Contrast:
+        """What tells some texts from others, feature by feature, and how sure that is.
+
+        A set is a SQL condition on documents, such as ``"topic = 'History'"``; a list of ids; a
+        list of new texts, which go through the model; ``"@file"`` of new texts (as `featuredb
+        fires --file` reads them); or ``"all"``.
+
+        Args:
+            a: The set asked about.
+            b: What it is compared with. Default: all other stored units.
+            paired: A column whose value a unit of A shares with one of B. Wilcoxon's test.
+            target: A numeric column, or ``"length"``. Spearman's correlation, over A or all.
+            unit: ``"document"``, ``"context"`` or ``"turn"`` of a chat. Conditions may name columns
+                of contexts, or role and turn_index of turns, besides.
+            pool: A unit's ``"max"``, ``"sum"`` or ``"mean"`` over its recorded tokens.
+            k: Number of features.
+            each: A column, each of whose values is compared with the rest. k features of each.
+            sae: Only features of this SAE.
+            min_share: Only features active in at least this share of the units of both sets.
+                Default: in 5 units and in as many as 1 % of the smaller set.
+            max_share: Only features active in at most this share.
+            covariate: Columns of documents, or ``"length"``. Units are compared only with units
+                alike in these.
+            holdout: Share of each set that is kept apart. Features are chosen on the rest, all
+                figures are of this share.
+            probe: Fit a classifier of at most so many features, and measure it on the held-out
+                share, 0.3 by default, beside a bag of words. Needs ``featuredb[probes]``.
+            seed: What the split depends on.
+
+        Returns:
+            One row per feature, by evidence descending, ties by SAE and feature id. The answer says
+            what A and B are, the unit, the null hypothesis and what was tested.
+
+        Raises:
+            QueryError: A set is empty, a column does not pair or is no number.
+            SQLError: DuckDB refuses a condition.
+            MissingExtraError: An extra is not installed.
+        """
+        from queries.contrast import Asked, contrast
+
+        covariates = (covariate,) if isinstance(covariate, str) else tuple(covariate)
+        asked = Asked(
+            a, b, paired, target, unit, pool, k, each, sae, min_share, max_share, covariates,
+            holdout, probe, seed,
+        )  # fmt: skip
+        return contrast(self._reader, asked, partial(_encode, self._store, self._model))
 
     def document_features(self, feature: Feature, unit: str = "document") -> DocumentFeatures:
         """A feature's activations pooled per document, per context or per turn of a chat.

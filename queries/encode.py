@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, cast, get_args
@@ -53,7 +53,7 @@ class Encoded(Answer):
         return View([[Records(shown), *ending]])
 
 
-class _Named(NamedTuple):
+class Named(NamedTuple):
     number: int
     id: str | None
     text: str
@@ -82,27 +82,42 @@ def _encoded(
     store: Store, texts: Texts, pool: Pool | None, k: int | None, run: Encode
 ) -> Iterator[Encoded]:
     for group in _groups(_named(texts)):
-        documents = [stored_document(store, each.text) for each in group]
-        new = [e.text for e, document in zip(group, documents, strict=True) if document is None]
-        encoded = iter(run(new) if new else [])
-        active = [
-            next(encoded) if document is None else active_in_document(store, document)
-            for document in documents
-        ]
-        yield Encoded(_table(group, active, pool, k), pool=pool)
+        yield Encoded(_table(group, active_on(store, group, run), pool, k), pool=pool)
 
 
-def _named(texts: Texts) -> Iterator[_Named]:
+def active_on(store: Store, group: Sequence[Named], run: Encode) -> list[ActiveText]:
+    """What is active on each text: of a stored one from the store, of the others by `run`."""
+    documents = [stored_document(store, each.text) for each in group]
+    new = [e.text for e, document in zip(group, documents, strict=True) if document is None]
+    encoded = iter(run(new) if new else [])
+    return [
+        next(encoded) if document is None else active_in_document(store, document)
+        for document in documents
+    ]
+
+
+def pooled_texts(
+    store: Store, texts: Texts, pool: Pool, run: Encode
+) -> Iterator[tuple[int, pa.Table]]:
+    """(tokens, rows of `encode` with `pool`) of each text."""
+    empty = _SCHEMAS[True].empty_table()
+    for group in _groups(_named(texts)):
+        for text, active in zip(group, active_on(store, group, run), strict=True):
+            rows = pa.concat_tables([empty, *_pooled(text, active, pool, None)])
+            yield len(active.tokens), rows
+
+
+def _named(texts: Texts) -> Iterator[Named]:
     each: Any
     for number, each in enumerate(texts.items() if isinstance(texts, Mapping) else texts):
         name, text = each if isinstance(each, tuple) and len(each) == 2 else (None, each)
         text = check_text(text, f"text {number} of what encode is given")
-        yield _Named(number, None if name is None else str(name), text)
+        yield Named(number, None if name is None else str(name), text)
 
 
-def _groups(texts: Iterator[_Named]) -> Iterator[list[_Named]]:
+def _groups(texts: Iterator[Named]) -> Iterator[list[Named]]:
     """Texts to be run together, in order. The last group may be empty, so there is always one."""
-    group: list[_Named] = []
+    group: list[Named] = []
     characters = 0
     for text in texts:
         group.append(text)
@@ -114,7 +129,7 @@ def _groups(texts: Iterator[_Named]) -> Iterator[list[_Named]]:
 
 
 def _table(
-    group: list[_Named], active: list[ActiveText], pool: Pool | None, k: int | None
+    group: list[Named], active: list[ActiveText], pool: Pool | None, k: int | None
 ) -> pa.Table:
     make = _per_token if pool is None else _pooled
     pieces = [make(*each, pool, k) for each in zip(group, active, strict=True)]
@@ -136,7 +151,7 @@ _SCHEMAS = {
 
 
 def _per_token(
-    text: _Named, found: ActiveText, pool: Pool | None, k: int | None
+    text: Named, found: ActiveText, pool: Pool | None, k: int | None
 ) -> Iterator[pa.Table]:
     """The rows of one text, one per token and feature."""
     if not found.active:
@@ -152,9 +167,7 @@ def _per_token(
     yield _of_text(text, columns, _SCHEMAS[False])
 
 
-def _pooled(
-    text: _Named, found: ActiveText, pool: Pool | None, k: int | None
-) -> Iterator[pa.Table]:
+def _pooled(text: Named, found: ActiveText, pool: Pool | None, k: int | None) -> Iterator[pa.Table]:
     """The rows of one text, one per feature."""
     if not found.active:
         return
@@ -212,7 +225,7 @@ def _features(
     return [named, pa.array(feature[rows], pa.int64()), pa.array(activation[rows], pa.float32())]
 
 
-def _of_text(text: _Named, columns: list[pa.Array], schema: pa.Schema) -> pa.Table:
+def _of_text(text: Named, columns: list[pa.Array], schema: pa.Schema) -> pa.Table:
     n = len(columns[0])
     number = pa.repeat(pa.scalar(text.number, pa.int64()), n)
     name = pa.repeat(pa.scalar(text.id, pa.string()), n)

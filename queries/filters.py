@@ -7,7 +7,7 @@ A condition names columns of ``documents``, ``contexts`` and ``tokens``. One tha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -89,6 +89,32 @@ def contexts_where(reader: Reader, condition: str) -> npt.NDArray[np.int64]:
     with _plain_errors(reader):
         answer = reader.cursor().execute(statement).fetchnumpy()
     ids: npt.NDArray[np.int64] = np.asarray(answer["context_id"], np.int64)
+    return ids
+
+
+def ids_where(
+    reader: Reader,
+    condition: str,
+    source: str,
+    column: str,
+    tables: Mapping[str, pa.Table],
+    name: str,
+) -> npt.NDArray[np.int64]:
+    """The ids in `column` of the rows of `source` for which `condition` is true, int64 [n].
+
+    tables: those of `source` that are not in the catalog. name: what the condition is of, for the
+    messages. Raises as `contexts_where`.
+    """
+    if not check_text(condition, name).strip():
+        raise QueryError(f"{name} is empty: give a SQL condition such as \"topic = 'History'\"")
+    cursor = reader.cursor()
+    for each, table in tables.items():
+        cursor.register(each, table)
+    with _plain_errors(reader):
+        answer = cursor.execute(
+            f"SELECT {column} AS id FROM {source} WHERE {bracketed(condition)}"
+        ).fetchnumpy()
+    ids: npt.NDArray[np.int64] = np.asarray(answer["id"], np.int64)
     return ids
 
 

@@ -31,6 +31,7 @@ _QUESTIONS = (
     "families",
     "coactive",
     "compare",
+    "contrast",
     "fires",
     "search",
     "sql",

@@ -11,7 +11,13 @@ from featuredb.cli.output import Output
 
 @click.command("top")
 @options.pinned_database
-@options.feature
+@click.argument(
+    "feature",
+    metavar="FEATURE...",
+    nargs=-1,
+    required=True,
+    shell_complete=completing.features,
+)
 @options.limit(20, "contexts")
 @options.window
 @click.option(
@@ -41,7 +47,7 @@ from featuredb.cli.output import Output
 def command(
     db: str,
     snapshot: int | None,
-    feature: str,
+    feature: tuple[str, ...],
     k: int,
     window: int,
     where: str | None,
@@ -52,14 +58,14 @@ def command(
     distinct: bool,
     output: Output,
 ) -> None:
-    """List the contexts where a feature is most active.
+    """List the contexts where a feature is most active, or those of each of several features.
 
     On a terminal every token is shaded by its activation, relative to the feature's maximum.
     Without colors, active tokens are in single angle quotes and the peak in double ones.
     """
     with featuredb.open(db, snapshot=snapshot) as database:
         answer = database.top_contexts(
-            feature,
+            feature[0] if len(feature) == 1 else feature,
             k=k,
             window=window,
             where=where,

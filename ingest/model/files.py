@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 
 from featuredb.errors import ModelError, first_line
+from ingest.corpus.locate import near
 from ingest.model.quiet import quiet
+
+HUB = "hf:"
+"""Before a model's name on the hub, where a folder here could be meant."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -22,14 +26,19 @@ _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 def locate(ref: str | Path, revision: str | None) -> tuple[Path, str | None, str | None]:
     """Return the local folder, the name of its GGUF file if any, and the hub's commit if any."""
     found = local(ref)
-    return _fetch(str(ref), revision) if found is None else (*found, None)
+    if found is not None:
+        return *found, None
+    return _fetch(str(ref).removeprefix(HUB), revision)
 
 
 def local(ref: str | Path) -> tuple[Path, str | None] | None:
     """Return the folder and the name of its GGUF file if any, None for what may be a hub id.
 
-    Raises ModelError where a path is named and no model is there.
+    An id whose owner is the name of a folder here is a path, unless it begins with `HUB`. Raises
+    ModelError where a path is named and no model is there.
     """
+    if isinstance(ref, str) and ref.startswith(HUB):
+        return None
     path = Path(ref).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
@@ -47,6 +56,9 @@ def local(ref: str | Path) -> tuple[Path, str | None] | None:
     text = str(ref)
     if isinstance(ref, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise ModelError(f"no model at {path}: there is no such folder")
+    if path.parent.is_dir() and path.parent != Path():
+        # A hub's id begins with its owner, which is rarely a folder here too.
+        raise ModelError(f"no model at {path}: {near(path)} (on the hub: {HUB}{text})")
     return None
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from featuredb.errors import ModelError, first_line
 from featuredb.store.files.atomic import sha256_of
 from ingest.model.device import choose_device, choose_dtype
-from ingest.model.files import TOKENIZER_FILES, locate, tokenizer_files, weight_files
+from ingest.model.files import HUB, TOKENIZER_FILES, locate, tokenizer_files, weight_files
 from ingest.model.hooks.families import base_of, family_of, join
 from ingest.model.hooks.hook_point import HookPoint
 from ingest.model.hooks.resolve import resolve_hook
@@ -128,7 +128,11 @@ def load_model(
     loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        id=str(ref) if commit else Path(gguf).stem if gguf else folder.resolve().name,
+        id=str(ref).removeprefix(HUB)
+        if commit
+        else Path(gguf).stem
+        if gguf
+        else folder.resolve().name,
         revision=commit,
         path=folder,
         weights_hash=sha256_of(*files),

@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mistyped")
     (folder / "mail.jsonl").write_text('{"text": "x"}\n')
     (folder / "model").mkdir()
+    (folder / "tried" / "smol").mkdir(parents=True)
     (folder / "model" / "config.json").write_text("{}")
     dense, rows = np.array([[0], [1]], np.float32), np.ones((1, 2), np.float32)
     make_store(
@@ -52,6 +53,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             "ingest new.fdb --corpus mail.jsonl --model ./modle --sae sae",
             "no model at modle: there is no such folder",
+        ),
+        (
+            "ingest new.fdb --corpus mail.jsonl --model tried/smoll --sae sae",
+            "no model at tried/smoll: did you mean tried/smol? (on the hub: hf:tried/smoll)",
         ),
         (
             "plan new.fdb --corpus mail.jsonl --model model --sae modell",

@@ -85,6 +85,12 @@ def test_verbs_ask_the_handle(
     assert database.asked == [asked]
 
 
+def test_top_takes_several_features(invoke: Invoke, database: FakeDatabase) -> None:
+    assert invoke("top", "db", "7", "8", "-k", "2").exit_code == 0
+    question, features, options = database.asked[0]
+    assert (question, features, options["k"]) == ("top", ("7", "8"), 2)
+
+
 _PAIR = ("7", "--with", "8")
 _ALL = ("--all", "-o", "a.parquet")
 

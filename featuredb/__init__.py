@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from featuredb.api import (
         add_saes,
         append,
+        card,
         compact,
         demo,
         drop,
@@ -78,6 +79,7 @@ __all__ = [
     "__version__",
     "add_saes",
     "append",
+    "card",
     "compact",
     "demo",
     "drop",

@@ -673,6 +673,34 @@ def serve(
         server.serve(database, store, host, port, open_browser=open_browser)
 
 
+def card(
+    path: str | os.PathLike[str],
+    features: Sequence[int | str],
+    *,
+    snapshot: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> str:
+    """Cards of features as one HTML file: no script, nothing fetched, to mail or to print.
+
+    Args:
+        path: A folder or a URL, as of `open`.
+        features: Numbers, or ``"sae_name/1234"``.
+        snapshot: The number of an older snapshot. Default: the newest.
+        storage_options: Passed to fsspec.
+
+    Returns:
+        The file's text, at most 200 KB a feature.
+
+    Raises:
+        UnknownFeatureError: There is no such feature.
+        OptionError: No feature is given.
+    """
+    from featuredb.explorer.card import card as draw
+
+    with open(path, snapshot=snapshot, storage_options=storage_options) as database:
+        return draw(database, features)
+
+
 def load_sae(
     reference: str | os.PathLike[str],
     *,

@@ -38,7 +38,7 @@ _QUESTIONS = (
 )
 _EFFECTS = ("measure",)
 _CARE = ("snapshots", "compact", "vacuum", "verify", "push", "pull", "completion")
-_BROWSER = ("serve",)
+_BROWSER = ("serve", "card")
 _HELPERS = {"__main__", "completing", "exit_codes", "options", "output", "reference", "root"}
 
 

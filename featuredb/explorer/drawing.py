@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -15,19 +14,23 @@ from featuredb.render.html import Drawing, harmless
 from featuredb.render.view import Passages, View
 
 
-def section_of(view: View) -> Markup:
-    """Every part of a view, its sections apart."""
-    drawing = Drawing("featuredb.explorer", "templates/parts.html", _helpers())
+def _nowhere(*_: Any) -> str:
+    return ""
+
+
+_LINKED = (("address", address), ("feature_url", feature_url))
+_ALONE = (("address", _nowhere), ("feature_url", _nowhere))
+
+
+def section_of(view: View, *, linked: bool = True) -> Markup:
+    """Every part of a view, its sections apart. linked: to pages of features and contexts."""
+    drawing = Drawing("featuredb.explorer", "templates/parts.html", _LINKED if linked else _ALONE)
     drawn = []
     for section in view:
         kind = "passaged" if any(isinstance(part, Passages) for part in section) else ""
         parts = Markup("").join(drawing.part(part) for part in section)
         drawn.append(drawing.draw("section", parts, kind))
     return Markup("").join(drawn)
-
-
-def _helpers() -> tuple[tuple[str, Callable[..., Any]], ...]:
-    return ("address", address), ("feature_url", feature_url)
 
 
 def verbatim(text: str) -> Markup:

@@ -142,3 +142,17 @@ def test_a_new_text_waits_for_the_model_and_says_why_there_is_none(running: Runn
     assert b'role="alert"' in seen
     assert json.loads(running.get("/model")[1])["state"] == "failed"
     assert running.get("/text.json?text=a+new+text")[0] >= 500
+
+
+def test_a_card_is_one_inert_file(database: Path) -> None:
+    html = featuredb.card(database, [F, "it's/3", "a/sae/3"])
+    page = _Tags()
+    page.feed(html)
+    assert set(page.tags) - set(_TAGS.split()) == {"article", "style"}
+    assert not {"script", "form", "input"} & set(page.tags)
+    for _, attribute, value in page.attributes:
+        assert attribute not in ("src", "style")
+        assert not attribute.startswith("on")
+        assert attribute != "href" or value.startswith("https://example.org/")
+    assert not _UNSAFE.search(html)
+    assert "a/sae /" in page.text

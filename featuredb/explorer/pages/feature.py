@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from featuredb.errors import QueryError, UnknownFeatureError
 from featuredb.explorer.asked import Asked, feature_url
 from featuredb.explorer.pages.text import firing_on
 from featuredb.explorer.panel import Panel, macro
+from featuredb.explorer.parts_of_card import examples, nearest, statistics
 from featuredb.explorer.site import Site, WebPage
-from featuredb.render.view import Group, Heading, Part, Passages, View
 from featuredb.store.snapshot import Sae
-from queries.feature import FeatureCard
 
 _SHOWN = ("top", "sample", "silent")
 
@@ -27,14 +25,14 @@ def page(site: Site, asked: Asked) -> WebPage:
         "feature", "feature", (name,), sql=f"FROM features WHERE {_is(sae, number)}"
     )
     panels = [
-        Panel("feature", "Statistics", lambda: card, spelling, shown=_statistics),
+        Panel("feature", "Statistics", lambda: card, spelling, shown=statistics),
         _contexts(site, asked, name, full),
-        Panel("nearest", "Nearest", lambda: card, spelling, shown=_nearest),
+        Panel("nearest", "Nearest", lambda: card, spelling, shown=nearest),
         _near(site, asked, name, full, "encoder"),
         *(_coactive(site, name, full, unit) for unit in ("token", "document")),
     ]
-    if asked.text("show", "top") == "top" and len(_examples(card).sections):
-        panels.append(Panel("range", "Over its range", lambda: card, spelling, shown=_examples))
+    if asked.text("show", "top") == "top" and len(examples(card).sections):
+        panels.append(Panel("range", "Over its range", lambda: card, spelling, shown=examples))
     text = asked.raw("text")
     if text.strip():
         shaded = Panel(
@@ -87,33 +85,6 @@ def _feature(site: Site, rest: str) -> tuple[Sae, int]:
             f"there is no feature {number}: {name} has features 0 to {found.d_sae - 1}"
         )
     return found, int(number)
-
-
-def _statistics(card: FeatureCard) -> View:
-    """What the card has besides contexts and neighbors."""
-    # The page has the name above.
-    (_, *facts), *rest = card.view()
-    return View([facts, *(s for s in rest if not (_passaged(s) or _of_neighbors(s)))])
-
-
-def _examples(card: FeatureCard) -> View:
-    """Its contexts but the top ones, which have a panel of their own."""
-    top = len(card.contexts) > 0
-    return View([section for section in card.view() if _passaged(section)][top:])
-
-
-def _nearest(card: FeatureCard) -> View:
-    return View([section for section in card.view() if _of_neighbors(section)])
-
-
-def _passaged(section: Sequence[Part]) -> bool:
-    return any(isinstance(part, Passages) for part in section)
-
-
-def _of_neighbors(section: Sequence[Part]) -> bool:
-    """Blocks of neighbors, each under a heading."""
-    first = section[0]
-    return isinstance(first, Group) and isinstance(first.blocks[0][0], Heading)
 
 
 def _contexts(site: Site, asked: Asked, name: str, full: str) -> Panel:

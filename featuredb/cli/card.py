@@ -1,0 +1,49 @@
+"""`featuredb card`"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+import featuredb
+from featuredb.cli import completing, options
+from featuredb.errors import StorageError
+from featuredb.store.files.atomic import temporary_name
+
+
+@click.command("card")
+@options.pinned_database
+@click.argument(
+    "features",
+    metavar="FEATURE...",
+    nargs=-1,
+    required=True,
+    shell_complete=completing.features,
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    shell_complete=completing.files,
+    help="Write to FILE, such as card.html.",
+)
+def command(db: str, snapshot: int | None, features: tuple[str, ...], output: str | None) -> None:
+    """Write cards of features as one HTML file.
+
+    The file has no script and fetches nothing: mail it, print it, or put it beside a paper.
+    """
+    text = featuredb.card(db, features, snapshot=snapshot).encode()
+    if output is None:
+        sys.stdout.buffer.write(text)
+        return
+    path = Path(output).absolute()
+    temporary = temporary_name(path)
+    try:
+        temporary.write_bytes(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"cannot write {output}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,40 @@
+"""Features in one file: no script, nothing fetched, for a mail or a paper's appendix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+
+from markupsafe import Markup
+
+from featuredb.database import Database
+from featuredb.errors import OptionError
+from featuredb.explorer.drawing import render, section_of
+from featuredb.explorer.parts_of_card import nearest, passaged, statistics
+from featuredb.store.names import parse_feature
+
+
+def card(database: Database, features: Sequence[int | str]) -> str:
+    """The HTML of a file with a card for each feature, in that order.
+
+    Raises `OptionError` where none is given, `UnknownFeatureError`.
+    """
+    if not features:
+        raise OptionError("give at least one feature")
+    cards = []
+    for feature in features:
+        sae, number = parse_feature(database.snapshot, feature)
+        answer = database.feature(feature)
+        top = [entry["token"] for entry in (answer.statistics.top_tokens or [])[:4]]
+        drawn = [
+            section_of(v, linked=False)
+            for v in (passaged(answer), statistics(answer), nearest(answer))
+        ]
+        cards.append((sae.name, number, top, *drawn))
+    # Ours, and inside <style>, where nothing is escaped.
+    style = Markup(
+        files("featuredb.explorer").joinpath("assets", "explorer.css").read_text("utf-8")
+    )
+    about = f"{database.snapshot.model.id} · snapshot {database.snapshot.number}"
+    title = ", ".join(f"{sae}/{number}" for sae, number, *_ in cards)
+    return render("card.html", cards=cards, style=style, about=about, title=title)

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem, split_arg_string
@@ -16,7 +17,9 @@ from click.shell_completion import CompletionItem, split_arg_string
 from featuredb.errors import FeatureDBError
 from featuredb.render.characters import label
 from featuredb.store.names import document_columns
-from featuredb.store.store import Store
+
+if TYPE_CHECKING:
+    from featuredb.store.store import Store
 
 _SHOWN = 40
 """Features offered at most: more would fill the terminal."""
@@ -109,5 +112,7 @@ def _place(tokens: list[str], word: str) -> int:
 
 def _store(context: click.Context) -> Store:
     """DB, which is always the first argument. Click drops it where an option lacks its value."""
+    from featuredb.store.store import Store
+
     words = split_arg_string(os.environ["COMP_WORDS"])
     return Store.open(str(context.params.get("db") or words[2]))

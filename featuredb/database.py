@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from featuredb.steering.edits import Edits
     from featuredb.steering.prompts import Prompts
     from featuredb.steering.steered import Steered
+    from featuredb.steering.sweep import Strengths
+    from featuredb.steering.swept import Swept
     from queries.about import About
     from queries.activations import Activations
     from queries.coactivation import Coactivation
@@ -1048,6 +1050,65 @@ class Database:
             effect=effect,
             controls=controls,
             stream=stream,
+        )
+
+    def sweep(
+        self,
+        prompt: Prompts,
+        edits: Edits,
+        strengths: Strengths,
+        *,
+        max_new_tokens: int = 40,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        method: str = "code",
+        push_out: bool = False,
+        other_model: bool = False,
+        encoder: str | None = None,
+        judge: str | None = None,
+        judge_model: str | None = None,
+    ) -> Swept:
+        """Steer at several strengths, and say which works (`featuredb.steering.sweep`).
+
+        Args:
+            prompt: As of `steer`. Several, since the strength is chosen on every other one.
+            edits: As of `steer`. Each strength takes the place of their values.
+            strengths: Such as ``"0,1,2,5,10x"``: those without a unit have that of the last.
+            max_new_tokens: As of `steer`.
+            temperature: As of `steer`.
+            top_p: As of `steer`.
+            seed: As of `steer`.
+            method: As of `intervene`.
+            push_out: As of `intervene`.
+            other_model: As of `intervene`.
+            encoder: A sentence encoder, a folder or a hub name, for closeness. Default:
+                all-MiniLM-L6-v2 where it is in the hub's cache.
+            judge: An OpenAI-compatible endpoint, such as ``http://localhost:8000/v1``, that rates
+                the texts instead. Its key is taken from ``OPENAI_API_KEY``.
+            judge_model: The judge's model.
+
+        Returns:
+            One row per strength: concept, fluency, closeness, their harmonic mean, the best and
+            the working range. `texts` has every text, `plot` draws them.
+
+        Raises:
+            QueryError: As `steer`, or the judge does not answer.
+            Error: As `steer`.
+        """
+        opened = self._steering("steering")
+        from featuredb.steering.generation import Sampling
+        from featuredb.steering.sweep import SweepOptions, sweep
+
+        return sweep(
+            self._reader.store,
+            prompt,
+            edits,
+            strengths,
+            self._model,
+            opened.SteeringOptions(method, push_out, other_model),
+            Sampling(max_new_tokens, temperature, top_p, seed),
+            SweepOptions(encoder, judge, judge_model),
         )
 
     @property

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import featuredb
 from featuredb.cli import completing, options
 from featuredb.cli.output import Output
+from featuredb.errors import StorageError, first_line
+
+if TYPE_CHECKING:
+    from featuredb.steering.swept import Swept
 
 
 @click.command("steer")
@@ -83,6 +87,24 @@ from featuredb.cli.output import Output
     show_default=True,
     help="Run the edits sign-flipped, on a random feature, and as noise, too.",
 )
+@click.option(
+    "--sweep",
+    metavar="V,V,…",
+    help="Steer at each of these strengths instead, such as 0,1,2,5,10x, and say which works.",
+)
+@click.option("--plot", metavar="FILE", shell_complete=completing.files, help="Draw the sweep.")
+@click.option(
+    "--encoder",
+    metavar="M",
+    shell_complete=completing.files,
+    help="A sentence encoder for the sweep. Default: all-MiniLM-L6-v2 where it is cached.",
+)
+@click.option(
+    "--judge",
+    metavar="URL",
+    help="An OpenAI-compatible endpoint that rates the sweep's texts. Key: OPENAI_API_KEY.",
+)
+@click.option("--judge-model", metavar="NAME", help="The judge's model.")
 @click.option("--other-model", is_flag=True, help="Allow a --model that is not the database's.")
 @options.model
 @options.output
@@ -95,6 +117,13 @@ def command(
     chat: bool,
     model: str | None,
     output: Output,
+    sweep: str | None,
+    plot: str | None,
+    encoder: str | None,
+    judge: str | None,
+    judge_model: str | None,
+    effect: bool,
+    controls: bool,
     **how: Any,
 ) -> None:
     """Generate text with features edited and without.
@@ -110,10 +139,29 @@ def command(
     if not texts:
         raise click.UsageError("give a PROMPT (or - for standard input), or --file F")
     given: Any = [[{"role": "user", "content": text}] for text in texts] if chat else texts
+    if sweep is None and (plot or encoder or judge or judge_model):
+        raise click.UsageError("--plot, --encoder, --judge and --judge-model are of a --sweep")
     streams = len(texts) == 1 and sys.stderr.isatty()
     with featuredb.open(db, snapshot=snapshot, model=model) as database:
-        answer = database.steer(given, edits, stream=_show if streams else None, **how)
+        if sweep is not None:
+            how |= {"encoder": encoder, "judge": judge, "judge_model": judge_model}
+            swept = database.sweep(given, edits, sweep, **how)
+            output.write(swept)
+            if plot is not None:
+                _draw(swept, plot)
+            return
+        show = _show if streams else None
+        answer = database.steer(given, edits, effect=effect, controls=controls, stream=show, **how)
     output.write(answer)
+
+
+def _draw(swept: Swept, path: str) -> None:
+    """Into a picture, whose format its ending says."""
+    figure: Any = swept.plot().figure
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot write {path}: {first_line(error)}") from error
 
 
 def _show(text: str) -> None:

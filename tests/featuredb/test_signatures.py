@@ -82,7 +82,11 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
         {"db", "context", "file", "pool", "per_token", "token", "feature", "model"},
     ),
     "about": (_Database.about, "db phrase", {"db"}),
-    "steer": (_Database.steer, "db prompt --set 1=2", {"db", "file", "chat", "model"}),
+    "steer": (
+        _Database.steer,
+        "db prompt --set 1=2",
+        {"db", "file", "chat", "model", "sweep", "plot", "encoder", "judge", "judge_model"},
+    ),
     "contrast": (_Database.contrast, "db", {"db", "model"}),
     "compare": (_Database.compare, "db 1 2", {"db"}),
     "search": (_Database.search, "db query", {"db"}),

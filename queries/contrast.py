@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from featuredb.render import numbers
 from featuredb.render.view import Column, Facts, Heading, Part, Passages, View
 from featuredb.store.names import NO_SAE, sae_names
 from featuredb.store.snapshot import Sae
+from queries import plots
 from queries.answers import FOR_DISPLAY, Answer, Row
 from queries.arguments import check_choice, check_k, check_seed, check_text
 from queries.association import q_values
@@ -41,6 +42,9 @@ from queries.tails import normal_deviate, two_sided, two_sided_t
 from queries.trend import Trend, midranks, trend
 from queries.two_sets import Sides, difference, joined
 from queries.units import units_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 POOLS = ("max", "sum", "mean")
 _POOLED = {"max": "largest activation", "sum": "summed activation", "mean": "mean activation"}
@@ -100,14 +104,20 @@ class Contrast(Answer):
         """What it says besides its rows. The contexts as rows of their own."""
         return super().attributes() | {"contexts": self.contexts.to_pylist()}
 
-    def plot(self) -> Any:
-        """Features by how often they are active in A and in B, as a matplotlib figure.
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Features by how often they are active in A and in B.
 
-        Raises `MissingExtraError` where matplotlib is not installed.
+        Raises `MissingExtraError` without matplotlib.
+
+        Args:
+            ax: Axes to draw into. Default: those of a new figure.
+
+        Returns:
+            The axes. Nothing is shown: a notebook does that by itself.
         """
-        from queries.contrast_plot import figure
+        from queries.contrast_plot import draw
 
-        return figure(self)
+        return draw(plots.axes(ax), self)
 
     def _heading(self) -> Heading:
         if not self.found:

@@ -1,30 +1,19 @@
-"""A contrast as a figure: how often each feature is active in A and in B."""
+"""A contrast as a chart: how often each feature is active in A and in B."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from featuredb.errors import MissingExtraError
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from queries.contrast import Contrast
 
 _NAMED = 8
 
 
-def figure(answer: Contrast) -> Any:
-    """A matplotlib figure of the answer's rows: two sets by share, a target by correlation.
-
-    Raises `MissingExtraError` where matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "matplotlib is not installed: pip install 'featuredb[plots]'"
-        ) from error
-    drawn = Figure(figsize=(6, 5), layout="constrained")
-    axes = drawn.add_subplot()
+def draw(axes: Axes, answer: Contrast) -> Axes:
+    """The answer's rows: two sets by share, a target by correlation."""
     rows = list(answer)
     if answer.b:
         x, y = [row.share_b for row in rows], [row.share_a for row in rows]
@@ -56,7 +45,7 @@ def figure(answer: Contrast) -> Any:
     if rows:
         axes.legend(frameon=False)
     axes.set_title(f"{answer.found:,} of {answer.tested:,} features with q < 0.05", fontsize=10)
-    return drawn
+    return axes
 
 
 def _short(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 import featuredb
-from featuredb.cli import options
+from featuredb.cli import completing, options
 from featuredb.cli.output import Output
 
 if TYPE_CHECKING:
@@ -19,12 +19,33 @@ if TYPE_CHECKING:
 @click.option(
     "--a",
     metavar="SPEC",
+    shell_complete=completing.columns,
     help="The texts asked about: a SQL condition on documents, @FILE of new texts, or all.",
 )
-@click.option("--b", metavar="SPEC", help="What they are compared with. Default: the rest.")
-@click.option("--paired", metavar="COLUMN", help="Compare in pairs that share this column's value.")
-@click.option("--target", metavar="COLUMN", help="What goes with this number, or with length.")
-@click.option("--each", metavar="COLUMN", help="Compare each value of this column with the rest.")
+@click.option(
+    "--b",
+    metavar="SPEC",
+    shell_complete=completing.columns,
+    help="What they are compared with. Default: the rest.",
+)
+@click.option(
+    "--paired",
+    metavar="COLUMN",
+    shell_complete=completing.columns,
+    help="Compare in pairs that share this column's value.",
+)
+@click.option(
+    "--target",
+    metavar="COLUMN",
+    shell_complete=completing.columns,
+    help="What goes with this number, or with length.",
+)
+@click.option(
+    "--each",
+    metavar="COLUMN",
+    shell_complete=completing.columns,
+    help="Compare each value of this column with the rest.",
+)
 @click.option(
     "--unit",
     type=click.Choice(("document", "context", "turn")),
@@ -39,7 +60,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="A unit's activation, from those of its tokens.",
 )
-@click.option("--sae", metavar="NAME", help="Only features of this SAE.")
+@click.option(
+    "--sae", metavar="NAME", shell_complete=completing.saes, help="Only features of this SAE."
+)
 @click.option(
     "--min-share",
     metavar="X",
@@ -58,6 +81,7 @@ if TYPE_CHECKING:
 @click.option(
     "--covariate",
     metavar="COLUMN",
+    shell_complete=completing.columns,
     multiple=True,
     help="Compare only what is alike in this column, or in length. Repeat it for several.",
 )

@@ -371,3 +371,17 @@ def test_command(db: Database) -> None:
         2,
         "Error: A is empty: no document satisfies topic = 'tea'\n",
     ) or "A is empty" in wrong.output
+
+
+def test_a_contrast_is_drawn_by_share(db: Database) -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    answer = db.contrast("topic = 'war'", "topic = 'art'", k=5, min_share=0)
+    _, ax = plt.subplots()
+    assert answer.plot(ax) is ax
+    assert ax.get_xlabel() == "share of B: topic = 'art'"
+    assert sum(np.shape(points.get_offsets())[0] for points in ax.collections) == len(answer)
+    plt.close("all")

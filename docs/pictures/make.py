@@ -1,7 +1,7 @@
 """Make the pictures of the README: `python docs/pictures/make.py demo.fdb [FEATURE]`.
 
 terminal.svg is the output of a command, drawn by rich. feature.png is a feature's card as a
-notebook shows it, drawn by headless Chromium.
+notebook shows it, drawn by headless Chromium. explorer*.png are pages of `featuredb serve`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,36 @@ def main() -> None:
     with featuredb.open(path) as db:
         terminal(f"featuredb top demo.fdb {feature} -k 5", db.top_contexts(feature, k=5))
         notebook(db.feature(feature)._repr_html_())
+    explorer(path, feature)
+
+
+def explorer(path: str, feature: int) -> None:
+    """Pages of the explorer, wide and light, narrow and dark."""
+    from playwright.sync_api import sync_playwright
+
+    command = [sys.executable, "-m", "featuredb.cli", "serve", path, "--no-open", "--port", "0"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+        sync_playwright() as playwright,
+    ):
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        base = url.partition("/?")[0]
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        for name, page, (width, height), scheme in (
+            ("explorer", f"/feature/layer13/{feature}", (1280, 1120), "light"),
+            ("explorer-text", "/text?context=42&k=6", (1280, 900), "light"),
+            ("explorer-contrast", "/contrast?a=topic = 'History'&k=10", (1280, 800), "light"),
+            ("explorer-narrow", f"/feature/layer13/{feature}", (390, 844), "dark"),
+        ):
+            size = {"width": width, "height": height}
+            tab = browser.new_page(viewport=size, color_scheme=scheme)
+            tab.goto(url)
+            tab.goto(base + page, wait_until="networkidle")
+            tab.screenshot(path=HERE / f"{name}.png")
+        server.terminate()
 
 
 def terminal(command: str, answer: object) -> None:

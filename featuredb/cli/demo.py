@@ -97,6 +97,7 @@ def _next_steps(program: str, root: Path) -> list[tuple[str, str]]:
             f"{Path(program).with_name('python')}",
             f"then: import featuredb; db = featuredb.open('{root}'); db.top_contexts({FEATURE})",
         ),
+        (f"{program} serve {root}", "all of it in a browser"),
     ]
 
 

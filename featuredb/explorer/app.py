@@ -25,7 +25,7 @@ from featuredb.errors import (
 from featuredb.explorer.asked import Asked
 from featuredb.explorer.drawing import render, section_of
 from featuredb.explorer.guard import TooMuch, TooSlow
-from featuredb.explorer.pages import compare, feature, find, home, search, sql, text
+from featuredb.explorer.pages import compare, contrast, feature, find, home, search, sql, text
 from featuredb.explorer.panel import Panel
 from featuredb.explorer.site import PageOf, Site, Waiting, WebPage
 from featuredb.render.formats import to_bytes
@@ -49,6 +49,7 @@ PAGES: Mapping[str, PageOf] = {
     "/search": search.page,
     "/text": text.page,
     "/compare": compare.page,
+    "/contrast": contrast.page,
     "/find": find.page,
     "/sql": sql.page,
 }

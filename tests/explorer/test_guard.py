@@ -140,5 +140,10 @@ def test_a_condition_of_a_page_is_confined(running: Running) -> None:
         "topic+IN+(SELECT+content+FROM+read_text('/etc/passwd'))",
         "1=1);COPY+(SELECT+1)+TO+'/tmp/x.csv';SELECT+(1",
     ):
-        body = running.get(f"/feature/a/sae/5?where={where}")[1]
-        assert b'role="alert"' in body
+        for path in (
+            f"/feature/a/sae/5?where={where}",
+            f"/contrast?a={where}",
+            f"/find?any=1&where={where}",
+        ):
+            assert b'role="alert"' in running.get(path)[1]
+    assert not Path("/tmp/x.csv").exists()

@@ -119,6 +119,7 @@ def test_names_of_features_lead_to_their_pages(running: Running) -> None:
         ("/feature/a/sae/40", "a/sae has features 0 to 39"),
         ("/compare?a=a/sae&b=1", "two features, or two SAEs"),
         ("/text?context=999", "context"),
+        ("/contrast?a=@/etc/passwd", "reads no files"),
         (f"/feature/{F}?panel=nothing", "there is no panel"),
     ],
 )

@@ -1,0 +1,41 @@
+"""What tells some stored texts from others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from featuredb.errors import QueryError
+from featuredb.explorer.asked import Asked
+from featuredb.explorer.panel import Panel
+from featuredb.explorer.site import Site, WebPage
+
+_UNITS = ("document", "context", "turn")
+_POOLS = ("max", "sum", "mean")
+
+
+def page(site: Site, asked: Asked) -> WebPage:
+    """Two conditions on documents, or the values of a column."""
+    a, b, each = asked.text("a"), asked.text("b"), asked.text("each")
+    unit, pool = asked.choice("unit", _UNITS), asked.choice("pool", _POOLS)
+    values = {"units": _UNITS, "unit": unit, "pools": _POOLS, "pool": pool}
+    columns = site.database.sql("SELECT column_name FROM (DESCRIBE documents)").fetchall()
+    values["columns"] = tuple(name for (name,) in columns)
+    if not (a or each):
+        return WebPage("contrast.html", "Contrast", (), values)
+    if a.startswith("@") or b.startswith("@"):
+        raise QueryError("the page reads no files: ask `featuredb contrast`")
+    options: dict[str, Any] = {
+        "a": a or None,
+        "b": b or None,
+        "each": each or None,
+        "unit": unit,
+        "pool": pool,
+        "k": asked.whole("k", 20, 1, 200),
+    }
+    panel = Panel(
+        "contrast",
+        "What tells them apart",
+        lambda: site.database.contrast(**options),
+        site.spelling("contrast", "contrast", (), options),
+    )
+    return WebPage("contrast.html", "Contrast", (panel,), values)

@@ -1201,7 +1201,7 @@ def _answer_new_text(
     store: Store, model: str | None, connection: duckdb.DuckDBPyConnection
 ) -> None:
     """Let SQL ask `Database.fires_on`."""
-    from queries.fires import Choice, fires_on, register_fires_on
+    from queries.fires import fires_on, register_fires_on
 
     encode = partial(_encode, store, model)
-    register_fires_on(connection, lambda text, k: fires_on(store, text, Choice(k), encode))
+    register_fires_on(connection, lambda text, choice: fires_on(store, text, choice, encode))

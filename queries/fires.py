@@ -27,7 +27,7 @@ from featuredb.render.view import (
 from featuredb.store.store import Store
 from queries.answers import Answer, Row
 from queries.arguments import check_choice, check_k, check_text
-from queries.catalog.firing import statement_in, statement_on
+from queries.catalog.firing import PARAMETERS, statement_in, statement_on
 from queries.connection import Reader
 from queries.question import Macro, Question
 from queries.show import feature_sizes, feature_table, number_column, score_column
@@ -282,31 +282,38 @@ _ROW = {
 
 
 def register_fires_on(
-    connection: duckdb.DuckDBPyConnection, answer: Callable[[str, int], Firing]
+    connection: duckdb.DuckDBPyConnection, answer: Callable[[str, Choice], Firing]
 ) -> None:
-    """Let DuckDB answer ``fires_on(text, k := 20)`` through `answer`.
+    """Let DuckDB answer ``fires_on`` through `answer`.
 
     Nothing is loaded until a statement calls the macro. The catalog's own macro of that name
     knows stored documents only.
     """
     import duckdb
-    from duckdb import sqltypes
+    from duckdb import func, sqltypes
 
-    def rows(text: str, k: int) -> list[dict[str, Any]]:
-        listed: list[dict[str, Any]] = answer(text, k).table.to_pylist()
+    def rows(
+        text: str | None, k: int, ranked: str, low: float | None, high: float | None
+    ) -> list[dict[str, Any]]:
+        if text is None:
+            return []
+        listed: list[dict[str, Any]] = answer(text, Choice(k, ranked, low, high)).table.to_pylist()
         return listed
 
     shape = ", ".join(f'"{name}" {kind}' for name, kind in _ROW.items())
+    density = sqltypes.DOUBLE
     connection.create_function(
         _FUNCTION,
         rows,
-        [sqltypes.VARCHAR, sqltypes.BIGINT],
+        [sqltypes.VARCHAR, sqltypes.BIGINT, sqltypes.VARCHAR, density, density],
         duckdb.sqltype(f"STRUCT({shape})[]"),
+        null_handling=func.SPECIAL,
         side_effects=False,
     )
     connection.execute(
-        "CREATE OR REPLACE MACRO fires_on(document_text, k := 20) AS TABLE SELECT found.* "
-        f"FROM (SELECT unnest({_FUNCTION}(document_text, k)) AS found)"
+        f"CREATE OR REPLACE MACRO fires_on(document_text, {PARAMETERS}) AS TABLE SELECT found.* "
+        f"FROM (SELECT unnest({_FUNCTION}(document_text, k, ranked, min_density, max_density)) "
+        "AS found)"
     )
 
 
@@ -322,10 +329,10 @@ QUESTION = Question(
             about="how much an activation says about a text: its share of the maximum, by rarity",
         ),
         Macro(
-            "fires_in(context, k := 20)",
+            f"fires_in(context, {PARAMETERS})",
             statement_in,
-            about="the most specific features of a stored context",
+            about="the most specific features of a stored context, or ranked by activation or mass",
         ),
-        Macro("fires_on(document_text, k := 20)", statement_on, about=_ABOUT_FIRES_ON),
+        Macro(f"fires_on(document_text, {PARAMETERS})", statement_on, about=_ABOUT_FIRES_ON),
     ),
 )

@@ -30,8 +30,20 @@ _PER_TOKEN = 5
     "--file",
     metavar="F",
     shell_complete=completing.files,
-    help="Use many texts: one per line, or per record of a .jsonl, .csv or .parquet file with a "
-    "column text, and perhaps id. - is standard input. Lists all activations, per token.",
+    help="Use many texts: one per line, or per record of a .jsonl, .csv or .parquet file. - is "
+    "standard input. Lists all activations, per token.",
+)
+@click.option(
+    "--text-column",
+    metavar="NAME",
+    default="text",
+    show_default=True,
+    help="With --file, what a record's text is called.",
+)
+@click.option(
+    "--id-column",
+    metavar="NAME",
+    help="With --file, what a record's id is called. Default: id, where there is one.",
 )
 @click.option(
     "--pool",
@@ -60,12 +72,16 @@ _PER_TOKEN = 5
 @options.model
 @options.limit(None, f"features (default: {_K}, {_PER_TOKEN} of each token; with --file all)")
 @options.output
+@click.pass_context
 def command(
+    ctx: click.Context,
     db: str,
     snapshot: int | None,
     text: str | None,
     context: int | None,
     file: str | None,
+    text_column: str,
+    id_column: str | None,
     pool: Pool | None,
     per_token: bool,
     token: int | None,
@@ -88,6 +104,8 @@ def command(
         )
     if pool is not None and file is None:
         raise click.UsageError("--pool is for the texts of --file")
+    if file is None:
+        options.refuse(ctx, ("text_column", "id_column"), "only a --file has columns")
     ways = [per_token, token is not None, feature is not None]
     if sum(ways) > 1:
         raise click.UsageError("give one of --per-token, --token and --feature")
@@ -95,9 +113,10 @@ def command(
         raise click.UsageError("--per-token, --token and --feature are of one text, not of --file")
     with featuredb.open(db, snapshot=snapshot, model=model) as database:
         if file is not None:
-            from queries.text_files import read_texts
+            from queries.text_files import Columns, read_texts
 
-            output.write_each(database.encode_batches(read_texts(file), pool, k))
+            texts = read_texts(file, Columns(text_column, id_column))
+            output.write_each(database.encode_batches(texts, pool, k))
             return
         if context is not None:
             answer = database.fires_in(context, k or _K, by, min_density, max_density)

@@ -38,7 +38,7 @@ def _records(files: Sequence[TokenFile]) -> str:
 
 
 def statement_in(snapshot: Snapshot) -> str:
-    """``fires_in(context, k)``: the features of a stored context."""
+    """``fires_in``: the features of a stored context."""
     bits = snapshot.position_bits
     mask = token_mask(bits)
     branches = []
@@ -71,7 +71,7 @@ words AS (
 
 
 def statement_on(snapshot: Snapshot) -> str:
-    """``fires_on(document_text, k)``: the features of the stored document with that text."""
+    """``fires_on``: the features of the stored document with that text."""
     bits = snapshot.position_bits
     branches = []
     for index, order, files in _files(snapshot):
@@ -154,6 +154,24 @@ def _unlisted(index: int, order: str, token_index: str, source: str) -> str:
     )"""
 
 
+PARAMETERS = "k := 20, ranked := 'specificity', min_density := NULL, max_density := NULL"
+"""Of `statement_in` and `statement_on`. Not called by: that is a word of SQL."""
+
+_SCORE = """CASE ranked WHEN 'specificity' THEN CAST(specificity AS DOUBLE)
+        WHEN 'activation' THEN CAST(activation AS DOUBLE) WHEN 'mass' THEN mass
+        ELSE error(format('ranked must be one of specificity, activation, mass, not {}',
+            ranked)) END"""
+
+
+def _density(bound: str, default: int) -> str:
+    """A bound on densities, from 0 to 1."""
+    refused = f"error(format('a density is from 0 to 1, not {{}}', {bound}))"
+    return (
+        f"CASE WHEN {bound} IS NULL THEN {default} WHEN {bound} BETWEEN 0 AND 1 THEN {bound} "
+        f"ELSE {refused} END"
+    )
+
+
 def _ranked(snapshot: Snapshot) -> str:
     """From `active` and `words` to the answer."""
     return f"""size AS (SELECT count(*) AS n FROM words),
@@ -161,7 +179,7 @@ peaks AS (
     SELECT sae_index, feature_id, max(activation) AS activation,
         arg_min(token_index, (-activation, token_index)) AS token_index,
         CAST(count(*) AS INTEGER) AS n_tokens, list(token_index) AS places,
-        list(activation) AS activations
+        list(activation) AS activations, sum(CAST(activation AS DOUBLE)) AS mass
     FROM active GROUP BY sae_index, feature_id
 ),
 scored AS (
@@ -171,11 +189,13 @@ scored AS (
     FROM peaks AS p JOIN (SELECT sae_index, sae, recorded_tokens FROM saes) AS s USING (sae_index)
     JOIN features AS f ON f.sae = s.sae AND f.feature_id = p.feature_id
     JOIN ({SQL_TYPICAL}) AS t ON t.sae = s.sae
+    WHERE f.density >= {_density("min_density", 0)} AND f.density <= {_density("max_density", 1)}
 ),
+ordered AS (SELECT *, {_SCORE} AS score FROM scored),
 best AS (
-    SELECT CAST(row_number() OVER (ORDER BY specificity DESC, sae_index, feature_id) AS INTEGER)
+    SELECT CAST(row_number() OVER (ORDER BY score DESC, sae_index, feature_id) AS INTEGER)
         AS rank, *
-    FROM scored QUALIFY rank <= featuredb_k(k)
+    FROM ordered QUALIFY rank <= featuredb_k(k)
 )
 SELECT b.rank, b.sae, b.feature_id, b.specificity, b.activation, b.token_index, v.text AS token,
     b.n_tokens, [coalesce(b.activations[list_position(b.places, CAST(i AS INTEGER))], 0)

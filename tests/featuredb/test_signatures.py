@@ -79,7 +79,18 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "fires": (
         _Database.fires_on,
         "db text",
-        {"db", "context", "file", "pool", "per_token", "token", "feature", "model"},
+        {
+            "db",
+            "context",
+            "file",
+            "text_column",
+            "id_column",
+            "pool",
+            "per_token",
+            "token",
+            "feature",
+            "model",
+        },
     ),
     "about": (_Database.about, "db phrase", {"db"}),
     "steer": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from featuredb.errors import QueryError
 from featuredb.store.store import Store
 from queries.encode import Pool, encode
 from queries.specificity import Active, ActiveText
-from queries.text_files import read_texts
+from queries.text_files import Columns, read_texts
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 POOLS: tuple[Pool | None, ...] = (None, "max", "sum", "mean")
@@ -207,9 +208,32 @@ def test_files_of_texts(tmp_path: Path, name: str) -> None:
     assert list(read_texts(str(file))) == READ[name]
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_columns_of_texts_may_be_called_anything(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"t.{ending}"
+    rows = pa.table({"body": ["one", "two"], "text": ["no", "no"], "id": ["x", "y"], "nr": [1, 2]})
+    if ending == "parquet":
+        pq.write_table(rows, file)
+    elif ending == "csv":
+        rows.to_pandas().to_csv(file, index=False)
+    else:
+        file.write_text("\n".join(map(json.dumps, rows.to_pylist())))
+    read = partial(read_texts, str(file))
+    assert list(read(Columns("body"))) == [("x", "one"), ("y", "two")]
+    assert list(read(Columns("body", "nr"))) == [("1", "one"), ("2", "two")]
+    for columns, message in (
+        (Columns("talk"), "record 1 has no text in 'talk': say which column it is"),
+        (Columns("body", "key"), "record 1 has no 'key': name another column"),
+    ):
+        with pytest.raises(QueryError, match=message):
+            list(read(columns))
+    with pytest.raises(QueryError, match="has a text per line, and no columns"):
+        list(read_texts(str(tmp_path / "t.txt"), Columns("body")))
+
+
 BROKEN = {
     "a.jsonl": (b'{"text": "a"}\n{"text"\n', "a.jsonl, line 2 is not JSON"),
-    "b.jsonl": (b'{"body": "a"}\n', "b.jsonl, record 1 has no text: call that column `text`"),
+    "b.jsonl": (b'{"body": "a"}\n', "b.jsonl, record 1 has no text in 'text': say which column"),
     "c.csv": (b"body\na\n", "c.csv, record 1 has no text"),
     "d.txt": (b"\xff\xfe\xff", "d.txt cannot be read as texts: 'utf-8' codec"),
     "e.parquet": (b"PAR1", "e.parquet cannot be read as Parquet"),

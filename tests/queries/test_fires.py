@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -91,6 +92,31 @@ def test_densities(db: featuredb.Database) -> None:
     assert {row.feature_id for row in every} - {
         row.feature_id for row in db.fires_in(3, k=100, max_density=0.9)
     } == {1}
+
+
+def test_orders_and_densities_in_sql(db: featuredb.Database, world: World, path: Path) -> None:
+    ((text,),) = db.sql("SELECT text FROM documents WHERE document_id = 3").fetchall()
+    plain = duckdb.connect(str(path / "catalog.duckdb"), read_only=True)
+    for by, low, high in (("mass", None, 0.3), ("activation", 0.1, 0.25), ("specificity", 0, None)):
+        wanted = db.fires_in(3, 7, by, low, high)
+        options = "k := 7, ranked := ?, min_density := ?, max_density := ?"
+        names = [(row.rank, row.sae, row.feature_id, row.activation) for row in wanted]
+        assert names
+        for asked in (db.sql, plain.execute):
+            for call, about in (("fires_in", 3), ("fires_on", text)):
+                rows = asked(
+                    f"SELECT rank, sae, feature_id, activation FROM {call}(?, {options})",
+                    [about, by, low, high],
+                )
+                assert rows.fetchall() == names
+    for options, message in (
+        ("ranked := 'size'", "must be one of specificity, activation, mass, not"),
+        ("max_density := 2", "a density is from 0 to 1, not 2"),
+    ):
+        for call in ("fires_in(3, ", "fires_on((SELECT text FROM documents LIMIT 1), "):
+            with pytest.raises(Exception, match=message):
+                db.sql(f"FROM {call}{options})").fetchall()
+    plain.close()
 
 
 def test_a_feature_that_hardly_fired_does_not_lead(db: featuredb.Database) -> None:

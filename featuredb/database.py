@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -1110,6 +1111,29 @@ class Database:
             Sampling(max_new_tokens, temperature, top_p, seed),
             SweepOptions(encoder, judge, judge_model),
         )
+
+    def export_edits(
+        self, edits: Edits, path: str | os.PathLike[str], *, method: str = "code"
+    ) -> None:
+        """Write edits to a file that other programs steer with (`featuredb.steering.exports`).
+
+        Args:
+            edits: As of `intervene`, at all tokens. Only what adds is exact. Setting is taken as
+                adding the value.
+            path: Its ending says what for: ``.safetensors``; ``.gguf``, a control vector of
+                llama.cpp; ``.pt``, a steering file of lm-evaluation-harness.
+            method: As of `intervene`. In a ``.pt`` file ``"project"`` clamps.
+
+        Raises:
+            QueryError: The program cannot make such an edit.
+            StorageError: The file cannot be written.
+            Error: As `intervene`.
+        """
+        opened = self._steering("exporting edits")
+        from featuredb.steering.exports import export_edits
+
+        options = opened.SteeringOptions(method)
+        export_edits(self._reader.store, edits, Path(path), self._model, options)
 
     @property
     def tokenizer(self) -> Any:

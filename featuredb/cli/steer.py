@@ -105,6 +105,12 @@ if TYPE_CHECKING:
     help="An OpenAI-compatible endpoint that rates the sweep's texts. Key: OPENAI_API_KEY.",
 )
 @click.option("--judge-model", metavar="NAME", help="The judge's model.")
+@click.option(
+    "--export",
+    metavar="FILE",
+    shell_complete=completing.files,
+    help="Write the edits instead: .safetensors, .gguf for llama.cpp, .pt for lm-eval-harness.",
+)
 @click.option("--other-model", is_flag=True, help="Allow a --model that is not the database's.")
 @options.model
 @options.output
@@ -117,6 +123,7 @@ def command(
     chat: bool,
     model: str | None,
     output: Output,
+    export: str | None,
     sweep: str | None,
     plot: str | None,
     encoder: str | None,
@@ -131,13 +138,19 @@ def command(
     The model goes on from each PROMPT, and what the edits change is measured. Needs
     featuredb[ingest]. On a terminal the steered text is shown as it is written.
     """
+    if export is not None:
+        if prompt or file or sweep:
+            raise click.UsageError("--export writes the edits alone: leave PROMPT and --sweep out")
+        with featuredb.open(db, snapshot=snapshot, model=model) as database:
+            database.export_edits(edits, export, method=how["method"])
+        return
     texts = [options.text_or_stdin(each) for each in prompt]
     if file is not None:
         from queries.text_files import read_texts
 
         texts += [text for _, text in read_texts(file)]
     if not texts:
-        raise click.UsageError("give a PROMPT (or - for standard input), or --file F")
+        raise click.UsageError("give a PROMPT (or - for standard input), --file F or --export F")
     given: Any = [[{"role": "user", "content": text}] for text in texts] if chat else texts
     if sweep is None and (plot or encoder or judge or judge_model):
         raise click.UsageError("--plot, --encoder, --judge and --judge-model are of a --sweep")

@@ -94,6 +94,10 @@ class SaeEdits:
         self._projects = any(edit.method == "project" for edit in edits)
         self._pseudo_inverses: dict[str, Tensor] = {}
 
+    def direction(self, feature: int, hook: HookPoint) -> Tensor:
+        """float32 [d_out], what one edited feature writes at a hook."""
+        return self._places[hook][self.features.index(feature)]
+
     def change(self, x: Tensor, chosen: Tensor | None = None) -> CodeChange:
         """How the edits change the codes of rows x [N, d_in].
 

@@ -96,7 +96,8 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "steer": (
         _Database.steer,
         "db prompt --set 1=2",
-        {"db", "file", "chat", "model", "sweep", "plot", "encoder", "judge", "judge_model"},
+        {"db", "file", "chat", "model", "export", "sweep", "plot"}
+        | {"encoder", "judge", "judge_model"},
     ),
     "contrast": (_Database.contrast, "db", {"db", "model"}),
     "compare": (_Database.compare, "db 1 2", {"db"}),

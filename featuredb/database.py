@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from featuredb.steering.edits import Edits
+    from featuredb.steering.effects import Ablated
     from featuredb.steering.prompts import Prompts
     from featuredb.steering.steered import Steered
     from featuredb.steering.sweep import Strengths
@@ -1134,6 +1135,44 @@ class Database:
 
         options = opened.SteeringOptions(method)
         export_edits(self._reader.store, edits, Path(path), self._model, options)
+
+    def effect(
+        self,
+        features: Feature | Sequence[Feature],
+        k: int = 10,
+        *,
+        sample: bool = False,
+        seed: int = 0,
+        save: bool = True,
+    ) -> Ablated:
+        """Whether features are causal: ablate each where it fires, and see what the loss does.
+
+        Each feature is ablated at its active tokens of k contexts, up to 16 tokens after its peak,
+        and the loss of the token after each is compared. The control takes as much away at a
+        matched token of k contexts in which it is silent.
+
+        Args:
+            features: One or several. Their sign tests are corrected together.
+            k: Contexts of each kind, of different documents where there are as many.
+            sample: Contexts from the whole range of its maxima. Default: its top contexts.
+            seed: Draw other contexts.
+            save: Store the answer in the view ``effects``, as a new snapshot.
+
+        Returns:
+            One row per feature: the change of the loss with its 95 % interval over documents, the
+            control, the sign test's p and q, and the tokens that lose most probability.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+            QueryError: A feature never fires.
+            StorageError: The database can only be read, and `save` is true.
+            Error: As `fires_on`.
+        """
+        self._steering("ablating")
+        from featuredb.steering.ablation import effect
+
+        given = [features] if isinstance(features, int | str) else list(features)
+        return effect(self._reader, given, k, sample, seed, self._model, save=save)
 
     @property
     def tokenizer(self) -> Any:

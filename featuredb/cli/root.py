@@ -36,7 +36,7 @@ _QUESTIONS = (
     "search",
     "sql",
 )
-_EFFECTS = ("measure",)
+_EFFECTS = ("measure", "effect")
 _CARE = ("snapshots", "compact", "vacuum", "verify", "push", "pull", "completion")
 _BROWSER = ("serve", "card")
 _HELPERS = {"__main__", "completing", "exit_codes", "options", "output", "reference", "root"}

@@ -43,6 +43,43 @@ class Measured(Answer):
         return View([[heading], [Table(columns, more=len(self) - len(rows))]])
 
 
+@dataclass(frozen=True, repr=False)
+class Ablated(Answer):
+    """What taking features away does where they fire, by SAE and feature id.
+
+    Columns: sae, feature_id, and those of the table ``ablated`` in docs/format.md.
+    """
+
+    kind: ClassVar[str] = "ablated"
+
+    def view(self) -> View:
+        """The features whose loss changes most, each beside its control."""
+        rows = sorted(self, key=lambda row: -row.loss_change)[:_SHOWN]
+        heading = Heading("ablating ", numbers.plural(len(self), "feature"), " where they fire")
+        columns: list[Column | TokenColumn] = [
+            Column("feature", [feature_name(row) for row in rows], features=True),
+            Column("loss", [_between(row, "loss_change") for row in rows], right=True),
+            Column("control", [_between(row, "control_change") for row in rows], right=True),
+            _column("documents", rows, "n_documents"),
+            _column("q", rows, "q"),
+            TokenColumn("carries", [[t["token"] for t in row.carried_tokens] for row in rows]),
+        ]
+        return View([[heading], [Table(columns, more=len(self) - len(rows))]])
+
+
+def _between(row: Row, name: str) -> str:
+    mean, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    if mean is None:
+        return "none"
+    ends = "" if low is None else f" ({low:+.3f} to {high:+.3f})"
+    return f"{mean:+.3f}{ends}"
+
+
+def ablated(reader: Reader, features: Sequence[tuple[str, int]] | None = None) -> Ablated:
+    """The ablations of some features, (SAE, number) each. None for all there are."""
+    return Ablated(_rows(reader, features, "ablated"))
+
+
 def measured(reader: Reader, features: Sequence[tuple[str, int]] | None = None) -> Measured:
     """The measurements of some features, (SAE, number) each. None for all there are."""
     return Measured(_rows(reader, features, "measured"))

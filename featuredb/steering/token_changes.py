@@ -45,6 +45,12 @@ class TokenChanges:
             self._after[block] += after.exp().cpu()
         return divergence.clamp_min(0)
 
+    def pool(self, before: Tensor, after: Tensor) -> None:
+        """Count log probabilities [m, vocab] at m places, for the one row there is."""
+        self._times += len(before)
+        self._before[0] += before.exp().sum(dim=0).cpu()
+        self._after[0] += after.exp().sum(dim=0).cpu()
+
     def listed(
         self, *, raised: bool, known: npt.NDArray[np.bool_], texts: Sequence[str]
     ) -> pa.ListArray:

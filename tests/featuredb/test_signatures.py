@@ -104,6 +104,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "search": (_Database.search, "db query", {"db"}),
     "sql": (_Database.sql, "db query", {"db", "k", "memory", "model"}),
     "measure": (featuredb.measure, "db", {"db", "form", "path"}),
+    "effect": (_Database.effect, "db 1", {"db", "form", "path", "model"}),
     "snapshots": (featuredb.snapshots, "db", {"db"}),
     "compact": (featuredb.compact, "db", {"db"}),
     "vacuum": (featuredb.vacuum, "db", {"db"}),

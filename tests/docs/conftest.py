@@ -25,11 +25,12 @@ def made_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("docs") / "made.fdb"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tests.make_store, "_no_logits", _logits)
-        make_store(path, _world())
+        make_store(path, made_world())
     return path
 
 
-def _world() -> World:
+def made_world() -> World:
+    """What `made_store` holds."""
     rng = np.random.default_rng(0)
     documents, metadata = [], {name: list[str]() for name in ("id", "title", "topic", "url")}
     for number in range(72):

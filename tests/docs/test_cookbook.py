@@ -1,6 +1,7 @@
 """Every statement of docs/cookbook.md runs, with the columns the page states, and finds something.
 
-Always on a made store, and on the demo's database if it exists.
+Always on a made store, where the answer is that of `cookbook_answers`, and on the demo's database
+if it exists.
 """
 
 from __future__ import annotations
@@ -8,13 +9,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import featuredb
+from tests.docs.conftest import made_world
+from tests.docs.cookbook_answers import ANSWERS, Arrays, arrays, is_a_sample
 from tests.docs.pages import COOKBOOK, ROOT, Block, blocks, named_features, on_made_store
 
 QUESTIONS = blocks(COOKBOOK, "sql")
 SILENT_ON_MADE = {"Which positions were left out as sinks?"}
+SAMPLE = "What does a feature do below its peaks?"
 DEMO = ROOT / "demo.fdb"
 
 
@@ -29,10 +34,16 @@ def labels() -> str:
     return csv.text
 
 
-def test_the_page_has_a_dozen_questions_each_with_a_heading_of_its_own() -> None:
+@pytest.fixture(scope="module")
+def made() -> Arrays:
+    return arrays(made_world())
+
+
+def test_each_question_has_a_heading_and_an_answer_of_its_own() -> None:
     headings = [block.heading for block in QUESTIONS]
-    assert len(headings) >= 12
+    assert len(headings) >= 45
     assert len(set(headings)) == len(headings)
+    assert set(headings) == {*ANSWERS, SAMPLE}
 
 
 def test_the_features_it_names_are_those_in_its_table() -> None:
@@ -45,7 +56,11 @@ def test_the_features_it_names_are_those_in_its_table() -> None:
 
 @pytest.mark.parametrize("block", QUESTIONS, ids=lambda b: b.id)
 def test_on_a_made_store(
-    block: Block, made_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    block: Block,
+    made_store: Path,
+    made: Arrays,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("labels.csv").write_text(on_made_store(labels()))
@@ -53,6 +68,17 @@ def test_on_a_made_store(
         answer = db.sql(on_made_store(block.text)).to_arrow_table()
     assert answer.column_names == stated_columns(block)
     assert answer.num_rows > 0 or block.heading in SILENT_ON_MADE
+    rows = [tuple(row.values()) for row in answer.to_pylist()]
+    if block.heading == SAMPLE:
+        is_a_sample(made, rows)
+        return
+    assert rows == [tuple(map(about, row)) for row in ANSWERS[block.heading](made)]
+
+
+def about(value: object) -> object:
+    """What a value of an answer is compared with."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return pytest.approx(value, rel=1e-6, abs=1e-9) if isinstance(value, float) else value
 
 
 @pytest.mark.skipif(not (DEMO / "CURRENT").exists(), reason="there is no demo.fdb: make demo")

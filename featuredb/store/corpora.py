@@ -23,6 +23,9 @@ from featuredb.store.snapshot import Corpus, Draft, Snapshot
 _CACHED_DOCUMENTS = 1_000_000
 """Up to this many documents, their metadata is cached. Beyond it, it is read on demand."""
 
+_SCANNED = 16 << 20
+"""Bytes of tokens behind a URL that one question may read."""
+
 DOCUMENT_ROW_GROUP = 1_024
 
 
@@ -78,9 +81,8 @@ class Texts:
     @property
     def scannable(self) -> bool:
         """Whether a question may read all tokens: not of a large corpus behind a URL."""
-        return self._location.folder is not None or all(
-            self._location.is_small(corpus.tokens.path, 1, 1) for corpus in self._snapshot.corpora
-        )
+        size = sum(corpus.tokens.bytes for corpus in self._snapshot.corpora)
+        return self._location.folder is not None or size <= _SCANNED
 
     def ids_of(self, text: str) -> list[int]:
         """The token ids that have this text, ascending. Some tokenizers have several."""

@@ -101,7 +101,7 @@ class CommonTokens:
                 block = tokens[first : min(first + BLOCK, starts[-1])]
                 counts += np.bincount(block, minlength=len(counts))
             if corpus.bos_token_id is not None and not snapshot.recording.keep_bos:
-                counts -= np.bincount(tokens[starts[:-1]], minlength=len(counts))
+                counts[corpus.bos_token_id] -= len(starts) - 1  # each context begins with it
         sinks = np.unique(np.concatenate(list(self._sinks.values())))
         edges = np.array(self.ranges, np.int64).reshape(-1)
         inside = np.searchsorted(edges, context_of(sinks, self._bits), side="right") % 2 == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from featuredb.render.view import (
     Group,
     Heading,
     Part,
+    Passages,
     Table,
     View,
 )
@@ -117,7 +118,7 @@ class FeatureCard(Answer):
             sections.append([Heading("", "top contexts"), self.contexts.passages()])
         # Of few contexts all are above.
         if row.n_contexts > len(self.contexts):
-            first, *others = self.sample.bins()
+            first, *others = map(self._not_above, self.sample.bins())
             sections += [[Heading("", "a sample of each fifth of its range"), *first], *others]
         if len(self.silent):
             heading = Heading("", "silent", " though one of its tokens is there")
@@ -130,6 +131,19 @@ class FeatureCard(Answer):
         if near_to:
             sections.append([Group(near_to)])
         return View(sections)
+
+    def _not_above(self, parts: Sequence[Part]) -> list[Part]:
+        """A bin without the contexts that are among the strongest, which its heading counts."""
+        above = set(self.contexts.table.column("context_id").to_pylist())
+        shown: list[Part] = []
+        for part in parts:
+            if isinstance(part, Passages):
+                new = [item for item in part.items if item.context not in above]
+                if (twice := len(part.items) - len(new)) and isinstance(shown[0], Heading):
+                    shown[0] = replace(shown[0], after=f"{shown[0].after} · {twice} above")
+                part = replace(part, items=new)
+            shown.append(part)
+        return shown
 
 
 def feature_card(reader: Reader, feature: int | str, k: int | None = None) -> FeatureCard:

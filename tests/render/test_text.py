@@ -127,6 +127,14 @@ def test_a_card_shows_every_part_and_counts_what_it_leaves_out() -> None:
     assert "«Hastings»" in text
 
 
+def test_a_card_shows_no_context_of_its_sample_twice() -> None:
+    card = answers.feature_card()
+    assert "5.000 to 10.00 · 1 of 3 contexts · 1 above" in str(card)
+    assert str(card).count("«Hastings»") == 2  # at the top, and among the silent ones
+    alone = replace(card, contexts=card.contexts[1:])
+    assert "5.000 to 10.00 · 1 of 3 contexts\n1  7.50" in str(alone)
+
+
 def test_a_histogram_has_an_axis() -> None:
     lines = str(answers.feature_card()).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("activations per bin"))

@@ -81,7 +81,7 @@ class Verbs(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         ours = not args and "args" not in kwargs  # otherwise a caller's process, such as a test
-        if ours and len(sys.argv) > 2 and sys.argv[1] in LOOKUPS:
+        if ours and len(sys.argv) > 2 and sys.argv[1] in (*LOOKUPS, *_BROWSER):
             _spare_pandas()
         return super().main(*args, **kwargs)
 

@@ -23,6 +23,7 @@ from featuredb.errors import (
     first_line,
 )
 from featuredb.explorer.asked import Asked
+from featuredb.explorer.cache import PageCache
 from featuredb.explorer.drawing import render, section_of
 from featuredb.explorer.guard import TooMuch, TooSlow
 from featuredb.explorer.pages import compare, contrast, feature, find, home, search, sql, text
@@ -58,16 +59,17 @@ PAGES: Mapping[str, PageOf] = {
 
 def application(site: Site) -> Starlette:
     """The explorer of one database."""
+    cache = PageCache()
     routes = [
         Route("/assets/{name}", _asset),
         Route("/model", lambda _: JSONResponse(site.model.status())),
-        Route("/random", _answering(site, feature.random_page)),
+        Route("/random", _answering(site, cache, feature.random_page)),
     ]
     for path, page in PAGES.items():
         if not path.endswith(":path}"):
             twin = "/index.{form}" if path == "/" else path + ".{form}"
-            routes.append(Route(twin, _answering(site, page), methods=["GET"]))
-        routes.append(Route(path, _answering(site, page), methods=["GET", "POST"]))
+            routes.append(Route(twin, _answering(site, cache, page), methods=["GET"]))
+        routes.append(Route(path, _answering(site, cache, page), methods=["GET", "POST"]))
     return Starlette(
         routes=routes,
         exception_handlers={HTTPException: _refused(site), Exception: _failed(site)},
@@ -88,14 +90,21 @@ async def _asset(request: Request) -> Response:
     )
 
 
-def _answering(site: Site, page: PageOf) -> Any:
+def _answering(site: Site, cache: PageCache, page: PageOf) -> Any:
     async def endpoint(request: Request) -> Response:
         path, form = _path_and_form(request)
         pairs = list(request.query_params.multi_items())
         if request.method == "POST":
             pairs += await _form(request)
         asked = Asked(path, tuple(pairs))
-        return await run_in_threadpool(answer, site, page, asked, form)
+        key = (request.method, form, asked)
+        kept = cache.get(key)
+        if kept is not None:
+            return kept
+        made, lasting = await run_in_threadpool(answer, site, page, asked, form)
+        if lasting and request.method == "GET":
+            cache.put(key, made)
+        return made
 
     return endpoint
 
@@ -125,29 +134,33 @@ async def _form(request: Request) -> list[tuple[str, str]]:
         raise HTTPException(400, "what was sent is not UTF-8") from None
 
 
-def answer(site: Site, page_of: PageOf, asked: Asked, form: str = "") -> Response:
-    """The page, one of its panels alone, or its data."""
+def answer(site: Site, page_of: PageOf, asked: Asked, form: str = "") -> tuple[Response, bool]:
+    """The page, one of its panels alone, or its data, and whether that stays the same."""
     try:
         page = page_of(site, asked)
         if page.redirect:
-            return RedirectResponse(page.redirect, 303)
-        name = asked.text("panel")
-        panel = page.panel(name)
-        if name and panel is None:
-            known = ", ".join(p.name for p in page.panels)
-            raise QueryError(f"there is no panel {name!r} here: {known or 'this page has none'}")
-        if form:
-            if panel is None:
-                raise QueryError("nothing is asked here yet: there are no rows")
-            return _data(panel, form)
-        if asked.flag("fragment") and panel is not None:
-            return Response(str(drawn(panel, asked)), media_type="text/html")
-        shown = (panel,) if name and panel is not None else page.panels
-        return _html(site, page, asked, [(p, _placed(p, asked, lazy=not name)) for p in shown])
+            return RedirectResponse(page.redirect, 303), False
+        return _of_page(site, page, asked, form), page.lasting
     except Waiting as error:
-        return JSONResponse({"error": str(error)}, 503, {"retry-after": "5"})
+        return JSONResponse({"error": str(error)}, 503, {"retry-after": "5"}), False
     except FeatureDBError as error:
-        return _error(site, asked, error, form)
+        return _error(site, asked, error, form), False
+
+
+def _of_page(site: Site, page: WebPage, asked: Asked, form: str) -> Response:
+    name = asked.text("panel")
+    panel = page.panel(name)
+    if name and panel is None:
+        known = ", ".join(p.name for p in page.panels)
+        raise QueryError(f"there is no panel {name!r} here: {known or 'this page has none'}")
+    if form:
+        if panel is None:
+            raise QueryError("nothing is asked here yet: there are no rows")
+        return _data(panel, form)
+    if asked.flag("fragment") and panel is not None:
+        return Response(str(drawn(panel, asked)), media_type="text/html")
+    shown = (panel,) if name and panel is not None else page.panels
+    return _html(site, page, asked, [(p, _placed(p, asked, lazy=not name)) for p in shown])
 
 
 def _placed(panel: Panel, asked: Asked, *, lazy: bool) -> Markup | None:

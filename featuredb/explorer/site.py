@@ -54,7 +54,8 @@ class Site:
 class WebPage:
     """What an address shows. The first panel is what ``.json`` and its like give.
 
-    values: what the template needs besides. status: of the answer.
+    values: what the template needs besides. status: of the answer. lasting: it is the same
+    whenever it is asked for.
     """
 
     template: str
@@ -63,6 +64,7 @@ class WebPage:
     values: Mapping[str, Any] = field(default_factory=dict)
     status: int = 200
     redirect: str = ""
+    lasting: bool = True
 
     def panel(self, name: str) -> Panel | None:
         """The panel of that name, the first for none."""

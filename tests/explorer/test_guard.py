@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+from starlette.responses import Response
 
 from featuredb.errors import OptionError, SQLError
 from featuredb.explorer import guard, server
+from featuredb.explorer.cache import PageCache
 from featuredb.explorer.console import Console
 from featuredb.store.store import Store
 from tests.explorer.conftest import Running
@@ -147,3 +149,13 @@ def test_a_condition_of_a_page_is_confined(running: Running) -> None:
         ):
             assert b'role="alert"' in running.get(path)[1]
     assert not Path("/tmp/x.csv").exists()
+
+
+def test_pages_are_kept_up_to_a_bound() -> None:
+    cache = PageCache(most=25)
+    for name in "abc":
+        cache.put(name, Response(b"0123456789"))
+        cache.get("a")
+    assert [name for name in "abc" if cache.get(name)] == ["a", "c"]
+    cache.put("long", Response(b"0" * 100))
+    assert cache.get("long") is None

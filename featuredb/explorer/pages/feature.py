@@ -58,7 +58,7 @@ def page(site: Site, asked: Asked) -> WebPage:
         "offset": asked.whole("offset", 0, 0, 10**9),
         "k": asked.whole("k", 10, 1, 200),
     }
-    return WebPage("feature.html", full, tuple(panels), values)
+    return WebPage("feature.html", full, tuple(panels), values, lasting=not text.strip())
 
 
 def random_page(site: Site, asked: Asked) -> WebPage:

@@ -32,7 +32,7 @@ def page(site: Site, asked: Asked) -> WebPage:
             schema,
         ]
     values = {"query": query, "recipes": recipes(), "seconds": SECONDS, "rows": MOST_ROWS}
-    return WebPage("sql.html", "SQL", tuple(panels), values)
+    return WebPage("sql.html", "SQL", tuple(panels), values, lasting=not query.strip())
 
 
 def _rows(rows: CappedRows) -> View:

@@ -83,7 +83,7 @@ def page(site: Site, asked: Asked) -> WebPage:
     except FeatureDBError:
         pass  # the panel says it
     title = f"Context {context}" if context else "Text"
-    return WebPage("text.html", title, tuple(panels), values)
+    return WebPage("text.html", title, tuple(panels), values, lasting=bool(context))
 
 
 def _features(firing: Firing) -> View:

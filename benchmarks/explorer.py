@@ -1,0 +1,183 @@
+"""What the explorer's pages cost: `python -m benchmarks.explorer demo.fdb`.
+
+Printed per page: milliseconds on the server (median and 95th percentile over different features or
+contexts, none asked for before), and bytes. Then, by headless Chromium with an empty cache: the
+first contentful paint, requests and bytes. Then many clients (`--clients`, `--seconds`), each with
+a page a second: requests, failures, 50th and 99th percentile, how the server's memory grew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import featuredb
+
+Page = Callable[[random.Random], str]
+_WORDS = ("music", "river", "war", "king", "bridge", "island", "disease", "science", "church")
+
+
+class Server:
+    """`featuredb serve` in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        self.url = process.stdout.readline().strip()
+        self.base, _, token = self.url.partition("/?token=")
+        self.pid = process.pid
+        self._port = urlsplit(self.base).port or 0
+        self._cookie = {"Cookie": f"featuredb-{self._port}={token}"}
+
+    def get(self, path: str) -> tuple[int, int, float]:
+        """Status, bytes, seconds."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        started = time.perf_counter()
+        connection.request("GET", path, headers=self._cookie)
+        answer = connection.getresponse()
+        size = len(answer.read())
+        connection.close()
+        return answer.status, size, time.perf_counter() - started
+
+    @property
+    def memory(self) -> int:
+        """Resident bytes."""
+        fields = Path(f"/proc/{self.pid}/statm").read_text().split()
+        return int(fields[1]) * 4096
+
+
+@contextmanager
+def serving(path: str) -> Iterator[tuple[Server, float]]:
+    """A server, and the seconds until it printed its address."""
+    command = [sys.executable, "-m", "featuredb.cli", "serve", path, "--no-open", "--port", "0"]
+    started = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        server = Server(process)
+        yield server, time.perf_counter() - started
+        process.terminate()
+
+
+def pages(path: str) -> dict[str, Page]:
+    """Addresses of each page, drawn at random."""
+    with featuredb.open(path) as db:
+        sae = db.saes[0]
+        contexts = sum(corpus.n_contexts for corpus in db.snapshot.corpora)
+    name = quote(sae.name)
+
+    def feature(draw: random.Random) -> str:
+        return f"{name}/{draw.randrange(sae.d_sae)}"
+
+    return {
+        "home": lambda draw: f"/?offset={draw.randrange(1_000)}",
+        "feature": lambda draw: f"/feature/{feature(draw)}",
+        "sample": lambda draw: f"/feature/{feature(draw)}?show=sample",
+        "encoder": lambda draw: f"/feature/{feature(draw)}?panel=near-encoder&fragment=1",
+        "coactive": lambda draw: f"/feature/{feature(draw)}?panel=coactive-token&fragment=1",
+        "text": lambda draw: f"/text?context={draw.randrange(contexts)}",
+        "compare": lambda draw: f"/compare?a={feature(draw)}&b={feature(draw)}",
+        "find": lambda draw: f"/find?any={feature(draw)},{feature(draw)}",
+        "search": lambda draw: f"/search?q={draw.choice(_WORDS)}+{draw.choice(_WORDS)}",
+        "sql": lambda draw: f"/sql?q=FROM+near('{feature(draw)}')",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=60)
+    options = parser.parse_args()
+    asked = pages(options.path)
+    with serving(options.path) as (server, start):
+        print(f"start {start:.2f} s")
+        print(f"{'page':10} {'p50 ms':>8} {'p95 ms':>8} {'KB':>6}")
+        for name, page in asked.items():
+            draw = random.Random(name)
+            server.get(page(random.Random(0)))
+            answers = [server.get(page(draw)) for _ in range(options.rounds)]
+            times = statistics.quantiles([1e3 * seconds for *_, seconds in answers], n=20)
+            size = statistics.median(size for _, size, _ in answers) / 1e3
+            print(f"{name:10} {times[9]:8.1f} {times[18]:8.1f} {size:6.1f}")
+        paint(server, asked["feature"](random.Random(1)))
+        load(server, asked["feature"], options.clients, options.seconds)
+
+
+def paint(server: Server, path: str) -> None:
+    """How soon a browser with an empty cache shows something of a feature's page."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        print("no chromium: first contentful paint not measured")
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        paints, sizes, requests = [], [], 0
+        for _ in range(7):
+            context = browser.new_context()
+            tab = context.new_page()
+            context.request.get(server.url)
+            tab.goto(server.base + path, wait_until="load")
+            tab.wait_for_timeout(200)
+            entry = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+            # Not wait_for_function: the pages' policy allows no eval.
+            paints.append(tab.evaluate(entry))
+            loaded = tab.evaluate(
+                "[...performance.getEntriesByType('navigation'), "
+                "...performance.getEntriesByType('resource')].map((e) => e.transferSize)"
+            )
+            requests, sizes = len(loaded), [*sizes, sum(loaded)]
+            context.close()
+        browser.close()
+    print(
+        f"first contentful paint {statistics.median(paints):.0f} ms, {requests} requests, "
+        f"{statistics.median(sizes) / 1e3:.0f} KB"
+    )
+
+
+def load(server: Server, page: Page, clients: int, seconds: float) -> None:
+    """Many clients, each with a page a second."""
+    times: list[float] = []
+    failures: list[object] = []
+    before, until = server.memory, time.monotonic() + seconds
+
+    def client(number: int) -> None:
+        draw = random.Random(number)
+        time.sleep(draw.random())
+        while time.monotonic() < until:
+            try:
+                status, _, took = server.get(page(draw))
+            except OSError as error:
+                failures.append(error)
+                continue
+            times.append(1e3 * took)
+            if status != 200:
+                failures.append(status)
+            time.sleep(max(0.0, 1.0 - took))
+
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    marks = statistics.quantiles(times, n=100)
+    grown = (server.memory - before) / 1e6
+    print(
+        f"{clients} clients for {seconds:.0f} s: {len(times):,} pages, {len(failures)} failed, "
+        f"p50 {marks[49]:.0f} ms, p99 {marks[98]:.0f} ms, memory {grown:+.0f} MB"
+    )
+
+
+if __name__ == "__main__":
+    main()

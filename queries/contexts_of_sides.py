@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -41,15 +42,16 @@ def contexts_of_sides(
     sides = (("A", compared.in_a), ("B", compared.in_b))
     new = _best_texts(reader, compared, sides, features, encode)
     for rank, sae, number in features:
-        found = None
+        found, context, unit = None, np.empty(0, np.int64), np.empty(0, np.int32)
         for name, places in sides:
             inside = np.zeros(stored, np.bool_)
             inside[places[places < stored]] = True
             if inside.any():
                 if found is None:
                     found = fired(store, sae, number, common[sae.name], with_activations=True)
-                context = context_of(found.keys, bits)
-                unit = compared.units.of(context, lambda k=found.keys: token_of(k, bits))  # type: ignore[misc]
+                    keys = found.keys
+                    context = context_of(keys, bits)
+                    unit = compared.units.of(context, partial(token_of, keys, bits))
                 here = np.flatnonzero((unit >= 0) & inside[unit])
                 if len(here):
                     best = here[np.argmax(found.activation[here])]

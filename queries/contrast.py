@@ -36,7 +36,7 @@ from queries.peaks import passages
 from queries.pooled import Int64, Pairs
 from queries.question import Question
 from queries.scores import Scores, of_two, with_log_odds
-from queries.show import counted, feature_table
+from queries.show import counted, feature_name, feature_table
 from queries.strata import LENGTH, numeric, strata, values_of
 from queries.tails import normal_deviate, two_sided, two_sided_t
 from queries.trend import Trend, midranks, trend
@@ -105,19 +105,31 @@ class Contrast(Answer):
         return super().attributes() | {"contexts": self.contexts.to_pylist()}
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Features by how often they are active in A and in B.
-
-        Raises `MissingExtraError` without matplotlib.
+        """Its features by their shares in A and in B, or by correlation with the target.
 
         Args:
             ax: Axes to draw into. Default: those of a new figure.
 
         Returns:
             The axes. Nothing is shown: a notebook does that by itself.
-        """
-        from queries.contrast_plot import draw
 
-        return draw(plots.axes(ax), self)
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        rows = list(self)
+        drawn = plots.axes(ax)
+        names = [feature_name(row) for row in rows]
+        sure = [row.q is not None and row.q < 0.05 for row in rows]
+        if self.b:
+            drawn.axline((0, 0), slope=1, color="0.7", linewidth=1, zorder=0)
+            drawn.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+            drawn.set(xlabel="share of B", ylabel="share of A", title=f"{self.a} / {self.b}")
+            x, y = [row.share_b for row in rows], [row.share_a for row in rows]
+        else:
+            drawn.axhline(0, color="0.7", linewidth=1, zorder=0)
+            drawn.set(xlabel="share active", ylabel="Spearman's correlation", title=self.a)
+            x, y = [row.share for row in rows], [row.spearman for row in rows]
+        return plots.points(drawn, names, x, y, sure)
 
     def _heading(self) -> Heading:
         if not self.found:
@@ -409,9 +421,7 @@ class _Asking:
         ):
             rows = scores.best(tested, asked.k)
             n_a, n_b = sides.n.sum(axis=1)
-            table = with_log_odds(scores, n_a, n_b, tests).table(self.reader.store, rows, tested)
-            at = table.column_names.index("q")
-            table = table.set_column(at, "q", pa.array(own_q[rows]))
+            table = with_log_odds(scores, n_a, n_b, tests).table(self.reader.store, rows, own_q)
             tables.append(table.add_column(0, "value", pa.array([value] * len(rows), pa.string())))
             shown += int((own_q[tested] < 0.05).sum())
         null = f"{self._pooled} is as likely larger at a value of {column} as at the others"
@@ -578,11 +588,12 @@ class _Asking:
             (rank, scores.saes[int(scores.sae[row])], int(scores.feature[row]))
             for rank, row in enumerate(rows[:_CONTEXTS].tolist(), 1)
         ]
+        q = scores.q(tested)
         contexts = pa.table({})
         if b:
             contexts = contexts_of_sides(self.reader, self.made, first, self.encode)
         return Contrast(
-            scores.table(self.reader.store, rows, tested),
+            scores.table(self.reader.store, rows, q),
             a=a,
             b=b,
             n_a=n_a,
@@ -591,7 +602,7 @@ class _Asking:
             pool=asked.pool,
             null=null,
             tested=int(tested.sum()),
-            found=int((scores.q(tested)[tested] < 0.05).sum()),
+            found=int((q[tested] < 0.05).sum()),
             notes=tuple(self.notes),
             probe=probe,
             contexts=contexts,

@@ -46,6 +46,26 @@ def ranked(ax: Axes, names: Sequence[str], values: Sequence[float], title: str, 
     return ax
 
 
+def points(
+    ax: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float], sure: Sequence[bool]
+) -> Axes:
+    """A point per row: a disk where it is `sure`, else a cross. Names beside the first `_NAMED`."""
+    for marker, wanted in (("o", True), ("x", False)):
+        chosen = [i for i, value in enumerate(sure) if value == wanted]
+        if chosen:
+            label = "q < 0.05" if wanted else "q ≥ 0.05"
+            xs, ys = [x[i] for i in chosen], [y[i] for i in chosen]
+            ax.scatter(xs, ys, marker=marker, color=BARS, label=label)
+    for i, name in enumerate(names[:_NAMED]):
+        ax.annotate(_plain(name), (x[i], y[i]), (5, 4), textcoords="offset points", fontsize=8)
+    if names:
+        ax.legend(frameon=False)
+    return ax
+
+
+_NAMED = 8
+
+
 def feature_names(features: Sequence[str], tokens: Sequence[Sequence[str] | None]) -> list[str]:
     """Each feature with the token it fires on most."""
     pairs = zip(features, tokens, strict=True)

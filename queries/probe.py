@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import MissingExtraError, QueryError
+from featuredb.render import numbers
 from queries.chosen import Compared
 from queries.connection import Reader
 from queries.pooled import Pairs
@@ -93,7 +94,8 @@ def probe(
         f"{scores.saes[int(scores.sae[rows[i]])].name}/{int(scores.feature[rows[i]])}"
         for i in chosen[order].tolist()
     ]
-    beside = "no texts are stored" if words is None else f"{words:.3f} of a bag of words"
+    shown = ", ".join(named[:8]) + (" …" if len(named) > 8 else "")
+    beside = "no word" if words is None else f"{words:.3f} of a bag of words"
     return {
         "features": [
             {"feature": name, "weight": float(weights[i]), "scale": float(scale[chosen[i]])}
@@ -104,8 +106,8 @@ def probe(
         "auroc_words": words,
         "n_train": int(is_train.sum()),
         "n_held": int(is_held.sum()),
-        "about": f"{len(chosen)} features, AUROC {auroc:.3f} on {int(is_held.sum())} held out, "
-        f"beside {beside}: {', '.join(named[:8])}{' …' if len(named) > 8 else ''}",
+        "about": f"{numbers.plural(len(chosen), 'feature')}, AUROC {auroc:.3f} on "
+        f"{int(is_held.sum())} held out, beside {beside}: {shown}",
     }
 
 

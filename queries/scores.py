@@ -62,8 +62,8 @@ class Scores:
         q[tested] = q_values(two_sided(self.evidence[tested]))
         return q
 
-    def table(self, store: Store, rows: Int64, tested: npt.NDArray[np.bool_]) -> pa.Table:
-        """The answer's rows, in this order."""
+    def table(self, store: Store, rows: Int64, q: Float64) -> pa.Table:
+        """The answer's rows, in this order. q: of every feature."""
         names = [self.saes[i] for i in self.sae[rows].tolist()]
         numbers = self.feature[rows].tolist()
         places = [store.features.row(s, f) for s, f in zip(names, numbers, strict=True)]
@@ -73,7 +73,7 @@ class Scores:
             "feature_id": pa.array(numbers, pa.int64()),
         }
         columns |= {name: nullable(values[rows]) for name, values in self.columns.items()}
-        columns["q"] = nullable(self.q(tested)[rows])
+        columns["q"] = nullable(q[rows])
         columns["top_tokens"] = store.features.summaries(places).column("top_tokens")
         return pa.table(columns)
 

@@ -27,7 +27,7 @@ from tests.docs.pages import table as table_of
 
 INGEST = ROOT / "docs" / "guide" / "ingest.md"
 NEEDS_MORE = {"model", "illustration", "file"}
-STORED = {"sample", "silent", "find", "coactive", "compare"}
+STORED = {"sample", "silent", "find", "coactive", "compare", "contrast"}
 ASKS = {"info", "top", "feature", "near", "search", "sql", "verify", *STORED}
 
 
@@ -69,7 +69,8 @@ def test_commands(where: str, words: list[str], beside_demo: Path) -> None:
     if "<" in words:
         words, stdin = words[: words.index("<")], blocks(COOKBOOK, "sql")[0].text
     words = [on_made_store(word) for word in words]
-    if words[0] in ASKS and not any(map(is_url, words)):
+    new_texts = any(word.startswith("@") for word in words)
+    if words[0] in ASKS and not new_texts and not any(map(is_url, words)):
         result = CliRunner().invoke(main, words, input=stdin, catch_exceptions=False)
         assert result.exit_code == 0, result.output
         assert result.stdout or "-o" in words

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -19,7 +21,7 @@ import featuredb
 import featuredb.database
 from featuredb.cli import main
 from featuredb.database import Database
-from featuredb.errors import QueryError, SQLError, UnknownFeatureError
+from featuredb.errors import MissingExtraError, QueryError, SQLError, UnknownFeatureError
 from featuredb.store.store import Store
 from queries.encode import Pool
 from queries.specificity import Active, ActiveText
@@ -64,7 +66,7 @@ def world() -> World:
             "year": [None if i == 3 else 1900 + 7 * i % 50 for i in range(DOCUMENTS)],
             "author": [f"author {i // 3}" for i in range(DOCUMENTS)],
         },
-        ["<bos>", *[" a", " b", " c", " d", " e", " f", " g", " h"]],
+        ["<bos>", *(f" {letter * 2}" for letter in "abcdefgh")],
         [MadeSae("made", dense, directions, directions)],
         context_size=8,
         partitions=3,
@@ -373,15 +375,31 @@ def test_command(db: Database) -> None:
     ) or "A is empty" in wrong.output
 
 
-def test_a_contrast_is_drawn_by_share(db: Database) -> None:
-    import matplotlib as mpl
-
+def test_plot(db: Database) -> None:
     mpl.use("agg")
+    answer = db.contrast("topic = 'war'", "topic = 'art'", k=12)
+    drawn = answer.plot()
+    at = np.concatenate([np.asarray(c.get_offsets()) for c in drawn.collections])
+    shares = [(r.share_b, r.share_a) for r in answer]
+    assert np.array(sorted(at.tolist())) == pytest.approx(np.array(sorted(shares)))
+    assert [t.get_text() for t in drawn.texts] == [f"made/{r.feature_id}" for r in answer[:8]]
+    assert db.contrast(target="year", k=2).plot(drawn) is drawn
     import matplotlib.pyplot as plt
 
-    answer = db.contrast("topic = 'war'", "topic = 'art'", k=5, min_share=0)
-    _, ax = plt.subplots()
-    assert answer.plot(ax) is ax
-    assert ax.get_xlabel() == "share of B: topic = 'art'"
-    assert sum(np.shape(points.get_offsets())[0] for points in ax.collections) == len(answer)
     plt.close("all")
+
+
+def test_probe(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A classifier of few features, measured on what it has not seen, as it says itself."""
+    answer = db.contrast("topic = 'war'", "topic = 'art'", probe=3, holdout=0.4)
+    found = answer.probe
+    assert found is not None
+    assert 1 <= len(found["features"]) <= 3
+    assert (found["n_train"], found["n_held"]) == (36, 24)
+    assert found["auroc"] > 0.8
+    assert found["auroc_words"] is not None
+    assert "beside" in str(answer)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'featuredb\[probes\]'"):
+        db.contrast("topic = 'war'", "topic = 'art'", probe=3)

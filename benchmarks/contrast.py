@@ -1,0 +1,210 @@
+"""Are the p-values of contrasts honest, and what do they cost: `python -m benchmarks.contrast DB`.
+
+**Nothing.** The documents of the database are split at random many times, in halves and in a small
+set against the rest. Nothing tells the parts apart, so the share of splits in which any feature has
+q < 0.05 should be 0.05. Beside it the naive test, which counts tokens: two proportions of active
+tokens, with the same adjustment.
+
+**Planted effects.** In random halves, features made to fire in more documents of A, with values of
+their own. Counted is how many have q < 0.05 among all the others.
+
+**Cost.** Seconds and peak memory of a contrast in a process of its own, cold and warm, and of the
+dense way: a matrix of documents by features, and scipy's test of each column (`--dense`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+import featuredb
+from featuredb.database import Database
+from queries.association import q_values
+from queries.pooled import Pairs, Pooled
+from queries.tails import two_sided
+from queries.two_sets import Sides, difference, joined
+from queries.units import units_of
+
+SMALL = 100
+SIZES = (0.02, 0.05, 0.1, 0.2)
+PLANTED = 25
+BATCHES = 8
+
+
+class Documents:
+    """The documents of a database with recorded tokens, and the pairs of its first SAE."""
+
+    def __init__(self, db: Database) -> None:
+        store, sae = db._store, db.saes[0]
+        units = units_of(store, "document")
+        self.length = units.lengths(sae)
+        self.places = np.flatnonzero(self.length)
+        self.d_sae = sae.d_sae
+        self.pieces: list[Pairs] = list(Pooled(store, sae, units, "max").map(lambda p: p))
+        self.counts: list[Pairs] = list(Pooled(store, sae, units, "count").map(lambda p: p))
+        units_active = [np.diff(p.offsets) for p in self.pieces]
+        self.active = np.concatenate(units_active).astype(np.float64)
+
+    def split(self, rng: np.random.Generator, n: int) -> npt.NDArray[np.uint8]:
+        """n documents at random, and the others."""
+        side = np.zeros(len(self.length), np.uint8)
+        side[self.places] = 2
+        side[rng.choice(self.places, n, replace=False)] = 1
+        return side
+
+    def tested(self, n: int) -> npt.NDArray[np.bool_]:
+        """As `queries.scores.Scores.tested` has it. n: documents of the smaller set."""
+        return self.active >= max(5, 0.01 * n)
+
+    def naive(self, side: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """p of two proportions of active tokens, per feature."""
+        tokens = [float(self.length[side == which].sum()) for which in (1, 2)]
+        fired = []
+        for which in (1, 2):
+            parts = []
+            for p in self.counts:
+                weights = p.value.astype(np.float64) * (side[p.unit] == which)
+                parts.append(np.bincount(p.feature, weights, minlength=p.end - p.first))
+            fired.append(np.concatenate(parts))
+        a, b = fired
+        pooled = (a + b) / sum(tokens)
+        error = np.sqrt(pooled * (1 - pooled) * (1 / tokens[0] + 1 / tokens[1]))
+        gap = a / tokens[0] - b / tokens[1]
+        return two_sided(np.divide(gap, error, out=np.zeros_like(gap), where=error > 0))
+
+
+def calibration(documents: Documents, splits: int) -> None:
+    """Print how often nothing is found to be something."""
+    n = len(documents.places)
+    print(f"{splits} random splits of {n:,} documents, {documents.d_sae:,} features")
+    print("share of splits with any q < 0.05:")
+    print(f"{'':24}{'contrast':>10}{'without correction':>20}{'by tokens':>11}")
+    for name, size in (("halves", n // 2), (f"{SMALL} against the rest", SMALL)):
+        rng = np.random.default_rng(0)
+        found = np.zeros(3)
+        tested = documents.tested(min(size, n - size))
+        for _ in range(splits):
+            side = documents.split(rng, size)
+            sides = Sides.of(side)
+            d = joined([difference(p, sides) for p in documents.pieces])
+            p = two_sided(d.corrected(sides)[tested]), d.p(sides)[tested]
+            every = *p, documents.naive(side)[tested]
+            found += [(q_values(each) < 0.05).any() for each in every]
+        shares = found / splits
+        print(f"{name:24}{shares[0]:>10.3f}{shares[1]:>20.3f}{shares[2]:>11.3f}")
+
+
+def planted(documents: Documents) -> None:
+    """Print how many planted effects are found."""
+    n = len(documents.places)
+    print("planted in halves: share of A that a feature fires in besides, and share found")
+    rng = np.random.default_rng(1)
+    tested = documents.tested(n // 2)
+    common = np.flatnonzero(tested & (documents.active < 0.3 * n))
+    for size in SIZES:
+        found = 0
+        for _ in range(BATCHES):
+            side = documents.split(rng, n // 2)
+            sides = Sides.of(side)
+            d = joined([difference(p, sides) for p in documents.pieces])
+            evidence = d.corrected(sides)
+            for feature in rng.choice(common, PLANTED, replace=False):
+                changed = _with_effect(documents, int(feature), side, size, rng)
+                one = evidence.copy()
+                one[feature] = difference(changed, sides).corrected(sides)[0]
+                own = int(np.count_nonzero(tested[:feature]))
+                found += bool(q_values(two_sided(one[tested]))[own] < 0.05)
+        print(f"  {size:>6.0%}  {found / (PLANTED * BATCHES):.3f}")
+
+
+def _with_effect(
+    documents: Documents,
+    feature: int,
+    side: npt.NDArray[np.uint8],
+    size: float,
+    rng: np.random.Generator,
+) -> Pairs:
+    """A feature's pairs, and more in A."""
+    piece = next(p for p in documents.pieces if p.first <= feature < p.end)
+    low, high = piece.offsets[feature - piece.first : feature - piece.first + 2]
+    unit, value = piece.unit[low:high], piece.value[low:high]
+    silent = np.setdiff1d(np.flatnonzero(side == 1), unit)
+    more = rng.choice(silent, min(len(silent), round(size * int((side == 1).sum()))), replace=False)
+    unit = np.concatenate([unit, more.astype(np.int32)])
+    value = np.concatenate([value, rng.choice(value, len(more))])
+    return Pairs(0, 1, np.array([0, len(unit)]), unit, value)
+
+
+def cost(path: str, condition: str) -> None:
+    """Print seconds of a first and of later contrasts, and the process's peak memory."""
+    seconds, cpu = [], []
+    with featuredb.open(path) as db:
+        for _ in range(4):
+            began, used = time.perf_counter(), time.process_time()
+            answer = db.contrast(condition)
+            seconds.append(time.perf_counter() - began)
+            cpu.append(time.process_time() - used)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(
+        f"contrast of {answer.n_a:,} and {answer.n_b:,} documents, {answer.tested:,} features "
+        f"tested: first {seconds[0]:.2f} s ({cpu[0]:.2f} s of CPU), then {min(seconds[1:]):.2f} s "
+        f"({min(cpu[1:]):.2f}), {peak:.2f} GB"
+    )
+
+
+def dense(path: str, condition: str) -> None:
+    """Print the cost of the way of others: all in one matrix, then scipy."""
+    from scipy import stats
+
+    with featuredb.open(path) as db:
+        began = time.perf_counter()
+        documents = Documents(db)
+        chosen = db.sql(f"SELECT document_id FROM documents WHERE {condition}").fetchall()
+        inside = np.zeros(len(documents.length), np.bool_)
+        inside[[document for (document,) in chosen]] = True
+        matrix = np.zeros((len(inside), documents.d_sae), np.float32)
+        for p in documents.pieces:
+            matrix[p.unit, p.first + p.feature] = p.value
+        filled = time.perf_counter() - began
+        began = time.perf_counter()
+        test = partial(stats.mannwhitneyu, method="asymptotic")
+        test(matrix[inside].astype(np.float64), matrix[~inside].astype(np.float64))
+        tested = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"dense: {filled:.2f} s to fill, {tested:.2f} s to test, {peak:.2f} GB")
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("db", nargs="?", default="demo.fdb")
+    parser.add_argument("--splits", type=int, default=200)
+    parser.add_argument("--where", default="topic = 'History'", help="A, of the cost")
+    parser.add_argument("--only", choices=("cost", "dense"), help="one part, in this process")
+    parser.add_argument("--dense", action="store_true", help="the dense way too")
+    given = parser.parse_args()
+    if given.only:
+        {"cost": cost, "dense": dense}[given.only](given.db, given.where)
+        return
+    command = [sys.executable, "-m", "benchmarks.contrast", given.db]
+    for part in ("cost", *(("dense",) if given.dense else ())):
+        subprocess.run(
+            [*command, "--only", part, "--where", given.where],
+            check=True,
+        )
+    if given.splits:
+        with featuredb.open(given.db) as db:
+            documents = Documents(db)
+        calibration(documents, given.splits)
+        planted(documents)
+
+
+if __name__ == "__main__":
+    main()

@@ -24,14 +24,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
+    from featuredb.steering.attribution import Attribution
     from featuredb.steering.edits import Edits
     from featuredb.steering.effects import Ablated
     from featuredb.steering.prompts import Prompts
+    from featuredb.steering.removal import Removal
     from featuredb.steering.steered import Steered
     from featuredb.steering.sweep import Strengths
     from featuredb.steering.swept import Swept
     from queries.about import About
     from queries.activations import Activations
+    from queries.answers import Answer
     from queries.coactivation import Coactivation
     from queries.coactive import Coactive
     from queries.compare import Comparison
@@ -1173,6 +1176,61 @@ class Database:
 
         given = [features] if isinstance(features, int | str) else list(features)
         return effect(self._reader, given, k, sample, seed, self._model, save=save)
+
+    def attribute(self, text: str, token: str | int) -> Attribution:
+        """What features contribute to the logit of a token after a text.
+
+        Directly: with the final norm's scale held fixed, the features at the last token, the SAE's
+        bias, its error and all that comes after the hook add up to the logit. Through later layers
+        and from other tokens: activation × gradient, per feature and token.
+
+        Args:
+            text: Any text, at most as long as the model takes.
+            token: The token whose logit it is, by its text, such as ``" Paris"``, or its id.
+
+        Returns:
+            One row per active feature and token, and rows for bias, error and what comes after.
+
+        Raises:
+            QueryError: No token reads so, or an SAE writes to several layers.
+            ModelError: The model's logits are no linear map of its stream.
+            Error: As `fires_on`.
+        """
+        self._steering("attributing")
+        from featuredb.steering.attribution import attribute
+
+        return attribute(self._reader.store, text, token, self._model)
+
+    def ablate(
+        self,
+        features: Feature | Sequence[Feature] | Answer | duckdb.DuckDBPyRelation,
+        target: str | Iterable[str],
+        control: str | Iterable[str] | None = None,
+        doses: Sequence[float] = (0.5, 1.0),
+    ) -> Removal:
+        """Take features away over texts, and see what the model loses there and elsewhere.
+
+        Args:
+            features: A list, or rows with columns sae and feature_id: an answer, such as that of
+                `about`, or a relation from `sql`.
+            target: Texts that should suffer.
+            control: Texts that should not.
+            doses: Shares of each activation to take away, up to 1 for all of it.
+
+        Returns:
+            Per set of texts and dose, 0 too, the loss of the next token and its change with a 95 %
+            interval over texts.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+            QueryError: There is no feature or no token, or a dose is not above 0 and at most 1.
+            Error: As `intervene`.
+        """
+        self._steering("ablating")
+        from featuredb.steering.removal import remove_features
+
+        store = self._reader.store
+        return remove_features(store, features, target, control, doses, self._model)
 
     @property
     def tokenizer(self) -> Any:

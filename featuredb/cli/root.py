@@ -36,7 +36,7 @@ _QUESTIONS = (
     "search",
     "sql",
 )
-_EFFECTS = ("measure", "effect")
+_EFFECTS = ("measure", "effect", "attribute", "ablate")
 _CARE = ("snapshots", "compact", "vacuum", "verify", "push", "pull", "completion")
 _BROWSER = ("serve", "card")
 _HELPERS = {"__main__", "completing", "exit_codes", "options", "output", "reference", "root"}

@@ -229,7 +229,7 @@ def adding(model: nn.Module, hook: HookPoint, delta: Tensor) -> Iterator[None]:
             return new
         return tuple(new if each is value else each for each in output)
 
-    with _placed(model, hook, before, after):
+    with placed(model, hook, before, after):
         yield
 
 
@@ -244,14 +244,15 @@ def _reading(model: nn.Module, hook: HookPoint, found: dict[str, Tensor]) -> Ite
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         found[hook.name] = hidden_states(output)
 
-    with _placed(model, hook, before, after):
+    with placed(model, hook, before, after):
         yield
 
 
 @contextmanager
-def _placed(
+def placed(
     model: nn.Module, hook: HookPoint, before: Callable[..., Any], after: Callable[..., Any]
 ) -> Iterator[None]:
+    """Call `before` with a module's inputs, or `after` with its outputs, as the hook's side is."""
     module = model.get_submodule(hook.module)
     if hook.side == "input":
         handle = module.register_forward_pre_hook(before, with_kwargs=True)

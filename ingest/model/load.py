@@ -192,13 +192,7 @@ def unembedding(loaded: LoadedModel) -> Unembedding | None:
         return None
     if head.weight.shape[1] != loaded.d_model:
         return None
-    base, _ = base_of(model)
-    candidates = _USUAL_NORMS if family is None else (family.final_norm,)
-    modules = dict(model.named_modules())
-    norm = next(
-        (modules[join(base, path)] for path in candidates if path and join(base, path) in modules),
-        None,
-    )
+    norm = final_norm(loaded)
     weight = getattr(norm, "weight", None)
     gain = weight.detach().float() if isinstance(weight, Tensor) else None
     if gain is not None and family is not None and family.unit_offset:
@@ -235,6 +229,18 @@ def token_direction(loaded: LoadedModel, token_id: int, matrix: str) -> npt.NDAr
         row = row - row.mean()
     result: npt.NDArray[np.float32] = row.cpu().numpy()
     return result
+
+
+def final_norm(loaded: LoadedModel) -> nn.Module | None:
+    """The norm before the unembedding. None where there is none."""
+    family = family_of(loaded.model)
+    base, _ = base_of(loaded.model)
+    candidates = _USUAL_NORMS if family is None else (family.final_norm,)
+    modules = dict(loaded.model.named_modules())
+    return next(
+        (modules[join(base, path)] for path in candidates if path and join(base, path) in modules),
+        None,
+    )
 
 
 def _load_tokenizer(folder: Path, gguf: str | None) -> Any:

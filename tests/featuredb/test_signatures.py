@@ -105,6 +105,16 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "sql": (_Database.sql, "db query", {"db", "k", "memory", "model"}),
     "measure": (featuredb.measure, "db", {"db", "form", "path"}),
     "effect": (_Database.effect, "db 1", {"db", "form", "path", "model"}),
+    "attribute": (
+        _Database.attribute,
+        "db text --token t",
+        {"db", "snapshot", "form", "path", "model"},
+    ),
+    "ablate": (
+        _Database.ablate,
+        "db 1 --target f",
+        {"db", "snapshot", "form", "path", "model", "query", "about"},
+    ),
     "snapshots": (featuredb.snapshots, "db", {"db"}),
     "compact": (featuredb.compact, "db", {"db"}),
     "vacuum": (featuredb.vacuum, "db", {"db"}),

@@ -25,10 +25,11 @@ from featuredb.render.characters import label
 from featuredb.render.view import Column, Heading, View
 from queries.answers import Answer, Row
 from queries.arguments import check_choice, check_k, check_text
+from queries.catalog import literals
 from queries.connection import Reader
 from queries.evidence import found
 from queries.fires import Encode
-from queries.question import Question
+from queries.question import Macro, Question
 from queries.show import counted, feature_sizes, feature_table
 from queries.specificity import Active, most_specific
 from queries.sql import duckdb_errors
@@ -149,4 +150,24 @@ def _fused(reader: Reader, ranked: Sequence[Sequence[Row]], k: int) -> list[dict
     return [{**entry, "rank": rank} for rank, entry in enumerate(best, 1)]
 
 
-QUESTION = Question("about", About, "about")
+_SQL = f"""
+SELECT rank, sae, feature_id, CAST(1 / ({FUSION} + rank) AS FLOAT) AS score,
+    NULL::FLOAT AS specificity, NULL::FLOAT AS activation, NULL::VARCHAR AS token,
+    hits, top_documents, matching_documents, lift, q, matched,
+    density, max_activation, top_tokens, promoted_tokens
+FROM query(concat('FROM evidence(', {literals.quoted("phrase")}, ', k := ', featuredb_k(k), ')'))
+ORDER BY rank"""
+"""As by evidence alone: SQL has no model. `evidence` is bound late, since it is made later."""
+
+QUESTION = Question(
+    "about",
+    About,
+    "about",
+    (
+        Macro(
+            "about(phrase, k := 20)",
+            _SQL,
+            about="features that a phrase is about, by evidence alone, which needs no model",
+        ),
+    ),
+)

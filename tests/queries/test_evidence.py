@@ -213,6 +213,15 @@ def test_about_counts_the_phrase_alone_and_fuses_ranks(store: Path) -> None:
         assert str(both).startswith("about volcano violin")
 
 
+def test_about_in_sql_is_by_evidence(store: Path) -> None:
+    with featuredb.open(store) as db:
+        wanted = db.about("volcano violin", 7, by="evidence")
+        assert len(wanted)
+        rows = db.sql("FROM about(?, k := 7)", ["volcano violin"]).to_arrow_table()
+        assert rows.column_names == wanted.arrow().column_names
+        assert rows.to_pylist() == wanted.arrow().to_pylist()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -150,12 +150,12 @@ def near(
         yardstick = Chance(None, None)
     elif by_firing or (k <= schemas.NEIGHBORS_KEPT and other is None and not opposite):
         nearest = from_graph(store, own, number, k, by)
-        yardstick = chance(store, own, by)
+        yardstick = _usual(store, own, by)
     else:
         among = Among(other or own, by, other is not None, opposite, exact)
         nearest = from_feature(store, own, number, k, among)
         plain = other is None and not opposite
-        yardstick = chance(store, own, by) if plain else _chance(store, among)
+        yardstick = _usual(store, own, by) if plain else _chance(store, among)
     return _answer(
         store, nearest, own.name, number, by, chance=str(yardstick), unit=unit, opposite=opposite
     )
@@ -215,6 +215,13 @@ def near_token(
         token=store.texts.token_texts[token_id],
         matrix=matrix,
     )
+
+
+def _usual(store: Store, sae: Sae, by: str) -> Chance:
+    """`chance`. Behind a URL without the median, whose sample would cost more than the answer."""
+    if store.location.folder is not None:
+        return chance(store, sae, by)
+    return chance_among(store, sae, by) if by in KINDS[:2] else Chance(None, None)
 
 
 def _chance(store: Store, among: Among) -> Chance:

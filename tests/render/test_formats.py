@@ -40,7 +40,8 @@ def small() -> Neighbors:
 def test_json_bytes(small: Neighbors) -> None:
     assert to_bytes(small, "json").decode() == (
         '{"kind": "neighbors", "of_sae": "sae", "of_feature_id": 7, "by": "decoder", '
-        '"method": "exact", "recall": 1.0, "rows": [\n'
+        '"method": "exact", "recall": 1.0, "chance": "", "unit": "token", "opposite": false, '
+        '"token": null, "matrix": null, "rows": [\n'
         '{"rank": 1, "score": 0.1, "top_tokens": [" a,b", "\\"\\n"], "note": "é\\u001b[0m"},\n'
         '{"rank": 2, "score": null, "top_tokens": null, "note": null}\n'
         "]}\n"
@@ -72,6 +73,11 @@ def test_parquet_bytes_hold_the_table_and_the_attributes(small: Neighbors) -> No
         "by": "decoder",
         "method": "exact",
         "recall": 1.0,
+        "chance": "",
+        "unit": "token",
+        "opposite": False,
+        "token": None,
+        "matrix": None,
     }
 
 
@@ -96,6 +102,7 @@ def test_a_card_carries_its_contexts_and_neighbors() -> None:
         "neighbors",
         "coactive",
         "chance",
+        "measured",
         "rows",
     ]
     assert [row["rank"] for row in document["contexts"]] == [1, 2]

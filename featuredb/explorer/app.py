@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from markupsafe import Markup
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -44,6 +44,9 @@ _ASSETS = {
     "icon.svg": "image/svg+xml",
 }
 
+_AT_ONCE = 4
+"""Pages drawn at the same time. More only wait for one another, each with its memory."""
+
 PAGES: Mapping[str, PageOf] = {
     "/": home.page,
     "/feature/{rest:path}": feature.page,
@@ -59,17 +62,17 @@ PAGES: Mapping[str, PageOf] = {
 
 def application(site: Site) -> Starlette:
     """The explorer of one database."""
-    cache = PageCache()
+    cache, turns = PageCache(), CapacityLimiter(_AT_ONCE)
     routes = [
         Route("/assets/{name}", _asset),
         Route("/model", lambda _: JSONResponse(site.model.status())),
-        Route("/random", _answering(site, cache, feature.random_page)),
+        Route("/random", _answering(site, cache, turns, feature.random_page)),
     ]
     for path, page in PAGES.items():
         if not path.endswith(":path}"):
             twin = "/index.{form}" if path == "/" else path + ".{form}"
-            routes.append(Route(twin, _answering(site, cache, page), methods=["GET"]))
-        routes.append(Route(path, _answering(site, cache, page), methods=["GET", "POST"]))
+            routes.append(Route(twin, _answering(site, cache, turns, page), methods=["GET"]))
+        routes.append(Route(path, _answering(site, cache, turns, page), methods=["GET", "POST"]))
     return Starlette(
         routes=routes,
         exception_handlers={HTTPException: _refused(site), Exception: _failed(site)},
@@ -90,7 +93,7 @@ async def _asset(request: Request) -> Response:
     )
 
 
-def _answering(site: Site, cache: PageCache, page: PageOf) -> Any:
+def _answering(site: Site, cache: PageCache, turns: CapacityLimiter, page: PageOf) -> Any:
     async def endpoint(request: Request) -> Response:
         path, form = _path_and_form(request)
         pairs = list(request.query_params.multi_items())
@@ -101,7 +104,7 @@ def _answering(site: Site, cache: PageCache, page: PageOf) -> Any:
         kept = cache.get(key)
         if kept is not None:
             return kept
-        made, lasting = await run_in_threadpool(answer, site, page, asked, form)
+        made, lasting = await to_thread.run_sync(answer, site, page, asked, form, limiter=turns)
         if lasting and request.method == "GET":
             cache.put(key, made)
         return made

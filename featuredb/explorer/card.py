@@ -26,10 +26,9 @@ def card(database: Database, features: Sequence[int | str]) -> str:
         sae, number = parse_feature(database.snapshot, feature)
         answer = database.feature(feature)
         top = [entry["token"] for entry in (answer.statistics.top_tokens or [])[:4]]
-        drawn = [
-            section_of(v, linked=False)
-            for v in (passaged(answer), statistics(answer), nearest(answer))
-        ]
+        view = answer.view()
+        views = passaged(view), statistics(view), nearest(view)
+        drawn = [section_of(each, linked=False) for each in views]
         cards.append((sae.name, number, top, *drawn))
     # Ours, and inside <style>, where nothing is escaped.
     style = Markup(

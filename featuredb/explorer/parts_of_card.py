@@ -5,30 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from featuredb.render.view import Group, Heading, Part, Passages, View
-from queries.feature import FeatureCard
+
+TOP = "top contexts"
 
 
-def statistics(card: FeatureCard) -> View:
+def statistics(card: View) -> View:
     """What the card has besides contexts and neighbors."""
     # The page has the name above.
-    (_, *facts), *rest = card.view()
+    (_, *facts), *rest = card
     return View([facts, *(s for s in rest if not (_passaged(s) or _of_neighbors(s)))])
 
 
-def examples(card: FeatureCard) -> View:
+def examples(card: View) -> View:
     """Its contexts but the top ones, which have a panel of their own."""
-    top = len(card.contexts) > 0
-    return View([section for section in card.view() if _passaged(section)][top:])
+    shown = [section for section in card if _passaged(section)]
+    top = bool(shown) and isinstance(shown[0][0], Heading) and shown[0][0].subject == TOP
+    return View(shown[top:])
 
 
-def passaged(card: FeatureCard) -> View:
+def passaged(card: View) -> View:
     """All of its contexts."""
-    return View([section for section in card.view() if _passaged(section)])
+    return View([section for section in card if _passaged(section)])
 
 
-def nearest(card: FeatureCard) -> View:
+def nearest(card: View) -> View:
     """Its neighbors, by each way of being near."""
-    return View([section for section in card.view() if _of_neighbors(section)])
+    return View([section for section in card if _of_neighbors(section)])
 
 
 def _passaged(section: Sequence[Part]) -> bool:

@@ -209,18 +209,29 @@ class Drawing:
         peak: int | None,
         faint: Collection[int] = (),
     ) -> list[tuple[str, str, int, bool, str]]:
-        """(space before, word, shade, is the peak, activation) per token.
+        """(space before, word, shade, is the peak, activation) per token, inactive ones together.
 
         The shade is 0 where the token is not active, else up to `LEVELS`, negative as the value.
         """
-        words = []
+        words: list[tuple[str, str, int, bool, str]] = []
+        plain: list[str] = []
         for i, (token, value) in enumerate(zip(spelled(tokens), activations, strict=True)):
             word = neutralize(token)
             bare = word.lstrip(" ") or word
             space = word[: len(word) - len(bare)]
+            level = shade(value, scale)
             if i in faint:
                 bare = self.draw("dim", bare)
-            words.append((space, bare, shade(value, scale), i == peak, numbers.number(value)))
+            elif level == 0 and i != peak:
+                # Escaping a text token by token takes longer than everything else.
+                plain.append(word)
+                continue
+            if plain:
+                words.append(("", "".join(plain), 0, False, ""))
+                plain.clear()
+            words.append((space, bare, level, i == peak, numbers.number(value)))
+        if plain:
+            words.append(("", "".join(plain), 0, False, ""))
         return words
 
     def _records(self, records: Records) -> Markup:

@@ -21,18 +21,22 @@ def page(site: Site, asked: Asked) -> WebPage:
     name = site.feature(sae.name, number)
     full = f"{sae.name}/{number}"
     card = site.database.feature(full)
+    view = card.view()
+    over_range = examples(view)
     spelling = site.spelling(
         "feature", "feature", (name,), sql=f"FROM features WHERE {_is(sae, number)}"
     )
     panels = [
-        Panel("feature", "Statistics", lambda: card, spelling, shown=statistics),
+        Panel("feature", "Statistics", lambda: card, spelling, shown=lambda _: statistics(view)),
         _contexts(site, asked, name, full),
-        Panel("nearest", "Nearest", lambda: card, spelling, shown=nearest),
+        Panel("nearest", "Nearest", lambda: card, spelling, shown=lambda _: nearest(view)),
         _near(site, asked, name, full, "encoder"),
         *(_coactive(site, name, full, unit) for unit in ("token", "document")),
     ]
-    if asked.text("show", "top") == "top" and len(examples(card).sections):
-        panels.append(Panel("range", "Over its range", lambda: card, spelling, shown=examples))
+    if asked.text("show", "top") == "top" and len(over_range.sections):
+        panels.append(
+            Panel("range", "Over its range", lambda: card, spelling, shown=lambda _: over_range)
+        )
     text = asked.raw("text")
     if text.strip():
         shaded = Panel(

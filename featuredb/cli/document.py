@@ -30,7 +30,7 @@ def command(
     feature: str | None,
     output: Output,
 ) -> None:
-    """Show a whole document, its metadata, and where its tokens lie in its text.
+    """Show a whole document, and a feature's activations on it.
 
     Other formats have a row per token: its characters, from char_start to before char_end, and the
     feature's activation, null where none was recorded.

@@ -54,7 +54,7 @@ def test_every_module_with_a_command_is_a_verb() -> None:
 def test_every_query_has_format_and_output(verb: str) -> None:
     names = {name for p in _command(verb).params for name in p.opts}
     assert {"--format", "-o"} <= names
-    assert verb in ("info", "snapshots", "steer") or "-k" in names
+    assert verb in ("info", "snapshots", "steer", "document") or "-k" in names
     assert verb == "snapshots" or "--snapshot" in names
 
 

@@ -73,7 +73,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "find": (_Database.find, "db", {"db"}),
     "feature": (_Database.feature, "db 1", {"db"}),
     "near": (_Database.near, "db 1", {"db", "vector", "token", "matrix", "model"}),
-    "document": (_Database.document, "db 1", {"db"}),
+    "document": (_Database.document, "db", {"db"}),
     "families": (_Database.families, "db", {"db"}),
     "coactive": (_Database.coactive, "db 1", {"db", "other", "everything", "memory"}),
     "fires": (

@@ -1210,6 +1210,8 @@ class Database:
     ) -> Removal:
         """Take features away over texts, and see what the model loses there and elsewhere.
 
+        Everywhere but at BOS and sinks, where the database records nothing.
+
         Args:
             features: A list, or rows with columns sae and feature_id: an answer, such as that of
                 `about`, or a relation from `sql`.

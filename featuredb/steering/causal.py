@@ -79,7 +79,8 @@ def ablate_each(
         if store.features.count(sae)[number] == 0:
             raise QueryError(f"feature {sae.name}/{number} never fires: there is nothing to ablate")
     loaded = recorded(store, where)
-    tests = {sae.name: _Test(reader, loaded, sae) for sae, _ in wanted}
+    saes = {sae.name: sae for sae, _ in wanted}
+    tests = {name: _Test(reader, loaded, sae) for name, sae in saes.items()}
     rows: list[dict[str, object]] = []
     with progress("ablating", "tokens") as bar:
         bar.start("ablating", len(wanted))

@@ -88,7 +88,9 @@ def remove_features(
     before = {name: _losses(model, ids) for name, ids in tokens.items()}
     losses: dict[float, dict[str, npt.NDArray[np.float64]]] = {0.0: before}
     for dose in sorted(set(doses)):
-        edits = [Edit(name, "scale", 1 - dose) for name in names]
+        edits = [
+            Edit(name, "scale", 1 - dose, where=recorded_places(store, name)) for name in names
+        ]
         with intervene(store, edits, where, SteeringOptions()):
             losses[dose] = {name: _losses(model, ids, held=True) for name, ids in tokens.items()}
     rows = []
@@ -103,6 +105,19 @@ def remove_features(
     columns = zip(*rows, strict=True)
     arrays = [pa.array(column, kind) for column, kind in zip(columns, _ROW.types, strict=True)]
     return Removal(pa.table(arrays, schema=_ROW))
+
+
+def recorded_places(store: Store, feature: str) -> str:
+    """Where the database records a feature: at BOS and sinks almost every one fires, and says
+    nothing of the text."""
+    snapshot = store.snapshot
+    sae, _ = parse_feature(snapshot, feature)
+    left_out = []
+    if snapshot.corpora[0].bos_token_id is not None and not snapshot.recording.keep_bos:
+        left_out.append("not bos")
+    if sae.check.sink_threshold is not None and not snapshot.recording.keep_sinks:
+        left_out.append("not sinks")
+    return ", ".join(left_out) or "everywhere"
 
 
 def _names(store: Store, features: Any) -> list[str]:

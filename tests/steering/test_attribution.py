@@ -14,6 +14,7 @@ from featuredb.cli import main
 from featuredb.errors import QueryError
 from featuredb.steering.attribution import _Pass, _rows
 from featuredb.steering.forward import adding
+from featuredb.steering.removal import recorded_places
 from tests.steering.models import attach, loaded, random_sae
 
 IDS = [1, 9, 23, 40, 12, 33]
@@ -91,7 +92,10 @@ def test_removal(db: featuredb.Database, steerable: Path, tmp_path: Path) -> Non
     # As a user would write it.
     tokenizer, bos = db.tokenizer, db.snapshot.corpora[0].bos_token_id
     losses = []
-    with db.intervene(["early/3=0", "early/7=0", "late/2=0"]) as model, torch.no_grad():
+    places = recorded_places(db._store, "early/3")
+    edits = [f"{name}=0 @ {places}" for name in ("early/3", "early/7", "late/2")]
+    assert places.startswith("not bos")
+    with db.intervene(edits) as model, torch.no_grad():
         for text in texts:
             ids = torch.tensor([[bos, *tokenizer(text, add_special_tokens=False).input_ids]])
             losses.append(float(model(ids, labels=ids).loss))

@@ -41,11 +41,3 @@ class Interval(NamedTuple):
             return None if end is None else math.exp(min(end, 700))
 
         return Interval(math.exp(min(self.mean, 700)), of(self.low), of(self.high), self.n)
-
-    def __str__(self) -> str:
-        from featuredb.render.numbers import aligned
-
-        if self.low is None or self.high is None:
-            return aligned([self.mean])[0]
-        mean, low, high = aligned([self.mean, self.low, self.high])
-        return f"{mean.strip()} ({low.strip()} to {high.strip()})"

@@ -20,7 +20,6 @@ from featuredb.render.view import (
     TokenColumn,
     View,
 )
-from featuredb.steering.intervals import Interval
 from queries.answers import Answer, Row
 
 TEXTS = pa.schema(
@@ -106,14 +105,19 @@ class Effects(Answer):
     kind: ClassVar[str] = "effects_of_steering"
 
     def view(self) -> View:
-        """One line per variant."""
+        """One line per variant, in two tables that fit beside a name."""
         rows = list(self)
         names = list(dict.fromkeys(row.variant for row in rows))
-        columns = [Column("", names, style="bold")]
-        for measure, title in MEASURES.items():
+
+        def column(measure: str) -> Column:
             cells = {row.variant: _spelled(row) for row in rows if row.measure == measure}
-            columns.append(Column(title, [cells.get(name, "-") for name in names], right=True))
-        return View([[Table(columns)]])
+            return Column(MEASURES[measure], [cells.get(name, "-") for name in names], right=True)
+
+        variants = Column("", names, style="bold")
+        measures = list(MEASURES)
+        return View(
+            [[Table([variants, *map(column, part)])] for part in (measures[:3], measures[3:])]
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -220,7 +224,9 @@ class Steered(Answer):
                 if row.variant not in ("unsteered", "steered")
             )
         )
-        yield [Heading("effect, ", about), *self.effects.view().sections[0]]
+        first, second = self.effects.view().sections
+        yield [Heading("effect, ", about), *first]
+        yield list(second)
         if controls:
             shown = [each for each in controls if each[0] == 0]
             columns = [
@@ -269,4 +275,13 @@ def _short(text: str, most: int = 70) -> str:
 
 
 def _spelled(row: Row) -> str:
-    return str(Interval(row.mean, row.low, row.high, row.n_prompts))
+    """The mean and half of its interval, or its ends where they are not as far."""
+    if row.low is None or row.high is None:
+        return _short_number(row.mean)
+    if row.measure == "perplexity":
+        return f"{_short_number(row.mean)} ({_short_number(row.low)}–{_short_number(row.high)})"
+    return f"{_short_number(row.mean)} ±{_short_number(row.high - row.mean, 2)}"
+
+
+def _short_number(value: float, digits: int = 3) -> str:
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.{digits}g}"

@@ -161,7 +161,8 @@ class Swept(Answer):
         scores = [row.score for row in rows]
         ax.plot(places, scores, marker="o", color="black", label="score", lw=2)
         if all(row.score_low is not None for row in rows):
-            low, high = ([row[end] for row in rows] for end in ("score_low", "score_high"))
+            low = [max(row.score_low, 0.0) for row in rows]
+            high = [min(row.score_high, 1.0) for row in rows]
             ax.fill_between(places, low, high, color="black", alpha=0.12, lw=0)
         works = [place for place, row in zip(places, rows, strict=True) if row.works]
         if works:

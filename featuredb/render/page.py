@@ -39,6 +39,7 @@ class Page:
         console = Console(
             file=buffer,
             width=self.width,
+            force_jupyter=False,  # where it would write to the notebook, not to the buffer
             force_terminal=self.ramp is not None,
             color_system=self.ramp.colors if self.ramp else None,
             no_color=self.ramp is None,

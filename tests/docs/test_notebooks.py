@@ -15,6 +15,7 @@ from tests.docs.pages import ROOT
 
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 FEATURE_PAGE, OWN_PAGE = "what_does_this_feature_mean", "my_own_sae_and_corpus"
+CONTRAST_PAGE = "what_distinguishes_two_corpora"
 LARGEST = 300_000
 
 
@@ -44,8 +45,8 @@ def execute(name: str, parameters: dict[str, object], without: str = "") -> dict
     return namespace
 
 
-def test_there_are_two() -> None:
-    assert [path.stem for path in NOTEBOOKS] == sorted([FEATURE_PAGE, OWN_PAGE])
+def test_there_are_three() -> None:
+    assert [path.stem for path in NOTEBOOKS] == sorted([CONTRAST_PAGE, FEATURE_PAGE, OWN_PAGE])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -63,6 +64,13 @@ def test_a_feature(made_store: Path) -> None:
     """On the made store, which has no model: the sentence is left out."""
     made = execute(FEATURE_PAGE, {"database": str(made_store), "feature": 0}, without="model")
     assert made["card"].statistics.max_activation > 0
+
+
+def test_two_corpora(made_store: Path) -> None:
+    topics = {"a": "topic = 'History'", "b": "topic = 'Geography'"}
+    made = execute(CONTRAST_PAGE, {"database": str(made_store), **topics}, without="figure")
+    assert made["found"].tested > 0
+    assert made["nothing"].found == 0
 
 
 def test_an_sae_and_a_corpus_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

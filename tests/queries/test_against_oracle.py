@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import math
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from tests.queries.worlds import worlds
 
 few = settings(
     max_examples=12,
-    # A store takes a fifth of a second to make. Shrinking one would take minutes.
+    # Worlds come from a pool, so there is nothing to shrink.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -32,12 +35,23 @@ few = settings(
 @contextmanager
 def opened(world: World) -> Iterator[tuple[Database, duckdb.DuckDBPyConnection, Oracle]]:
     """The world as a database, its catalog in a plain client, and its oracle."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "made.fdb"
-        make_store(path, world)
-        catalog = str(path / "catalog.duckdb")
-        with featuredb.open(path) as db, duckdb.connect(catalog, read_only=True) as client:
-            yield db, client, Oracle(world)
+    path = _store(world)
+    catalog = str(path / "catalog.duckdb")
+    with featuredb.open(path) as db, duckdb.connect(catalog, read_only=True) as client:
+        yield db, client, Oracle(world)
+
+
+_stores: dict[int, tuple[World, Path]] = {}
+
+
+def _store(world: World) -> Path:
+    """The world's store, made once. The world is kept, so that its id stays its own."""
+    if id(world) not in _stores:
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder)
+        make_store(Path(folder) / "made.fdb", world)
+        _stores[id(world)] = world, Path(folder) / "made.fdb"
+    return _stores[id(world)][1]
 
 
 def name_of(world: World, sae: str, feature: int) -> int | str:
@@ -219,7 +233,7 @@ def test_fires_in(world: World, data: st.DataObject) -> None:
 @given(worlds(), st.data())
 @few
 def test_fires_on_a_stored_text(world: World, data: st.DataObject) -> None:
-    world.texts = [f"document {i}" for i in range(len(world.documents))]
+    world = replace(world, texts=[f"document {i}" for i in range(len(world.documents))])
     with opened(world) as (db, client, oracle):
         for document in {0, data.draw(st.integers(0, len(world.documents) - 1))}:
             text = world.texts[document]

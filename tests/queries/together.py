@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,27 @@ from hypothesis import strategies as st
 
 from tests.make_store import World, stored
 from tests.oracle import Row
-from tests.queries.worlds import worlds
+from tests.queries.worlds import POOL, made_world
 
 
-@st.composite
-def uneven_worlds(draw: st.DrawFn, max_saes: int = 3) -> World:
+def uneven_worlds(max_saes: int = 3) -> st.SearchStrategy[World]:
     """Worlds in which SAEs differ in sinks, excluded tokens and contexts read, or do not."""
-    world = draw(worlds(max_saes))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return st.integers(0, POOL - 1).map(lambda seed: _uneven(seed, max_saes))
+
+
+@cache
+def _uneven(seed: int, max_saes: int) -> World:
+    world = made_world(seed, max_saes)
+    rng = np.random.default_rng((seed, max_saes))
     first = int(world.bos is not None)
     places = [(c, t) for c, ids in enumerate(world.contexts) for t in range(first, len(ids))]
-    for i, sae in enumerate(world.saes):
-        if not draw(st.booleans()):
+    saes = []
+    for sae in world.saes:
+        if rng.random() < 0.5:
+            saes.append(sae)
             continue
-        end = draw(st.sampled_from([None, len(world.contexts) // 2, 0]))
-        excluded = tuple(sorted(draw(st.sets(st.integers(0, 4), max_size=2))))
+        end = (None, len(world.contexts) // 2, 0)[rng.integers(3)]
+        excluded = tuple(sorted(rng.choice(5, rng.integers(3), replace=False).tolist()))
         sinks = frozenset(
             (c, t)
             for c, t in places
@@ -33,8 +40,8 @@ def uneven_worlds(draw: st.DrawFn, max_saes: int = 3) -> World:
             and (end is None or c < end)
             and world.contexts[c][t] not in excluded
         )
-        world.saes[i] = replace(sae, sinks=sinks, excluded=excluded, end=end)
-    return world
+        saes.append(replace(sae, sinks=sinks, excluded=excluded, end=end))
+    return replace(world, saes=saes)
 
 
 class Together:

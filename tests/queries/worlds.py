@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -13,18 +15,27 @@ LEVELS = np.array([0.5, 1.0, 1.0, 2.0, 3.25, 0.1, 70_000.0, 1e-9], np.float32)
 VOCABULARY = ["<bos>", " a", "b", "B ", "\n", "日", " a", "", "'q'", '"x"', "long word"]
 
 
-@st.composite
-def worlds(draw: st.DrawFn, max_saes: int = 3) -> World:
+POOL = 16
+"""Worlds of each kind. A store takes a second to make, so tests draw from few that are shared."""
+
+
+def worlds(max_saes: int = 3) -> st.SearchStrategy[World]:
+    """One of `POOL` worlds, as `made_world` makes them. Not to be changed: tests share them."""
+    return st.integers(0, POOL - 1).map(lambda seed: made_world(seed, max_saes))
+
+
+@cache
+def made_world(seed: int, max_saes: int) -> World:
     """Documents of 0 to 3 contexts of at most 8 tokens, 1 to `max_saes` SAEs of 1 to 60 features.
 
     Some features never fire. Directions repeat, so cosines tie.
     """
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    bos = draw(st.sampled_from([0, None]))
-    size = draw(st.sampled_from([2, 5, 8]))
+    rng = np.random.default_rng((seed, max_saes))
+    bos = (0, None)[seed % 2]
+    size = int(rng.choice([2, 5, 8]))
     documents: list[list[list[int]]] = []
     first = int(bos is not None)
-    for n_tokens in draw(st.lists(st.integers(0, 3 * (size - first)), min_size=1, max_size=12)):
+    for n_tokens in rng.integers(0, 3 * (size - first) + 1, rng.integers(1, 13)).tolist():
         own = rng.integers(1, len(VOCABULARY), n_tokens).tolist()
         step = size - first
         pieces = [own[i : i + step] for i in range(0, n_tokens, step)]
@@ -33,12 +44,12 @@ def worlds(draw: st.DrawFn, max_saes: int = 3) -> World:
     documents.append([([bos] if bos is not None else []) + [1]])
     n_contexts = sum(map(len, documents))
     contexts = [c for d in documents for c in d]
-    names = draw(st.permutations(["b-sae", "a/sae", "it's"]))
+    names = rng.permutation(["b-sae", "a/sae", "it's"]).tolist()
     shared = rng.integers(-2, 3, (40, 4)).astype(np.float32)
     saes = []
-    for name in names[: draw(st.integers(1, max_saes))]:
-        d_sae = draw(st.sampled_from([1, 3, 12, 60]))
-        density = draw(st.sampled_from([0.0, 0.05, 0.5]))
+    for name in names[: seed // 2 % max_saes + 1]:
+        d_sae = int(rng.choice([1, 3, 12, 60]))
+        density = float(rng.choice([0.0, 0.05, 0.5]))
         dense = []
         silent = rng.random(d_sae) < 0.2
         for context in contexts:
@@ -46,7 +57,7 @@ def worlds(draw: st.DrawFn, max_saes: int = 3) -> World:
             active[:, silent] = False
             values = rng.choice(LEVELS, active.shape)
             dense.append(np.where(active, values, 0).astype(np.float32))
-        hook = draw(st.sampled_from(["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]))
+        hook = f"blocks.{rng.integers(2)}.hook_resid_post"
         decoder, encoder = (shared[rng.integers(0, 40, d_sae)] for _ in range(2))
         saes.append(MadeSae(name, dense, decoder, encoder, hook))
     known = ["art", "it's", None]
@@ -61,5 +72,5 @@ def worlds(draw: st.DrawFn, max_saes: int = 3) -> World:
         saes=saes,
         bos=bos,
         context_size=size,
-        partitions=draw(st.integers(1, min(3, max(1, n_contexts)))),
+        partitions=int(rng.integers(1, min(3, max(1, n_contexts)) + 1)),
     )

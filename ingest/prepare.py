@@ -46,7 +46,7 @@ from ingest.derive.logits import logit_lens
 from ingest.extract.feature_orders import with_feature_orders
 from ingest.extract.forward import Rule
 from ingest.inputs import Inputs
-from ingest.load_check.check import SAMPLE_TOKENS, Measured, check_load
+from ingest.load_check.check import SAMPLE_TOKENS, CheckedSae, check_load
 from ingest.load_check.sample import SampleTokens
 from ingest.model.load import LoadedModel, unembedding
 from ingest.options import IngestOptions
@@ -102,7 +102,7 @@ class LoadReport:
     """What the load check measured, by SAE."""
 
     corpus: StoredCorpus
-    measured: Mapping[str, Measured]
+    measured: Mapping[str, CheckedSae]
 
     @property
     def counts(self) -> dict[str, npt.NDArray[np.int64]]:

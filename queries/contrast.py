@@ -31,7 +31,7 @@ from queries.contexts_of_sides import contexts_of_sides
 from queries.contrast_sql import MACROS
 from queries.encode import Pool
 from queries.fires import Encode
-from queries.paired import Matched, signed_rank
+from queries.paired import UnitPairs, signed_rank
 from queries.peaks import passages
 from queries.pooled import Int64, Pairs
 from queries.question import Question
@@ -368,7 +368,7 @@ class _Asking:
         if left:
             self.notes.append(f"{counted(left, asked.unit)} without a partner left out")
         sides = Sides.of(np.where(sign == 1, 1, np.where(sign == -1, 2, 0)).astype(np.uint8))
-        matched = Matched(pair, sign)
+        matched = UnitPairs(pair, sign)
         parts, signed = [], []
         for sae in made.saes:
             pieces = list(

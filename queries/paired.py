@@ -17,14 +17,14 @@ from queries.pooled import Int64, Pairs
 Float64 = npt.NDArray[np.float64]
 
 
-class Matched(NamedTuple):
+class UnitPairs(NamedTuple):
     """pair: of each unit, from 0, int64, -1 of none. sign: 1 for units of A, -1 for those of B."""
 
     pair: Int64
     sign: npt.NDArray[np.int8]
 
 
-def signed_rank(pairs: Pairs, matched: Matched) -> Float64:
+def signed_rank(pairs: Pairs, matched: UnitPairs) -> Float64:
     """The standardized statistic of each feature, positive where A has more. 0 without a
     difference."""
     n_features = pairs.end - pairs.first

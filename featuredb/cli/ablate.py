@@ -44,7 +44,7 @@ def command(
     model: str | None,
     output: Output,
 ) -> None:
-    """Take features away over texts: the loss there and on control texts, by dose."""
+    """Take features away over texts: the loss there, by dose."""
     from queries.text_files import read_texts
 
     if sum(map(bool, (features, query, about))) != 1:

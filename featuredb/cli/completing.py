@@ -16,7 +16,6 @@ from click.shell_completion import CompletionItem, split_arg_string
 
 from featuredb.errors import FeatureDBError
 from featuredb.render.characters import label
-from featuredb.store.names import document_columns
 
 if TYPE_CHECKING:
     from featuredb.store.store import Store
@@ -66,6 +65,8 @@ def columns(
     context: click.Context, _parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
     """The columns that a SQL condition on DB may name, for the name that is being typed last."""
+    from featuredb.store.names import document_columns
+
     before, name = _LAST_NAME.fullmatch(typed).groups()  # type: ignore[union-attr]
     # A shell shows no errors here.
     with suppress(FeatureDBError):

@@ -122,7 +122,7 @@ def command(
     k: int,
     output: Output,
 ) -> None:
-    """List the features that tell some texts from others, and how sure that is.
+    """List the features that tell some texts from others.
 
     The unit of the test is the document. The answer names the sets, the null hypothesis and how
     many features were tested, and shows a context of each side per feature.

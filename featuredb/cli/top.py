@@ -58,7 +58,7 @@ def command(
     distinct: bool,
     output: Output,
 ) -> None:
-    """List the contexts where a feature is most active, or those of each of several features.
+    """List the contexts where each of some features is most active.
 
     On a terminal every token is shaded by its activation, relative to the feature's maximum.
     Without colors, active tokens are in single angle quotes and the peak in double ones.

@@ -22,7 +22,7 @@ from featuredb.errors import (
     UnknownFeatureError,
     first_line,
 )
-from featuredb.explorer.asked import Asked
+from featuredb.explorer.address import Address
 from featuredb.explorer.cache import PageCache
 from featuredb.explorer.drawing import render, section_of
 from featuredb.explorer.guard import TooMuch, TooSlow
@@ -99,7 +99,7 @@ def _answering(site: Site, cache: PageCache, turns: CapacityLimiter, page: PageO
         pairs = list(request.query_params.multi_items())
         if request.method == "POST":
             pairs += await _form(request)
-        asked = Asked(path, tuple(pairs))
+        asked = Address(path, tuple(pairs))
         key = (request.method, form, asked)
         kept = cache.get(key)
         if kept is not None:
@@ -137,7 +137,7 @@ async def _form(request: Request) -> list[tuple[str, str]]:
         raise HTTPException(400, "what was sent is not UTF-8") from None
 
 
-def answer(site: Site, page_of: PageOf, asked: Asked, form: str = "") -> tuple[Response, bool]:
+def answer(site: Site, page_of: PageOf, asked: Address, form: str = "") -> tuple[Response, bool]:
     """The page, one of its panels alone, or its data, and whether that stays the same."""
     try:
         page = page_of(site, asked)
@@ -150,7 +150,7 @@ def answer(site: Site, page_of: PageOf, asked: Asked, form: str = "") -> tuple[R
         return _error(site, asked, error, form), False
 
 
-def _of_page(site: Site, page: WebPage, asked: Asked, form: str) -> Response:
+def _of_page(site: Site, page: WebPage, asked: Address, form: str) -> Response:
     name = asked.text("panel")
     panel = page.panel(name)
     if name and panel is None:
@@ -166,12 +166,12 @@ def _of_page(site: Site, page: WebPage, asked: Asked, form: str) -> Response:
     return _html(site, page, asked, [(p, _placed(p, asked, lazy=not name)) for p in shown])
 
 
-def _placed(panel: Panel, asked: Asked, *, lazy: bool) -> Markup | None:
+def _placed(panel: Panel, asked: Address, *, lazy: bool) -> Markup | None:
     """The panel, or None where the page asks for it later."""
     return None if panel.lazy and lazy else drawn(panel, asked)
 
 
-def drawn(panel: Panel, asked: Asked) -> Markup:
+def drawn(panel: Panel, asked: Address) -> Markup:
     """What a panel shows. A failure is its own."""
     inside, failure, waiting = Markup(""), "", False
     try:
@@ -191,7 +191,7 @@ def _data(panel: Panel, form: str) -> Response:
 
 
 def _html(
-    site: Site, page: WebPage, asked: Asked, panels: list[tuple[Panel, Markup | None]]
+    site: Site, page: WebPage, asked: Address, panels: list[tuple[Panel, Markup | None]]
 ) -> Response:
     text = render(
         page.template,
@@ -213,7 +213,7 @@ def _line(error: FeatureDBError) -> str:
     return " ".join(part.strip() for part in text.splitlines() if part.strip())
 
 
-def _error(site: Site, asked: Asked, error: FeatureDBError, form: str) -> Response:
+def _error(site: Site, asked: Address, error: FeatureDBError, form: str) -> Response:
     missing = isinstance(error, UnknownFeatureError | UnknownContextError)
     status = 404 if missing else 400 if isinstance(error, QueryError) else 500
     if form:
@@ -225,7 +225,7 @@ def _error(site: Site, asked: Asked, error: FeatureDBError, form: str) -> Respon
 
 def _refused(site: Site) -> Any:
     def handle(request: Request, error: HTTPException) -> Response:
-        asked = Asked(request.url.path)
+        asked = Address(request.url.path)
         reason = "there is no such page" if error.status_code == 404 else error.detail
         page = WebPage("error.html", "No such page", (), {"reason": reason}, error.status_code)
         return _html(site, page, asked, [])
@@ -238,6 +238,6 @@ def _failed(site: Site) -> Any:
         _log.error("%s: %s", request.url.path, first_line(error), exc_info=error)
         reason = f"an error of featuredb itself ({type(error).__name__}), which `serve` has logged"
         page = WebPage("error.html", "An error", (), {"reason": reason}, 500)
-        return _html(site, page, Asked(request.url.path), [])
+        return _html(site, page, Address(request.url.path), [])
 
     return handle

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from featuredb.explorer.asked import address, feature_url
+from featuredb.explorer.address import address, feature_url
 from featuredb.render.characters import label, neutralize
 from featuredb.render.html import Drawing, harmless
 from featuredb.render.view import Passages, View

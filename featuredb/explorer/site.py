@@ -8,7 +8,7 @@ from typing import Any
 
 from featuredb.database import Database
 from featuredb.errors import FeatureDBError
-from featuredb.explorer.asked import Asked
+from featuredb.explorer.address import Address
 from featuredb.explorer.console import Console
 from featuredb.explorer.model import ModelLoader
 from featuredb.explorer.panel import Panel, Spelling, call, method
@@ -71,7 +71,7 @@ class WebPage:
         return next((p for p in self.panels if p.name == name or not name), None)
 
 
-PageOf = Callable[[Site, Asked], WebPage]
+PageOf = Callable[[Site, Address], WebPage]
 
 
 class Waiting(FeatureDBError):

@@ -35,7 +35,7 @@ _DECODING = 2
 """Pieces decoded while one is counted."""
 
 
-class Units(NamedTuple):
+class ActiveUnits(NamedTuple):
     """Consecutive tokens, or documents, with their active features.
 
     offsets: int64 [u + 1]: unit i has entries offsets[i] to offsets[i + 1] of feature_id [n],
@@ -56,7 +56,10 @@ class Block(NamedTuple):
 
 
 def pair_counts(
-    pool: ThreadPoolExecutor, pieces: Callable[[int], Iterator[Units]], d_sae: int, memory: int
+    pool: ThreadPoolExecutor,
+    pieces: Callable[[int], Iterator[ActiveUnits]],
+    d_sae: int,
+    memory: int,
 ) -> Iterator[Block]:
     """The counts of all pairs, a block of features at a time, every unit counted.
 
@@ -78,7 +81,9 @@ def pair_counts(
         yield Block(first, together)
 
 
-def token_units(root: Root, segments: Sequence[Segment], bits: int, memory: int) -> Iterator[Units]:
+def token_units(
+    root: Root, segments: Sequence[Segment], bits: int, memory: int
+) -> Iterator[ActiveUnits]:
     """Every token with an active feature, in order."""
     most_rows = memory // (_DECODING + 1) // _BYTES_PER_ROW
 
@@ -98,14 +103,14 @@ def token_units(root: Root, segments: Sequence[Segment], bits: int, memory: int)
     try:
         for entry, rows in in_order(lambda p: (p[1], p[0].piece(*p[1:])), pieces, _DECODING):
             context = context_of(rows.position.astype(np.int64), bits) + entry.base_context
-            yield Units(rows.offsets, rows.feature_id, context)
+            yield ActiveUnits(rows.offsets, rows.feature_id, context)
     finally:
         files.close()
 
 
 def _count(
     pool: ThreadPoolExecutor,
-    units: Units,
+    units: ActiveUnits,
     first: int,
     half: bool,
     together: npt.NDArray[np.int32],

@@ -15,7 +15,7 @@ import pyarrow as pa
 from featuredb.store.recorded import CommonTokens
 from featuredb.store.snapshot import Sae
 from featuredb.store.store import Store
-from ingest.derive.pair_counts import Units, pair_counts, token_units
+from ingest.derive.pair_counts import ActiveUnits, pair_counts, token_units
 from queries.association import COUNTS, MEASURES, table_columns
 
 SCHEMA = pa.schema(
@@ -48,7 +48,7 @@ def pairs(
     n = common.tokens if tokens else common.documents
     alone = store.features.count(sae) if tokens else store.features.documents(sae)
 
-    def pieces(within: int) -> Iterator[Units]:
+    def pieces(within: int) -> Iterator[ActiveUnits]:
         if tokens:
             return token_units(store.root, segments, bits, within)
         # A piece of documents exists beside the piece of tokens that it is made of.
@@ -90,13 +90,13 @@ def _batch(
     return pa.record_batch([*named, *columns.values()], schema=SCHEMA)
 
 
-def _documents(store: Store, sae: Sae, tokens: Iterator[Units]) -> Iterator[Units]:
+def _documents(store: Store, sae: Sae, tokens: Iterator[ActiveUnits]) -> Iterator[ActiveUnits]:
     """Documents with the features active anywhere in them, from all tokens in order.
 
     The last document of a piece may go on in the next one, so it is held back until then.
     """
     seen = np.full(sae.d_sae, -1, np.int64)
-    held = Units(np.zeros(1, np.int64), np.empty(0, np.uint32), np.empty(0, np.int64))
+    held = ActiveUnits(np.zeros(1, np.int64), np.empty(0, np.uint32), np.empty(0, np.int64))
     for piece in tokens:
         document = store.texts.documents_of(piece.context)
         # What is held back is the first unit, as if it were a token.
@@ -105,9 +105,9 @@ def _documents(store: Store, sae: Sae, tokens: Iterator[Units]) -> Iterator[Unit
         document = np.concatenate((held.context, document))
         made = _distinct(document, offsets, feature_id, seen)
         last = len(made[0]) - 2
-        yield Units(made[0][:-1], made[1][: made[0][last]], document[:0])
+        yield ActiveUnits(made[0][:-1], made[1][: made[0][last]], document[:0])
         rest = made[1][made[0][last] :]
-        held = Units(np.array([0, len(rest)], np.int64), rest, document[-1:])
+        held = ActiveUnits(np.array([0, len(rest)], np.int64), rest, document[-1:])
     yield held
 
 

@@ -41,7 +41,7 @@ _LOUD_CAUSES = (
 )
 
 
-class Measured(NamedTuple):
+class CheckedSae(NamedTuple):
     """The measurement. corpora: the same by corpus. counts: int64 [d_sae], tokens on which each
     feature was active."""
 
@@ -90,7 +90,7 @@ def check_load(
     refuse: bool,
     bos_chosen: bool = False,
     medians: Mapping[str, float] = MappingProxyType({}),
-) -> dict[str, Measured]:
+) -> dict[str, CheckedSae]:
     """Measure every SAE on a sample of the corpora, by name.
 
     Args:
@@ -114,7 +114,7 @@ def check_load(
     return {attached.name: each for attached, each in zip(loaded.saes, measured, strict=True)}
 
 
-def _report(attached: AttachedSae, measured: Measured) -> None:
+def _report(attached: AttachedSae, measured: CheckedSae) -> None:
     check = measured.check
     log.info(
         f"{attached.name} at {attached.hook.name}: variance explained "
@@ -145,7 +145,7 @@ def measure(
     sink_threshold: float | None,
     memory: DeviceMemory,
     medians: Mapping[str, float] = MappingProxyType({}),
-) -> list[Measured]:
+) -> list[CheckedSae]:
     """Measure each SAE on a sample.
 
     Sinks, BOS and the tokens that an SAE excludes are left out, as of the database. Sinks are
@@ -190,7 +190,7 @@ def measure(
             sink_threshold=sink_threshold,
         )
         by_corpus = corpus_checks(sample, explained.active, context, errors)
-        measured.append(Measured(check, by_corpus, explained.counts))
+        measured.append(CheckedSae(check, by_corpus, explained.counts))
     return measured
 
 

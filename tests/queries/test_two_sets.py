@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from queries.paired import Matched, signed_rank
+from queries.paired import UnitPairs, signed_rank
 from queries.pooled import Pairs
 from queries.tails import normal_deviate, two_sided, two_sided_t
 from queries.trend import STRONGEST, midranks, trend
@@ -126,7 +126,7 @@ def test_pairs(made: tuple[Dense, np.random.Generator]) -> None:
     one, two = order[:n_pairs], order[n_pairs : 2 * n_pairs]
     pair[one], pair[two] = np.arange(n_pairs), np.arange(n_pairs)
     sign[one], sign[two] = 1, -1
-    z = signed_rank(pairs_of(dense), Matched(pair, sign))
+    z = signed_rank(pairs_of(dense), UnitPairs(pair, sign))
     for f, row in enumerate(dense.astype(np.float64)):
         d = row[one] - row[two]
         if not d.any():

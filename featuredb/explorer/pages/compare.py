@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featuredb.errors import UnknownFeatureError
-from featuredb.explorer.asked import Asked
+from featuredb.explorer.address import Address
 from featuredb.explorer.panel import Panel, Spelling, literal
 from featuredb.explorer.site import Site, WebPage
 from queries.answers import Rows
@@ -21,7 +21,7 @@ JOIN features AS b ON b.sae = n.neighbor_sae AND b.feature_id = n.neighbor_id
 ORDER BY cosine {order}, n.feature_id LIMIT {k}"""
 
 
-def page(site: Site, asked: Asked) -> WebPage:
+def page(site: Site, asked: Address) -> WebPage:
     """`a` and `b`: two features, or two names of SAEs."""
     a, b, k = asked.text("a"), asked.text("b"), asked.whole("k", 3, 1, 50)
     names = [sae.name for sae in site.database.saes]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from featuredb.errors import QueryError
-from featuredb.explorer.asked import Asked
+from featuredb.explorer.address import Address
 from featuredb.explorer.panel import Panel
 from featuredb.explorer.site import Site, WebPage
 
@@ -13,7 +13,7 @@ _UNITS = ("document", "context", "turn")
 _POOLS = ("max", "sum", "mean")
 
 
-def page(site: Site, asked: Asked) -> WebPage:
+def page(site: Site, asked: Address) -> WebPage:
     """Two conditions on documents, or the values of a column."""
     a, b, each = asked.text("a"), asked.text("b"), asked.text("each")
     unit, pool = asked.choice("unit", _UNITS), asked.choice("pool", _POOLS)

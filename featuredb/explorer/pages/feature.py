@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from featuredb.errors import QueryError, UnknownFeatureError
-from featuredb.explorer.asked import Asked, feature_url
+from featuredb.explorer.address import Address, feature_url
 from featuredb.explorer.pages.text import firing_on
 from featuredb.explorer.panel import Panel, macro
 from featuredb.explorer.parts_of_card import examples, nearest, statistics
@@ -15,7 +15,7 @@ from featuredb.store.snapshot import Sae
 _SHOWN = ("top", "sample", "silent")
 
 
-def page(site: Site, asked: Asked) -> WebPage:
+def page(site: Site, asked: Address) -> WebPage:
     """The feature that the path names, its contexts and its neighbors."""
     sae, number = _feature(site, asked.path.removeprefix("/feature/"))
     name = site.feature(sae.name, number)
@@ -65,7 +65,7 @@ def page(site: Site, asked: Asked) -> WebPage:
     return WebPage("feature.html", full, tuple(panels), values, lasting=not text.strip())
 
 
-def random_page(site: Site, asked: Asked) -> WebPage:
+def random_page(site: Site, asked: Address) -> WebPage:
     """To some feature that fires, of one SAE if it is named."""
     where = f"AND sae = {_quoted(asked.text('sae'))}" if asked.text("sae") else ""
     rows = site.database.sql(
@@ -91,7 +91,7 @@ def _feature(site: Site, rest: str) -> tuple[Sae, int]:
     return found, int(number)
 
 
-def _contexts(site: Site, asked: Asked, name: str, full: str) -> Panel:
+def _contexts(site: Site, asked: Address, name: str, full: str) -> Panel:
     """The contexts, chosen as the address says."""
     show = asked.choice("show", _SHOWN)
     if show == "sample":
@@ -142,7 +142,7 @@ def _sql_options(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in kept}
 
 
-def _sample(site: Site, asked: Asked, name: str, full: str, bins: int) -> Panel:
+def _sample(site: Site, asked: Address, name: str, full: str, bins: int) -> Panel:
     k = max(asked.whole("k", 10, 1, 200), bins)
     by = asked.choice("by", ("width", "quantile"))
     seed, window = asked.whole("seed", 0, 0, 10**9), asked.whole("window", 24, 0, 500)
@@ -158,7 +158,7 @@ def _sample(site: Site, asked: Asked, name: str, full: str, bins: int) -> Panel:
     )
 
 
-def _near(site: Site, asked: Asked, name: str, full: str, by: str) -> Panel:
+def _near(site: Site, asked: Address, name: str, full: str, by: str) -> Panel:
     k = asked.whole("near_k", 10, 1, 50)
     return Panel(
         f"near-{by}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from featuredb.explorer.asked import Asked
+from featuredb.explorer.address import Address
 from featuredb.explorer.panel import Panel
 from featuredb.explorer.site import Site, WebPage
 
@@ -12,7 +12,7 @@ UNITS = ("token", "context", "document")
 _GROUPS = ("all", "any", "none")
 
 
-def page(site: Site, asked: Asked) -> WebPage:
+def page(site: Site, asked: Address) -> WebPage:
     """What satisfies the conditions of the form."""
     groups: dict[str, Any] = {name: asked.several(name) for name in _GROUPS}
     unit = asked.choice("unit", UNITS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featuredb.explorer.asked import Asked
+from featuredb.explorer.address import Address
 from featuredb.explorer.panel import Panel, Spelling
 from featuredb.explorer.site import Site, WebPage
 from featuredb.render.view import Facts, Heading, View
@@ -20,7 +20,7 @@ _FEW = 20
 """Activations below which a feature is no place to begin."""
 
 
-def page(site: Site, asked: Asked) -> WebPage:
+def page(site: Site, asked: Address) -> WebPage:
     """The database, some of its features, its provenance."""
     order = asked.choice("order", tuple(_ORDERS))
     offset, k = asked.whole("offset", 0, 0, 10**9), asked.whole("k", 20, 1, 200)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 
-from featuredb.explorer.asked import Asked, feature_url
+from featuredb.explorer.address import Address, feature_url
 from featuredb.explorer.panel import Panel, macro
 from featuredb.explorer.site import Site, WebPage
 
 _WAYS = ("any", "tokens", "evidence")
 
 
-def page(site: Site, asked: Asked) -> WebPage:
+def page(site: Site, asked: Address) -> WebPage:
     """The features of a query. One that names a feature leads to its page."""
     query = asked.text("q")
     by = asked.choice("by", _WAYS)

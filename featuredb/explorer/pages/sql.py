@@ -6,7 +6,7 @@ import re
 from functools import cache
 from importlib.resources import files
 
-from featuredb.explorer.asked import Asked
+from featuredb.explorer.address import Address
 from featuredb.explorer.console import MOST_ROWS, SECONDS, CappedRows
 from featuredb.explorer.panel import Panel, Spelling, call
 from featuredb.explorer.site import Site, WebPage
@@ -14,7 +14,7 @@ from featuredb.render import numbers
 from featuredb.render.view import Heading, Records, View
 
 
-def page(site: Site, asked: Asked) -> WebPage:
+def page(site: Site, asked: Address) -> WebPage:
     """The rows of a statement, what can be asked, and examples."""
     query = asked.raw("q")
     schema = Panel(

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from featuredb.errors import FeatureDBError, QueryError
-from featuredb.explorer.asked import Asked
+from featuredb.explorer.address import Address
 from featuredb.explorer.panel import Panel, macro
 from featuredb.explorer.site import Site, Waiting, WebPage
 from featuredb.render.characters import neutralize, spelled
@@ -25,7 +25,7 @@ def firing_on(site: Site, text: str, k: int = 20, by: str = "specificity", **bou
     return site.database.fires_on(text, k, by, **bounds)
 
 
-def page(site: Site, asked: Asked) -> WebPage:
+def page(site: Site, asked: Address) -> WebPage:
     """A text or a stored context, tokens against features."""
     text, context = asked.raw("text"), asked.text("context")
     k, by = asked.whole("k", 20, 1, 500), asked.choice("by", ORDERS)

@@ -12,7 +12,7 @@ Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
-class Asked:
+class Address:
     """A page's path and the parameters of its address. A blank parameter is as good as none."""
 
     path: str

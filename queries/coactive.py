@@ -214,6 +214,10 @@ def _read_lists(snapshot: Snapshot, columns: str, tokens: str) -> str:
 
     tokens: the CTE with context_id and token_index of the tokens. A join on the files' positions
     lets DuckDB skip every row group without them.
+
+    A rank is the sum of its list's gaps so far: the sum of all gaps so far, in whatever order the
+    lists come, without those of the lists before. Windows without an order run in one stream, so
+    both sums see the lists in the same order, and nothing is sorted: a third of the time.
     """
     bits = snapshot.position_bits
     shape = {
@@ -242,16 +246,13 @@ wanted AS (
     FROM {tokens} AS t JOIN files AS f ON t.context_id BETWEEN f.file['first'] AND f.file['last']
 ),
 lists AS (
-    SELECT {columns}, row_number() OVER () AS token, t.gaps
+    SELECT {columns}, t.gaps, sum(list_sum(t.gaps)) OVER (ROWS UNBOUNDED PRECEDING)
+        - list_sum(t.gaps) AS before
     FROM {literals.rows(paths)} AS t JOIN wanted AS w USING (file_index, position)
 ),
 ranks AS (
-    SELECT {columns}, CAST(sum(gap) OVER (PARTITION BY token ORDER BY place
-        ROWS UNBOUNDED PRECEDING) AS UINTEGER) AS rank
-    FROM (
-        SELECT {columns}, token, unnest(gaps) AS gap, generate_subscripts(gaps, 1) AS place
-        FROM lists
-    )
+    SELECT {columns}, CAST(sum(gap) OVER (ROWS UNBOUNDED PRECEDING) - before AS UINTEGER) AS rank
+    FROM (SELECT {columns}, before, unnest(gaps) AS gap FROM lists)
 )"""
 
 

@@ -98,7 +98,7 @@ ASKED: tuple[Asked, ...] = (
           lambda d, s: d.coactive(s.feature, unit="document"),
           "FROM coactive({f}, unit := 'document')", "coactive {f} --unit document", few=True),
     Asked("two features compared", "test_compare", lambda d, s: d.compare(s.feature, s.other),
-          cli="compare {f} {g}", few=True),
+          "FROM compare({f}, {g})", "compare {f} {g}", few=True),
     Asked("what fires in a stored context", "test_against_oracle",
           lambda d, s: d.fires_in(s.context), "FROM fires_in({c})", "fires --context {c}"),
     Asked("search by tokens", "test_search", lambda d, s: d.search(s.word),

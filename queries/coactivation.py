@@ -152,10 +152,13 @@ def together(
     )
 
 
-def _sql(snapshot: Snapshot) -> str:
-    one, two = "featuredb_sae(feature)", "featuredb_sae(other)"
-    return f"""
-WITH {common_contexts(snapshot, one, two)},
+def pair_ctes(snapshot: Snapshot) -> str:
+    """CTEs of a macro of two features, `feature` and `other`.
+
+    common: see `common_contexts`. a, b: the activations of each at common tokens. measured: unit,
+    n and `COUNTS` and `MEASURES`, for ``'token'`` and ``'document'``.
+    """
+    return f"""{common_contexts(snapshot, "featuredb_sae(feature)", "featuredb_sae(other)")},
 a AS ({common_activations(snapshot, "feature")}),
 b AS ({common_activations(snapshot, "other")}),
 counted AS (
@@ -172,11 +175,23 @@ exact AS (
         CAST(a AS DOUBLE) AS a, CAST(b AS DOUBLE) AS b
     FROM counted
 ),
-measured AS (SELECT unit, n, {SQL_COUNTS}, {SQL_MEASURES} FROM exact)
-SELECT {one} AS sae, CAST(featuredb_number(feature) AS BIGINT) AS feature_id, {two} AS other_sae,
-    CAST(featuredb_number(other) AS BIGINT) AS other_id, unit, CAST(n AS BIGINT) AS n,
-    {", ".join(f'"{name}"' for name in (*COUNTS, *MEASURES))},
-    CASE WHEN unit = 'document' THEN featuredb_p_value(g2) END AS p
+measured AS (
+    SELECT unit, CAST(n AS BIGINT) AS n, {SQL_COUNTS}, {SQL_MEASURES},
+        CASE WHEN unit = 'document' THEN featuredb_p_value(g2) END AS p
+    FROM exact
+)"""
+
+
+SQL_PAIR = """featuredb_sae(feature) AS sae,
+    CAST(featuredb_number(feature) AS BIGINT) AS feature_id, featuredb_sae(other) AS other_sae,
+    CAST(featuredb_number(other) AS BIGINT) AS other_id"""
+"""The names of the two features of such a macro."""
+
+
+def _sql(snapshot: Snapshot) -> str:
+    return f"""
+WITH {pair_ctes(snapshot)}
+SELECT {SQL_PAIR}, unit, n, {", ".join(f'"{name}"' for name in (*COUNTS, *MEASURES))}, p
 FROM measured ORDER BY unit DESC"""
 
 

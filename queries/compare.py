@@ -15,15 +15,17 @@ from featuredb.render.characters import label
 from featuredb.render.view import Column, Facts, Group, Heading, Part, Table, TokenColumn, View
 from featuredb.store.names import parse_feature
 from featuredb.store.recorded import CommonTokens, members, token_ids_at
+from featuredb.store.snapshot import Snapshot
 from featuredb.store.store import Store
 from queries.answers import FeatureAnswer, Row, of_feature
 from queries.arguments import check_k
 from queries.association import COUNTS, MEASURES
-from queries.coactivation import Coactivation, fired, together
+from queries.catalog.summaries import summaries
+from queries.coactivation import SQL_PAIR, Coactivation, fired, pair_ctes, together
 from queries.connection import Reader
 from queries.directions import chance, cosine
 from queries.find import Matches, find
-from queries.question import Question
+from queries.question import Macro, Question
 
 _TOKENS = 20
 _TOKENS_SHOWN = 8
@@ -225,4 +227,61 @@ def _most(store: Store, counts: npt.NDArray[np.int64], kind: int) -> pa.Array:
     return pa.array([rows], _COUNTED)
 
 
-QUESTION = Question("compare", Comparison, "compare")
+def _sql(snapshot: Snapshot) -> str:
+    kinds = {"both_tokens": '"both"', "a_tokens": "a_only", "b_tokens": "b_only"}
+    lists = ", ".join(
+        f"coalesce(list({{'token': text, 'both': \"both\", 'a_only': a_only, 'b_only': b_only}} "
+        f"ORDER BY {kind} DESC, token_id) FILTER ({kind} > 0), [])[1:{_TOKENS}] AS {column}"
+        for column, kind in kinds.items()
+    )
+    measures = ", ".join(
+        f'p{i}."{name}" AS {unit}_{name}'
+        for i, unit in enumerate(("token", "document"))
+        for name in ("n", *COUNTS, *MEASURES)
+    )
+    about = ", ".join(f"f{x}.{name} AS {x}_{name}" for x in "ab" for name in _SUMMARY)
+    of = summaries(snapshot)
+    same = "min({0}) = max({0})"
+    return f"""
+WITH {pair_ctes(snapshot)},
+joined AS (
+    SELECT context_id, token_index, CAST(a.activation AS DOUBLE) AS x,
+        CAST(b.activation AS DOUBLE) AS y
+    FROM a FULL JOIN b USING (context_id, token_index)
+),
+related AS (
+    SELECT CASE WHEN count(*) < 3 OR {same.format("x")} OR {same.format("y")} THEN NULL
+        ELSE corr(x, y) END AS correlation
+    FROM joined WHERE x IS NOT NULL AND y IS NOT NULL
+),
+by_token AS (
+    SELECT token_id, count(*) FILTER (x IS NOT NULL AND y IS NOT NULL) AS "both",
+        count(*) FILTER (y IS NULL) AS a_only, count(*) FILTER (x IS NULL) AS b_only
+    FROM (
+        SELECT c.token_ids[j.token_index + 1] AS token_id, j.x, j.y
+        FROM joined AS j JOIN common AS c USING (context_id)
+    ) GROUP BY token_id
+),
+fired AS (SELECT {lists} FROM by_token JOIN vocabulary USING (token_id))
+SELECT n.*, r.correlation, {measures}, p1.p AS document_p, t.both_tokens, t.a_tokens, t.b_tokens,
+    {about}
+FROM (SELECT {SQL_PAIR}) AS n, measured AS p0, measured AS p1, related AS r, fired AS t,
+    {of} AS fa, {of} AS fb
+WHERE p0.unit = 'token' AND p1.unit = 'document'
+    AND fa.sae = n.sae AND fa.feature_id = n.feature_id
+    AND fb.sae = n.other_sae AND fb.feature_id = n.other_id"""
+
+
+QUESTION = Question(
+    "compare",
+    Comparison,
+    "compare",
+    (
+        Macro(
+            "compare(feature, other)",
+            _sql,
+            about="two features side by side, of any SAEs: one row of overlap, correlation and "
+            "tokens of both and of each. Cosines are in Python alone",
+        ),
+    ),
+)

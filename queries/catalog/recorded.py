@@ -36,7 +36,7 @@ def common_activations(snapshot: Snapshot, feature: str) -> str:
     if _excludes(snapshot):
         kept = "NOT list_contains(c.excluded, CAST(c.token_ids[f.token_index + 1] AS BIGINT))"
     return (
-        "SELECT f.context_id, f.token_index, c.document_id "
+        "SELECT f.context_id, f.token_index, f.activation, c.document_id "
         f"FROM feature_activations({feature}) AS f JOIN common AS c USING (context_id) "
         f"ANTI JOIN left_out AS l USING (context_id, token_index) WHERE {kept}"
     )

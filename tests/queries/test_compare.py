@@ -17,7 +17,7 @@ from queries.directions import chance
 from tests.make_store import World, make_store, stored
 from tests.queries.test_against_oracle import few, name_of, opened
 from tests.queries.test_questions import small_world
-from tests.queries.together import Together, uneven_worlds
+from tests.queries.together import Together, close, uneven_worlds
 
 
 def _tokens(world: World, sets: list[set[Any]], kind: int) -> list[dict[str, Any]]:
@@ -39,7 +39,7 @@ def _cosine(x: Any, y: Any) -> float:
 @given(uneven_worlds(), st.data())
 @few
 def test_compare(world: World, data: st.DataObject) -> None:
-    with opened(world) as (db, _, _oracle):
+    with opened(world) as (db, client, _oracle):
         one, two = (data.draw(st.sampled_from(world.saes)) for _ in range(2))
         a, b = (data.draw(st.integers(0, len(sae.decoder) - 1)) for sae in (one, two))
         names = (name_of(world, one.name, a), name_of(world, two.name, b))
@@ -83,6 +83,11 @@ def test_compare(world: World, data: st.DataObject) -> None:
         assert answer.in_both.total == len({c for c, _ in both})
         assert str(answer)
         assert answer._repr_html_()
+        python = answer.table.drop_columns(["decoder_cosine", "encoder_cosine"])
+        for source in (db, client):
+            sql = source.sql("FROM compare(?, ?)", params=[*names]).to_arrow_table()
+            assert sql.column_names == python.column_names
+            assert sql.to_pylist() == [close(r) for r in python.to_pylist()]
 
 
 def test_a_direction_is_as_the_sae_has_it(tmp_path: Path) -> None:

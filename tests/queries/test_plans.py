@@ -86,6 +86,7 @@ CALLS = {
     "coactive": f"coactive({RARE}, min_both := 1)",
     "coactive, documents": f"coactive({RARE}, unit := 'document', min_both := 1)",
     "coactivation": f"coactivation({RARE}, {OTHER})",
+    "compare": f"compare({RARE}, {OTHER})",
     "both": f'"both"({RARE}, {OTHER})',
     "without": f"without({RARE}, {OTHER})",
     "within": f'"within"({RARE}, {OTHER}, 2)',

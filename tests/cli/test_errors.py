@@ -82,7 +82,7 @@ def test_an_output_file_that_cannot_be_written_is_a_storage_error(invoke: Invoke
     ("arguments", "said"),
     [
         (("tpo", "db"), "No such command 'tpo'. Did you mean top?"),
-        (("serach", "db", "x"), "No such command 'serach'. Did you mean search or serve?"),
+        (("serach", "db", "x"), "No such command 'serach'. Did you mean search or steer or serve?"),
         (("help",), "No such command 'help'. See featuredb --help."),
         (
             ("top", "db", "5", "--max", "3"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -23,7 +24,7 @@ def test_a_card_counts_occurrences_and_draws_as_the_questions_do(
     world: World, data: st.DataObject
 ) -> None:
     # Two tokens of one text: each has its own count.
-    world.vocabulary[-1] = world.vocabulary[-2]
+    world = replace(world, vocabulary=[*world.vocabulary[:-1], world.vocabulary[-2]])
     with opened(world) as (db, _, oracle):
         for sae, feature in some_features(world, data):
             name = name_of(world, sae, feature)

@@ -388,7 +388,11 @@ def test_a_catalog_that_counts_wrong(root: Path) -> None:
     import duckdb
 
     with duckdb.connect(str(root / "catalog.duckdb")) as catalog:
-        catalog.execute("CREATE OR REPLACE VIEW activations AS SELECT 1 AS sae WHERE false")
+        catalog.execute(
+            "CREATE OR REPLACE VIEW activations AS "
+            "SELECT 's' AS sae, 1 AS feature_id, 1 AS context_id, 1 AS token_index, "
+            "1.0 AS activation WHERE false"
+        )
     written_so(root, "catalog.duckdb")
     assert "counts 0 activations, should count" in str(verify(root))
 

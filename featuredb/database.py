@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from queries.coactivation import Coactivation
     from queries.coactive import Coactive
     from queries.compare import Comparison
-    from queries.contrast import Contrast
+    from queries.contrasted import Contrast
     from queries.document import WholeDocument
     from queries.document_features import DocumentFeatures
     from queries.encode import Encoded

@@ -152,6 +152,12 @@ class MissingExtraError(FeatureDBError):
     exit_code = 7
 
 
+def one_line(error: BaseException | str) -> str:
+    """An error of featuredb on one line, without the statement that DuckDB shows below its own."""
+    message = str(error).partition("\n\nLINE ")[0]
+    return " ".join(part.strip() for part in message.splitlines() if part.strip())
+
+
 def first_line(error: BaseException | str) -> str:
     """First line of another library's error without its period, or the class if it has no text."""
     text = str(error).strip() or type(error).__name__

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from featuredb.errors import QueryError, UnknownFeatureError
+from featuredb.errors import QueryError
 from featuredb.render import numbers
 from featuredb.render.view import Column, Heading, View
-from featuredb.store.names import NO_SAE, parse_feature, sae_names
+from featuredb.store.names import parse_feature, sae_named
 from featuredb.store.recorded import CommonTokens
 from featuredb.store.snapshot import Sae, Snapshot
-from featuredb.store.store import Store
 from queries import plots
 from queries.answers import Answer, of_feature
 from queries.arguments import check_choice, check_k
@@ -139,7 +138,7 @@ def coactive(
     check_choice("unit", unit, UNITS)
     check_choice("by", by, ORDERS)
     min_both = _check_support(min_both)
-    other = named(store, sae) if sae is not None else own
+    other = sae_named(store.snapshot, sae) if sae is not None else own
     common = CommonTokens(store, own, other)
     counts = Counts(store, own, number, other, common, unit)
     partner = counts.both >= min_both
@@ -191,16 +190,8 @@ def pair_options(
     """The SAEs and the least support of `Database.coactive_pairs`, checked."""
     check_choice("unit", unit, UNITS)
     store = reader.store
-    saes = list(store.snapshot.saes) if sae is None else [named(store, sae)]
+    saes = list(store.snapshot.saes) if sae is None else [sae_named(store.snapshot, sae)]
     return saes, _check_support(min_both)
-
-
-def named(store: Store, name: str) -> Sae:
-    """The SAE of that name. Raises `UnknownFeatureError`."""
-    for sae in store.snapshot.saes:
-        if sae.name == name:
-            return sae
-    raise UnknownFeatureError(NO_SAE.format(name=name, names=sae_names(store.snapshot)))
 
 
 def _check_support(min_both: object) -> int:

@@ -14,7 +14,7 @@ from featuredb.errors import QueryError
 from featuredb.render.characters import label
 from featuredb.render.view import Column, Heading, Part, Table, View
 from featuredb.store import schemas
-from featuredb.store.names import parse_feature
+from featuredb.store.names import parse_feature, sae_named
 from featuredb.store.snapshot import File, Sae, Snapshot
 from featuredb.store.store import Store
 from featuredb.store.vectors.directions import comparable, length
@@ -23,7 +23,7 @@ from queries.answers import Answer, Row, of_feature
 from queries.arguments import check_choice, check_k, check_text, is_whole
 from queries.catalog import literals
 from queries.catalog.summaries import SUMMARY, summaries
-from queries.coactive import UNITS, named
+from queries.coactive import UNITS
 from queries.connection import Reader
 from queries.directions import Chance, chance, chance_among
 from queries.nearest import Among, Nearest, firing_together, from_feature, from_graph, search
@@ -139,7 +139,7 @@ def near(
     k = check_k(k)
     check_choice("by", by, KINDS)
     check_choice("unit", unit, UNITS)
-    other = named(store, sae) if sae is not None else None
+    other = sae_named(store.snapshot, sae) if sae is not None else None
     by_firing = by == "coactivation"
     if opposite and by_firing:
         raise QueryError("features that fire together have no opposite: ask by decoder or encoder")
@@ -199,7 +199,7 @@ def near_token(
     k = check_k(k)
     _check_matrix(by, "a token")
     check_choice("matrix", matrix, MATRICES)
-    alone = named(store, sae) if sae is not None else None
+    alone = sae_named(store.snapshot, sae) if sae is not None else None
     token_id = _token_id(store, token)
     query = _checked(direction(token_id, matrix))
     place = _place(store, len(query), by, sae)
@@ -285,7 +285,7 @@ def _place(store: Store, width: int, by: str, name: str | None) -> Sae:
     """An SAE. The vector is compared with its directions and all comparable ones."""
     snapshot = store.snapshot
     if name is not None:
-        sae = named(store, name)
+        sae = sae_named(store.snapshot, name)
         if length(sae, by) != width:
             raise QueryError(
                 f"the vector has {width} values, {by} directions of {name} have {length(sae, by)}"

@@ -16,7 +16,7 @@ from featuredb.store.store import Store
 from queries.association import nullable, q_values
 from queries.pooled import Int64
 from queries.tails import two_sided
-from queries.two_sets import Difference, Sides
+from queries.two_sets import Difference, Sides, joined
 
 Float64 = npt.NDArray[np.float64]
 
@@ -86,7 +86,7 @@ def of_two(
 ) -> Scores:
     """The figures of two sets. signed: of pairs, the statistics of `queries.paired`, by SAE."""
     each = [len(part.auroc) for part in parts]
-    d = Difference(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    d = joined(parts)
     if signed is None:
         evidence, p = d.corrected(sides), d.p(sides)
     else:

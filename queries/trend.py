@@ -13,6 +13,7 @@ that it fires in, less the mean where it does not fire: HypotheSAEs' separation 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,11 @@ class Trend(NamedTuple):
     spearman: Float64
     t: Float64
     separation: Float64
+
+
+def trends(parts: Sequence[Trend]) -> Trend:
+    """The features of several pieces, one after another."""
+    return Trend(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def midranks(values: Float64) -> Float64:

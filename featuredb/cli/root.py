@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from featuredb.cli.exit_codes import ExitCode
-from featuredb.errors import FeatureDBError, StorageError
+from featuredb.errors import FeatureDBError, StorageError, one_line
 from featuredb.render.characters import neutralize
 from featuredb.version import __version__
 
@@ -144,11 +144,8 @@ def _spare_pandas() -> None:
 
 def _fail(ctx: click.Context, message: str, code: int) -> NoReturn:
     """Print one line on standard error and exit."""
-    # The message may quote the corpus, which may contain escape sequences. DuckDB's ends in the
-    # statement with a caret under it, which does not fit on one line.
-    message = message.partition("\n\nLINE ")[0]
-    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    click.echo(f"featuredb: {neutralize(line)}", err=True)
+    # The message may quote the corpus, which may contain escape sequences.
+    click.echo(f"featuredb: {neutralize(one_line(message))}", err=True)
     ctx.exit(code)
 
 

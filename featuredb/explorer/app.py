@@ -21,6 +21,7 @@ from featuredb.errors import (
     UnknownContextError,
     UnknownFeatureError,
     first_line,
+    one_line,
 )
 from featuredb.explorer.address import Address
 from featuredb.explorer.cache import PageCache
@@ -179,7 +180,7 @@ def drawn(panel: Panel, asked: Address) -> Markup:
     except Waiting:
         waiting = True
     except FeatureDBError as error:
-        failure = _line(error)
+        failure = one_line(error)
     values = {"inside": inside, "failure": failure, "waiting": waiting}
     return Markup(render("panel.html", panel=panel, asked=asked, **values))
 
@@ -207,19 +208,13 @@ def _html(
     return Response(text, page.status, media_type="text/html")
 
 
-def _line(error: FeatureDBError) -> str:
-    """An error as the command line prints it: on one line, without the statement."""
-    text = str(error).partition("\n\nLINE ")[0]
-    return " ".join(part.strip() for part in text.splitlines() if part.strip())
-
-
 def _error(site: Site, asked: Address, error: FeatureDBError, form: str) -> Response:
     missing = isinstance(error, UnknownFeatureError | UnknownContextError)
     status = 404 if missing else 400 if isinstance(error, QueryError) else 500
     if form:
-        return JSONResponse({"error": _line(error)}, status)
+        return JSONResponse({"error": one_line(error)}, status)
     page = WebPage("error.html", "Not found" if missing else "No answer", (), {}, status)
-    page = WebPage(page.template, page.title, (), {"reason": _line(error)}, status)
+    page = WebPage(page.template, page.title, (), {"reason": one_line(error)}, status)
     return _html(site, page, asked, [])
 
 

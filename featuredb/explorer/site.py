@@ -49,6 +49,11 @@ class Site:
             sql,
         )
 
+    def sql(self, statement: str) -> Spelling:
+        """A statement on the command line, in Python and as it is."""
+        cli = call("sql", self.name, (statement,), {})
+        return Spelling(cli, f"db.sql({statement!r})", statement)
+
 
 @dataclass(frozen=True)
 class WebPage:

@@ -35,7 +35,7 @@ from featuredb.store.store import Store
 from ingest.attached import AttachedSae
 from ingest.extract.recorded import recorded
 from ingest.model.hooks import HookPoint
-from ingest.model.hooks.capture import hidden_states, unit_rms
+from ingest.model.hooks.capture import hidden_states, unit_rms, with_input, with_output
 from ingest.model.load import LoadedModel, final_norm, no_tokenizer, unembedding
 from ingest.sae.normalize import undoing
 from queries.answers import Answer
@@ -299,14 +299,11 @@ def _graph(model: nn.Module, hook: HookPoint, values: dict[str, Tensor]) -> Iter
         if hook.before_gain:  # the model computes it again from what comes before
             values[hook.name] = unit_rms(module, value)
             return None
-        new = kept(value)
-        args = tuple(new if each is value else each for each in args)
-        return args, {name: new if each is value else each for name, each in kwargs.items()}
+        return with_input(args, kwargs, value, kept(value))
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         value = hidden_states(output)
-        new = kept(value)
-        return new if output is value else tuple(new if e is value else e for e in output)
+        return with_output(output, value, kept(value))
 
     with placed(model, hook, before, after):
         yield

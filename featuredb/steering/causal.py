@@ -19,13 +19,11 @@ import torch
 
 from featuredb.errors import QueryError
 from featuredb.render.progress import log, progress
-from featuredb.steering.edits import Edit
 from featuredb.steering.forward import ResumedModel
 from featuredb.steering.intervals import Interval
 from featuredb.steering.resolve import ResolvedEdit
 from featuredb.steering.rows import SaeEdits
 from featuredb.steering.token_changes import TokenChanges
-from featuredb.steering.where import EditScope
 from featuredb.store.names import parse_feature
 from featuredb.store.snapshot import Sae
 from ingest.attached import AttachedSae, ModelWithSaes
@@ -206,9 +204,7 @@ class _Test:
         return _Change(document, float(loss.mean()), len(loss))
 
     def _edits(self, feature: int) -> SaeEdits:
-        edit = Edit(feature, "set", 0.0)
-        scope = EditScope.parse(edit.where)
-        return SaeEdits(self._attached, [ResolvedEdit(edit, self._sae, feature, 0.0, scope, {})])
+        return SaeEdits(self._attached, [ResolvedEdit.anywhere(self._sae, feature, "set", 0.0)])
 
 
 def _places(active: FeatureContexts, context: int, peak: int) -> _Context:

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from featuredb.errors import ModelError
 from ingest.model.hooks import HookPoint
-from ingest.model.hooks.capture import hidden_states, in_batches, unit_rms
+from ingest.model.hooks.capture import (
+    hidden_states,
+    in_batches,
+    unit_rms,
+    with_input,
+    with_output,
+)
 from ingest.model.hooks.families import base_of, family_of, join
 from ingest.model.load import LoadedModel
 
@@ -218,16 +224,11 @@ def adding(model: nn.Module, hook: HookPoint, delta: Tensor) -> Iterator[None]:
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = hidden_states(args or tuple(kwargs.values()))
-        new = _sum(value, delta)
-        args = tuple(new if each is value else each for each in args)
-        return args, {name: new if each is value else each for name, each in kwargs.items()}
+        return with_input(args, kwargs, value, _sum(value, delta))
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         value = hidden_states(output)
-        new = _sum(value, delta)
-        if output is value:
-            return new
-        return tuple(new if each is value else each for each in output)
+        return with_output(output, value, _sum(value, delta))
 
     with placed(model, hook, before, after):
         yield

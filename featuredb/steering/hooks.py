@@ -18,7 +18,7 @@ from featuredb.steering.rows import CodeReader, SaeEdits
 from featuredb.steering.where import EditScope, TokenSet
 from ingest.attached import AttachedSae
 from ingest.model.hooks import HookPoint
-from ingest.model.hooks.capture import hidden_states, reading, unit_rms
+from ingest.model.hooks.capture import hidden_states, reading, unit_rms, with_input, with_output
 from ingest.model.hooks.families import base_of
 from ingest.model.load import LoadedModel
 from queries.conditions import Condition, within
@@ -275,10 +275,7 @@ class _Sites:
                 self._run(key, current, unit_rms(module, value))
                 return None
             new = self._run(key, current, value)
-            if new is value:
-                return None
-            args = tuple(new if each is value else each for each in args)
-            return args, {name: new if each is value else each for name, each in kwargs.items()}
+            return None if new is value else with_input(args, kwargs, value, new)
 
         return run
 
@@ -289,11 +286,7 @@ class _Sites:
             current = self._current(key)
             value = hidden_states(output)
             new = self._run(key, current, value)
-            if new is value:
-                return None
-            if output is value:
-                return new
-            return type(output)(new if each is value else each for each in output)
+            return None if new is value else with_output(output, value, new)
 
         return run
 

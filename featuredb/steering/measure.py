@@ -18,7 +18,6 @@ from torch import Tensor
 
 from featuredb.errors import QueryError
 from featuredb.render.progress import log, progress
-from featuredb.steering.edits import Edit
 from featuredb.steering.forecast import CollateralForecast
 from featuredb.steering.forward import ResumedModel
 from featuredb.steering.neutral import NeutralPrompt
@@ -26,7 +25,6 @@ from featuredb.steering.output_score import AMPLIFICATION, output_scores
 from featuredb.steering.resolve import ResolvedEdit
 from featuredb.steering.rows import SaeEdits
 from featuredb.steering.token_changes import ROWS, TokenChanges
-from featuredb.steering.where import EditScope
 from featuredb.store import schemas
 from featuredb.store.names import parse_feature
 from featuredb.store.snapshot import Sae
@@ -248,8 +246,7 @@ class _Measurement:
         return pa.array(torch.cat(scores).cpu().numpy())
 
     def _edit(self, feature: int, op: str, value: float) -> ResolvedEdit:
-        edit = Edit(feature, op, value)
-        return ResolvedEdit(edit, self._record, feature, value, EditScope.parse(edit.where), {})
+        return ResolvedEdit.anywhere(self._record, feature, op, value)
 
 
 def _tenth(store: Store, attached: AttachedSae) -> Tensor:

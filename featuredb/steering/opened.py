@@ -97,7 +97,7 @@ def intervene(
 
 def _token_ids(store: Store, word: str) -> list[int]:
     """The tokens that read exactly so. Raises `QueryError` where there is none."""
-    found = [number for number, text in enumerate(store.texts.token_texts) if text == word]
+    found = store.texts.ids_of(word)
     if not found:
         raise QueryError(
             f"no token of the model reads {word!r}, so an edit at it can never apply: mind the "

@@ -32,6 +32,12 @@ class ResolvedEdit:
     scope: EditScope
     conditions: Mapping[TokenSet, Condition]
 
+    @classmethod
+    def anywhere(cls, sae: Sae, feature: int, op: str, value: float) -> ResolvedEdit:
+        """An edit at every token, in the SAE's own units."""
+        edit = Edit(feature, op, value)
+        return cls(edit, sae, feature, value, EditScope.parse(edit.where), {})
+
     @property
     def op(self) -> str:
         return self.edit.op

@@ -43,9 +43,7 @@ def parse_feature(snapshot: Snapshot, feature: Any) -> tuple[Sae, int]:
     text = str(feature)
     name, slash, number = text.rpartition("/")
     if slash:
-        sae = next((s for s in snapshot.saes if s.name == name), None)
-        if sae is None:
-            raise UnknownFeatureError(NO_SAE.format(name=name, names=sae_names(snapshot)))
+        sae = sae_named(snapshot, name)
     elif len(snapshot.saes) == 1:
         sae = snapshot.saes[0]
     else:
@@ -57,6 +55,14 @@ def parse_feature(snapshot: Snapshot, feature: Any) -> tuple[Sae, int]:
             NO_FEATURE.format(number=int(number), sae=sae.name, last=sae.d_sae - 1)
         )
     return sae, int(number)
+
+
+def sae_named(snapshot: Snapshot, name: str) -> Sae:
+    """The SAE of that name. Raises `UnknownFeatureError` listing those there are."""
+    for sae in snapshot.saes:
+        if sae.name == name:
+            return sae
+    raise UnknownFeatureError(NO_SAE.format(name=name, names=sae_names(snapshot)))
 
 
 def context_ranges(snapshot: Snapshot | Draft) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from featuredb.errors import UnknownFeatureError
 from featuredb.explorer.address import Address
-from featuredb.explorer.panel import Panel, Spelling, literal
+from featuredb.explorer.panel import Panel, literal
 from featuredb.explorer.site import Site, WebPage
 from queries.answers import Rows
 
@@ -62,7 +62,7 @@ def _saes(site: Site, a: str, b: str) -> tuple[Panel, ...]:
             name,
             title,
             lambda sql=sql: Rows(site.database.sql(sql).to_arrow_table()),  # type: ignore[misc]
-            Spelling(site.spelling("sql", "sql", (sql,)).cli, f"db.sql({sql!r})", sql),
+            site.sql(sql),
         )
         for name, (title, sql) in statements.items()
     )

@@ -8,16 +8,15 @@ from featuredb.errors import QueryError
 from featuredb.explorer.address import Address
 from featuredb.explorer.panel import Panel
 from featuredb.explorer.site import Site, WebPage
-
-_UNITS = ("document", "context", "turn")
-_POOLS = ("max", "sum", "mean")
+from queries.contrast import POOLS
+from queries.units import UNITS
 
 
 def page(site: Site, asked: Address) -> WebPage:
     """Two conditions on documents, or the values of a column."""
     a, b, each = asked.text("a"), asked.text("b"), asked.text("each")
-    unit, pool = asked.choice("unit", _UNITS), asked.choice("pool", _POOLS)
-    values = {"units": _UNITS, "unit": unit, "pools": _POOLS, "pool": pool}
+    unit, pool = asked.choice("unit", UNITS), asked.choice("pool", POOLS)
+    values = {"units": UNITS, "unit": unit, "pools": POOLS, "pool": pool}
     columns = site.database.sql("SELECT column_name FROM (DESCRIBE documents)").fetchall()
     values["columns"] = tuple(name for (name,) in columns)
     if not (a or each):

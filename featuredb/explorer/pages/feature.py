@@ -7,7 +7,7 @@ from typing import Any
 from featuredb.errors import QueryError, UnknownFeatureError
 from featuredb.explorer.address import Address, feature_url
 from featuredb.explorer.pages.text import firing_on
-from featuredb.explorer.panel import Panel, macro
+from featuredb.explorer.panel import Panel, literal, macro
 from featuredb.explorer.parts_of_card import examples, nearest, statistics
 from featuredb.explorer.site import Site, WebPage
 from featuredb.store.snapshot import Sae
@@ -67,7 +67,7 @@ def page(site: Site, asked: Address) -> WebPage:
 
 def random_page(site: Site, asked: Address) -> WebPage:
     """To some feature that fires, of one SAE if it is named."""
-    where = f"AND sae = {_quoted(asked.text('sae'))}" if asked.text("sae") else ""
+    where = f"AND sae = {literal(asked.text('sae'))}" if asked.text("sae") else ""
     rows = site.database.sql(
         f"SELECT sae || '/' || feature_id FROM features WHERE count > 0 {where} "
         "ORDER BY random() LIMIT 1"
@@ -186,8 +186,4 @@ def _coactive(site: Site, name: str, full: str, unit: str) -> Panel:
 
 
 def _is(sae: Sae, number: int) -> str:
-    return f"sae = {_quoted(sae.name)} AND feature_id = {number}"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return f"sae = {literal(sae.name)} AND feature_id = {number}"

@@ -7,8 +7,8 @@ from typing import Any
 from featuredb.explorer.address import Address
 from featuredb.explorer.panel import Panel
 from featuredb.explorer.site import Site, WebPage
+from queries.matching import UNITS
 
-UNITS = ("token", "context", "document")
 _GROUPS = ("all", "any", "none")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featuredb.explorer.address import Address
-from featuredb.explorer.panel import Panel, Spelling
+from featuredb.explorer.panel import Panel
 from featuredb.explorer.site import Site, WebPage
 from featuredb.render.view import Facts, Heading, View
 from queries.answers import Rows
@@ -37,9 +37,7 @@ def page(site: Site, asked: Address) -> WebPage:
             "features",
             "Features",
             lambda: Rows(site.database.sql(statement).to_arrow_table()),
-            Spelling(
-                site.spelling("sql", "sql", (statement,)).cli, f"db.sql({statement!r})", statement
-            ),
+            site.sql(statement),
             shown=_listed,
         ),
         Panel("provenance", "Provenance", site.database.info, info, shown=_all_of, folded=True),

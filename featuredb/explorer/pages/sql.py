@@ -26,11 +26,8 @@ def page(site: Site, asked: Address) -> WebPage:
     )
     panels = [schema]
     if query.strip():
-        spelling = Spelling(call("sql", site.name, (query,), {}), f"db.sql({query!r})", query)
-        panels = [
-            Panel("rows", "Rows", lambda: site.console.ask(query), spelling, shown=_rows),
-            schema,
-        ]
+        rows = Panel("rows", "Rows", lambda: site.console.ask(query), site.sql(query), shown=_rows)
+        panels = [rows, schema]
     values = {"query": query, "recipes": recipes(), "seconds": SECONDS, "rows": MOST_ROWS}
     return WebPage("sql.html", "SQL", tuple(panels), values, lasting=not query.strip())
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from featuredb.errors import FeatureDBError, QueryError
 from featuredb.explorer.address import Address
-from featuredb.explorer.panel import Panel, macro
+from featuredb.explorer.panel import Panel, call, macro
 from featuredb.explorer.site import Site, Waiting, WebPage
 from featuredb.render.characters import neutralize, spelled
 from featuredb.render.view import View
@@ -50,8 +51,8 @@ def page(site: Site, asked: Address) -> WebPage:
             options,
             sql=macro("fires_in", [number], {"k": k}),
         )
-        cli = f"featuredb fires {site.name} --context {number} -k {k} --by {by}"
-        spelling = type(spelling)(cli, spelling.python, spelling.sql)
+        cli = call("fires", site.name, (), {"context": number, "k": k, "by": by, **bounds})
+        spelling = replace(spelling, cli=cli)
     elif text.strip():
 
         @cache

@@ -31,6 +31,21 @@ def reading() -> bool:
     return getattr(_THREAD, "reading", False)
 
 
+def with_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor, new: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A module's arguments with another tensor in place of `value`."""
+    args = tuple(new if each is value else each for each in args)
+    return args, {name: new if each is value else each for name, each in kwargs.items()}
+
+
+def with_output(output: Any, value: Tensor, new: Tensor) -> Any:
+    """A module's output with another tensor in place of `value`."""
+    if output is value:
+        return new
+    return type(output)(new if each is value else each for each in output)
+
+
 class Capture:
     """Hooks in a model for any number of forward passes. Use it through `capture`."""
 

@@ -15,13 +15,7 @@ from featuredb.store.files.atomic import temporary_name
 
 @click.command("card")
 @options.pinned_database
-@click.argument(
-    "features",
-    metavar="FEATURE...",
-    nargs=-1,
-    required=True,
-    shell_complete=completing.features,
-)
+@options.features("features")
 @click.option(
     "-o",
     "--output",

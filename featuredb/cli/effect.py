@@ -5,16 +5,14 @@ from __future__ import annotations
 import click
 
 import featuredb
-from featuredb.cli import completing, options
+from featuredb.cli import options
 from featuredb.cli.output import Output
 from featuredb.render.progress import shown
 
 
 @click.command("effect")
 @options.database
-@click.argument(
-    "features", metavar="FEATURE...", nargs=-1, required=True, shell_complete=completing.features
-)
+@options.features("features")
 @options.limit(10, "contexts of each feature, and as many in which it is silent")
 @click.option("--sample", is_flag=True, help="Contexts from the whole range, not the top ones.")
 @options.seed

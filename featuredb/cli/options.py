@@ -74,6 +74,17 @@ def feature(command: Command) -> Command:
     return click.argument("feature", metavar="FEATURE", shell_complete=completing.features)(command)
 
 
+def features(argument: str) -> Callable[[Command], Command]:
+    """One feature or several, under the name that the function has for them."""
+    return click.argument(
+        argument,
+        metavar="FEATURE...",
+        nargs=-1,
+        required=True,
+        shell_complete=completing.features,
+    )
+
+
 def limit(default: int | None, what: str) -> Callable[[Command], Command]:
     """`-k`, the number of rows."""
     return click.option(

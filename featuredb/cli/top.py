@@ -11,13 +11,7 @@ from featuredb.cli.output import Output
 
 @click.command("top")
 @options.pinned_database
-@click.argument(
-    "feature",
-    metavar="FEATURE...",
-    nargs=-1,
-    required=True,
-    shell_complete=completing.features,
-)
+@options.features("feature")
 @options.limit(20, "contexts")
 @options.window
 @click.option(

@@ -113,7 +113,7 @@ class ResumedModel:
 
         Args:
             hidden: What a whole pass gave.
-                add: By hook, float32 that broadcasts to [b, t, width], added to what passes there.
+            add: By hook, float32 that broadcasts to [b, t, width], added to what passes there.
         """
         b, t = ids.shape
         with ExitStack() as stack:

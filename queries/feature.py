@@ -29,7 +29,7 @@ from featuredb.store.snapshot import Sae
 from featuredb.store.store import Store
 from queries import plots
 from queries.activations import FeatureContexts, feature_contexts
-from queries.answers import Answer, Row
+from queries.answers import Answer, Row, Rows
 from queries.connection import Reader
 from queries.directions import Chance, chance
 from queries.lens import standing_out
@@ -107,13 +107,7 @@ class FeatureCard(Answer):
     def view(self) -> View:
         """Each part of the card under its heading: numbers, tokens, contexts, neighbors."""
         row = self.statistics
-        sections: list[list[Part]] = [
-            [Heading("feature ", feature_name(row)), *_facts(row)],
-            [Group([[_histogram(row)], [_quantiles(row)]])],
-            _tokens(row),
-        ]
-        if self.measured is not None:
-            sections.append(steered(self.measured))
+        sections = FeatureNumbers(row, self.measured).sections()
         if len(self.contexts):
             sections.append([Heading("", "top contexts"), self.contexts.passages()])
         # Of few contexts all are above.
@@ -144,6 +138,31 @@ class FeatureCard(Answer):
                 part = replace(part, items=new)
             shown.append(part)
         return shown
+
+
+@dataclass(frozen=True)
+class FeatureNumbers:
+    """What a card says besides contexts and neighbors: its row, and what was measured."""
+
+    row: Row
+    measured: Mapping[str, Any] | None = None
+
+    def sections(self) -> list[list[Part]]:
+        """Its name and numbers, the histogram with quantiles, its tokens, what steering did."""
+        row = self.row
+        shown: list[list[Part]] = [
+            [Heading("feature ", feature_name(row)), *_facts(row)],
+            [Group([[_histogram(row)], [_quantiles(row)]])],
+            _tokens(row),
+        ]
+        return [*shown, *([steered(self.measured)] if self.measured is not None else [])]
+
+
+def feature_numbers(store: Store, sae: Sae, number: int) -> FeatureNumbers:
+    """A feature's numbers alone, in a fraction of a card's time: what a page shows at once."""
+    contexts = feature_contexts(store, sae, number)
+    row = Rows(_row(store, sae, store.features.card(sae, number), contexts))[0]
+    return FeatureNumbers(row, measured_row(store, sae, number))
 
 
 def feature_card(reader: Reader, feature: int | str, k: int | None = None) -> FeatureCard:

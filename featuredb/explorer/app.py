@@ -176,7 +176,7 @@ def drawn(panel: Panel, asked: Address) -> Markup:
     """What a panel shows. A failure is its own."""
     inside, failure, waiting = Markup(""), "", False
     try:
-        inside = section_of(panel.view(panel.ask()))
+        inside = section_of(panel.view())
     except Waiting:
         waiting = True
     except FeatureDBError as error:

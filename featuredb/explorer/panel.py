@@ -31,7 +31,8 @@ class Panel:
     """An answer under a title.
 
     lazy: asked only once the page is there. shown: what is drawn of the answer, its view by
-    default. folded: only its title is shown until it is opened.
+    default. drawn: what is drawn instead, where that takes less than the whole answer. folded:
+    only its title is shown until it is opened.
     """
 
     name: str
@@ -41,9 +42,13 @@ class Panel:
     lazy: bool = False
     shown: Callable[[Any], View] | None = None
     folded: bool = False
+    drawn: Callable[[], View] | None = None
 
-    def view(self, answer: Shown) -> View:
+    def view(self) -> View:
         """What is drawn."""
+        if self.drawn is not None:
+            return self.drawn()
+        answer = self.ask()
         return answer.view() if self.shown is None else self.shown(answer)
 
 

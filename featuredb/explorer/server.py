@@ -57,7 +57,7 @@ def prepare(database: Database, store: Store, host: str, port: int) -> Serving:
     listening = _listen(host, port)
     port = listening.getsockname()[1]
     token = secrets.token_urlsafe(24)
-    site = Site(database, Console(store), ModelLoader(database), str(database.location))
+    site = Site(database, store, Console(store), ModelLoader(database), str(database.location))
     guard = Guard(application(site), token, allowed_hosts(host, port), port)
     shown = "127.0.0.1" if host == "localhost" else host
     url = f"http://{_spelled(shown)}:{port}/?token={token}"

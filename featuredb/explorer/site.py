@@ -12,6 +12,7 @@ from featuredb.explorer.address import Address
 from featuredb.explorer.console import Console
 from featuredb.explorer.model import ModelLoader
 from featuredb.explorer.panel import Panel, Spelling, call, method
+from featuredb.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Site:
     """A database, its SQL console, its model. name: how the command line calls the database."""
 
     database: Database
+    store: Store
     console: Console
     model: ModelLoader
     name: str

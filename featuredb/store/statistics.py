@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from featuredb.store.files.parquet import ParquetFiles, chunk_to_numpy, list_val
 from featuredb.store.snapshot import Sae, Snapshot
 
 _CACHED_GROUPS = 512
+_CACHED_WHOLE = 32
+"""Groups of every column, some 2 MB each."""
 _SUMMARY = ["sae", "feature_id", "density", "max_activation", "top_tokens", "promoted_tokens"]
 
 
@@ -27,6 +29,9 @@ class Features:
         self._files = files
         self._first_row: dict[str, int] = {}
         self._groups: OrderedDict[int, pa.Table] = OrderedDict()
+        # Decoding a group takes most of the time of a card.
+        read = partial(_whole_group, files, self._path)
+        self._whole = lru_cache(_CACHED_WHOLE)(read)
         row = 0
         for sae in snapshot.saes:
             self._first_row[sae.name] = row
@@ -51,7 +56,9 @@ class Features:
     def card(self, sae: Sae, feature: int) -> pa.Table:
         """Every column of one feature, one row of `schemas.FEATURES`."""
         row = self.row(sae, feature)
-        return self._files.rows(self._path, row, row + 1, schemas.FEATURES.names).combine_chunks()
+        starts = self._files.group_starts(self._path)
+        group = int(np.searchsorted(starts, row, side="right")) - 1
+        return self._whole(group).slice(row - int(starts[group]), 1).combine_chunks()
 
     def summaries(self, rows: Sequence[int]) -> pa.Table:
         """The columns that answers show of other features, one row per entry of `rows`, in that
@@ -100,6 +107,10 @@ class Features:
         else:
             self._groups.move_to_end(group)
         return table
+
+
+def _whole_group(files: ParquetFiles, path: str, group: int) -> pa.Table:
+    return files.read(path, [group], schemas.FEATURES.names)
 
 
 def summaries_of(features: pa.Table) -> pa.Table:

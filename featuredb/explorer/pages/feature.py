@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from featuredb.errors import QueryError, UnknownFeatureError
 from featuredb.explorer.address import Address, feature_url
 from featuredb.explorer.pages.text import firing_on
 from featuredb.explorer.panel import Panel, literal, macro
-from featuredb.explorer.parts_of_card import examples, nearest, statistics
+from featuredb.explorer.parts_of_card import examples, nearest
 from featuredb.explorer.site import Site, WebPage
+from featuredb.render.view import View
 from featuredb.store.snapshot import Sae
+from queries.feature import FeatureCard, FeatureNumbers, feature_numbers
 
 _SHOWN = ("top", "sample", "silent")
 
@@ -20,23 +23,24 @@ def page(site: Site, asked: Address) -> WebPage:
     sae, number = _feature(site, asked.path.removeprefix("/feature/"))
     name = site.feature(sae.name, number)
     full = f"{sae.name}/{number}"
-    card = site.database.feature(full)
-    view = card.view()
-    over_range = examples(view)
+    numbers = feature_numbers(site.store, sae, number)
+
+    @cache
+    def card() -> FeatureCard:
+        return site.database.feature(full)
+
     spelling = site.spelling(
         "feature", "feature", (name,), sql=f"FROM features WHERE {_is(sae, number)}"
     )
     panels = [
-        Panel("feature", "Statistics", lambda: card, spelling, shown=lambda _: statistics(view)),
+        Panel("feature", "Statistics", card, spelling, drawn=lambda: _numbers(numbers)),
         _contexts(site, asked, name, full),
-        Panel("nearest", "Nearest", lambda: card, spelling, shown=lambda _: nearest(view)),
+        Panel("nearest", "Nearest", card, spelling, lazy=True, shown=_nearest),
         _near(site, asked, name, full, "encoder"),
         *(_coactive(site, name, full, unit) for unit in ("token", "document")),
     ]
-    if asked.text("show", "top") == "top" and len(over_range.sections):
-        panels.append(
-            Panel("range", "Over its range", lambda: card, spelling, shown=lambda _: over_range)
-        )
+    if asked.text("show", "top") == "top" and numbers.row["count"]:
+        panels.append(Panel("range", "Over its range", card, spelling, lazy=True, shown=_range))
     text = asked.raw("text")
     if text.strip():
         shaded = Panel(
@@ -56,13 +60,27 @@ def page(site: Site, asked: Address) -> WebPage:
         "previous": feature_url(f"{sae.name}/{number - 1}") if number else "",
         "next": feature_url(f"{sae.name}/{number + 1}") if number + 1 < sae.d_sae else "",
         "sae": sae.name,
-        "fires_on": [entry["token"] for entry in (card.statistics.top_tokens or [])[:4]],
+        "fires_on": [entry["token"] for entry in (numbers.row.top_tokens or [])[:4]],
         "shown": _SHOWN,
         "show_contexts": asked.choice("show", _SHOWN),
         "offset": asked.whole("offset", 0, 0, 10**9),
         "k": asked.whole("k", 10, 1, 200),
     }
     return WebPage("feature.html", full, tuple(panels), values, lasting=not text.strip())
+
+
+def _numbers(numbers: FeatureNumbers) -> View:
+    """Without its name, which the page has above."""
+    (_, *facts), *rest = numbers.sections()
+    return View([facts, *rest])
+
+
+def _range(card: FeatureCard) -> View:
+    return examples(card.view())
+
+
+def _nearest(card: FeatureCard) -> View:
+    return nearest(card.view())
 
 
 def random_page(site: Site, asked: Address) -> WebPage:

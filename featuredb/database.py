@@ -1013,6 +1013,7 @@ class Database:
         controls: bool = True,
         other_model: bool = False,
         stream: Callable[[str], None] | None = None,
+        watch: Callable[[str, str], None] | None = None,
     ) -> Steered:
         """Let the model go on from prompts, unsteered and steered, and measure what changed.
 
@@ -1031,6 +1032,8 @@ class Database:
                 density and norm, and as noise of the same norm.
             other_model: As of `intervene`.
             stream: Called with each piece of the steered text. Of one prompt only.
+            watch: Called with "unsteered" or "steered" and each piece of that text, instead. What
+                it raises ends the generation.
 
         Returns:
             One row per prompt and variant: the text and its measures. `effects` has means over
@@ -1043,8 +1046,10 @@ class Database:
         """
         opened = self._steering("steering")
         from featuredb.steering.generation import Sampling
-        from featuredb.steering.steer import steer
+        from featuredb.steering.steer import steer, steered_only
 
+        if watch is None and stream is not None:
+            watch = steered_only(stream)
         return steer(
             self._reader.store,
             prompt,
@@ -1054,7 +1059,7 @@ class Database:
             Sampling(max_new_tokens, temperature, top_p, seed),
             effect=effect,
             controls=controls,
-            stream=stream,
+            watch=watch,
         )
 
     def sweep(

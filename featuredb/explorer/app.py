@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -27,9 +28,20 @@ from featuredb.explorer.address import Address
 from featuredb.explorer.cache import PageCache
 from featuredb.explorer.drawing import render, section_of
 from featuredb.explorer.guard import TooMuch, TooSlow
-from featuredb.explorer.pages import compare, contrast, feature, find, home, search, sql, text
+from featuredb.explorer.pages import (
+    compare,
+    contrast,
+    feature,
+    find,
+    home,
+    search,
+    sql,
+    steer,
+    text,
+)
 from featuredb.explorer.panel import Panel
 from featuredb.explorer.site import PageOf, Site, Waiting, WebPage
+from featuredb.explorer.streamed import Streamed
 from featuredb.render.formats import to_bytes
 from featuredb.version import __version__
 
@@ -48,6 +60,9 @@ _ASSETS = {
 _AT_ONCE = 4
 """Pages drawn at the same time. More only wait for one another, each with its memory."""
 
+_FOLLOWED = 8
+"""Generations that are followed, or wait for their turn, at the same time."""
+
 PAGES: Mapping[str, PageOf] = {
     "/": home.page,
     "/feature/{rest:path}": feature.page,
@@ -56,6 +71,7 @@ PAGES: Mapping[str, PageOf] = {
     "/compare": compare.page,
     "/contrast": contrast.page,
     "/find": find.page,
+    "/steer": steer.page,
     "/sql": sql.page,
 }
 """Every page. Each also answers with `.json`, `.csv` or `.parquet` after its path."""
@@ -67,6 +83,7 @@ def application(site: Site) -> Starlette:
     routes = [
         Route("/assets/{name}", _asset),
         Route("/model", lambda _: JSONResponse(site.model.status())),
+        Route("/steer/stream", _following(site, steer.follow), methods=["GET"]),
         Route("/random", _answering(site, cache, turns, feature.random_page)),
     ]
     for path, page in PAGES.items():
@@ -109,6 +126,16 @@ def _answering(site: Site, cache: PageCache, turns: CapacityLimiter, page: PageO
         if lasting and request.method == "GET":
             cache.put(key, made)
         return made
+
+    return endpoint
+
+
+def _following(site: Site, follow: Any) -> Any:
+    limiter = CapacityLimiter(_FOLLOWED)
+
+    async def endpoint(request: Request) -> Response:
+        asked = Address("/steer", tuple(request.query_params.multi_items()))
+        return Streamed(partial(follow, site, asked), limiter)
 
     return endpoint
 

@@ -15,6 +15,7 @@ from featuredb.database import Database
 from featuredb.errors import OptionError
 from featuredb.explorer.app import application
 from featuredb.explorer.console import Console
+from featuredb.explorer.generation import Generations
 from featuredb.explorer.guard import MOST_HEADERS, SLOWEST, Guard
 from featuredb.explorer.model import ModelLoader
 from featuredb.explorer.site import Site
@@ -57,7 +58,9 @@ def prepare(database: Database, store: Store, host: str, port: int) -> Serving:
     listening = _listen(host, port)
     port = listening.getsockname()[1]
     token = secrets.token_urlsafe(24)
-    site = Site(database, store, Console(store), ModelLoader(database), str(database.location))
+    model = ModelLoader(database)
+    generations = Generations(database, model)
+    site = Site(database, store, Console(store), model, generations, str(database.location))
     guard = Guard(application(site), token, allowed_hosts(host, port), port)
     shown = "127.0.0.1" if host == "localhost" else host
     url = f"http://{_spelled(shown)}:{port}/?token={token}"

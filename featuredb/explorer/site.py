@@ -10,6 +10,7 @@ from featuredb.database import Database
 from featuredb.errors import FeatureDBError
 from featuredb.explorer.address import Address
 from featuredb.explorer.console import Console
+from featuredb.explorer.generation import Generations
 from featuredb.explorer.model import ModelLoader
 from featuredb.explorer.panel import Panel, Spelling, call, method
 from featuredb.store.store import Store
@@ -17,12 +18,16 @@ from featuredb.store.store import Store
 
 @dataclass(frozen=True)
 class Site:
-    """A database, its SQL console, its model. name: how the command line calls the database."""
+    """A database, its SQL console, its model and what that generates.
+
+    name: how the command line calls the database.
+    """
 
     database: Database
     store: Store
     console: Console
     model: ModelLoader
+    generations: Generations
     name: str
 
     def feature(self, sae: str, number: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def steer(
     *,
     effect: bool = True,
     controls: bool = True,
-    stream: Callable[[str], None] | None = None,
+    watch: Callable[[str, str], None] | None = None,
 ) -> Steered:
     """See `featuredb.Database.steer`."""
     sampling.check()
@@ -59,7 +60,8 @@ def steer(
         for batch in batches(made, encoded):
             for variant in [Control("unsteered", []), *variants]:
                 name = variant.name
-                streamer = _streamer(made, stream) if stream and name == "steered" else None
+                shown = watch if name in ("unsteered", "steered") else None
+                streamer = _streamer(made, partial(shown, name)) if shown else None
                 facts = with_roles(made, batch).facts
                 with model.editing(variant.edits, facts, made.saes) as counts:
                     text = generate(model, batch, sampling, streamer)
@@ -92,6 +94,16 @@ def steer(
         random_feature=about,
         **_measured(made, scores, watched),
     )
+
+
+def steered_only(stream: Callable[[str], None]) -> Callable[[str, str], None]:
+    """For one who watches the steered text alone."""
+
+    def watch(variant: str, text: str) -> None:
+        if variant == "steered":
+            stream(text)
+
+    return watch
 
 
 def batches(made: ReadyEdits, prompts: Sequence[EncodedPrompt]) -> list[PromptBatch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -114,10 +115,10 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def running(database: Path) -> Iterator[Running]:
-    """It, served on a free port."""
-    store = Store.open(database)
+@contextmanager
+def serving(path: Path) -> Iterator[Running]:
+    """A database, served on a free port."""
+    store = Store.open(path)
     with Database(store, confined=True) as handle:
         serving = prepare(handle, store, "127.0.0.1", 0)
         thread = threading.Thread(target=serving.run)
@@ -126,6 +127,13 @@ def running(database: Path) -> Iterator[Running]:
         yield Running(serving.url, base, token, tuple(sae.name for sae in handle.saes))
         serving.server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="session")
+def running(database: Path) -> Iterator[Running]:
+    """The hostile database, served."""
+    with serving(database) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")

@@ -37,9 +37,11 @@ PAGES = {
     "sql": "/sql?q=FROM+tokens+JOIN+vocabulary+USING+(token_id)",
     "sql-refused": f"/sql?q={_ANY}",
     "sql-schema": "/sql?panel=schema",
+    "steer": "/steer",
+    "steer-refused": f"/steer?prompt={_ANY}&set=a%2Fsae%2F5%3D2x&set={_ANY}",
     "not-found": f"/feature/{_ANY}/1",
     "unknown": f"/{_ANY}",
 }
 """By name. What is hostile in the address is shown too."""
 
-REFUSED = {"not-found": 404, "unknown": 404}
+REFUSED = {"steer-refused": 400, "not-found": 404, "unknown": 404}

@@ -22,9 +22,10 @@ _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
 )
 _TAGS = (
-    "a b body button code datalist dd details div dl dt figcaption figure footer form g h1 h2 h3 "
-    "head header html input kbd label li line link main mark meta nav ol option output p progress "
-    "rect script section select span summary svg table tbody td textarea th thead title tr ul"
+    "a b body button code datalist dd details div dl dt fieldset figcaption figure footer "
+    "form g h1 h2 h3 head header html input kbd label legend li line link main mark meta nav "
+    "ol option output p progress rect script section select span summary svg table tbody td "
+    "textarea th thead title tr ul"
 )
 
 

@@ -143,7 +143,7 @@ _QUERIES = {
     "sql",
     "steer",
 }
-_ONLY_PYTHON = {"progress", "stream", "report", "storage_options", "params", "tables"}
+_ONLY_PYTHON = {"progress", "stream", "watch", "report", "storage_options", "params", "tables"}
 
 
 # `completion` is of the command line alone.

@@ -18,10 +18,8 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="package")
-def steerable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two SAEs, `early` and `late`, at layers 1 and 2."""
-    folder = tmp_path_factory.mktemp("steering")
+def make_steerable(folder: Path) -> Path:
+    """A database of a tiny model with a chat template and two SAEs, whose files are gone."""
     model = tiny_model(folder / "model")
     config = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TEMPLATE}))
@@ -42,6 +40,12 @@ def steerable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for sae in saes:
         shutil.rmtree(sae)
     return folder / "x.fdb"
+
+
+@pytest.fixture(scope="package")
+def steerable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two SAEs, `early` and `late`, at layers 1 and 2."""
+    return make_steerable(tmp_path_factory.mktemp("steering"))
 
 
 @pytest.fixture(scope="module")

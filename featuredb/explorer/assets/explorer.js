@@ -135,4 +135,75 @@ addEventListener("pageshow", () => {
   for (const field of document.querySelectorAll("[name]:disabled")) field.disabled = false;
 });
 
+// An edit in multiples of the stored maximum has a slider beside its text.
+const MULTIPLE = /^(\s*[^=@]*?[0-9]\s*\+?=\s*)(-?[0-9.]+)(x.*)?$/s;
+for (const line of document.querySelectorAll("[data-edit]")) {
+  const [text, slide] = line.querySelectorAll("input");
+  const out = line.querySelector("output");
+  const follow = () => {
+    const found = MULTIPLE.exec(text.value);
+    slide.hidden = !(found && (found[3] || Number(found[2]) === 0));
+    out.textContent = slide.hidden ? "" : `${Number(found[2])} ×`;
+    if (!slide.hidden) slide.value = found[2];
+  };
+  text.addEventListener("input", follow);
+  slide.addEventListener("input", () => {
+    const value = Number(slide.value);
+    text.value = text.value.replace(MULTIPLE, (_, before, __, after) => `${before}${value}${after ?? "x"}`);
+    out.textContent = `${value} ×`;
+  });
+  follow();
+}
+
+const STATES = {
+  loading: (fact) => `The model is being loaded, once: ${Math.round(fact.seconds ?? 0)} s.`,
+  waiting: () => "Waits until another generation has ended.",
+  generating: () => "Being generated.",
+  measuring: () => "Being measured.",
+};
+
+// Both texts as they are generated, then what the edits changed.
+async function generate(section) {
+  const status = section.querySelector("[role=status]");
+  const stop = section.querySelector("[data-stop]");
+  const texts = Object.fromEntries([...section.querySelectorAll("[data-variant]")].map((p) => [p.dataset.variant, p]));
+  const abort = new AbortController();
+  const end = () => abort.abort();
+  const escape = (event) => event.key === "Escape" && end();
+  stop.hidden = false;
+  stop.addEventListener("click", end);
+  document.addEventListener("keydown", escape);
+  addEventListener("pagehide", end);
+  let failure = "The server does not answer.";
+  try {
+    const reply = await fetch(section.dataset.stream, { signal: abort.signal });
+    let rest = "";
+    const pieces = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (;;) {
+      const { value, done } = await pieces.read();
+      if (done) break;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const fact of lines.map((line) => JSON.parse(line))) {
+        if (fact.state === "done") {
+          stop.hidden = true;
+          await replace(section, section.dataset.then);
+          return;
+        }
+        if (fact.error) failure = fact.error;
+        else if (fact.variant) texts[fact.variant].textContent += fact.text;
+        else status.textContent = STATES[fact.state](fact);
+      }
+    }
+    status.className = "failure";
+  } catch {
+    if (abort.signal.aborted) failure = "Stopped.";
+  } finally {
+    document.removeEventListener("keydown", escape);
+  }
+  stop.hidden = true;
+  status.textContent = failure;
+}
+for (const section of document.querySelectorAll("[data-stream]")) generate(section);
+
 prepare(document);

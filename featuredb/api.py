@@ -673,6 +673,50 @@ def serve(
         server.serve(database, store, host, port, open_browser=open_browser)
 
 
+def mcp(
+    path: str | os.PathLike[str],
+    *,
+    rows: int = 200,
+    seconds: float = 30.0,
+    snapshot: int | None = None,
+    model: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
+    """Answer a language model's questions about a database, as an MCP server, until it hangs up.
+
+    Speaks the Model Context Protocol on standard input and output. Every question is a tool.
+    Nothing is written, and nothing but the database's own files is read.
+
+    Args:
+        path: A folder or a URL, as of `open`.
+        rows: Most rows of an answer.
+        seconds: Longest time that an answer takes.
+        snapshot: The number of an older snapshot. Default: the newest.
+        model: Where the database's model is now, as of `open`.
+        storage_options: Passed to fsspec.
+
+    Raises:
+        MissingExtraError: The extra ``featuredb[mcp]`` is not installed.
+        OptionError: `rows` or `seconds` is not positive.
+        DatabaseNotFoundError: There is no database at `path`.
+    """
+    from featuredb.database import Database
+    from featuredb.errors import OptionError
+    from featuredb.explorer.console import Console
+    from featuredb.extras import extra
+    from featuredb.store.store import Store
+
+    if rows < 1 or not seconds > 0:
+        raise OptionError(f"an answer needs room: rows is {rows} and seconds {seconds:g}")
+    with extra("mcp", "answering agents"):
+        from featuredb.agents import server
+        from featuredb.agents.tools import question_tools
+    store = Store.open(path, snapshot, storage_options, None)
+    where = None if model is None else os.fspath(model)
+    with Database(store, where, confined=True) as database:
+        server.serve(question_tools(database, Console(store)), rows, seconds)
+
+
 def card(
     path: str | os.PathLike[str],
     features: Sequence[int | str],

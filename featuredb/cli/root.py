@@ -38,7 +38,7 @@ _QUESTIONS = (
 )
 _EFFECTS = ("measure", "effect", "attribute", "ablate")
 _CARE = ("snapshots", "compact", "vacuum", "verify", "push", "pull", "completion")
-_BROWSER = ("serve", "card")
+_BROWSER = ("serve", "card", "mcp")
 _HELPERS = {"__main__", "completing", "exit_codes", "options", "output", "reference", "root"}
 
 

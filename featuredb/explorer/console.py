@@ -1,4 +1,4 @@
-"""SQL from a page: one statement that only reads, for a while, and not too many rows of it."""
+"""SQL of a page or an agent: one statement that only reads, for a while, and not too many rows."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ def _only_statement(query: str) -> str:
         raise SQLError(f"give one statement, not {len(statements)}")
     if statements[0].type != duckdb.StatementType.SELECT:
         kind = statements[0].type.name
-        raise SQLError(f"{kind} is not answered here: the page only reads (SELECT, FROM, DESCRIBE)")
+        raise SQLError(f"{kind} is not answered here: only what reads is (SELECT, FROM, DESCRIBE)")
     return statements[0].query.strip().rstrip(";")

@@ -120,6 +120,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "vacuum": (featuredb.vacuum, "db", {"db"}),
     "verify": (featuredb.verify, "db", {"db"}),
     "serve": (featuredb.serve, "db", {"db"}),
+    "mcp": (featuredb.mcp, "db", {"db"}),
     "card": (featuredb.card, "db 1", {"db", "output"}),
     "push": (featuredb.push, "db url", {"db"}),
     "pull": (featuredb.pull, "url db", {"db"}),

@@ -13,9 +13,10 @@ SITE   := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site
 demo: setup
 	@$(BIN)/featuredb demo --path $(DEMO)
 
-# A file at a time on each core: files share stores and models among their tests.
+# A file at a time on each core: files share stores and models among their tests. tests/conftest.py
+# orders them.
 test: setup-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: setup-dev
 	$(BIN)/ruff check .

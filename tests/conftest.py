@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.object_store import ObjectStore, serve
+
+_LONGEST = (
+    "ingest/test_engines_ray.py",
+    "crashes/test_crashes.py",
+    "ingest/test_life_edges.py",
+    "test_memory.py",
+    "ingest/test_cross_layer.py",
+    "ingest/test_ingest.py",
+    "queries/test_questions.py",
+)
+"""A file runs on one worker. Those that take minutes begin first, so that none is left alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they were found."""
+    place = {name: at for at, name in enumerate(_LONGEST)}
+    root = Path(__file__).parent
+    items.sort(key=lambda item: place.get(item.path.relative_to(root).as_posix(), len(place)))
 
 
 @pytest.fixture(scope="module")

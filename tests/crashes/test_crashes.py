@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.crashes.harness import kill_at_random
 from tests.crashes.steps import Scene
 
-KILLS = 210 if os.environ.get("FEATUREDB_LONG") else 21
+KILLS = 210 if os.environ.get("FEATUREDB_LONG") else 14
 SEED = int(os.environ.get("FEATUREDB_SEED", "1"))
 
 

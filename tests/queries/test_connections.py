@@ -23,10 +23,16 @@ from tests.make_store import make_store
 from tests.queries.test_questions import small_world
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "s.fdb"
+    make_store(path, small_world(("demo",)))
+    return path
+
+
 @pytest.fixture
-def db(tmp_path: Path) -> Iterator[featuredb.Database]:
-    make_store(tmp_path / "s.fdb", small_world(("demo",)))
-    with featuredb.open(tmp_path / "s.fdb") as opened:
+def db(folder: Path) -> Iterator[featuredb.Database]:
+    with featuredb.open(folder) as opened:
         yield opened
 
 
@@ -181,8 +187,8 @@ with featuredb.open(sys.argv[1]) as db:
 """
 
 
-def test_sql_in_jupyter_without_ipywidgets(db: featuredb.Database, tmp_path: Path) -> None:
+def test_sql_in_jupyter_without_ipywidgets(folder: Path) -> None:
     """DuckDB looks for a kernel when it is imported, so this runs in a new process."""
-    command = [sys.executable, "-c", _IN_JUPYTER, str(tmp_path / "s.fdb")]
+    command = [sys.executable, "-c", _IN_JUPYTER, str(folder)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.stdout.splitlines() == ["refused", "[(1,)]"], run.stderr

@@ -43,6 +43,22 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> featuredb.Database:
     return featuredb.open(path)
 
 
+@pytest.fixture(scope="module")
+def expected(plain: featuredb.Database) -> list[object]:
+    return answers(plain)
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with other answers."""
+    world = small_world(("demo",))
+    for sae in world.saes:
+        sae.dense[:] = [context + 1 for context in sae.dense]
+    path = tmp_path_factory.mktemp("another") / "s.fdb"
+    make_store(path, replace(world, metadata={"topic": ["no"] * 3}))
+    return path
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -58,15 +74,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> featuredb.Database:
     ],
 )
 def test_a_folder_s_name_is_only_a_name(
-    plain: featuredb.Database, tmp_path: Path, name: str
+    plain: featuredb.Database, expected: list[object], another: Path, tmp_path: Path, name: str
 ) -> None:
-    expected = answers(plain)
-    # Beside it a folder that its name, read as a pattern, would match too.
-    world = small_world(("demo",))
-    for sae in world.saes:
-        sae.dense[:] = [context + 1 for context in sae.dense]
+    # Beside it folders that its name, read as a pattern, would match too.
     for beside in ("a", "ab"):
-        make_store(tmp_path / beside / "s.fdb", replace(world, metadata={"topic": ["no"] * 3}))
+        shutil.copytree(another, tmp_path / beside / "s.fdb")
     path = tmp_path / name / "s.fdb"
     make_store(path, small_world(("demo",)))
     assert featuredb.verify(path).ok
@@ -81,14 +93,16 @@ def test_a_folder_s_name_is_only_a_name(
         assert answers(client) == expected
 
 
-def test_moved_below_such_a_folder(plain: featuredb.Database, tmp_path: Path) -> None:
+def test_moved_below_such_a_folder(
+    plain: featuredb.Database, expected: list[object], tmp_path: Path
+) -> None:
     moved = tmp_path / "rank=1" / "[a]" / "s.fdb"
     shutil.copytree(plain.path, moved)
     with featuredb.open(moved) as db:
-        assert answers(db) == answers(plain)
+        assert answers(db) == expected
     with duckdb.connect(str(moved / "catalog.duckdb"), read_only=True) as client:
         client.execute(f"SET VARIABLE featuredb_root = '{LocalFiles(moved).duckdb_root}'")
-        assert answers(client) == answers(plain)
+        assert answers(client) == expected
 
 
 def test_a_missing_file_below_such_a_folder_is_named(tmp_path: Path) -> None:

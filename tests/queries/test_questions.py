@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,16 +51,26 @@ def small_world(names: tuple[str, ...]) -> World:
     return World(documents, {"topic": ["art", "war", "art"]}, words, saes, context_size=4)
 
 
-@pytest.fixture
-def one(tmp_path: Path) -> Database:
-    make_store(tmp_path / "one.fdb", small_world(("demo",)))
-    return featuredb.open(tmp_path / "one.fdb")
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """A handle that many tests ask. Those that change the files have `mine`."""
+    path = tmp_path_factory.mktemp("one") / "one.fdb"
+    make_store(path, small_world(("demo",)))
+    with featuredb.open(path) as db:
+        yield db
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> Database:
-    make_store(tmp_path / "two.fdb", small_world(("a", "b/c")))
-    return featuredb.open(tmp_path / "two.fdb")
+def mine(one: Database, tmp_path: Path) -> Database:
+    return featuredb.open(shutil.copytree(one.path, tmp_path / "mine.fdb"))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    path = tmp_path_factory.mktemp("two") / "two.fdb"
+    make_store(path, small_world(("a", "b/c")))
+    with featuredb.open(path) as db:
+        yield db
 
 
 @pytest.mark.parametrize("feature", [5, -1, "5", "demo/5", "x/1", "banana", "", 1.5, True, "1/"])
@@ -270,20 +280,20 @@ def test_there_are_duckdb_exceptions() -> None:
     assert duckdb.CatalogException in ERRORS
 
 
-def test_a_missing_file_is_named(one: Database) -> None:
-    path = one.snapshot.derived.saes[0].examples.path
-    (one.path / path).unlink()
+def test_a_missing_file_is_named(mine: Database) -> None:
+    path = mine.snapshot.derived.saes[0].examples.path
+    (mine.path / path).unlink()
     with pytest.raises(CorruptDatabaseError, match="is missing or damaged"):
-        one.top_contexts(1)
+        mine.top_contexts(1)
     with pytest.raises(CorruptDatabaseError):
-        one.sql("FROM feature_activations(1)")
+        mine.sql("FROM feature_activations(1)")
 
 
-def test_moved_folder(one: Database, tmp_path: Path) -> None:
-    expected = one.top_contexts(1).table.to_pylist()
-    one.close()
+def test_moved_folder(mine: Database, tmp_path: Path) -> None:
+    expected = mine.top_contexts(1).table.to_pylist()
+    mine.close()
     moved = tmp_path / "else where.fdb"
-    shutil.move(one.path, moved)
+    shutil.move(mine.path, moved)
     with featuredb.open(moved) as db:
         assert db.sql("FROM top_contexts(1)").to_arrow_table().to_pylist() == expected
     with duckdb.connect(str(moved / "catalog.duckdb"), read_only=True) as client:

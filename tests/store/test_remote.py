@@ -53,10 +53,11 @@ def memory() -> Iterator[Any]:
     fs.store.clear()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    make_store(tmp_path / "my.fdb", small_world(("demo",)))
-    return tmp_path / "my.fdb"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "my.fdb"
+    make_store(path, small_world(("demo",)))
+    return path
 
 
 @pytest.mark.parametrize(

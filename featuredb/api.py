@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from featuredb.database import Database
     from featuredb.steering.effects import Measured
-    from featuredb.store.outcomes import Compacted, Outcome, Vacuumed
+    from featuredb.store.outcomes import Compacted, Labeled, Outcome, Vacuumed
     from featuredb.store.snapshot import Snapshot
     from featuredb.store.values import Values
     from featuredb.transfer.push_pull import Transfer
@@ -504,6 +504,70 @@ def measure(
         return measured(reader, None if features is None else chosen)
     finally:
         reader.close()
+
+
+def import_labels(
+    path: str | os.PathLike[str],
+    file: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    sae: str | None = None,
+    method: str | None = None,
+) -> Labeled:
+    """Store the labels that a file has, and their scores, as one snapshot.
+
+    Labels that are there already are skipped and counted. Nothing is written where a row is wrong.
+
+    Args:
+        path: The database folder.
+        file: A file or folder.
+        format: A name in `featuredb.labels.formats.FORMATS`. Default: by the file's ending.
+        sae: The SAE of rows that do not say which. Default: the database's only one.
+        method: How labels were made that do not say it. Default: ``imported``.
+
+    Returns:
+        How many labels and scores were written.
+
+    Raises:
+        LabelError: The file cannot be read, or is about other features or another SAE.
+        DatabaseError: There is no database, or another process is writing.
+        StorageError: The database can only be read.
+    """
+    from featuredb.labels.formats import read_labels
+    from featuredb.labels.write import add_labels
+
+    folder = local_folder(path, "importing labels")
+    return add_labels(folder, read_labels(folder, Path(file), format, sae, method))
+
+
+def export_labels(
+    path: str | os.PathLike[str],
+    file: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    sae: str | None = None,
+) -> int:
+    """Write the labels of a database, with their scores, to a file.
+
+    Args:
+        path: The database, a folder or a URL.
+        file: Where to write. There must be nothing.
+        format: A name in `featuredb.labels.formats.FORMATS`. Default: by the file's ending.
+        sae: Only labels of this SAE.
+
+    Returns:
+        How many labels were written.
+
+    Raises:
+        LabelError: The format is unknown.
+        UnknownFeatureError: There is no such SAE.
+        StorageError: There is something already, or it cannot be written.
+    """
+    from featuredb.labels.formats import write_labels
+
+    with open(path) as database:
+        labels = database.labels().table
+        return write_labels(labels, database.snapshot, Path(file), format, sae)
 
 
 def snapshots(path: str | os.PathLike[str]) -> Rows:

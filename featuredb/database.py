@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from queries.find import Matches
     from queries.fires import Firing
     from queries.info import DatabaseInfo
+    from queries.labels import Labels
     from queries.near import Neighbors
     from queries.sample_contexts import SampledContexts
     from queries.schema import Schema
@@ -89,8 +90,7 @@ class Database:
     @property
     def path(self) -> Path:
         """The database's folder, absolute. Raises `StorageError` for one behind a URL."""
-        root = self._store.root
-        return root if isinstance(root, Path) else local_folder(root.url, "its path")
+        return self._folder("its path")
 
     @property
     def location(self) -> Path | RemoteFiles:
@@ -1253,6 +1253,120 @@ class Database:
 
             check_paths(model=self._model)
         return opened
+
+    def labels(self, feature: Feature | Sequence[Feature] | None = None) -> Labels:
+        """The labels of a feature, of several, or of all.
+
+        Args:
+            feature: One or several. Default: all that have labels.
+
+        Returns:
+            One row per label, by SAE and feature id. Of one feature the preferred label first,
+            then those with most votes, then the newest.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+        """
+        from queries.labels import labels
+
+        return labels(self._reader, feature)
+
+    def label(
+        self, feature: Feature, text: str, *, method: str = "human", model: str | None = None
+    ) -> Labels:
+        """Label a feature: write what it means, and prefer that to its other labels.
+
+        Stored as a new snapshot, which this handle then answers from, unless it was pinned to an
+        older one than the newest.
+
+        Args:
+            feature: A number, or ``"sae_name/1234"``.
+            text: At most 10,000 characters.
+            method: How the label was made.
+            model: The model that wrote it, if one did.
+
+        Returns:
+            The feature's labels.
+
+        Raises:
+            UnknownFeatureError: There is no such feature.
+            LabelError: The text is empty or too long.
+            DatabaseError: Another process is writing.
+            StorageError: The database can only be read.
+        """
+        from featuredb.labels.write import write_label
+
+        self._move_on(write_label(self._folder("labeling"), feature, text, method, model))
+        return self.labels(feature)
+
+    def prefer_label(self, feature: Feature, label: str) -> Labels:
+        """Make a label the one that answers show.
+
+        Args:
+            feature: A number, or ``"sae_name/1234"``.
+            label: Its text, or its id or the beginning of it.
+
+        Returns:
+            The feature's labels.
+
+        Raises:
+            LabelError: There is no such label, or several.
+            Error: As `label`.
+        """
+        from featuredb.labels.write import prefer_label
+
+        self._move_on(prefer_label(self._folder("labeling"), feature, label))
+        return self.labels(feature)
+
+    def vote_for_label(self, feature: Feature, label: str, votes: int = 1) -> Labels:
+        """Add votes to a label, or take some away.
+
+        Args:
+            feature: A number, or ``"sae_name/1234"``.
+            label: As of `prefer_label`.
+            votes: How many. Negative ones are against it.
+
+        Returns:
+            The feature's labels.
+
+        Raises:
+            Error: As `prefer_label`.
+        """
+        from featuredb.labels.write import vote_for_label
+
+        self._move_on(vote_for_label(self._folder("labeling"), feature, label, votes))
+        return self.labels(feature)
+
+    def remove_label(self, feature: Feature, label: str) -> Labels:
+        """Remove a label and its scores. If it was preferred, another one is then.
+
+        Args:
+            feature: A number, or ``"sae_name/1234"``.
+            label: As of `prefer_label`.
+
+        Returns:
+            The feature's labels.
+
+        Raises:
+            Error: As `prefer_label`.
+        """
+        from featuredb.labels.write import remove_label
+
+        self._move_on(remove_label(self._folder("labeling"), feature, label))
+        return self.labels(feature)
+
+    def _folder(self, purpose: str) -> Path:
+        """The folder. Raises `StorageError` for a database behind a URL."""
+        root = self._store.root
+        return root if isinstance(root, Path) else local_folder(root.url, purpose)
+
+    def _move_on(self, written: Snapshot) -> None:
+        """Answer from a snapshot that was written on top of this handle's own."""
+        if written.number == self.snapshot.number + 1:
+            # What other threads are asking, and relations from `sql`, keep the reader before.
+            self._store = Store(self._store.root, written, self._store.memory)
+            prepare = partial(_prepare, self._store, self._model, self._confined)
+            self._open_reader = Reader(self._store, prepare)
 
     def info(self) -> DatabaseInfo:
         """What the database holds, where it comes from, and how large it is."""

@@ -14,6 +14,7 @@
     │   ├── UnknownFeatureError       no such feature id or SAE name
     │   ├── UnknownContextError       no such context id
     │   ├── ClosedError               the handle is closed
+    │   ├── LabelError                labels that cannot be read or stored
     │   └── SQLError                  DuckDB refused the statement
     ├── OptionError               invalid option
     ├── IngestError               an ingest that cannot start or resume
@@ -89,6 +90,10 @@ class UnknownContextError(QueryError):
 
 class ClosedError(QueryError):
     """The handle was closed."""
+
+
+class LabelError(QueryError):
+    """Labels that cannot be read or stored: of another SAE, of no feature, empty, too long."""
 
 
 class SQLError(QueryError):

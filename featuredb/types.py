@@ -3,6 +3,7 @@
 from featuredb.database import Database as Database
 from featuredb.steering.edits import Edit as Edit
 from featuredb.store.outcomes import Compacted as Compacted
+from featuredb.store.outcomes import Labeled as Labeled
 from featuredb.store.outcomes import Outcome as Outcome
 from featuredb.store.outcomes import Vacuumed as Vacuumed
 from featuredb.store.snapshot import Snapshot as Snapshot
@@ -17,6 +18,7 @@ from queries.encode import Encoded as Encoded
 from queries.feature import FeatureCard as FeatureCard
 from queries.find import Matches as Matches
 from queries.fires import Firing as Firing
+from queries.labels import Labels as Labels
 from queries.near import Neighbors as Neighbors
 from queries.sample_contexts import SampledContexts as SampledContexts
 from queries.search import SearchHits as SearchHits

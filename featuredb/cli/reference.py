@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from featuredb.cli.root import VERBS, main
+from featuredb.cli.root import commands, main
 
 BEGIN = "<!-- commands: made by `python -m featuredb.cli.reference --write README.md` -->"
 END = "<!-- end of commands -->"
@@ -20,10 +20,7 @@ def markdown() -> str:
     """One row per command: usage, summary, options."""
     context = click.Context(main, info_name="featuredb")
     lines = ["| command | what it does | options |", "| --- | --- | --- |"]
-    for verb in VERBS:
-        command = main.get_command(context, verb)
-        if command is None:
-            raise LookupError(f"no command {verb}")
+    for verb, command in commands():
         arguments = [p.make_metavar(context) for p in command.params if _is_argument(p)]
         options = [_option(p, context) for p in command.params if isinstance(p, click.Option)]
         call = " ".join([verb, *arguments])

@@ -7,6 +7,7 @@ import importlib
 import os
 import pkgutil
 import sys
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,6 +38,7 @@ _QUESTIONS = (
     "sql",
 )
 _EFFECTS = ("measure", "effect", "attribute", "ablate")
+_LABELS = ("label", "labels")
 _CARE = ("snapshots", "compact", "vacuum", "verify", "push", "pull", "completion")
 _BROWSER = ("serve", "card", "mcp")
 _HELPERS = {"__main__", "completing", "exit_codes", "options", "output", "reference", "root"}
@@ -46,14 +48,15 @@ def _verbs() -> tuple[str, ...]:
     """Every module here that has a `command`. One that is not named above is a question."""
     modules = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])}
     verbs = {name.replace("_", "-") for name in modules - _HELPERS}
-    more = sorted(verbs.difference(_WRITERS, _QUESTIONS, _EFFECTS, _BROWSER, _CARE))
-    return (*_WRITERS, *_QUESTIONS, *more, *_EFFECTS, *_BROWSER, *_CARE)
+    more = sorted(verbs.difference(_WRITERS, _QUESTIONS, _LABELS, _EFFECTS, _BROWSER, _CARE))
+    return (*_WRITERS, *_QUESTIONS, *more, *_LABELS, *_EFFECTS, *_BROWSER, *_CARE)
 
 
 VERBS = _verbs()
 """In the order of the help."""
 
-LOOKUPS = tuple(verb for verb in VERBS if verb not in (*_WRITERS, *_EFFECTS, *_BROWSER, *_CARE))
+_NO_LOOKUPS = (*_WRITERS, *_LABELS, *_EFFECTS, *_BROWSER, *_CARE)
+LOOKUPS = tuple(verb for verb in VERBS if verb not in _NO_LOOKUPS)
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -102,6 +105,17 @@ class Verbs(click.Group):
                 raise
             where = f"{error.filename}: " if error.filename else ""
             _fail(ctx, f"{where}{error.strerror}", StorageError.exit_code)
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command by what is typed, such as `top` or `labels import`."""
+    context = click.Context(main, info_name="featuredb")
+    for verb in VERBS:
+        command = main.get_command(context, verb)
+        if isinstance(command, click.Group):
+            yield from ((f"{verb} {name}", each) for name, each in command.commands.items())
+        elif command is not None:
+            yield verb, command
 
 
 def _explained(error: click.NoSuchOption) -> click.UsageError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -54,3 +54,20 @@ class Vacuumed:
     files: int
     bytes: int
     kept: dict[int, datetime]
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """Result of writing many labels at once.
+
+    Attributes:
+        snapshot: the live snapshot.
+        labels: labels written.
+        duplicates: labels skipped, because they were there already, or twice among those given.
+        scores: scores written.
+    """
+
+    snapshot: Snapshot = field(repr=False)
+    labels: int
+    duplicates: int
+    scores: int

@@ -280,7 +280,7 @@ SAE_CHANGE = pa.struct(
 
 
 def of_features(*fields: pa.Field) -> pa.Schema:
-    """A table of user data about features, one row each, sorted by the first three columns.
+    """A table of user data about features, sorted by its key, which begins with the first three.
 
     sae_sha256 and hook name the SAE, so that rows outlive its name and its place in the database.
     author and created (UTC, ISO 8601) are those of the row.
@@ -329,3 +329,22 @@ ABLATED = of_features(
     pa.field("carried_tokens", pa.list_(TOKEN_CHANGE), nullable=False),
 )
 """What taking a feature away does where it fires, see `featuredb.Database.effect`."""
+
+LABELS = of_features(
+    pa.field("label_id", pa.string(), nullable=False),
+    pa.field("text", pa.string(), nullable=False),
+    pa.field("method", pa.string(), nullable=False),
+    pa.field("model", pa.string()),
+    pa.field("votes", pa.int64(), nullable=False),
+    pa.field("preferred", pa.bool_(), nullable=False),
+)
+"""What people and programs say that features mean. One label of a feature is preferred."""
+
+SCORES = of_features(
+    pa.field("label_id", pa.string(), nullable=False),
+    pa.field("scorer", pa.string(), nullable=False),
+    pa.field("model", pa.string()),
+    pa.field("value", pa.float64(), nullable=False),
+    pa.field("details", pa.string()),
+)
+"""How well labels say it. details: JSON."""

@@ -350,7 +350,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Everything live at one moment.
 
     operation: the one that made it: ``ingest``, ``append``, ``add-sae``, ``drop``, ``compact``, or
-    what wrote user data: ``measure`` or ``effect``.
+    what wrote user data: ``measure``, ``effect`` or ``label``.
     catalog: ``catalog.duckdb`` as it was published. older: the older snapshots that
     existed when it was written. mark: a file in a folder that no other publication has. The paths
     of the catalog lead through that folder, so that a moved database never reads another one that

@@ -28,8 +28,11 @@ class UserTable:
 
 MEASURED = UserTable("measured", schemas.MEASURED)
 ABLATED = UserTable("ablated", schemas.ABLATED)
+_LABEL = (*MEASURED.key, "label_id")
+LABELS = UserTable("labels", schemas.LABELS, _LABEL)
+SCORES = UserTable("scores", schemas.SCORES, (*_LABEL, "scorer", "model"))
 
-USER_TABLES = {table.name: table for table in (MEASURED, ABLATED)}
+USER_TABLES = {table.name: table for table in (MEASURED, ABLATED, LABELS, SCORES)}
 """By name. A snapshot may have others, of newer versions, which are carried along unread."""
 
 
@@ -75,13 +78,17 @@ def rows_of_sae(rows: pa.Table, sae: Sae) -> pa.Table:
 
 def replaced(rows: pa.Table, written: pa.Table, table: UserTable) -> pa.Table:
     """`rows` with those of the same key as one of `written` replaced, sorted by the key."""
-    old, new = (_keys(part, table.key) for part in (rows, written))
+    old, new = (row_keys(part, table.key) for part in (rows, written))
     kept = rows.filter(pc.invert(pc.is_in(old, value_set=new)))
-    both = pa.concat_tables([kept, written])
-    return both.sort_by([(name, "ascending") for name in table.key])
+    return in_order(pa.concat_tables([kept, written]), table)
 
 
-def _keys(rows: pa.Table, names: Sequence[str]) -> pa.Array:
+def in_order(rows: pa.Table, table: UserTable) -> pa.Table:
+    """The rows sorted by the table's key."""
+    return rows.sort_by([(name, "ascending") for name in table.key])
+
+
+def row_keys(rows: pa.Table, names: Sequence[str]) -> pa.Array:
     """One text per row that no other key has."""
     columns = [rows.column(name).cast(pa.string()).combine_chunks() for name in names]
-    return pc.binary_join_element_wise(*columns, "\0")
+    return pc.binary_join_element_wise(*columns, "\0", null_handling="replace")

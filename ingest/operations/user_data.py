@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +32,10 @@ _ROW_GROUP = 1_024
 """Rows per row group: one group is what a look at one feature reads."""
 
 
+Tables = Mapping[str, pa.Table]
+"""Whole tables of user data, by name."""
+
+
 def write_user_data(
     path: Path, table: UserTable, rows: pa.Table, operation: str, wait: float = WAIT
 ) -> Snapshot:
@@ -52,17 +56,48 @@ def write_user_data(
             writes for longer.
         StorageError: The disk is full or read-only.
     """
+    new = signed(rows, table)
+    return change_user_data(
+        path,
+        [table],
+        lambda _, tables: {table.name: replaced(tables[table.name], new, table)},
+        operation,
+        wait,
+    )
+
+
+def change_user_data(
+    path: Path,
+    tables: Sequence[UserTable],
+    change: Callable[[Snapshot, Tables], Tables],
+    operation: str,
+    wait: float = WAIT,
+) -> Snapshot:
+    """Publish the database with tables of user data as `change` makes them, all in one snapshot.
+
+    Args:
+        path: The database folder.
+        tables: Those that `change` is given.
+        change: From the live snapshot and the whole tables, by name, to those that differ, each
+            sorted by its key. Nothing is published where there are none. Called with the lock held.
+        operation: What the snapshot records as having made it.
+        wait: Seconds to wait for another writer.
+
+    Returns:
+        The live snapshot.
+
+    Raises:
+        DatabaseError, StorageError: As `write_user_data`, and whatever `change` raises.
+    """
     with _waiting(path, operation, wait) as (layout, base):
         files = ParquetFiles(layout.root, memory_map=False)
-        whole = replaced(user_rows(files, base, table), _signed(rows, table), table)
+        changed = change(base, {table.name: user_rows(files, base, table) for table in tables})
         files.close()
-        sink = pa.BufferOutputStream()
-        pq.write_table(whole, sink, compression="zstd", row_group_size=_ROW_GROUP)
-        data = sink.getvalue().to_pybytes()
-        file = layout.user_data / f"{table.name}.{sha256(data).hexdigest()}.parquet"
-        write_atomically(file, data)
-        written = UserData(table.name, file_entry(layout, file, rows=len(whole)))
-        others = [each for each in base.user_data if each.table != table.name]
+        if not changed:
+            return base
+        entries = {data.table: data for data in base.user_data}
+        for name, whole in changed.items():
+            entries[name] = _written(layout, name, whole)
         snapshot = msgspec.structs.replace(
             base,
             featuredb=WRITER,
@@ -70,10 +105,19 @@ def write_user_data(
             created=now(),
             operation=operation,
             mark=write_mark(layout, base.number + 1),
-            user_data=tuple(sorted([*others, written], key=lambda each: each.table)),
+            user_data=tuple(entries[name] for name in sorted(entries)),
         )
         with built_catalog(layout, snapshot) as catalog:
             return write_snapshot(layout, snapshot, catalog)
+
+
+def _written(layout: Layout, name: str, whole: pa.Table) -> UserData:
+    sink = pa.BufferOutputStream()
+    pq.write_table(whole, sink, compression="zstd", row_group_size=_ROW_GROUP)
+    data = sink.getvalue().to_pybytes()
+    file = layout.user_data / f"{name}.{sha256(data).hexdigest()}.parquet"
+    write_atomically(file, data)
+    return UserData(name, file_entry(layout, file, rows=len(whole)))
 
 
 def refuse_no_writing(path: Path, operation: str) -> None:
@@ -98,12 +142,20 @@ def _waiting(path: Path, operation: str, wait: float) -> Iterator[tuple[Layout, 
         yield opened
 
 
-def _signed(rows: pa.Table, table: UserTable) -> pa.Table:
-    """The rows with author and time, in the table's schema."""
-    try:
-        author = getpass.getuser()
-    except (OSError, KeyError):  # a container may have no name for its user
-        author = "unknown"
-    for name, value in (("author", author), ("created", now())):
-        rows = rows.append_column(name, pa.array([value] * len(rows), pa.string()))
+def signed(rows: pa.Table, table: UserTable) -> pa.Table:
+    """The rows in the table's schema, with the user's name and the time where they have none."""
+    for name, value in (("author", user()), ("created", now())):
+        if name in rows.column_names:
+            filled = rows.column(name).cast(pa.string()).fill_null(value)
+            rows = rows.set_column(rows.column_names.index(name), name, filled)
+        else:
+            rows = rows.append_column(name, pa.array([value] * len(rows), pa.string()))
     return rows.select(table.schema.names).cast(table.schema)
+
+
+def user() -> str:
+    """Who writes."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container may have no name for its user
+        return "unknown"

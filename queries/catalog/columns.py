@@ -108,6 +108,16 @@ COLUMNS = {
     "measured": "when it was measured, UTC",
     "ablated_by": "who ran the ablation",
     "ablated": "when it was ablated, UTC",
+    "method": "how the label was made: human, automatic, or the name of a scheme",
+    "model": "model that wrote or judged it, if one did",
+    "author": "who wrote it",
+    "created": "when it was written, UTC",
+    "votes": "votes for it, less those against",
+    "preferred": "whether answers show it: one label of each feature",
+    "label_id": "names the label among those of its feature",
+    "scorer": "how it was scored",
+    "value": "the score",
+    "details": "what the score was computed from, as JSON",
 }
 """By the column's name, where it is the same in every view that has it."""
 
@@ -140,6 +150,7 @@ _ELSE = {
         }.items()
     },
     ("vocabulary", "text"): "the token's text",
+    ("labels", "text"): "the label",
     ("saes", "source"): "where it was loaded from",
     ("ingests", "tokens"): "number of tokens",
     ("ingests", "activations"): "number of activations",

@@ -252,6 +252,18 @@ def _effects(snapshot: Snapshot) -> list[str]:
     ]
 
 
+def _labels(snapshot: Snapshot) -> list[str]:
+    columns = "sae, feature_id, text, method, model, author, created, votes, preferred, label_id"
+    rows = _user_rows(snapshot, user_data.LABELS)
+    return [f"CREATE VIEW labels AS SELECT {columns} FROM ({rows})"]
+
+
+def _scores(snapshot: Snapshot) -> list[str]:
+    columns = "sae, feature_id, label_id, scorer, value, model, details, author, created"
+    rows = _user_rows(snapshot, user_data.SCORES)
+    return [f"CREATE VIEW scores AS SELECT {columns} FROM ({rows})"]
+
+
 def _user_rows(snapshot: Snapshot, table: UserTable) -> str:
     """The rows about features of the snapshot's SAEs, with the SAE's name for what it is."""
     path = next((d.file.path for d in snapshot.user_data if d.table == table.name), None)
@@ -406,5 +418,7 @@ RELATIONS = (
         "what features do: when steered with (featuredb measure), when ablated (featuredb effect)",
         _effects,
     ),
+    Relation("labels", "what people and programs say that features mean", _labels),
+    Relation("scores", "how well labels say it, by scorer", _scores),
 )
 """Every view and table, in the order in which they are made."""

@@ -16,6 +16,7 @@ from queries.encode import Encoded
 from queries.feature import FeatureCard
 from queries.find import Matches
 from queries.fires import Firing
+from queries.labels import Labels
 from queries.near import Neighbors
 from queries.sample_contexts import SampledContexts
 from queries.search import SearchHits
@@ -62,6 +63,26 @@ _FIRING = pa.schema(
         "activations": pa.list_(F32),
         **_SIZE,
         **_TOKENS,
+    }
+)
+_LABELS = pa.schema(
+    {
+        "sae": pa.string(),
+        "feature_id": pa.int64(),
+        **dict.fromkeys(("text", "method", "model", "author", "created"), pa.string()),
+        "votes": pa.int64(),
+        "preferred": pa.bool_(),
+        "label_id": pa.string(),
+        "scores": pa.list_(
+            pa.struct(
+                {
+                    "scorer": pa.string(),
+                    "model": pa.string(),
+                    "value": pa.float64(),
+                    "details": pa.string(),
+                }
+            )
+        ),
     }
 )
 _COUNTED = {
@@ -212,6 +233,25 @@ def coactive() -> Coactive:
     )
 
 
+def labels() -> Labels:
+    """Two labels of a feature, one of them hostile and scored."""
+    of = {
+        "sae": "sae",
+        "feature_id": 1234,
+        "author": "someone",
+        "created": "2026-11-26",
+        "votes": 0,
+    }
+    score = {"scorer": "detection", "model": None, "value": 0.75, "details": None}
+    first = {**of, "text": HOSTILE, "method": "human", "model": None, "preferred": True}
+    second = {**of, "text": "dates", "method": "np_max-act", "model": "m", "preferred": False}
+    rows = [
+        {**first, "label_id": "0123456789ab", "scores": [score]},
+        {**second, "label_id": "ba9876543210", "scores": []},
+    ]
+    return Labels(pa.Table.from_pylist(rows, _LABELS))
+
+
 def coactivation() -> Coactivation:
     """A pair."""
     name = {"sae": "sae", "feature_id": 1234, "other_sae": HOSTILE, "other_id": 5, "n": 3000}
@@ -358,6 +398,7 @@ def every_answer() -> list[Answer | Info]:
         coactivation(),
         comparison(),
         search_hits(),
+        labels(),
         firing(),
         encoded(),
         feature_card(),

@@ -49,6 +49,8 @@ TABLES: dict[str, list[pa.Schema]] = {
     "neighbors": [schemas.NEIGHBORS],
     "measured": [schemas.MEASURED],
     "ablated": [schemas.ABLATED],
+    "labels": [schemas.LABELS],
+    "scores": [schemas.SCORES],
 }
 STRUCTS = [
     *(

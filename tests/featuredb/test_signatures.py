@@ -12,7 +12,7 @@ import pytest
 
 import featuredb
 from featuredb.cli import main
-from featuredb.cli.root import VERBS
+from featuredb.cli.root import commands
 from ingest.options import ENGINES, IngestOptions
 
 _REQUIRED = inspect.Parameter.empty
@@ -103,6 +103,10 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "compare": (_Database.compare, "db 1 2", {"db"}),
     "search": (_Database.search, "db query", {"db"}),
     "sql": (_Database.sql, "db query", {"db", "k", "memory", "model"}),
+    "label": (_Database.label, "db 1 text", {"db", "form", "path", "prefer", "remove", "votes"}),
+    "labels list": (_Database.labels, "db", {"db", "form", "path", "snapshot"}),
+    "labels import": (featuredb.import_labels, "db file", {"db"}),
+    "labels export": (featuredb.export_labels, "db file", {"db"}),
     "measure": (featuredb.measure, "db", {"db", "form", "path"}),
     "effect": (_Database.effect, "db 1", {"db", "form", "path", "model"}),
     "attribute": (
@@ -148,16 +152,14 @@ _ONLY_PYTHON = {"progress", "stream", "watch", "report", "storage_options", "par
 
 
 # `completion` is of the command line alone.
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "completion"])
+@pytest.mark.parametrize("verb", [verb for verb, _ in commands() if verb != "completion"])
 def test_commands_have_the_arguments_of_their_function(verb: str) -> None:
     function, call, other = _CALLS[verb]
     if verb in _QUERIES:
         other = other | {"snapshot", "form", "path"}
     if verb == "snapshots":
         other = other | {"form", "path"}
-    context = click.Context(main, info_name="featuredb")
-    command = main.get_command(context, verb)
-    assert command is not None
+    command = dict(commands())[verb]
     given = command.make_context(verb, call.split()).params
     defaults = _defaults(function)
     assert {name for name in given if name not in other} == defaults.keys() - _ONLY_PYTHON

@@ -1,0 +1,1 @@
+"""Labels of features: written by people and programs, imported, exported, made from statistics."""

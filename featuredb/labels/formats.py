@@ -1,0 +1,95 @@
+"""The file formats that labels are read from and written to. One file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featuredb.errors import LabelError, StorageError, first_line
+from featuredb.labels import tables
+from featuredb.labels.batch import LabelBatch
+from featuredb.store.files.atomic import remove_tree, temporary_name
+from featuredb.store.history import read_snapshot
+from featuredb.store.layout import Layout
+from featuredb.store.names import sae_named
+from featuredb.store.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class LabelFormat:
+    """How labels are read from a file or folder, and written to one.
+
+    read: from the path and the database's snapshot. Raises `LabelError`. write: rows of
+    `queries.labels.Labels`, of the snapshot, to a path at which nothing is. Either may be missing.
+    endings: of file names that are of this format unless another is named.
+    """
+
+    read: Callable[[Path, Snapshot], LabelBatch] | None = None
+    write: Callable[[pa.Table, Snapshot, Path], None] | None = None
+    endings: tuple[str, ...] = ()
+
+
+FORMATS: Mapping[str, LabelFormat] = {
+    "csv": LabelFormat(tables.read_csv, tables.write_csv, (".csv", ".tsv")),
+    "parquet": LabelFormat(tables.read_parquet, tables.write_parquet, (".parquet",)),
+    "arrow": LabelFormat(tables.read_arrow, tables.write_arrow, (".arrow", ".feather")),
+}
+"""By name."""
+
+
+def label_format(name: str | None, path: Path, writing: bool = False) -> LabelFormat:
+    """The format of that name, else by the end of the path. Raises `LabelError`."""
+    able = {k: v for k, v in FORMATS.items() if (v.write if writing else v.read)}
+    if name is None:
+        ending = path.name.lower().removesuffix(".gz")
+        for each in able.values():
+            if ending.endswith(each.endings):
+                return each
+        option = "--to" if writing else "--from"
+        raise LabelError(
+            f"no format is known by the ending of {path}: say which with {option}, as one of "
+            + ", ".join(able)
+        )
+    if name not in able:
+        doing = "written" if writing else "read"
+        raise LabelError(f"labels are not {doing} as {name}: choose one of {', '.join(able)}")
+    return able[name]
+
+
+def read_labels(
+    folder: Path, path: Path, name: str | None, sae: str | None, method: str | None
+) -> LabelBatch:
+    """See `featuredb.import_labels`. folder: the database's."""
+    read = label_format(name, path).read
+    assert read is not None
+    batch = read(path, read_snapshot(Layout(folder)))
+    return replace(batch, sae=sae or batch.sae, method=method or batch.method)
+
+
+def write_labels(
+    labels: pa.Table, snapshot: Snapshot, path: Path, name: str | None, sae: str | None
+) -> int:
+    """See `featuredb.export_labels`."""
+    write = label_format(name, path, writing=True).write
+    assert write is not None
+    if sae is not None:
+        import pyarrow.compute as pc
+
+        labels = labels.filter(pc.equal(labels.column("sae"), sae_named(snapshot, sae).name))
+    if path.exists():
+        raise StorageError(f"{path} is there already: choose another name, or remove it")
+    part = temporary_name(path)
+    try:
+        write(labels, snapshot, part)
+        part.rename(path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or first_line(error)}") from error
+    finally:
+        if part.exists():
+            remove_tree(part)
+    return len(labels)

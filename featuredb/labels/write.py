@@ -1,0 +1,245 @@
+"""Write, prefer, vote for and remove labels: each a new snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featuredb.errors import LabelError
+from featuredb.labels.batch import LabelBatch, label_ids, resolved
+from featuredb.labels.methods import AUTOMATIC, HUMAN
+from featuredb.store.names import parse_feature
+from featuredb.store.outcomes import Labeled
+from featuredb.store.snapshot import Snapshot
+from featuredb.store.user_data import (
+    LABELS,
+    SCORES,
+    in_order,
+    replaced,
+    row_keys,
+    rows_of_sae,
+)
+from ingest.operations.user_data import Tables, change_user_data, signed
+
+_FEATURE = LABELS.key[:3]
+
+
+def add_labels(path: Path, batch: LabelBatch, operation: str = "label") -> Labeled:
+    """Publish labels, and scores of them, all in one snapshot.
+
+    A label that is there already, said by the same author about the same feature by the same
+    method, is skipped: its votes stay. Its scores are written. Scores of one scorer and model
+    replace those before.
+
+    A label takes over as the preferred one of its feature where there is none, or an automatic one.
+    Of several new ones those marked as preferred come first, then those with most votes, then the
+    newest, ties by id.
+
+    Args:
+        path: The database folder.
+        batch: The labels.
+        operation: What the snapshot records as having made it.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        LabelError: A row is wrong. Nothing is written.
+        DatabaseError: There is no database, or another process is writing.
+        StorageError: The disk is full or read-only.
+    """
+    counts: list[int] = []
+
+    def change(snapshot: Snapshot, tables: Tables) -> Tables:
+        labels, scores = resolved(snapshot, batch)
+        labels = _named_and_signed(labels)
+        scores = _of_labels(scores, labels)
+        before = tables[LABELS.name]
+        known = row_keys(before, LABELS.key)
+        keys = row_keys(labels, LABELS.key)
+        first = dict(zip(reversed(keys.to_pylist()), range(len(keys) - 1, -1, -1), strict=True))
+        added = labels.take(pa.array(sorted(first.values()), pa.int64()))
+        there = pc.is_in(row_keys(added, LABELS.key), value_set=known)
+        added = added.filter(pc.invert(there))
+        counts[:] = len(added), len(labels) - len(added), len(scores)
+        changed = {}
+        if len(added):
+            changed[LABELS.name] = _preferred(before, added)
+        if len(scores):
+            changed[SCORES.name] = replaced(tables[SCORES.name], scores, SCORES)
+        return changed
+
+    snapshot = change_user_data(path, [LABELS, SCORES], change, operation)
+    return Labeled(snapshot, *counts)
+
+
+def write_label(
+    path: Path,
+    feature: int | str,
+    text: str,
+    method: str = HUMAN,
+    model: str | None = None,
+) -> Snapshot:
+    """Publish one label, which becomes the preferred one of its feature.
+
+    Raises `UnknownFeatureError`, and as `add_labels`.
+    """
+    if not isinstance(text, str):
+        raise LabelError(f"a label is text, not {type(text).__name__}")
+
+    def change(snapshot: Snapshot, tables: Tables) -> Tables:
+        sae, number = parse_feature(snapshot, feature)
+        row = {"feature_id": [f"{sae.name}/{number}"], "text": [text.strip()]}
+        table = pa.table({**row, "model": pa.array([model], pa.string())})
+        labels, _ = resolved(snapshot, LabelBatch(table, method=method, source="the label"))
+        labels = _named_and_signed(labels)
+        rows = replaced(tables[LABELS.name], labels, LABELS)
+        return {LABELS.name: _prefer(rows, labels)}
+
+    return change_user_data(path, [LABELS], change, "label")
+
+
+def prefer_label(path: Path, feature: int | str, label: str) -> Snapshot:
+    """Make a label, named by its text or its id, the one that answers show.
+
+    Raises `UnknownFeatureError`, `LabelError` unless exactly one is meant, and as `add_labels`.
+    """
+    return _change_one(path, feature, label, _prefer)
+
+
+def vote_for_label(path: Path, feature: int | str, label: str, votes: int = 1) -> Snapshot:
+    """Add votes to a label, or take some away. Raises as `prefer_label`."""
+
+    def vote(rows: pa.Table, chosen: pa.Table) -> pa.Table:
+        here = pc.is_in(row_keys(rows, LABELS.key), value_set=row_keys(chosen, LABELS.key))
+        more = pc.if_else(here, pc.add(rows.column("votes"), votes), rows.column("votes"))
+        return _with(rows, "votes", more)
+
+    return _change_one(path, feature, label, vote)
+
+
+def remove_label(path: Path, feature: int | str, label: str) -> Snapshot:
+    """Remove a label and its scores. Another of its feature is preferred then.
+
+    Raises as `prefer_label`.
+    """
+
+    def remove(rows: pa.Table, chosen: pa.Table) -> pa.Table:
+        gone = pc.is_in(row_keys(rows, LABELS.key), value_set=row_keys(chosen, LABELS.key))
+        rest = rows.filter(pc.invert(gone))
+        return _settled(rest, np.zeros(len(rest), bool), row_keys(chosen, _FEATURE))
+
+    return _change_one(path, feature, label, remove, scores=True)
+
+
+def _change_one(
+    path: Path,
+    feature: int | str,
+    label: str,
+    change: Callable[[pa.Table, pa.Table], pa.Table],
+    *,
+    scores: bool = False,
+) -> Snapshot:
+    """Publish what `change` makes of all labels and the one that is named."""
+
+    def changes(snapshot: Snapshot, tables: Tables) -> Tables:
+        chosen = _named(snapshot, tables[LABELS.name], feature, label)
+        changed = {LABELS.name: change(tables[LABELS.name], chosen)}
+        if scores:
+            rows = tables[SCORES.name]
+            of_it = row_keys(chosen, LABELS.key)
+            gone = pc.is_in(row_keys(rows, LABELS.key), value_set=of_it)
+            if pc.any(gone).as_py():
+                changed[SCORES.name] = rows.filter(pc.invert(gone))
+        return changed
+
+    return change_user_data(path, [LABELS, SCORES] if scores else [LABELS], changes, "label")
+
+
+def _named(snapshot: Snapshot, rows: pa.Table, feature: int | str, label: str) -> pa.Table:
+    """The one row that is meant. Raises `LabelError`."""
+    sae, number = parse_feature(snapshot, feature)
+    own = rows_of_sae(rows, sae)
+    own = own.filter(pc.equal(own.column("feature_id"), number))
+    name = f"{sae.name}/{number}"
+    if not len(own):
+        raise LabelError(f"feature {name} has no label")
+    wanted = label.strip()
+    same = pc.or_(
+        pc.equal(own.column("text"), wanted),
+        pc.starts_with(own.column("label_id"), wanted) if len(wanted) >= 4 else False,
+    )
+    found = own.filter(same)
+    if len(found) == 1:
+        return found
+    ids, texts = (own.column(column).to_pylist() for column in ("label_id", "text"))
+    known = ", ".join(f"{each} {text[:40]!r}" for each, text in zip(ids, texts, strict=True))
+    if len(found):
+        what = f"{len(found)} labels of feature {name} read {wanted[:40]!r}"
+        raise LabelError(f"{what}: say which by its id, of {known}")
+    raise LabelError(f"feature {name} has no label {wanted[:40]!r}: it has {known}")
+
+
+def _prefer(rows: pa.Table, chosen: pa.Table) -> pa.Table:
+    """The rows with this one preferred, and no other of its feature."""
+    of_feature = pc.is_in(row_keys(rows, _FEATURE), value_set=row_keys(chosen, _FEATURE))
+    it = pc.is_in(row_keys(rows, LABELS.key), value_set=row_keys(chosen, LABELS.key))
+    return _with(rows, "preferred", pc.if_else(of_feature, it, rows.column("preferred")))
+
+
+def _preferred(before: pa.Table, added: pa.Table) -> pa.Table:
+    """Both, sorted, with one preferred label per feature."""
+    fresh = pa.array([False] * len(before) + [True] * len(added))
+    both = pa.concat_tables([before, added]).append_column("fresh", fresh)
+    both = in_order(both, LABELS)
+    new = both.column("fresh").to_numpy()
+    return _settled(both.drop_columns("fresh"), new, row_keys(added, _FEATURE))
+
+
+def _settled(rows: pa.Table, new: npt.NDArray[np.bool_], features: pa.Array) -> pa.Table:
+    """The rows with exactly one preferred label for each of `features`, the first of: not
+    automatic, preferred before, new and marked as preferred, most votes, newest, least id."""
+    here = pc.is_in(row_keys(rows, _FEATURE), value_set=features).to_numpy(zero_copy_only=False)
+    preferred = rows.column("preferred").to_numpy().copy()
+    at = np.flatnonzero(here)
+    own = rows.take(pa.array(at)).combine_chunks()
+    mark = preferred[at]
+    order = own.append_column("at", pa.array(at))
+    order = order.append_column("mine", pc.equal(own.column("method"), AUTOMATIC).cast(pa.int8()))
+    # 0: preferred before, 1: new and marked, 2: neither.
+    order = order.append_column("tier", pa.array(np.where(mark, new[at].astype(int), 2)))
+    down = {"votes", "created"}
+    keys = (*_FEATURE, "mine", "tier", "votes", "created", "label_id")
+    order = order.sort_by([(k, "descending" if k in down else "ascending") for k in keys])
+    feature = row_keys(order, _FEATURE).to_numpy(zero_copy_only=False)
+    first = np.append(True, feature[1:] != feature[:-1])[: len(feature)]
+    preferred[at] = False
+    preferred[order.column("at").to_numpy()[first]] = True
+    return _with(rows, "preferred", pa.array(preferred))
+
+
+def _with(rows: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    at = rows.schema.get_field_index(name)
+    return rows.set_column(at, rows.schema.field(at), values)
+
+
+def _named_and_signed(labels: pa.Table) -> pa.Table:
+    """Rows of the table ``labels``. Ids depend on the author, also where that is the user."""
+    no_ids = pa.array([""] * len(labels), pa.string())
+    rows = signed(labels.append_column("label_id", no_ids), LABELS)
+    return _with(rows, "label_id", label_ids(rows))
+
+
+def _of_labels(scores: pa.Table, labels: pa.Table) -> pa.Table:
+    """Rows of the table ``scores``, of each key the last."""
+    named = labels.select(LABELS.key).take(scores.column("row"))
+    for name in scores.column_names[1:]:
+        named = named.append_column(name, scores.column(name))
+    rows = signed(named, SCORES)
+    last = dict(zip(row_keys(rows, SCORES.key).to_pylist(), range(len(rows)), strict=True))
+    return rows.take(pa.array(sorted(last.values()), pa.int64()))

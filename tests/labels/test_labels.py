@@ -1,0 +1,248 @@
+"""Labels: written, preferred, voted for, removed, carried, imported and exported."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import featuredb
+from featuredb.errors import LabelError, StorageError, UnknownFeatureError
+from featuredb.labels.batch import LabelBatch
+from featuredb.labels.write import add_labels
+from tests.make_store import make_store
+from tests.queries.test_questions import small_world
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two SAEs of five features each, at two hooks."""
+    world = small_world(("demo", "other"))
+    world.saes[1] = replace(world.saes[1], hook="blocks.1.hook_resid_post")
+    path = tmp_path_factory.mktemp("made") / "my.fdb"
+    make_store(path, world)
+    return path
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A database for this test."""
+    return Path(shutil.copytree(made, tmp_path / "my.fdb"))
+
+
+def _shown(folder: Path) -> dict[str, str]:
+    """The preferred label of each feature. Fails where a feature has not exactly one."""
+    with featuredb.open(folder) as db:
+        rows = list(db.labels())
+    shown = {f"{r.sae}/{r.feature_id}": r.text for r in rows if r.preferred}
+    assert len(shown) == sum(r.preferred for r in rows)
+    assert shown.keys() == {f"{r.sae}/{r.feature_id}" for r in rows}
+    return shown
+
+
+def test_written_preferred_voted_for_and_removed(folder: Path) -> None:
+    with featuredb.open(folder) as db:
+        relation = db.sql("SELECT text FROM labels")
+        db.label("demo/3", " music ")
+        (row,) = db.label("other/3", "dates", method="rule", model="m")
+        assert (row.text, row.method, row.model, row.preferred) == ("dates", "rule", "m", True)
+        answer = db.label("demo/3", "songs")
+        assert [(r.text, r.preferred) for r in answer] == [("songs", True), ("music", False)]
+        assert {r.method for r in answer} == {"human"}
+        answer = db.prefer_label("demo/3", "music")
+        assert [r.text for r in answer if r.preferred] == ["music"]
+        # By its id, and more than once.
+        (songs,) = (r.label_id for r in answer if r.text == "songs")
+        db.vote_for_label("demo/3", songs[:6], 3)
+        assert [r.votes for r in db.vote_for_label("demo/3", songs, -1)] == [0, 2]
+        # The same words of the same author are the same label.
+        assert len(db.label("demo/3", "songs")) == 2
+        assert [r.votes for r in db.labels("demo/3")] == [0, 0]
+        assert [r.text for r in db.remove_label("demo/3", "songs")] == ["music"]
+        assert len(db.labels(["demo/3", "other/3"])) == 2
+        assert len(db.labels("demo/1")) == 0
+        assert relation.fetchall() == []
+        operations = [row.operation for row in featuredb.snapshots(folder)]
+        assert operations == ["ingest", *["label"] * 8]
+    assert _shown(folder) == {"demo/3": "music", "other/3": "dates"}
+    with duckdb.connect(str(folder / "catalog.duckdb"), read_only=True) as client:
+        assert client.execute("SELECT sae, text FROM labels").fetchall() == [
+            ("demo", "music"),
+            ("other", "dates"),
+        ]
+    assert featuredb.verify(folder, all_snapshots=True).ok
+
+
+def test_a_handle_on_an_older_snapshot_stays_there(folder: Path) -> None:
+    with featuredb.open(folder) as first, featuredb.open(folder) as second:
+        assert len(first.label("demo/1", "one")) == 1
+        assert len(second.label("demo/2", "two")) == 0
+        assert second.snapshot.number == 1
+    assert _shown(folder) == {"demo/1": "one", "demo/2": "two"}
+
+
+def _batch(*rows: tuple[str, str, str, int, bool]) -> LabelBatch:
+    names = ("feature_id", "text", "method", "votes", "preferred")
+    return LabelBatch(pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows]))
+
+
+def test_which_label_is_preferred(folder: Path) -> None:
+    rules = ("demo/1", "token x", "automatic", 9, True)
+    add_labels(folder, _batch(rules, ("demo/2", "by rule", "automatic", 0, False)))
+    assert _shown(folder) == {"demo/1": "token x", "demo/2": "by rule"}
+    # Any other takes over from an automatic one: that marked as preferred, else with most votes.
+    many = [("demo/1", "few", "np", 1, False), ("demo/1", "most", "np", 5, False)]
+    done = add_labels(folder, _batch(*many, many[0], ("demo/1", "rest", "np", 0, False)))
+    assert (done.labels, done.duplicates) == (3, 1)
+    assert _shown(folder)["demo/1"] == "most"
+    add_labels(folder, _batch(("demo/2", "a", "np", 9, False), ("demo/2", "b", "np", 0, True)))
+    assert _shown(folder)["demo/2"] == "b"
+    # None takes over from one that people see already, but what they write themselves.
+    add_labels(folder, _batch(("demo/1", "new", "np", 99, True)))
+    assert _shown(folder)["demo/1"] == "most"
+    with featuredb.open(folder) as db:
+        db.label("demo/1", "mine")
+        assert _shown(folder)["demo/1"] == "mine"
+        db.remove_label("demo/1", "mine")
+    assert _shown(folder)["demo/1"] == "new"
+
+
+def test_carried_by_drop_and_add_and_copied(folder: Path, tmp_path: Path) -> None:
+    with featuredb.open(folder) as db:
+        db.label("demo/1", "one")
+        db.label("other/1", "there")
+    featuredb.drop(folder, sae="other")
+    featuredb.compact(folder)
+    assert _shown(folder) == {"demo/1": "one"}
+    featuredb.push(folder, f"file://{tmp_path / 'there'}")
+    with featuredb.open(f"file://{tmp_path / 'there'}") as remote:
+        assert [row.text for row in remote.labels()] == ["one"]
+        with pytest.raises(StorageError, match="labeling needs a folder"):
+            remote.label("demo/1", "two")
+    featuredb.pull(f"file://{tmp_path / 'there'}", tmp_path / "back.fdb")
+    assert _shown(tmp_path / "back.fdb") == {"demo/1": "one"}
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "arrow", "csv.gz"])
+def test_a_file_holds_everything(folder: Path, made: Path, tmp_path: Path, ending: str) -> None:
+    scores = pa.table(
+        {
+            "row": [0, 0, 1],
+            "scorer": ["fuzz", "detection", "fuzz"],
+            "model": pa.array([None, "judge", None], pa.string()),
+            "value": [0.25, 0.5, -1.0],
+            "details": pa.array(['{"n": [1, 2]}', None, None], pa.string()),
+        }
+    )
+    rows = [
+        ("demo/1", 'quoted "text",\nof two lines', "np", 3, True),
+        ("other/2", "Ø", "np", -1, True),
+    ]
+    add_labels(folder, replace(_batch(*rows), scores=scores))
+    file = tmp_path / f"labels.{ending.removesuffix('.gz')}"
+    assert featuredb.export_labels(folder, file) == 2
+    if ending.endswith("gz"):
+        data = gzip.compress(file.read_bytes())
+        file = tmp_path / f"labels.{ending}"
+        file.write_bytes(data)
+    back = Path(shutil.copytree(made, tmp_path / "back.fdb"))
+    done = featuredb.import_labels(back, file)
+    assert (done.labels, done.duplicates, done.scores) == (2, 0, 3)
+    with featuredb.open(folder) as one, featuredb.open(back) as two:
+        assert one.labels().table == two.labels().table
+        assert two.sql("SELECT scorer, value FROM scores WHERE sae = 'other'").fetchall() == [
+            ("fuzz", -1.0)
+        ]
+    assert featuredb.import_labels(back, file).duplicates == 2
+    assert featuredb.verify(back).ok
+    with pytest.raises(StorageError, match="is there already"):
+        featuredb.export_labels(back, file, "parquet")
+
+
+def test_spreadsheets_spell_ids_in_many_ways(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text('\ufefffeature,label,note\n"demo/1",one,\n 2 ,two,x\n"3",three,\n')
+    with pytest.raises(LabelError, match=r"row 2: it does not say of which SAE: .* demo .*other"):
+        featuredb.import_labels(folder, file)
+    assert _shown(folder) == {}
+    done = featuredb.import_labels(folder, file, sae="other", method="spreadsheet")
+    assert done.labels == 3
+    assert _shown(folder) == {"demo/1": "one", "other/2": "two", "other/3": "three"}
+    pq.write_table(
+        pa.table({"index": [1.0, 2.0], "description": ["x", "y"]}), tmp_path / "f.parquet"
+    )
+    assert featuredb.import_labels(folder, tmp_path / "f.parquet", sae="demo").labels == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("feature_id,text\ndemo/1,ok\ndemo/99,no\n", r"row 2: there is no feature 99: demo has"),
+        ("feature_id,text\nsome/1,x\n", "row 1: there is no SAE some"),
+        ("feature_id,text\n-1,x\n", "there is no feature -1"),
+        ("feature_id,text\nab,x\n", "row 1: demo/ab is not a feature"),
+        ("feature_id,text\n,x\n", "row 1: demo/None is not a feature"),
+        ("feature_id,text\n1,\n", "row 1: the label is empty"),
+        ('feature_id,text\n1," "\n', "row 1: the label is empty"),
+        (f"feature_id,text\n1,{'x' * 1_000_000}\n", "has 1,000,000 characters: it may have 10,000"),
+        ("feature_id,text,d_sae\n1,x,16384\n", "SAE of 16,384 features, and demo has 5"),
+        ("feature_id,text,sae_sha256\n1,x,abc\n", r"an SAE with hash abc, .* demo \(0\)"),
+        ("feature_id,text,votes\n1,x,many\n", "row 1: votes is 'many', not int64"),
+        ("feature_id,text,scores\n1,x,high\n", "row 1: its scores are not JSON"),
+        (
+            "feature_id,note\n1,x\n",
+            "has no column text or label .*: its columns are 'feature_id', ",
+        ),
+        ("feature_id,text,label\n1,x,y\n", "has columns text and label: keep one"),
+        ("feature_id,text\n1,x,y\n", "is not a CSV file"),
+        ("", "is not a CSV file"),
+    ],
+    ids=range(16),
+)
+def test_bad_rows_are_named_and_nothing_is_written(
+    made: Path, tmp_path: Path, text: str, what: str
+) -> None:
+    file = tmp_path / "bad.csv"
+    file.write_text(text)
+    with pytest.raises(LabelError, match=what) as error:
+        featuredb.import_labels(made, file, sae="demo")
+    assert "\n" not in str(error.value)
+    assert len(list((made / "snapshots").glob("*.json"))) == 1
+    assert not (made / "user").exists()
+
+
+def test_files_that_are_none(made: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.csv.gz"
+    cut.write_bytes(gzip.compress(b"feature_id,text\n1,x\n" * 99)[:-9])
+    with pytest.raises(LabelError, match="damaged gzip"):
+        featuredb.import_labels(made, cut)
+    for name, what in {
+        "none.csv": "cannot read",
+        "x.txt": "by the ending .* --from, as one of csv",
+    }.items():
+        with pytest.raises(LabelError, match=what):
+            featuredb.import_labels(made, tmp_path / name)
+    (tmp_path / "x.parquet").write_text("no")
+    for form in ("Parquet", "Arrow"):
+        with pytest.raises(LabelError, match=f"is not an? {form} file"):
+            featuredb.import_labels(made, tmp_path / "x.parquet", form.lower())
+    with pytest.raises(LabelError, match="not read as xls: choose one of csv, "):
+        featuredb.import_labels(made, tmp_path / "x.parquet", "xls")
+
+
+def test_bad_labels_by_hand(made: Path) -> None:
+    with featuredb.open(made) as db:
+        for text in ("", " \n", "x" * 1_048_576):
+            with pytest.raises(LabelError, match="the label"):
+                db.label("demo/1", text)
+        with pytest.raises(UnknownFeatureError, match="no feature 99"):
+            db.label("demo/99", "x")
+        with pytest.raises(LabelError, match="feature demo/1 has no label"):
+            db.prefer_label("demo/1", "x")
+        assert db.snapshot.number == 1

@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 # A torch that the base interpreter already has (a CUDA build, say) is used as it is.
 SITE   := $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')" 2>/dev/null)
 
-.PHONY: demo test lint types docs bench setup setup-dev clean
+.PHONY: demo test lint types docs bench vendor setup setup-dev clean
 
 demo: setup
 	@$(BIN)/featuredb demo --path $(DEMO)
@@ -17,6 +17,11 @@ demo: setup
 # orders them.
 test: setup-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# What pages of a site read Parquet with: pinned by version and hash, bundled into the package.
+vendor:
+	cd vendor && npm ci --ignore-scripts && npm run -s build
+	cd featuredb/explorer/assets && sha256sum hyparquet.js > ../../../vendor/hyparquet.sha256
 
 lint: setup-dev
 	$(BIN)/ruff check .

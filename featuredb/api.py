@@ -6,6 +6,7 @@ Importing this module is cheap: the command line reads its options' defaults fro
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from featuredb.database import Database
+    from featuredb.explorer.static.write import WrittenSite
     from featuredb.steering.effects import Measured
     from featuredb.store.outcomes import Compacted, Labeled, Outcome, Vacuumed
     from featuredb.store.snapshot import Snapshot
@@ -704,6 +706,7 @@ def serve(
     snapshot: int | None = None,
     model: str | os.PathLike[str] | None = None,
     open_browser: bool = True,
+    site: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Answer a browser's questions about a database until interrupted.
@@ -718,11 +721,12 @@ def serve(
         snapshot: The number of an older snapshot. Default: the newest.
         model: Where the database's model is now, as of `open`.
         open_browser: Open a browser too.
+        site: `path` is a folder that `featuredb.site` wrote.
         storage_options: Passed to fsspec.
 
     Raises:
         MissingExtraError: The extra ``featuredb[serve]`` is not installed.
-        OptionError: The port is taken.
+        OptionError: The port is taken, or `path` is no site.
         DatabaseNotFoundError: There is no database at `path`.
     """
     from featuredb.database import Database
@@ -731,6 +735,9 @@ def serve(
 
     with extra("serve", "serving a database"):
         from featuredb.explorer import server
+    if site:
+        server.serve_site(Path(path), host, port, open_browser=open_browser)
+        return
     store = Store.open(path, snapshot, storage_options, None)
     where = None if model is None else os.fspath(model)
     with Database(store, where, confined=True) as database:
@@ -779,6 +786,44 @@ def mcp(
     where = None if model is None else os.fspath(model)
     with Database(store, where, confined=True) as database:
         server.serve(question_tools(database, Console(store)), rows, seconds)
+
+
+def site(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    snapshot: int | None = None,
+    progress: bool = False,
+) -> WrittenSite:
+    """Write pages that any host of files serves, and that read the database by ranges.
+
+    Home, search, a page for every feature, what is near it. All that a page shows is in the
+    folder, so it says what the database says, and cannot be asked anything else.
+
+    Args:
+        path: A database folder.
+        out: A new or empty folder, or one with a site, which is replaced.
+        snapshot: The number of an older snapshot. Default: the newest.
+        progress: Say on standard error what is being written.
+
+    Returns:
+        The folder, how many files it has, and how many bytes.
+
+    Raises:
+        OptionError: `out` has something else.
+        StorageError: `out` cannot be written, or the database is behind a URL.
+    """
+    from featuredb.database import Database
+    from featuredb.explorer.static.write import write_site
+    from featuredb.store.store import Store
+
+    store = Store.open(local_folder(path, "making a site of it"), snapshot, None, None)
+    with Database(store) as database:
+        return write_site(database, store, Path(out), _say if progress else lambda _: None)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def card(

@@ -40,7 +40,7 @@ _QUESTIONS = (
 _EFFECTS = ("measure", "effect", "attribute", "ablate")
 _LABELS = ("label", "labels")
 _CARE = ("snapshots", "compact", "vacuum", "verify", "push", "pull", "completion")
-_BROWSER = ("serve", "card", "mcp")
+_BROWSER = ("serve", "site", "card", "mcp")
 _HELPERS = {"__main__", "completing", "exit_codes", "options", "output", "reference", "root"}
 
 

@@ -27,8 +27,15 @@ from featuredb.cli import options
 @click.option(
     "--open/--no-open", "open_browser", default=True, help="Open a browser, or only print."
 )
+@click.option("--site", is_flag=True, help="DB is a folder that `featuredb site` wrote.")
 def command(
-    db: str, snapshot: int | None, port: int, host: str, model: str | None, open_browser: bool
+    db: str,
+    snapshot: int | None,
+    port: int,
+    host: str,
+    model: str | None,
+    open_browser: bool,
+    site: bool,
 ) -> None:
     """See the database in a browser.
 
@@ -36,5 +43,11 @@ def command(
     Needs the extra featuredb[serve].
     """
     featuredb.serve(
-        db, port=port, host=host, snapshot=snapshot, model=model, open_browser=open_browser
+        db,
+        port=port,
+        host=host,
+        snapshot=snapshot,
+        model=model,
+        open_browser=open_browser,
+        site=site,
     )

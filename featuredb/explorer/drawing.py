@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -13,18 +14,24 @@ from featuredb.render.characters import label, neutralize
 from featuredb.render.html import Drawing, harmless
 from featuredb.render.view import Passages, View
 
+Links = tuple[tuple[str, Callable[..., Any]], ...]
+
 
 def _nowhere(*_: Any) -> str:
     return ""
 
 
-_LINKED = (("address", address), ("feature_url", feature_url))
-_ALONE = (("address", _nowhere), ("feature_url", _nowhere))
+_LINKED: Links = (("address", address), ("feature_url", feature_url))
+_ALONE: Links = (("address", _nowhere), ("feature_url", _nowhere))
 
 
-def section_of(view: View, *, linked: bool = True) -> Markup:
-    """Every part of a view, its sections apart. linked: to pages of features and contexts."""
-    drawing = Drawing("featuredb.explorer", "templates/parts.html", _LINKED if linked else _ALONE)
+def section_of(view: View, *, linked: bool = True, links: Links | None = None) -> Markup:
+    """Every part of a view, its sections apart. linked: to pages of features and contexts.
+
+    links: the addresses of those, where they are not the server's.
+    """
+    links = links or (_LINKED if linked else _ALONE)
+    drawing = Drawing("featuredb.explorer", "templates/parts.html", links)
     drawn = []
     for section in view:
         kind = "passaged" if any(isinstance(part, Passages) for part in section) else ""

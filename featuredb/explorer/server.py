@@ -6,9 +6,11 @@ import secrets
 import socket
 import sys
 import webbrowser
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import uvicorn
+from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from featuredb.database import Database
@@ -19,6 +21,7 @@ from featuredb.explorer.generation import Generations
 from featuredb.explorer.guard import MOST_HEADERS, SLOWEST, Guard
 from featuredb.explorer.model import ModelLoader
 from featuredb.explorer.site import Site
+from featuredb.explorer.static.write import MARK
 from featuredb.store.store import Store
 
 _MOST_AT_ONCE = 500
@@ -38,13 +41,22 @@ class Serving(NamedTuple):
             self.server.run(sockets=[self.listening])
 
 
+def serve_site(folder: Path, host: str, port: int, *, open_browser: bool) -> None:
+    """As `serve`, of a folder that `featuredb site` wrote. Raises `OptionError` for another."""
+    _run(prepare_site(folder, host, port), host, "site", open_browser=open_browser)
+
+
 def serve(database: Database, store: Store, host: str, port: int, *, open_browser: bool) -> None:
     """Answer until it is interrupted. Prints the address first. Raises as `prepare`."""
     serving = prepare(database, store, host, port)
+    _run(serving, host, "database", open_browser=open_browser)
+
+
+def _run(serving: Serving, host: str, what: str, *, open_browser: bool) -> None:
     print(serving.url, flush=True)
     if host not in _LOOPBACK:
         print(
-            f"featuredb: {host} is not loopback: other machines can read this database, "
+            f"featuredb: {host} is not loopback: other machines can read this {what}, "
             "unencrypted, with the token",
             file=sys.stderr,
         )
@@ -55,13 +67,24 @@ def serve(database: Database, store: Store, host: str, port: int, *, open_browse
 
 def prepare(database: Database, store: Store, host: str, port: int) -> Serving:
     """Listen. port: 0 for any that is free. Raises `OptionError` where it cannot be had."""
-    listening = _listen(host, port)
-    port = listening.getsockname()[1]
-    token = secrets.token_urlsafe(24)
     model = ModelLoader(database)
     generations = Generations(database, model)
     site = Site(database, store, Console(store), model, generations, str(database.location))
-    guard = Guard(application(site), token, allowed_hosts(host, port), port)
+    return _guarded(application(site), host, port)
+
+
+def prepare_site(folder: Path, host: str, port: int) -> Serving:
+    """As `prepare`, of a folder that `featuredb site` wrote. Raises `OptionError` for another."""
+    if not (folder / MARK).is_file():
+        raise OptionError(f"{folder} is no site: make one with `featuredb site DB {folder}`")
+    return _guarded(StaticFiles(directory=folder, html=True), host, port)
+
+
+def _guarded(app: Any, host: str, port: int) -> Serving:
+    listening = _listen(host, port)
+    port = listening.getsockname()[1]
+    token = secrets.token_urlsafe(24)
+    guard = Guard(app, token, allowed_hosts(host, port), port)
     shown = "127.0.0.1" if host == "localhost" else host
     url = f"http://{_spelled(shown)}:{port}/?token={token}"
     return Serving(url, uvicorn.Server(configuration(guard)), listening)

@@ -122,15 +122,18 @@ class Drawing:
                 ends = numbers.number(part.low), numbers.number(part.high)
                 return self.draw("bars", part.title, part.counts, *ends)
             case Group():
-                blocks = [Markup("").join(map(self.part, parts)) for parts in part.blocks]
-                return self.draw("group", blocks)
+                return self.draw("group", [self.joined(parts) for parts in part.blocks])
+
+    def joined(self, parts: Sequence[Part]) -> Any:
+        """Parts one under the other."""
+        return Markup("").join(map(self.part, parts))
 
     def _facts(self, data: Mapping[str, Any]) -> Markup:
         lines = []
         for name, value in data.items():
             if is_nested(value):
                 parts = [value] if isinstance(value, Mapping) else value
-                cell: Any = Markup("").join(self._facts(part) for part in parts)
+                cell: Any = self.joined([Facts(part) for part in parts])
             else:
                 cell = spell(name, value)
             lines.append((title(name), cell))

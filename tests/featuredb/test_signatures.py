@@ -125,6 +125,7 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
     "verify": (featuredb.verify, "db", {"db"}),
     "serve": (featuredb.serve, "db", {"db"}),
     "mcp": (featuredb.mcp, "db", {"db"}),
+    "site": (featuredb.site, "db out", {"db"}),
     "card": (featuredb.card, "db 1", {"db", "output"}),
     "push": (featuredb.push, "db url", {"db"}),
     "pull": (featuredb.pull, "url db", {"db"}),

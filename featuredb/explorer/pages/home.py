@@ -24,21 +24,16 @@ def page(site: Site, asked: Address) -> WebPage:
     """The database, some of its features, its provenance."""
     order = asked.choice("order", tuple(_ORDERS))
     offset, k = asked.whole("offset", 0, 0, 10**9), asked.whole("k", 20, 1, 200)
-    statement = (
-        "SELECT CAST(row_number() OVER (ORDER BY "
-        f"{_ORDERS[order]}, sae, feature_id) AS INTEGER) AS rank, sae, feature_id, density, "
-        "max_activation, [t.token FOR t IN top_tokens] AS top_tokens "
-        f"FROM features WHERE count >= {_FEW} ORDER BY rank LIMIT {k} OFFSET {offset}"
-    )
+    statement = features_to_begin(order, k, offset)
     info = site.spelling("info", "info")
     panels = (
-        Panel("info", "This database", site.database.info, info, shown=_held),
+        Panel("info", "This database", site.database.info, info, shown=held),
         Panel(
             "features",
             "Features",
             lambda: Rows(site.database.sql(statement).to_arrow_table()),
             site.sql(statement),
-            shown=_listed,
+            shown=listed_features,
         ),
         Panel("provenance", "Provenance", site.database.info, info, shown=_all_of, folded=True),
     )
@@ -46,7 +41,17 @@ def page(site: Site, asked: Address) -> WebPage:
     return WebPage("home.html", site.database.snapshot.model.id, panels, values)
 
 
-def _held(info: DatabaseInfo) -> View:
+def features_to_begin(order: str = "anything", k: int = 20, offset: int = 0) -> str:
+    """The statement that lists features in some order."""
+    return (
+        "SELECT CAST(row_number() OVER (ORDER BY "
+        f"{_ORDERS[order]}, sae, feature_id) AS INTEGER) AS rank, sae, feature_id, density, "
+        "max_activation, [t.token FOR t IN top_tokens] AS top_tokens "
+        f"FROM features WHERE count >= {_FEW} ORDER BY rank LIMIT {k} OFFSET {offset}"
+    )
+
+
+def held(info: DatabaseInfo) -> View:
     """All but its last line, which is about the command line."""
     return View(list(info.view())[:-1])
 
@@ -55,7 +60,8 @@ def _all_of(info: DatabaseInfo) -> View:
     return View([[Facts(info.data)]])
 
 
-def _listed(rows: Rows) -> View:
+def listed_features(rows: Rows) -> View:
+    """As every list of features."""
     listed = list(rows)
     if not listed:
         return View([[Heading("no more features")]])

@@ -1,0 +1,139 @@
+"""`featuredb site`: a folder with pages, their script, and the files that it reads by ranges."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+from markupsafe import Markup
+
+from featuredb.database import Database
+from featuredb.errors import OptionError
+from featuredb.explorer.address import address
+from featuredb.explorer.drawing import render, section_of
+from featuredb.explorer.pages.home import features_to_begin, held, listed_features
+from featuredb.explorer.static.cards import FEATURES_A_GROUP, write_cards
+from featuredb.explorer.static.data import plain_table
+from featuredb.explorer.static.words import write_words
+from featuredb.store.files.atomic import storage_errors
+from featuredb.store.store import Store
+from featuredb.version import __version__
+from queries.answers import Rows
+
+ASSETS = ("explorer.css", "static.js", "hyparquet.js", "hyparquet.LICENSE.txt", "icon.svg")
+PAGES = {"index": "", "search": "Search", "feature": "Feature", "near": "Near"}
+MARK = "featuredb-site.json"
+"""The file that says that a folder is a site, and what it has."""
+
+_BEGIN_WITH = 40
+
+
+class WrittenSite(NamedTuple):
+    """A site: its folder, how many files it has, and their bytes."""
+
+    folder: Path
+    files: int
+    bytes: int
+
+
+def write_site(
+    database: Database, store: Store, out: Path, say: Callable[[str], None]
+) -> WrittenSite:
+    """Write the site beside `out`, then put it in its place. A site that is there is replaced.
+
+    Raises:
+        OptionError: `out` has something else.
+        StorageError: It cannot be written, or the database is behind a URL.
+    """
+    out = out.absolute()
+    if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError(f"{out} is no site of featuredb: give a new or an empty folder")
+    with storage_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+            made = Path(scratch) / "site"
+            _write(database, store, made, say)
+            if out.exists():
+                out.rename(Path(scratch) / "before")
+            made.rename(out)
+    written = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
+    return WrittenSite(out, len(written), sum(written))
+
+
+def _write(database: Database, store: Store, folder: Path, say: Callable[[str], None]) -> None:
+    data, assets = folder / "data", folder / "assets"
+    for each in (data, assets):
+        each.mkdir(parents=True)
+    ours = files("featuredb.explorer").joinpath("assets")
+    for name in ASSETS:
+        (assets / name).write_bytes(ours.joinpath(name).read_bytes())
+    saes = []
+    for sae in store.snapshot.saes:
+        say(f"cards of {sae.d_sae:,} features of {sae.name}")
+        cards = write_cards(database, store, sae, data)
+        saes.append({"name": sae.name, "d_sae": sae.d_sae, "cards": list(map(asdict, cards))})
+    say("words")
+    write_words(database, data / "words.parquet")
+    manifest: dict[str, Any] = {
+        "model": store.snapshot.model.id,
+        "features_a_group": FEATURES_A_GROUP,
+        "saes": saes,
+        "files": {"words": _file(data / "words.parquet")},
+    }
+    derived = store.snapshot.derived
+    for by, file in (
+        ("decoder", derived.neighbors_decoder),
+        ("encoder", derived.neighbors_encoder),
+        ("coactivation", derived.coactivation),
+    ):
+        path = data / f"near.{by}.parquet"
+        shutil.copyfile(database.path / file.path, path)
+        manifest["files"][by] = _file(path)
+    # The database's own has lists of tokens as they are, not as they are shown.
+    summary = "SELECT [t.token FOR t IN top_tokens[:6]] AS top_tokens FROM features"
+    shown = plain_table(database.sql(summary).to_arrow_table())
+    pq.write_table(shown, data / "tokens.parquet", compression="zstd", row_group_size=512)
+    manifest["files"]["tokens"] = _file(data / "tokens.parquet")
+    text = json.dumps(manifest, ensure_ascii=False, separators=(",", ":"))
+    (folder / MARK).write_text(text, encoding="utf-8")
+    _write_pages(database, folder, text)
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """What a page must know to read a file by ranges, without asking for its size."""
+    footer = pq.read_metadata(path).serialized_size + 8
+    return {"path": path.name, "bytes": path.stat().st_size, "footer": footer}
+
+
+def _write_pages(database: Database, folder: Path, manifest: str) -> None:
+    links = (("address", lambda *_: ""), ("feature_url", feature_address))
+    begin = Rows(database.sql(features_to_begin(k=_BEGIN_WITH)).to_arrow_table())
+    home = [
+        ("This database", section_of(held(database.info()), links=links)),
+        ("Features", section_of(listed_features(begin), links=links)),
+    ]
+    for name, title in PAGES.items():
+        text = render(
+            "static.html",
+            name=name,
+            title=title or database.snapshot.model.id,
+            pages=[(page, PAGES[page]) for page in ("search",)],
+            sections=home if name == "index" else [],
+            # No text of it can end the element that it is in.
+            manifest=Markup(manifest.replace("<", "\\u003c")),
+            about=f"{database.snapshot.model.id} · snapshot {database.snapshot.number}",
+            version=__version__,
+        )
+        (folder / f"{name}.html").write_text(text, encoding="utf-8")
+
+
+def feature_address(name: str) -> str:
+    """The page of a feature `sae/1234`."""
+    return address("feature.html", {"f": name})

@@ -1,0 +1,179 @@
+"""A site of files: in a real browser from a plain server, the same as the server's own pages."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+import featuredb
+from featuredb.errors import OptionError
+from featuredb.explorer import server
+from tests.explorer.conftest import Running
+from tests.explorer.range_server import Plain, plainly_served
+
+_ROOT = Path(featuredb.__file__).parent
+_ASSETS = _ROOT / "explorer" / "assets"
+
+
+@pytest.fixture(scope="module")
+def site(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site") / "out"
+    return featuredb.site(database, out).folder
+
+
+@pytest.fixture(scope="module")
+def plain(site: Path) -> Iterator[Plain]:
+    with plainly_served(site) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, plain: Plain) -> Iterator[Any]:
+    opened = browser.new_page(viewport={"width": 390, "height": 844})
+    opened.errors = errors = []
+    opened.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    yield opened
+    opened.close()
+
+
+needs_chromium = pytest.mark.skipif(
+    shutil.which("chromium") is None, reason="needs Debian's chromium"
+)
+
+
+def _texts(page: Any, title: str) -> str:
+    """What is read in a panel, without what only the server has."""
+    text = page.evaluate(
+        """(title) => {
+            const all = [...document.querySelectorAll("section.panel")];
+            const found = all.find((each) => each.querySelector("h2").textContent === title);
+            const copy = found.cloneNode(true);
+            for (const each of copy.querySelectorAll("details, h2")) each.remove();
+            return copy.textContent;
+        }""",
+        title,
+    )
+    return re.sub(r"\s+", "", str(text).replace("all that fires here", ""))
+
+
+@needs_chromium
+def test_a_feature_is_what_the_server_shows(
+    page: Any, plain: Plain, running: Running, browser: Any
+) -> None:
+    ours = browser.new_page()
+    ours.goto(running.url)
+    for name in ("a/sae/5", "it's/4", "a/sae/3", "a/sae/39"):
+        page.errors.clear()
+        page.goto(f"{plain.base}/feature.html?f={quote(name)}")
+        page.wait_for_selector("h2 >> text=Statistics")
+        ours.goto(f"{running.base}/feature/{name}?k=10&window=16")
+        assert _texts(page, "Statistics") == _texts(ours, "Statistics"), name
+        if name != "a/sae/3":  # which never fires
+            shown = _texts(ours, "Top contexts").partition("inthestore")[2]
+            assert _texts(page, "Top contexts") == shown, name
+        assert page.errors == []
+        assert page.evaluate("window.hacked === undefined")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    ours.close()
+
+
+@needs_chromium
+def test_a_feature_costs_few_requests_and_bytes(browser: Any, plain: Plain) -> None:
+    context = browser.new_context()
+    fresh = context.new_page()
+    plain.asked.clear()
+    fresh.goto(f"{plain.base}/feature.html?f=a/sae/7")
+    fresh.wait_for_selector("h2 >> text=Statistics")
+    assert len(plain.asked) <= 6, plain.asked
+    assert sum(size for _, size in plain.asked) <= 250_000, plain.asked
+    context.close()
+
+
+@needs_chromium
+def test_search_near_and_keys(page: Any, plain: Plain, database: Path) -> None:
+    page.errors.clear()
+    page.goto(f"{plain.base}/")
+    page.keyboard.press("/")
+    page.keyboard.type("Bridge")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("h2 >> text=Features")
+    with featuredb.open(database) as db:
+        fires = db.sql(
+            "SELECT sae || '/' || feature_id FROM features "
+            "WHERE list_contains([t.token FOR t IN top_tokens], ' bridge') "
+            "ORDER BY sae, feature_id"
+        ).fetchall()
+        near = [f"{row.sae}/{row.feature_id}" for row in db.near("a/sae/5", 50)]
+    found = page.locator("td a").all_inner_texts()
+    assert sorted(found) == sorted(name for (name,) in fires)[:40]
+    page.goto(f"{plain.base}/near.html?f=a/sae/5")
+    page.wait_for_selector("h2 >> text=By coactivation")
+    assert page.locator("section.panel").first.locator("td a").all_inner_texts() == near
+    page.goto(f"{plain.base}/search.html?q={quote('a/sae/5')}")
+    page.wait_for_url("**/feature.html?f=a%2Fsae%2F5")
+    page.wait_for_selector("a[rel=next]")
+    page.keyboard.press("j")
+    page.wait_for_url("**/feature.html?f=a%2Fsae%2F6")
+    assert page.errors == []
+    page.goto(f"{plain.base}/feature.html?f=a/sae/999")
+    assert "a/sae has features 0 to 39" in page.inner_text("[role=alert]")
+    page.goto(f"{plain.base}/search.html?q={quote('<script>hacked=1</script>')}")
+    page.wait_for_selector("h2")
+    assert page.evaluate("window.hacked === undefined")
+
+
+@needs_chromium
+def test_our_own_server_of_a_site(browser: Any, site: Path) -> None:
+    serving = server.prepare_site(site, "127.0.0.1", 0)
+    thread = threading.Thread(target=serving.run)
+    thread.start()
+    opened = browser.new_page()
+    opened.goto(serving.url)
+    opened.goto(serving.url.partition("?")[0] + "feature.html?f=a/sae/5")
+    opened.wait_for_selector("h2 >> text=Statistics")
+    opened.close()
+    serving.server.should_exit = True
+    thread.join()
+
+
+def test_assets_are_small_and_the_parquet_reader_is_the_pinned_one() -> None:
+    assert sum(path.stat().st_size for path in _ASSETS.iterdir()) <= 2_000_000
+    own = [path for path in _ASSETS.glob("*.js") if path.name != "hyparquet.js"]
+    assert sum(len(gzip.compress(path.read_bytes())) for path in own) <= 40_000
+    vendored = _ROOT.parent / "vendor"
+    said = (vendored / "hyparquet.sha256").read_text().split()[0]
+    bundle = (_ASSETS / "hyparquet.js").read_bytes()
+    assert hashlib.sha256(bundle).hexdigest() == said
+    wanted = json.loads((vendored / "package.json").read_text())["dependencies"]
+    license_ = (_ASSETS / "hyparquet.LICENSE.txt").read_text()
+    for name, version in wanted.items():
+        assert f"{name} {version}".encode() in bundle[:200]
+        assert f"{name} {version}" in license_
+
+
+def test_a_site_replaces_a_site_and_nothing_else(database: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    featuredb.site(database, out)
+    (out / "data" / "left").write_text("over")
+    featuredb.site(database, out)
+    assert not (out / "data" / "left").exists()
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(OptionError, match="is no site of featuredb"):
+        featuredb.site(database, other)
+    with pytest.raises(OptionError, match="is no site: make one"):
+        server.prepare_site(other, "127.0.0.1", 0)
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []

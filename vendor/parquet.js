@@ -1,0 +1,2 @@
+export { decompress } from "fzstd";
+export { parquetMetadata, parquetReadObjects } from "hyparquet";

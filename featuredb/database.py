@@ -589,7 +589,7 @@ class Database:
 
         direction = partial(_token_direction, self._store, self._model)
         return near_token(
-            self._reader,
+            self._reader.store,
             token,
             k,
             by,
@@ -633,7 +633,7 @@ class Database:
         from queries.families import families
 
         return families(
-            self._reader,
+            self._reader.store,
             feature,
             k,
             min_coverage=min_coverage,
@@ -923,7 +923,8 @@ class Database:
         Every relation has its own connection. Several can be read at once, by any threads, but not
         joined to one another. Later statements see what a statement creates. Temporary tables,
         variables and session settings belong to a connection and exist only for statements in the
-        same text. The macro ``fires_on`` takes new text here.
+        same text. The macros ``fires_on`` of new text, ``families``, ``cosine`` and ``near_token``
+        are answered here, in Python.
 
         Args:
             query: One or more statements.
@@ -1433,17 +1434,14 @@ def _token_direction(
 def _prepare(
     store: Store, model: str | None, confined: bool, connection: duckdb.DuckDBPyConnection
 ) -> None:
-    """What a handle adds to its DuckDB."""
-    _answer_new_text(store, model, connection)
-    if confined:
-        confine(connection, store.location)
-
-
-def _answer_new_text(
-    store: Store, model: str | None, connection: duckdb.DuckDBPyConnection
-) -> None:
-    """Let SQL ask `Database.fires_on`."""
-    from queries.fires import fires_on, register_fires_on
+    """What a handle adds to its DuckDB: the macros that Python answers, and its limits."""
+    from queries import compare, families, fires, near
 
     encode = partial(_encode, store, model)
-    register_fires_on(connection, lambda text, choice: fires_on(store, text, choice, encode))
+    fires.IN_PYTHON.register(connection, fires.fires_on_in_sql(store, encode))
+    families.IN_PYTHON.register(connection, families.families_in_sql(store))
+    compare.IN_PYTHON.register(connection, partial(compare.cosine_in_sql, store))
+    direction = partial(_token_direction, store, model)
+    near.IN_PYTHON.register(connection, near.near_token_in_sql(store, direction))
+    if confined:
+        confine(connection, store.location)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from featuredb.errors import QueryError
 from featuredb.render import numbers
 from featuredb.render.view import Column, Heading, View
-from featuredb.store.names import parse_feature, sae_named
+from featuredb.store.names import NO_SAE, parse_feature, sae_named, sae_names
 from featuredb.store.recorded import CommonTokens
 from featuredb.store.snapshot import Sae, Snapshot
 from queries import plots
@@ -30,8 +30,8 @@ from queries.association import (
     table_columns,
 )
 from queries.catalog import literals
-from queries.catalog.recorded import common_contexts
 from queries.catalog.summaries import SUMMARY, summaries
+from queries.coactive_sql import MACROS, NUMBER, SAE, UNITS, call
 from queries.connection import Reader
 from queries.partners import Counts
 from queries.question import Macro, Question
@@ -47,7 +47,6 @@ from queries.show import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-UNITS = ("token", "document")
 ORDERS = ("npmi", "jaccard", "count")
 MIN_BOTH = 5
 
@@ -200,120 +199,28 @@ def _check_support(min_both: object) -> int:
     return int(min_both)
 
 
-def _read_lists(snapshot: Snapshot, columns: str, tokens: str) -> str:
-    """CTEs `ranks`: each active feature of some tokens, as a rank, with `columns` of the token.
-
-    tokens: the CTE with context_id and token_index of the tokens. A join on the files' positions
-    lets DuckDB skip every row group without them.
-
-    A rank is the sum of its list's gaps so far: the sum of all gaps so far, in whatever order the
-    lists come, without those of the lists before. Windows without an order run in one stream, so
-    both sums see the lists in the same order, and nothing is sorted: a third of the time.
-    """
-    bits = snapshot.position_bits
-    shape = {
-        "sae": "VARCHAR",
-        "first": "BIGINT",
-        "last": "BIGINT",
-        "path": "VARCHAR",
-        "base": "BIGINT",
-    }
-    rows: list[list[int | str]] = [
-        [sae.name, f.first_context, f.end_context - 1, "/" + f.file.path, f.base_context]
-        for sae in snapshot.saes
-        for segment in snapshot.segments_of(sae.name)
-        for f in segment.token_files
-    ]
-    own = f"list_filter({literals.records(shape, rows)}, lambda f: f['sae'] = {_SAE})"
-    # Of an SAE without files any one is read, for nothing.
-    some = f"CASE WHEN len({own}) = 0 THEN {literals.records(shape, rows[:1])} ELSE {own} END"
-    paths = f"list_transform({some}, lambda f: {literals.ROOT} || f['path'])"
-    return f"""files AS (
-    SELECT unnest({own}) AS file, generate_subscripts({own}, 1) - 1 AS file_index
-),
-wanted AS (
-    SELECT {columns}, CAST(f.file_index AS UBIGINT) AS file_index,
-        CAST(((t.context_id - f.file['base']) << {bits}) + t.token_index AS UINTEGER) AS position
-    FROM {tokens} AS t JOIN files AS f ON t.context_id BETWEEN f.file['first'] AND f.file['last']
-),
-lists AS (
-    SELECT {columns}, t.gaps, sum(list_sum(t.gaps)) OVER (ROWS UNBOUNDED PRECEDING)
-        - list_sum(t.gaps) AS before
-    FROM {literals.rows(paths)} AS t JOIN wanted AS w USING (file_index, position)
-),
-ranks AS (
-    SELECT {columns}, CAST(sum(gap) OVER (ROWS UNBOUNDED PRECEDING) - before AS UINTEGER) AS rank
-    FROM (SELECT {columns}, before, unnest(gaps) AS gap FROM lists)
-)"""
-
-
-def _order(snapshot: Snapshot) -> str:
-    """The rows of the feature order of the feature's SAE."""
-    branches = " ".join(
-        f"WHEN {literals.text(sae.name)} THEN {literals.text('/' + sae.order.path)}"
-        for sae in snapshot.saes
-        if sae.order is not None
-    )
-    return literals.below_root(f"CASE {_SAE} {branches} END")
-
-
-_SAE = "featuredb_sae(feature)"
-_NUMBER = "CAST(featuredb_number(feature) AS BIGINT)"
-
-
-def _counts(snapshot: Snapshot, unit: str) -> str:
-    """feature_id, n, a, b, ab (both) of every other active feature of the SAE, as DOUBLE."""
-    if unit == "token":
-        ctes = f"""own AS (FROM feature_activations(feature)),
-units AS (
-    SELECT recorded_tokens AS n, (SELECT count(*) FROM own) AS a FROM saes WHERE sae = {_SAE}
-),
-{_read_lists(snapshot, "1 AS one", "own")}"""
-        both, alone = "count(*)", "count"
-    else:
-        ctes = f"""{common_contexts(snapshot, _SAE, _SAE)},
-own AS (
-    SELECT DISTINCT document_id FROM feature_activations(feature) JOIN contexts USING (context_id)
-),
-units AS (
-    SELECT (SELECT count(DISTINCT document_id) FROM common) AS n,
-        (SELECT count(*) FROM own) AS a
-),
-places AS (
-    SELECT document_id, context_id, unnest(range(c.n_tokens::BIGINT)) AS token_index
-    FROM contexts AS c SEMI JOIN own USING (document_id)
-),
-{_read_lists(snapshot, "document_id", "places")}"""
-        both, alone = "count(DISTINCT document_id)", "n_documents"
-    return f"""
-WITH {ctes},
-counted AS (
-    SELECT feature_id, {both} AS ab FROM ranks JOIN {_order(snapshot)} AS o USING (rank)
-    GROUP BY feature_id
-)
-SELECT f.feature_id, CAST(u.n AS DOUBLE) AS n, CAST(u.a AS DOUBLE) AS a,
-    CAST(f.{alone} AS DOUBLE) AS b, CAST(coalesce(c.ab, 0) AS DOUBLE) AS ab
-FROM features AS f LEFT JOIN counted AS c USING (feature_id), units AS u
-WHERE f.sae = {_SAE} AND f.count > 0 AND f.feature_id <> {_NUMBER}"""
-
-
 def _refused(name: str, choices: Sequence[str]) -> str:
     template = f"{name} must be one of {', '.join(choices)}, not '{{value}}'"
     return f"error({literals.message(template, value=literals.name(name))})"
 
 
 def _coactive(snapshot: Snapshot) -> str:
+    own = f"other_sae IS NULL OR CAST(other_sae AS VARCHAR) = {SAE}"
+    names = ", ".join(literals.text(sae.name) for sae in snapshot.saes)
+    unknown = literals.message(NO_SAE, name="other_sae", names=literals.text(sae_names(snapshot)))
     calls = " ".join(
-        f"WHEN '{unit}' THEN concat('FROM featuredb_coactive_{unit}(', {literals.FEATURE}, ')')"
-        for unit in UNITS
+        [f"WHEN other_sae NOT IN ({names}) THEN error({unknown})"]
+        + [f"WHEN unit = '{unit}' AND ({own}) THEN {call(unit)}" for unit in UNITS]
+        + [f"WHEN unit = '{unit}' THEN {call(unit, 'other_sae')}" for unit in UNITS]
     )
     scores = " ".join(
         f"WHEN '{by}' THEN " + ('CAST("both" AS DOUBLE)' if by == "count" else by) for by in ORDERS
     )
     support = literals.message(_BAD_SUPPORT.replace("!r", ""), min_both="min_both")
+    partner = f"coalesce(CAST(other_sae AS VARCHAR), {SAE})"
     columns = ", ".join(f'm."{name}"' for name in (*COUNTS, *MEASURES))
     return f"""
-WITH counted AS (FROM query(CASE unit {calls} ELSE {_refused("unit", UNITS)} END)),
+WITH counted AS (FROM query(CASE {calls} ELSE {_refused("unit", UNITS)} END)),
 measured AS (SELECT feature_id, {SQL_COUNTS}, {SQL_MEASURES} FROM counted),
 tested AS (
     SELECT *, CASE WHEN unit = 'document' THEN featuredb_p_value(g2) END AS p,
@@ -331,10 +238,10 @@ best AS (
         AS rank
     FROM adjusted WHERE "both" >= CASE WHEN min_both >= 1 THEN min_both ELSE error({support}) END
 )
-SELECT {_SAE} AS of_sae, {_NUMBER} AS of_feature_id, m.rank, {_SAE} AS sae, m.feature_id,
+SELECT {SAE} AS of_sae, {NUMBER} AS of_feature_id, m.rank, {partner} AS sae, m.feature_id,
     {columns}, m.q, {SUMMARY}
 FROM best AS m JOIN {summaries(snapshot)} AS f
-    ON f.sae = {_SAE} AND f.feature_id = m.feature_id
+    ON f.sae = {partner} AND f.feature_id = m.feature_id
 WHERE m.rank <= featuredb_k(k) ORDER BY m.rank"""
 
 
@@ -343,14 +250,13 @@ QUESTION = Question(
     Coactive,
     "coactive",
     (
-        Macro("featuredb_coactive_token(feature)", lambda s: _counts(s, "token")),
-        Macro("featuredb_coactive_document(feature)", lambda s: _counts(s, "document")),
+        *MACROS,
         Macro(
             "coactive(feature, k := 20, unit := 'token', \"by\" := 'npmi', "
-            f"min_both := {MIN_BOTH})",
+            f"min_both := {MIN_BOTH}, other_sae := NULL)",
             _coactive,
-            about="features of the same SAE that fire on the same tokens (unit: or in the same "
-            'documents), with all counts and measures. Quote "by", and the column "both"',
+            about="features of the same SAE, or of other_sae, that fire on the same tokens "
+            '(unit: or in the same documents), with all counts and measures. Quote "by" and "both"',
         ),
     ),
 )

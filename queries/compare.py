@@ -18,13 +18,14 @@ from featuredb.store.recorded import CommonTokens, members, token_ids_at
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.store import Store
 from queries.answers import FeatureAnswer, Row, of_feature
-from queries.arguments import check_k
+from queries.arguments import check_choice, check_k
 from queries.association import COUNTS, MEASURES
 from queries.catalog.summaries import summaries
 from queries.coactivation import SQL_PAIR, Coactivation, fired, pair_ctes, together
 from queries.connection import Reader
 from queries.directions import chance, cosine
 from queries.find import Matches, find
+from queries.in_python import InPython, elsewhere
 from queries.question import Macro, Question
 
 _TOKENS = 20
@@ -272,16 +273,36 @@ WHERE p0.unit = 'token' AND p1.unit = 'document'
     AND fb.sae = n.other_sae AND fb.feature_id = n.other_id"""
 
 
+IN_PYTHON = InPython(
+    elsewhere(
+        "cosine(feature, other, \"by\" := 'decoder')",
+        table=False,
+        about="of the directions of two features. Only in Database.sql and `featuredb sql`: DuckDB "
+        "cannot read directions",
+    ),
+    {"feature": "VARCHAR", "other": "VARCHAR", '"by"': "VARCHAR"},
+    "FLOAT",
+)
+
+
+def cosine_in_sql(store: Store, feature: str, other: str, by: str) -> float | None:
+    """What `IN_PYTHON` asks."""
+    check_choice("by", by, ("decoder", "encoder"))
+    one, two = (parse_feature(store.snapshot, name) for name in (feature, other))
+    return cosine(store, one, two, by)
+
+
 QUESTION = Question(
     "compare",
     Comparison,
     "compare",
     (
+        IN_PYTHON.macro,
         Macro(
             "compare(feature, other)",
             _sql,
             about="two features side by side, of any SAEs: one row of overlap, correlation and "
-            "tokens of both and of each. Cosines are in Python alone",
+            "tokens of both and of each. For cosines ask cosine",
         ),
     ),
 )

@@ -27,7 +27,7 @@ The parents of rank 1 make a forest: a parent is active on more tokens than its 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -47,7 +47,7 @@ from queries.answers import Answer
 from queries.arguments import check_k, is_whole
 from queries.association import ORDER_DECIMALS
 from queries.coactivation import Fired, fired
-from queries.connection import Reader
+from queries.in_python import InPython, elsewhere
 from queries.question import Question
 from queries.show import counted, feature_name, number_column, score_column
 
@@ -124,7 +124,7 @@ class _Pair(NamedTuple):
 
 
 def families(
-    reader: Reader,
+    store: Store,
     feature: int | str | None = None,
     k: int | None = None,
     *,
@@ -132,8 +132,10 @@ def families(
     min_gain: float = MIN_GAIN,
     min_count: int = MIN_COUNT,
 ) -> Families:
-    """See `featuredb.Database.families`."""
-    store = reader.store
+    """See `featuredb.Database.families`.
+
+    Takes a store, not a `Reader`: SQL calls it from inside a connection.
+    """
     named = None if feature is None else parse_feature(store.snapshot, feature)
     k = None if k is None else check_k(k)
     for name, share in (("min_coverage", min_coverage), ("min_gain", min_gain)):
@@ -335,4 +337,52 @@ def _table(store: Store, rows: Sequence[_Row]) -> pa.Table:
     return pa.table(columns)
 
 
-QUESTION = Question("families", Families, "families")
+IN_PYTHON = InPython(
+    elsewhere(
+        "families(feature := NULL, k := NULL, min_coverage := "
+        f"{MIN_COVERAGE}, min_gain := {MIN_GAIN}, min_count := {MIN_COUNT})",
+        table=True,
+        about="the parents, children and duplicates of a feature, or of all. Only in Database.sql "
+        "and featuredb sql: DuckDB cannot read directions",
+    ),
+    {
+        "feature": "VARCHAR",
+        "k": "BIGINT",
+        "min_coverage": "DOUBLE",
+        "min_gain": "DOUBLE",
+        "min_count": "BIGINT",
+    },
+    {
+        "of_sae": "VARCHAR",
+        "of_feature_id": "BIGINT",
+        "relation": "VARCHAR",
+        "rank": "INTEGER",
+        "sae": "VARCHAR",
+        "feature_id": "BIGINT",
+        "both": "BIGINT",
+        "p_b_given_a": "DOUBLE",
+        "p_a_given_b": "DOUBLE",
+        "gain": "DOUBLE",
+        "cosine": "FLOAT",
+        "density": "DOUBLE",
+        "max_activation": "FLOAT",
+        "top_tokens": "VARCHAR[]",
+        "promoted_tokens": "VARCHAR[]",
+    },
+)
+
+
+def families_in_sql(store: Store) -> Callable[..., list[dict[str, Any]]]:
+    """What `IN_PYTHON` asks."""
+
+    def rows(
+        feature: str | None, k: int | None, coverage: float, gain: float, count: int
+    ) -> list[dict[str, Any]]:
+        found = families(store, feature, k, min_coverage=coverage, min_gain=gain, min_count=count)
+        listed: list[dict[str, Any]] = found.table.to_pylist()
+        return listed
+
+    return rows
+
+
+QUESTION = Question("families", Families, "families", (IN_PYTHON.macro,))

@@ -29,6 +29,7 @@ from queries.answers import Answer, Row
 from queries.arguments import check_choice, check_k, check_text
 from queries.catalog.firing import PARAMETERS, statement_in, statement_on
 from queries.connection import Reader
+from queries.in_python import InPython
 from queries.question import Macro, Question
 from queries.show import feature_sizes, feature_table, number_column, score_column
 from queries.specificity import (
@@ -40,8 +41,6 @@ from queries.specificity import (
 )
 
 if TYPE_CHECKING:
-    import duckdb
-
     from queries.fires_by_token import FiringByToken
     from queries.shaded_text import ShadedText
 
@@ -262,7 +261,6 @@ def active_in_context(store: Store, sae: Any, context_id: int) -> tuple[npt.NDAr
     return np.empty(0, np.int64), np.empty(0, np.uint32), np.empty(0, np.float16)
 
 
-_FUNCTION = "featuredb_fires_on"
 _ABOUT_FIRES_ON = "the same for the stored document with exactly that text"
 _ROW = {
     "rank": "INTEGER",
@@ -281,40 +279,35 @@ _ROW = {
 }
 
 
-def register_fires_on(
-    connection: duckdb.DuckDBPyConnection, answer: Callable[[str, Choice], Firing]
-) -> None:
-    """Let DuckDB answer ``fires_on`` through `answer`.
+IN_PYTHON = InPython(
+    Macro(f"fires_on(document_text, {PARAMETERS})", statement_on, about=_ABOUT_FIRES_ON),
+    {
+        "document_text": "VARCHAR",
+        "k": "BIGINT",
+        "ranked": "VARCHAR",
+        "min_density": "DOUBLE",
+        "max_density": "DOUBLE",
+    },
+    _ROW,
+)
+"""Of new text too. The catalog's own macro knows stored documents only."""
 
-    Nothing is loaded until a statement calls the macro. The catalog's own macro of that name
-    knows stored documents only.
-    """
-    import duckdb
-    from duckdb import func, sqltypes
+
+def fires_on_in_sql(
+    store: Store, encode: Encode
+) -> Callable[[str | None, int, str, float | None, float | None], list[dict[str, Any]]]:
+    """What `IN_PYTHON` asks."""
 
     def rows(
         text: str | None, k: int, ranked: str, low: float | None, high: float | None
     ) -> list[dict[str, Any]]:
         if text is None:
             return []
-        listed: list[dict[str, Any]] = answer(text, Choice(k, ranked, low, high)).table.to_pylist()
+        found = fires_on(store, text, Choice(k, ranked, low, high), encode)
+        listed: list[dict[str, Any]] = found.table.to_pylist()
         return listed
 
-    shape = ", ".join(f'"{name}" {kind}' for name, kind in _ROW.items())
-    density = sqltypes.DOUBLE
-    connection.create_function(
-        _FUNCTION,
-        rows,
-        [sqltypes.VARCHAR, sqltypes.BIGINT, sqltypes.VARCHAR, density, density],
-        duckdb.sqltype(f"STRUCT({shape})[]"),
-        null_handling=func.SPECIAL,
-        side_effects=False,
-    )
-    connection.execute(
-        f"CREATE OR REPLACE MACRO fires_on(document_text, {PARAMETERS}) AS TABLE SELECT found.* "
-        f"FROM (SELECT unnest({_FUNCTION}(document_text, k, ranked, min_density, max_density)) "
-        "AS found)"
-    )
+    return rows
 
 
 QUESTION = Question(
@@ -333,6 +326,6 @@ QUESTION = Question(
             statement_in,
             about="the most specific features of a stored context, or ranked by activation or mass",
         ),
-        Macro(f"fires_on(document_text, {PARAMETERS})", statement_on, about=_ABOUT_FIRES_ON),
+        IN_PYTHON.macro,
     ),
 )

@@ -23,9 +23,10 @@ from queries.answers import Answer, Row, of_feature
 from queries.arguments import check_choice, check_k, check_text, is_whole
 from queries.catalog import literals
 from queries.catalog.summaries import SUMMARY, summaries
-from queries.coactive import UNITS
+from queries.coactive_sql import UNITS
 from queries.connection import Reader
 from queries.directions import Chance, chance, chance_among
+from queries.in_python import InPython, elsewhere
 from queries.nearest import Among, Nearest, firing_together, from_feature, from_graph, search
 from queries.question import Macro, Question
 from queries.show import counted, feature_name, feature_sizes, feature_table, score_column
@@ -183,7 +184,7 @@ def near_vector(
 
 
 def near_token(
-    reader: Reader,
+    store: Store,
     token: str | int,
     k: int = 20,
     by: str = "decoder",
@@ -194,8 +195,10 @@ def near_token(
     opposite: bool = False,
     direction: TokenDirection,
 ) -> Neighbors:
-    """See `featuredb.Database.near_token`. direction: reads the model."""
-    store = reader.store
+    """See `featuredb.Database.near_token`. direction: reads the model.
+
+    Takes a store, not a `Reader`: SQL calls it from inside a connection.
+    """
     k = check_k(k)
     _check_matrix(by, "a token")
     check_choice("matrix", matrix, MATRICES)
@@ -384,6 +387,48 @@ FROM nearest AS n JOIN {summaries(snapshot)} AS f USING (sae, feature_id)
 ORDER BY n.rank"""
 
 
+IN_PYTHON = InPython(
+    elsewhere(
+        "near_token(of_token, k := 20, \"by\" := 'decoder', matrix := 'unembedding', "
+        "of_sae := NULL, opposite := false)",
+        table=True,
+        about="features near a token's row of the model's unembedding, or embedding. Only in "
+        "Database.sql and featuredb sql, which load the model",
+    ),
+    {
+        "of_token": "VARCHAR",
+        "k": "BIGINT",
+        '"by"': "VARCHAR",
+        "matrix": "VARCHAR",
+        "of_sae": "VARCHAR",
+        "opposite": "BOOLEAN",
+    },
+    {
+        "rank": "INTEGER",
+        "sae": "VARCHAR",
+        "feature_id": "BIGINT",
+        "score": "FLOAT",
+        "density": "DOUBLE",
+        "max_activation": "FLOAT",
+        "top_tokens": "VARCHAR[]",
+        "promoted_tokens": "VARCHAR[]",
+    },
+)
+
+
+def near_token_in_sql(store: Store, direction: TokenDirection) -> Callable[..., list[Any]]:
+    """What `IN_PYTHON` asks."""
+
+    def rows(
+        token: str, k: int, by: str, matrix: str, sae: str | None, opposite: bool
+    ) -> list[Any]:
+        found = near_token(store, token, k, by, matrix, sae, opposite=opposite, direction=direction)
+        listed: list[Any] = found.table.drop_columns(["of_sae", "of_feature_id"]).to_pylist()
+        return listed
+
+    return rows
+
+
 QUESTION = Question(
     "near",
     Neighbors,
@@ -408,5 +453,6 @@ QUESTION = Question(
             "features that fire on the same tokens, by Jaccard index, at most 50",
             bounded=False,
         ),
+        IN_PYTHON.macro,
     ),
 )

@@ -32,14 +32,23 @@ common AS (
 
 def common_activations(snapshot: Snapshot, feature: str) -> str:
     """The activations of a feature at common tokens. feature: a macro's parameter."""
-    kept = "TRUE"
-    if _excludes(snapshot):
-        kept = "NOT list_contains(c.excluded, CAST(c.token_ids[f.token_index + 1] AS BIGINT))"
     return (
         "SELECT f.context_id, f.token_index, f.activation, c.document_id "
         f"FROM feature_activations({feature}) AS f JOIN common AS c USING (context_id) "
-        f"ANTI JOIN left_out AS l USING (context_id, token_index) WHERE {kept}"
+        f"{kept(snapshot, 'f')}"
     )
+
+
+def kept(snapshot: Snapshot, tokens: str) -> str:
+    """What leaves only the common ones of some tokens, recorded by one of the two.
+
+    tokens: the relation that has their token_index. Joined to it are their rows of common, as c.
+    """
+    condition = "TRUE"
+    if _excludes(snapshot):
+        token = f"CAST(c.token_ids[{tokens}.token_index + 1] AS BIGINT)"
+        condition = f"NOT list_contains(c.excluded, {token})"
+    return f"ANTI JOIN left_out AS l USING (context_id, token_index) WHERE {condition}"
 
 
 def _excludes(snapshot: Snapshot) -> bool:

@@ -17,7 +17,8 @@ from featuredb.errors import QueryError, SQLError, UnknownFeatureError
 from ingest.derive.pairs import reader_of_pairs
 from queries import partners
 from queries.association import COUNTS, MEASURES
-from queries.coactive import ORDERS, UNITS
+from queries.coactive import ORDERS
+from queries.coactive_sql import UNITS
 from tests.make_store import World, make_store
 from tests.oracle import Oracle, Row
 from tests.queries.test_against_oracle import few, name_of, opened, same_type
@@ -76,10 +77,8 @@ def test_partners(world: World, data: st.DataObject) -> None:
             }
             card = db.feature(name_of(world, other, row.feature_id)).statistics
             assert (row.density, row.max_activation) == (card.density, card.max_activation)
-        if other != own:
-            return
-        statement = 'FROM coactive(?, k := ?, unit := ?, "by" := ?, min_both := ?)'
-        given = [name, k, unit, by, min_both]
+        statement = 'FROM coactive(?, k := ?, unit := ?, "by" := ?, min_both := ?, other_sae := ?)'
+        given = [name, k, unit, by, min_both, other]
         for run in (db.sql, lambda q, p: client.sql(q, params=p)):
             table = run(statement, given).to_arrow_table()
             assert table.column_names == answer.table.column_names
@@ -118,8 +117,11 @@ def test_bad_arguments(tmp_path: Path) -> None:
                 db.coactive(1, **arguments)
             with pytest.raises((duckdb.Error, SQLError), match=message):
                 db.sql(f"FROM coactive(1, {sql})").fetchall()
-        with pytest.raises(UnknownFeatureError, match="there is no SAE b: this database has a"):
+        unknown = "there is no SAE b: this database has a"
+        with pytest.raises(UnknownFeatureError, match=unknown):
             db.coactive(1, sae="b")
+        with pytest.raises(SQLError, match=unknown):
+            db.sql("FROM coactive(1, other_sae := 'b')").fetchall()
         with pytest.raises(UnknownFeatureError, match="there is no feature 9"):
             db.coactive(9)
 

@@ -83,6 +83,8 @@ def test_compare(world: World, data: st.DataObject) -> None:
         assert answer.in_both.total == len({c for c, _ in both})
         assert str(answer)
         assert answer._repr_html_()
+        asked = "SELECT cosine($1, $2), cosine($1, $2, \"by\" := 'encoder')"
+        assert db.sql(asked, [*names]).fetchall() == [(row.decoder_cosine, row.encoder_cosine)]
         python = answer.table.drop_columns(["decoder_cosine", "encoder_cosine"])
         for source in (db, client):
             sql = source.sql("FROM compare(?, ?)", params=[*names]).to_arrow_table()

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -110,9 +111,14 @@ def test_against_all_pairs(world: World, data: st.DataObject) -> None:
     count = data.draw(st.sampled_from([1, 3]))
     wanted = expected(world, share, gain, count)
     options: dict[str, Any] = {"min_coverage": share, "min_gain": gain, "min_count": count}
-    with opened(world) as (db, _, _oracle):
+    with opened(world) as (db, client, _oracle):
         saes = [sae.name for sae in world.saes]
         everything = db.families(**options)
+        statement = "FROM families(NULL, NULL, min_coverage := ?, min_gain := ?, min_count := ?)"
+        table = db.sql(statement, [share, gain, count]).to_arrow_table()
+        assert table.to_pylist() == everything.table.to_pylist()
+        with pytest.raises(duckdb.InvalidInputException, match=r"needs more than .*Database\.sql"):
+            client.sql(statement, params=[share, gain, count]).fetchall()
         once = {
             key: value
             for key, value in wanted.items()

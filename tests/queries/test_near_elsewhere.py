@@ -80,7 +80,7 @@ def test_a_vector_s_opposite_and_a_token(db: featuredb.Database) -> None:
 
     for token in (" a", 1):
         answer = near_token(
-            db._reader, token, 30, "encoder", "embedding", "two", direction=direction
+            db._store, token, 30, "encoder", "embedding", "two", direction=direction
         )
         assert rows(answer) == expected(vector, ["two"], "encoder", 30, opposite=False)
     assert asked == [(1, "embedding")] * 2
@@ -94,10 +94,10 @@ def test_a_vector_s_opposite_and_a_token(db: featuredb.Database) -> None:
         (2, "there is no token 2: their ids are 0 to 1"),
     ):
         with pytest.raises(QueryError) as refused:
-            near_token(db._reader, wrong, direction=direction)
+            near_token(db._store, wrong, direction=direction)
         assert str(refused.value) == message
     with pytest.raises(QueryError, match="belong to several hooks: say which with sae"):
-        near_token(db._reader, " a", direction=direction)
+        near_token(db._store, " a", direction=direction)
 
 
 def test_the_heading_says_what_chance_gives(db: featuredb.Database) -> None:

@@ -96,12 +96,14 @@ CALLS = {
     "document": "document(7)",
 }
 ABOUT_WORDS = {"search", "evidence"}
+IN_PYTHON = {"families"}
+"""DuckDB reads nothing for them."""
 
 
 def test_every_macro_about_a_feature_is_asked() -> None:
     macros = [m for q in queries.QUESTIONS.values() for m in q.public_macros if m.table]
     about = {m.name for m in macros if m.signature.partition("(")[2].startswith("feature")}
-    assert about <= {name.partition(",")[0] for name in CALLS}
+    assert about - IN_PYTHON <= {name.partition(",")[0] for name in CALLS}
 
 
 @pytest.mark.parametrize("name", CALLS)

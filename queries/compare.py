@@ -277,7 +277,7 @@ IN_PYTHON = InPython(
     elsewhere(
         "cosine(feature, other, \"by\" := 'decoder')",
         table=False,
-        about="of the directions of two features. Only in Database.sql and `featuredb sql`: DuckDB "
+        about="of the directions of two features. Only in Database.sql and featuredb sql: DuckDB "
         "cannot read directions",
     ),
     {"feature": "VARCHAR", "other": "VARCHAR", '"by"': "VARCHAR"},

@@ -17,6 +17,7 @@ from featuredb.version import __version__
 
 if TYPE_CHECKING:
     from featuredb.api import (
+        add_monitor,
         add_saes,
         append,
         card,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         push,
         serve,
         site,
+        set_monitor,
         snapshots,
         vacuum,
         verify,
@@ -85,6 +87,7 @@ __all__ = [
     "Transfer",
     "Vacuumed",
     "__version__",
+    "add_monitor",
     "add_saes",
     "append",
     "card",
@@ -103,6 +106,7 @@ __all__ = [
     "push",
     "serve",
     "site",
+    "set_monitor",
     "snapshots",
     "vacuum",
     "verify",

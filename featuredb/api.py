@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from featuredb.database import Database
     from featuredb.explorer.static.write import WrittenSite
+    from featuredb.monitors.listed import Monitors
     from featuredb.steering.effects import Measured
     from featuredb.store.outcomes import Compacted, Labeled, Outcome, Vacuumed
     from featuredb.store.snapshot import Snapshot
@@ -570,6 +571,67 @@ def export_labels(
     with open(path) as database:
         labels = database.labels().table
         return write_labels(labels, database.snapshot, Path(file), format, sae)
+
+
+def add_monitor(
+    path: str | os.PathLike[str],
+    name: str,
+    rule: str,
+    *,
+    note: str = "",
+    owner: str | None = None,
+    rate: str | None = None,
+    where: str | None = None,
+    replace: bool = False,
+) -> Monitors:
+    """Store a rule over features under a name, as a new snapshot.
+
+    Args:
+        path: The database folder.
+        name: Letters, digits, ``_``, ``-`` and ``.``, beginning with a letter.
+        rule: Such as ``"f12 > 5 and not f40"`` (`docs/guide/monitoring.md`). Quantiles and
+            multiples of a maximum become numbers now, and stay what they are.
+        note: What it is for.
+        owner: Who answers for it. Default: the user's name.
+        rate: At most so many alarms per token on what is stored, such as ``"5/M"``: it sets the
+            number that the rule leaves open, as in ``"f12 > ?"``.
+        where: With `rate`, a SQL condition on the documents that count.
+        replace: Make the next version of a monitor of that name.
+
+    Returns:
+        Every version of the monitor, the last first. `notes` says how often it fires.
+
+    Raises:
+        RuleError: The rule cannot be read, can never fire, or always does.
+        UnknownFeatureError: There is no such feature.
+        QueryError: The name is taken, or the rate cannot be kept.
+        DatabaseError: There is no database, or another process is writing.
+        StorageError: The database can only be read.
+    """
+    from featuredb.monitors.changes import add_monitor as add
+
+    folder = local_folder(path, "adding a monitor")
+    return add(
+        folder, name, rule, note=note, owner=owner, rate=rate, where=where, replace_old=replace
+    )
+
+
+def set_monitor(path: str | os.PathLike[str], name: str, state: str) -> Monitors:
+    """Enable, disable or remove a monitor, as a new snapshot. Its history is kept.
+
+    Args:
+        path: The database folder.
+        name: Of the monitor.
+        state: ``"enabled"``, ``"disabled"`` (not run unless it is named) or ``"removed"``.
+
+    Raises:
+        QueryError: There is no such monitor, or that is its state already.
+        DatabaseError: There is no database, or another process is writing.
+        StorageError: The database can only be read.
+    """
+    from featuredb.monitors.changes import set_monitor as set_state
+
+    return set_state(local_folder(path, "changing a monitor"), name, state)
 
 
 def snapshots(path: str | os.PathLike[str]) -> Rows:

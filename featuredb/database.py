@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
+    from featuredb.monitors.listed import Monitors
     from featuredb.steering.attribution import Attribution
     from featuredb.steering.edits import Edits
     from featuredb.steering.effects import Ablated
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from queries.about import About
     from queries.activations import Activations
     from queries.answers import Answer
+    from queries.calibrate import Calibration
     from queries.coactivation import Coactivation
     from queries.coactive import Coactive
     from queries.compare import Comparison
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from queries.info import DatabaseInfo
     from queries.labels import Labels
     from queries.near import Neighbors
+    from queries.replay import Alarms
     from queries.sample_contexts import SampledContexts
     from queries.schema import Schema
     from queries.search import SearchHits
@@ -1239,6 +1242,71 @@ class Database:
 
         store = self._reader.store
         return remove_features(store, features, target, control, doses, self._model)
+
+    @property
+    def monitors(self) -> Monitors:
+        """The monitors: rules over features, by name (`featuredb.add_monitor`)."""
+        from featuredb.monitors.listed import list_monitors
+
+        return list_monitors(self._reader)
+
+    def monitor(self, name: str) -> Monitors:
+        """Every version of a monitor, the last first. Raises `QueryError` where there is none."""
+        from featuredb.monitors.listed import list_monitors
+
+        return list_monitors(self._reader, name)
+
+    def replay(self, rule: str, *, where: str | None = None, window: int = 8) -> Alarms:
+        """The alarms of a monitor, or of any rule, on everything that is stored.
+
+        An alarm is a run of tokens of one document at which the rule holds, through its contexts.
+
+        Args:
+            rule: A monitor's name, or a rule such as ``"f12 > 5"`` (`docs/guide/monitoring.md`).
+            where: A SQL condition on documents and contexts: alarms that begin there.
+            window: Tokens shown on each side.
+
+        Returns:
+            One row per alarm, in the order of the texts.
+
+        Raises:
+            RuleError: The rule cannot be read, can never fire, or always does.
+            UnknownFeatureError: There is no such feature.
+            QueryError: There is no such monitor, or it reads an SAE that the database lacks.
+            SQLError: DuckDB refuses the condition.
+        """
+        from queries.replay import replay
+
+        return replay(self._reader, rule, where, window)
+
+    def calibrate(
+        self,
+        rule: str,
+        *,
+        by: str | None = None,
+        rate: str | None = None,
+        where: str | None = None,
+    ) -> Calibration:
+        """How often a monitor, or any rule, fires on what is stored, with documents as the unit.
+
+        Args:
+            rule: As of `replay`. With `rate`, a rule with ``?`` for a number, as ``"f12 > ?"``.
+            by: A column of documents that groups them, such as ``"topic"``.
+            rate: At most so many alarms per token, ``"5/M"``, ``"1/k"`` or ``"1/200000"``: the
+                smallest number for ``?`` at which, and at every larger one, the rule keeps it.
+            where: A SQL condition on documents and contexts. Only these count.
+
+        Returns:
+            Alarms per million tokens and the share of documents with any, over all and by group,
+            each with a 95 % interval. `rule` has the number that was found.
+
+        Raises:
+            RuleError: As of `replay`, or `rate` finds not one ``?`` behind a ``>``.
+            QueryError: As of `replay`, or there is no such column or rate.
+        """
+        from queries.calibrate import calibrate
+
+        return calibrate(self._reader, rule, by, rate, where)
 
     @property
     def tokenizer(self) -> Any:

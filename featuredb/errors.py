@@ -13,6 +13,7 @@
     ├── QueryError                invalid query
     │   ├── UnknownFeatureError       no such feature id or SAE name
     │   ├── UnknownContextError       no such context id
+    │   ├── RuleError                 the rule of a monitor cannot be read
     │   ├── ClosedError               the handle is closed
     │   ├── LabelError                labels that cannot be read or stored
     │   └── SQLError                  DuckDB refused the statement
@@ -86,6 +87,14 @@ class UnknownFeatureError(QueryError):
 
 class UnknownContextError(QueryError):
     """No context has that id."""
+
+
+class RuleError(QueryError):
+    """A rule that cannot be read. position: of the character it is about, from 0."""
+
+    def __init__(self, message: str, position: int = 0) -> None:
+        super().__init__(message)
+        self.position = position
 
 
 class ClosedError(QueryError):

@@ -141,10 +141,12 @@ def create(
     """Run the catalog's statements. root: see `statements`. Raises `CorruptDatabaseError`."""
     import duckdb
 
-    from queries.macros import statements
+    from queries.macros import of_user_data, statements
 
     try:
         for statement in statements(snapshot, root):
+            connection.execute(statement)
+        for statement in of_user_data(snapshot, connection):
             connection.execute(statement)
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
         raise CorruptDatabaseError(

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import queries
 from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
 from queries.catalog.naming import naming_macros
 from queries.catalog.views import views
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+def of_user_data(snapshot: Snapshot, connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
+    """DDL of the macros that user data decides, to run after `statements`."""
+    for question in queries.QUESTIONS.values() if snapshot.user_data else ():
+        for macro in question.macros:
+            renewed = macro.renewed(snapshot, connection)
+            if renewed is not None:
+                yield renewed
 
 
 def statements(snapshot: Snapshot, root: str) -> list[str]:

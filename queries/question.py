@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    import duckdb
+
     from featuredb.render.view import Shown
     from featuredb.store.snapshot import Snapshot
 
@@ -18,13 +20,15 @@ class Macro:
     """A macro of the catalog, such as ``search(query, k := 20)``.
 
     sql: its body, or what makes the body for a snapshot. table: it gives rows, not one value.
-    about: what it answers, in one line, for those that users call.
+    about: what it answers, in one line, for those that users call. of_rows: its body where user
+    data decides it, from a connection that has the views, None where `sql` stands.
     """
 
     signature: str
     sql: Sql
     table: bool = True
     about: str = ""
+    of_rows: Callable[[Snapshot, duckdb.DuckDBPyConnection], str | None] | None = None
 
     @property
     def name(self) -> str:
@@ -33,7 +37,15 @@ class Macro:
     def statement(self, snapshot: Snapshot) -> str:
         """DDL that creates it."""
         body = self.sql if isinstance(self.sql, str) else self.sql(snapshot)
-        return f"CREATE MACRO {self.signature} AS {'TABLE ' if self.table else ''}{body}"
+        return f"CREATE MACRO {self._as(body)}"
+
+    def renewed(self, snapshot: Snapshot, connection: duckdb.DuckDBPyConnection) -> str | None:
+        """DDL that makes it anew from user data, None where there is none."""
+        body = None if self.of_rows is None else self.of_rows(snapshot, connection)
+        return None if body is None else f"CREATE OR REPLACE MACRO {self._as(body)}"
+
+    def _as(self, body: str) -> str:
+        return f"{self.signature} AS {'TABLE ' if self.table else ''}{body}"
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ _QUESTIONS = (
 )
 _EFFECTS = ("measure", "effect", "attribute", "ablate")
 _LABELS = ("label", "labels")
+_MONITORS = ("monitor",)
 _CARE = ("snapshots", "compact", "vacuum", "verify", "push", "pull", "completion")
 _BROWSER = ("serve", "site", "card", "mcp")
 _HELPERS = {"__main__", "completing", "exit_codes", "options", "output", "reference", "root"}
@@ -48,14 +49,16 @@ def _verbs() -> tuple[str, ...]:
     """Every module here that has a `command`. One that is not named above is a question."""
     modules = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])}
     verbs = {name.replace("_", "-") for name in modules - _HELPERS}
-    more = sorted(verbs.difference(_WRITERS, _QUESTIONS, _LABELS, _EFFECTS, _BROWSER, _CARE))
-    return (*_WRITERS, *_QUESTIONS, *more, *_LABELS, *_EFFECTS, *_BROWSER, *_CARE)
+    more = sorted(
+        verbs.difference(_WRITERS, _QUESTIONS, _LABELS, _EFFECTS, _MONITORS, _BROWSER, _CARE)
+    )
+    return (*_WRITERS, *_QUESTIONS, *more, *_LABELS, *_EFFECTS, *_MONITORS, *_BROWSER, *_CARE)
 
 
 VERBS = _verbs()
 """In the order of the help."""
 
-_NO_LOOKUPS = (*_WRITERS, *_LABELS, *_EFFECTS, *_BROWSER, *_CARE)
+_NO_LOOKUPS = (*_WRITERS, *_LABELS, *_EFFECTS, *_MONITORS, *_BROWSER, *_CARE)
 LOOKUPS = tuple(verb for verb in VERBS if verb not in _NO_LOOKUPS)
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 

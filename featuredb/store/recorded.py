@@ -55,7 +55,7 @@ class CommonTokens:
         self._bits = store.snapshot.position_bits
         self._saes = {one.name: one, other.name: other}
         ranges = [ranges_read(store.snapshot, name) for name in self._saes]
-        self.ranges = ranges[0] if len(ranges) == 1 else _overlap(*ranges)
+        self.ranges = ranges[0] if len(ranges) == 1 else overlap(*ranges)
         """First and end of the contexts that both have read, ascending."""
         self._sinks = {name: _sink_keys(store, name) for name in self._saes}
         self.same = len(self._saes) == 1 or (
@@ -223,7 +223,7 @@ def ranges_read(snapshot: Snapshot, sae: str) -> list[tuple[int, int]]:
     return ranges
 
 
-def _overlap(
+def overlap(
     one: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]
 ) -> list[tuple[int, int]]:
     """What is in a range of both, in pieces between all edges."""

@@ -348,3 +348,30 @@ SCORES = of_features(
     pa.field("details", pa.string()),
 )
 """How well labels say it. details: JSON."""
+
+RULE_FEATURE = pa.struct(
+    [
+        ("sae", pa.string()),
+        ("sae_sha256", pa.string()),
+        ("hook", pa.string()),
+        ("feature_id", pa.int64()),
+    ]
+)
+
+MONITORS = pa.schema(
+    [
+        pa.field("monitor", pa.string(), nullable=False),
+        pa.field("version", pa.int32(), nullable=False),
+        pa.field("author", pa.string(), nullable=False),
+        pa.field("created", pa.string(), nullable=False),
+        pa.field("state", pa.string(), nullable=False),
+        pa.field("rule", pa.string(), nullable=False),
+        pa.field("given", pa.string(), nullable=False),
+        pa.field("rate", pa.string()),
+        pa.field("owner", pa.string(), nullable=False),
+        pa.field("note", pa.string(), nullable=False),
+        pa.field("features", pa.list_(RULE_FEATURE), nullable=False),
+        pa.field("tree", pa.string(), nullable=False),
+    ]
+)
+"""Rules over features, one row per monitor and version, see `featuredb.add_monitor`."""

@@ -32,7 +32,9 @@ _LABEL = (*MEASURED.key, "label_id")
 LABELS = UserTable("labels", schemas.LABELS, _LABEL)
 SCORES = UserTable("scores", schemas.SCORES, (*_LABEL, "scorer", "model"))
 
-USER_TABLES = {table.name: table for table in (MEASURED, ABLATED, LABELS, SCORES)}
+MONITORS = UserTable("monitors", schemas.MONITORS, ("monitor", "version"))
+
+USER_TABLES = {table.name: table for table in (MEASURED, ABLATED, LABELS, SCORES, MONITORS)}
 """By name. A snapshot may have others, of newer versions, which are carried along unread."""
 
 

@@ -31,7 +31,7 @@ def check_user_data(scope: Scope, data: UserData) -> Iterator[Problem]:
         yield Problem(path, "is not sorted by its key", remedy(path))
     if len(keys.group_by(list(table.key)).aggregate([])) < len(keys):
         yield Problem(path, "has two rows with one key", remedy(path))
-    for sae in scope.snapshot.saes:
+    for sae in scope.snapshot.saes if "feature_id" in table.key else ():
         features = rows_of_sae(rows, sae).column("feature_id")
         if len(features) and not _between(features, sae.d_sae):
             yield Problem(path, "names a feature that does not exist", remedy(path))

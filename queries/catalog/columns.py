@@ -118,6 +118,16 @@ COLUMNS = {
     "scorer": "how it was scored",
     "value": "the score",
     "details": "what the score was computed from, as JSON",
+    "monitor": "the monitor's name",
+    "version": "from 1, one more with each change",
+    "state": "enabled, disabled or removed",
+    "rule": "when it fires, every feature with its SAE, in the SAEs' own units",
+    "given": "the rule as it was given",
+    "rate": "the rate of alarms that set the open number, null where none did",
+    "owner": "who answers for it",
+    "note": "what it is for",
+    "author": "who made the version",
+    "created": "when the version was made, UTC",
 }
 """By the column's name, where it is the same in every view that has it."""
 
@@ -156,6 +166,8 @@ _ELSE = {
     ("ingests", "activations"): "number of activations",
     ("runs", "tokens"): "number of tokens",
     ("runs", "activations"): "number of activations",
+    ("monitors", "features"): "the features that the rule reads",
+    ("monitor_history", "features"): "the features that the rule reads",
 }
 """By view and column, where a column is something else there."""
 

@@ -264,18 +264,39 @@ def _scores(snapshot: Snapshot) -> list[str]:
     return [f"CREATE VIEW scores AS SELECT {columns} FROM ({rows})"]
 
 
+def _monitors(snapshot: Snapshot) -> list[str]:
+    """The last version of every monitor that is not removed."""
+    return [
+        "CREATE VIEW monitors AS SELECT * FROM monitor_history "
+        "QUALIFY version = max(version) OVER (PARTITION BY monitor) AND state <> 'removed' "
+        "ORDER BY monitor"
+    ]
+
+
+def _monitor_history(snapshot: Snapshot) -> list[str]:
+    rows = _table_rows(snapshot, user_data.MONITORS)
+    return [
+        "CREATE VIEW monitor_history AS SELECT * EXCLUDE (features, tree, author, created), "
+        f"list_transform(features, lambda f: concat(f['sae'], '/', f['feature_id'])) AS features, "
+        f"author, created FROM {rows} ORDER BY monitor, version"
+    ]
+
+
 def _user_rows(snapshot: Snapshot, table: UserTable) -> str:
     """The rows about features of the snapshot's SAEs, with the SAE's name for what it is."""
-    path = next((d.file.path for d in snapshot.user_data if d.table == table.name), None)
-    if path is None:
-        columns = ", ".join(f"NULL::{_sql_type(f.type)} AS {name(f.name)}" for f in table.schema)
-        rows = f"(SELECT {columns} WHERE false)"
-    else:
-        rows = file(path)
     return (
-        f"SELECT s.sae, u.* EXCLUDE (sae_sha256, hook) FROM {rows} AS u "
+        f"SELECT s.sae, u.* EXCLUDE (sae_sha256, hook) FROM {_table_rows(snapshot, table)} AS u "
         "JOIN saes AS s ON s.sha256 = u.sae_sha256 AND s.hook = u.hook"
     )
+
+
+def _table_rows(snapshot: Snapshot, table: UserTable) -> str:
+    """All rows of a table of user data."""
+    path = next((d.file.path for d in snapshot.user_data if d.table == table.name), None)
+    if path is not None:
+        return file(path)
+    columns = ", ".join(f"NULL::{_sql_type(f.type)} AS {name(f.name)}" for f in table.schema)
+    return f"(SELECT {columns} WHERE false)"
 
 
 _SQL_TYPES = {"int32": "INTEGER", "int64": "BIGINT", "float": "FLOAT", "string": "VARCHAR"}
@@ -420,5 +441,11 @@ RELATIONS = (
     ),
     Relation("labels", "what people and programs say that features mean", _labels),
     Relation("scores", "how well labels say it, by scorer", _scores),
+    Relation(
+        "monitor_history",
+        "every version of every monitor, those that were removed too",
+        _monitor_history,
+    ),
+    Relation("monitors", "the monitors: rules over features (featuredb monitor add)", _monitors),
 )
 """Every view and table, in the order in which they are made."""

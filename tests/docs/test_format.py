@@ -51,6 +51,7 @@ TABLES: dict[str, list[pa.Schema]] = {
     "ablated": [schemas.ABLATED],
     "labels": [schemas.LABELS],
     "scores": [schemas.SCORES],
+    "monitors": [schemas.MONITORS],
 }
 STRUCTS = [
     *(

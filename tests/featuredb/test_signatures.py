@@ -59,7 +59,7 @@ def test_no_function_takes_arbitrary_options() -> None:
 
 # What each command calls, a call of it, and its options that are no argument of that function.
 _Database = featuredb.Database
-_CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
+_CALLS: dict[str, tuple[Any, str, set[str]]] = {
     "demo": (featuredb.demo, "", {"path"}),
     "ingest": (featuredb.ingest, "db --corpus c --model m --sae s", {"db"}),
     "plan": (featuredb.plan, "db --corpus c --model m --sae s", {"db", "form"}),
@@ -119,6 +119,14 @@ _CALLS: dict[str, tuple[Callable[..., Any], str, set[str]]] = {
         "db 1 --target f",
         {"db", "snapshot", "form", "path", "model", "query", "about"},
     ),
+    "monitor add": (featuredb.add_monitor, "db n f1", {"db", "form", "path"}),
+    "monitor list": (_Database.monitors.fget, "db", {"db", "snapshot", "form", "path"}),
+    "monitor show": (_Database.monitor, "db n", {"db", "snapshot", "form", "path"}),
+    "monitor enable": (featuredb.set_monitor, "db n", {"db", "form", "path"}),
+    "monitor disable": (featuredb.set_monitor, "db n", {"db", "form", "path"}),
+    "monitor remove": (featuredb.set_monitor, "db n", {"db", "form", "path"}),
+    "monitor replay": (_Database.replay, "db f1", {"db", "snapshot", "form", "path"}),
+    "monitor calibrate": (_Database.calibrate, "db f1", {"db", "snapshot", "form", "path"}),
     "snapshots": (featuredb.snapshots, "db", {"db"}),
     "compact": (featuredb.compact, "db", {"db"}),
     "vacuum": (featuredb.vacuum, "db", {"db"}),
@@ -149,7 +157,9 @@ _QUERIES = {
     "sql",
     "steer",
 }
-_ONLY_PYTHON = {"progress", "stream", "watch", "report", "storage_options", "params", "tables"}
+_ONLY_PYTHON = {"progress", "stream", "watch", "report", "storage_options", "params", "tables"} | {
+    "state"
+}
 
 
 # `completion` is of the command line alone.

@@ -1,0 +1,1 @@
+"""Monitors: rules over features that are stored, calibrated, and run over new texts."""

@@ -1,0 +1,149 @@
+"""Monitors as they are stored: rules by name, with every version that each has had."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pyarrow as pa
+
+from featuredb.errors import QueryError
+from featuredb.store import user_data
+from featuredb.store.snapshot import Snapshot
+from featuredb.store.store import Store
+from queries.catalog import literals
+from queries.rules.alarms_sql import macro_sql
+from queries.rules.rule import Rule
+from queries.rules.tree import Condition
+
+if TYPE_CHECKING:
+    import duckdb
+
+NAME = r"[A-Za-z_][\w.\-]{0,63}"
+"""A monitor's name. One that reads like a feature, such as f12, is none."""
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """A version of a monitor. state: ``enabled``, ``disabled`` or ``removed``. given: the rule as
+    it was written. rate: what set its open number. lost: features whose SAEs the database lacks."""
+
+    name: str
+    version: int
+    state: str
+    rule: Rule
+    given: str
+    rate: str | None
+    owner: str
+    note: str
+    lost: tuple[str, ...] = ()
+
+    @property
+    def enabled(self) -> bool:
+        return self.state == "enabled"
+
+    def row(self, snapshot: Snapshot) -> dict[str, Any]:
+        """As a row of `schemas.MONITORS`, without author and time."""
+        features = []
+        for name, number in self.rule.features:
+            sae = snapshot.sae(name)
+            features.append(
+                {"sae": name, "sae_sha256": sae.sha256, "hook": sae.hook, "feature_id": number}
+            )
+        return {
+            "monitor": self.name,
+            "version": self.version,
+            "state": self.state,
+            "rule": self.rule.text,
+            "given": self.given,
+            "rate": self.rate,
+            "owner": self.owner,
+            "note": self.note,
+            "features": features,
+            "tree": msgspec.json.encode(self.rule.tree).decode(),
+        }
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any], snapshot: Snapshot) -> Monitor:
+        """From a row. An SAE is known by its weights and its hook, whatever it is called now."""
+        names = {(sae.sha256, sae.hook): sae.name for sae in snapshot.saes}
+        features, lost = [], []
+        for each in row["features"]:
+            name = names.get((each["sae_sha256"], each["hook"]))
+            if name is None:
+                lost.append(f"{each['sae']}/{each['feature_id']}")
+            features.append((name or each["sae"], each["feature_id"]))
+        tree = msgspec.json.decode(row["tree"], type=Condition)
+        return cls(
+            row["monitor"],
+            row["version"],
+            row["state"],
+            Rule(tree, tuple(features)),
+            row["given"],
+            row["rate"],
+            row["owner"],
+            row["note"],
+            tuple(lost),
+        )
+
+    def refuse_lost(self) -> None:
+        """Raise `QueryError` where an SAE that it reads is not in the database."""
+        if self.lost:
+            raise QueryError(
+                f"monitor {self.name} reads {', '.join(self.lost)} of an SAE that this database "
+                "does not have: add the SAE, or remove the monitor"
+            )
+
+
+def last_versions(rows: pa.Table, snapshot: Snapshot) -> dict[str, Monitor]:
+    """The last version of each monitor by name, those that were removed too."""
+    last: dict[str, Mapping[str, Any]] = {}
+    for row in rows.to_pylist():
+        if row["monitor"] not in last or row["version"] > last[row["monitor"]]["version"]:
+            last[row["monitor"]] = row
+    return {name: Monitor.of_row(row, snapshot) for name, row in sorted(last.items())}
+
+
+def monitors_of(store: Store) -> dict[str, Monitor]:
+    """The monitors of a database by name."""
+    rows = user_data.user_rows(store.files, store.snapshot, user_data.MONITORS)
+    return {n: m for n, m in last_versions(rows, store.snapshot).items() if m.state != "removed"}
+
+
+def monitor_of(store: Store, name: str) -> Monitor:
+    """The monitor of that name. Raises `QueryError` listing those there are, or for a lost SAE."""
+    found = monitors_of(store)
+    if name not in found:
+        known = ", ".join(found) or "none"
+        raise QueryError(f"there is no monitor {name}: there are {known}")
+    found[name].refuse_lost()
+    return found[name]
+
+
+def alarms_macro(snapshot: Snapshot, connection: duckdb.DuckDBPyConnection) -> str | None:
+    """The body of the macro ``alarms``, None where there is no monitor."""
+    path = next((d.file.path for d in snapshot.user_data if d.table == "monitors"), None)
+    if path is None:
+        return None
+    rows = connection.sql(f"FROM {literals.file(path)} ORDER BY monitor, version")
+    table = rows.to_arrow_table()
+    found = last_versions(table, snapshot).values()
+    rules = {m.name: m.rule for m in found if m.state != "removed" and not m.lost}
+    return macro_sql(rules, snapshot)
+
+
+def listed(names: str | Sequence[str] | None, store: Store) -> list[Monitor]:
+    """The monitors of these names, or all that are enabled. Raises `QueryError` for none."""
+    if names is None:
+        chosen = [m for m in monitors_of(store).values() if m.enabled]
+        if not chosen:
+            raise QueryError("no monitor is enabled: make one with `featuredb monitor add`")
+        for each in chosen:
+            each.refuse_lost()
+        return chosen
+    given = [names] if isinstance(names, str) else list(names)
+    if not given:
+        raise QueryError("there is no monitor: name one, or leave names away for all enabled")
+    return [monitor_of(store, name) for name in given]

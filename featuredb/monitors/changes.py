@@ -12,8 +12,8 @@ import pyarrow as pa
 from featuredb.errors import QueryError
 from featuredb.monitors.listed import Monitors, list_monitors
 from featuredb.store import schemas
-from featuredb.store.store import Store
 from featuredb.store.snapshot import Snapshot
+from featuredb.store.store import Store
 from featuredb.store.user_data import MONITORS, replaced
 from ingest.operations.user_data import (
     Tables,

@@ -126,8 +126,6 @@ COLUMNS = {
     "rate": "the rate of alarms that set the open number, null where none did",
     "owner": "who answers for it",
     "note": "what it is for",
-    "author": "who made the version",
-    "created": "when the version was made, UTC",
 }
 """By the column's name, where it is the same in every view that has it."""
 

@@ -120,7 +120,7 @@ _CALLS: dict[str, tuple[Any, str, set[str]]] = {
         {"db", "snapshot", "form", "path", "model", "query", "about"},
     ),
     "monitor add": (featuredb.add_monitor, "db n f1", {"db", "form", "path"}),
-    "monitor list": (_Database.monitors.fget, "db", {"db", "snapshot", "form", "path"}),
+    "monitor list": (vars(_Database)["monitors"].fget, "db", {"db", "snapshot", "form", "path"}),
     "monitor show": (_Database.monitor, "db n", {"db", "snapshot", "form", "path"}),
     "monitor enable": (featuredb.set_monitor, "db n", {"db", "form", "path"}),
     "monitor disable": (featuredb.set_monitor, "db n", {"db", "form", "path"}),

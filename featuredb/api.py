@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from featuredb.explorer.static.write import WrittenSite
     from featuredb.monitors.listed import Monitors
     from featuredb.steering.effects import Measured
-    from featuredb.store.outcomes import Compacted, Labeled, Outcome, Vacuumed
+    from featuredb.store.outcomes import Compacted, Explained, Labeled, Outcome, Vacuumed
     from featuredb.store.snapshot import Snapshot
     from featuredb.store.values import Values
     from featuredb.transfer.push_pull import Transfer
@@ -632,6 +632,156 @@ def set_monitor(path: str | os.PathLike[str], name: str, state: str) -> Monitors
     from featuredb.monitors.changes import set_monitor as set_state
 
     return set_state(local_folder(path, "changing a monitor"), name, state)
+
+
+def import_activations(
+    path: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    format: str,
+    *,
+    name: str | None = None,
+    hook: str = "",
+    model_name: str = "",
+    features: int | None = None,
+    tokenizer: str | None = None,
+    values: Values = "float16",
+    memory: str = "4GB",
+    progress: bool = False,
+) -> Outcome:
+    """Make a database of activations that another program recorded. Resumable.
+
+    No model and no SAE is run. Stored questions are answered as in any database. It has no
+    directions, so `near` answers by coactivation, and new text cannot be read.
+
+    Args:
+        path: The database folder.
+        source: A file or folder.
+        format: ``"goodfire"``, ``"delphi"``, ``"neuronpedia"``, ``"parquet"``, ``"csv"`` or
+            ``"arrow"`` (`featuredb.interchange`).
+        name: What to call the SAE. Default: what the source calls it, or its file's name.
+        hook: Where the SAE reads, as `ingest` names hooks.
+        model_name: The language model's name.
+        features: How many features the SAE has. Default: up to the last that the source shows.
+        tokenizer: A folder with the tokenizer, for token ids without texts (``"delphi"``).
+        values: What activations are rounded to, as of `ingest`. ``"float32"`` keeps them.
+        memory: Memory limit.
+        progress: Show progress on standard error.
+
+    Raises:
+        OptionError: The format is unknown.
+        IngestError: The source cannot be read or is inconsistent, or the folder holds another
+            database.
+        MissingExtraError: The extra ``featuredb[ingest]`` is not installed.
+        StorageError: The disk is full or read-only.
+    """
+    folder = local_folder(path, "importing into it")
+    with ingest_extra("importing activations"):
+        from featuredb.interchange.formats import opened
+        from featuredb.interchange.reading import Reading
+        from ingest.operations.import_activations import import_activations as run
+    reading = Reading(name, hook, model_name, features, tokenizer)
+    budget = Budget.parse(memory)
+    return run(folder, opened(Path(source), format, reading), values, budget, progress=progress)
+
+
+def export_activations(
+    path: str | os.PathLike[str],
+    file: str | os.PathLike[str],
+    format: str,
+    *,
+    sae: str | None = None,
+    snapshot: int | None = None,
+) -> int:
+    """Write the activations of an SAE for another program.
+
+    Args:
+        path: The database, a folder or a URL.
+        file: Where to write. There must be nothing.
+        format: ``"goodfire"``, ``"delphi"``, ``"neuronpedia"``, ``"circuit-tracer"``,
+            ``"parquet"``, ``"csv"`` or ``"arrow"`` (`featuredb.interchange`).
+        sae: Which. Default: the database's only one.
+        snapshot: The number of an older snapshot. Default: the newest.
+
+    Returns:
+        How many activations were written. Of ``"neuronpedia"`` and ``"circuit-tracer"``, how many
+        examples.
+
+    Raises:
+        OptionError: The format is unknown.
+        UnknownFeatureError: There is no such SAE, or there are several.
+        StorageError: There is something already, or it cannot be written.
+    """
+    from featuredb.store.names import only_sae
+
+    with ingest_extra("exporting activations"):
+        from featuredb.interchange.formats import write
+    with open(path, snapshot=snapshot) as database:
+        return write(database, only_sae(database.snapshot, sae), Path(file), format)
+
+
+def explain(
+    path: str | os.PathLike[str],
+    features: Sequence[int | str] | None = None,
+    *,
+    endpoint: str,
+    model_name: str,
+    scores: Sequence[str] = ("detection",),
+    existing: bool = False,
+    embedding_model: str | None = None,
+    rate: float | None = None,
+    parallel: int = 4,
+    seed: int = 0,
+    price: tuple[float, float] | None = None,
+    dry_run: bool = False,
+    progress: bool = False,
+) -> Explained:
+    """Let a language model label features, and score how well the labels say it.
+
+    The model gets examples chosen and marked by Delphi's scheme (`featuredb.autointerp`). What is
+    written are labels of the method ``explained``, with scores. Resumable: features that such a
+    label of the model has are left out, and what was answered is kept, whatever ends the run. A
+    feature that fires in fewer than 10 contexts is left out. The key is taken from the environment
+    variable ``OPENAI_API_KEY``.
+
+    Args:
+        path: The database folder.
+        features: Which. Default: all that fire.
+        endpoint: Address of an OpenAI-compatible server, such as ``http://localhost:8000/v1``.
+        model_name: The model to ask.
+        scores: Of ``"detection"``, ``"fuzz"``, ``"intruder"`` and ``"embedding"``. None: ``()``.
+        existing: Write no labels, and score the preferred ones that there are.
+        embedding_model: The model for ``"embedding"``, at the same endpoint.
+        rate: Requests per minute at most.
+        parallel: Features at a time.
+        seed: Draw other examples.
+        price: Of a million tokens in and of a million out, for the estimate.
+        dry_run: Only say what it would take.
+        progress: Show progress, and the estimate before it begins, on standard error.
+
+    Returns:
+        What was asked, answered and written.
+
+    Raises:
+        QueryError: The endpoint gives no answer, or an argument is wrong.
+        UnknownFeatureError: There is no such feature.
+        DatabaseError: There is no database, or another process writes.
+        MissingExtraError: The extra ``featuredb[ingest]`` is not installed.
+        StorageError: The database can only be read.
+    """
+    from featuredb.endpoint import Endpoint
+
+    folder = local_folder(path, "explaining")
+    with ingest_extra("explaining"):
+        from featuredb.autointerp.explain import Request
+        from featuredb.autointerp.explain import explain as run
+        from featuredb.autointerp.scores import Answers
+    request = Request(tuple(scores), existing, seed, parallel, price, dry_run)
+    if "embedding" in request.scores and embedding_model is None:
+        raise QueryError("the score embedding needs the name of an embedding model")
+    embedding = None if embedding_model is None else Endpoint(endpoint, embedding_model, rate)
+    answers = Answers(Endpoint(endpoint, model_name, rate), embedding=embedding)
+    with shown(progress), open(folder) as database:
+        return run(database, folder, features, answers, request)
 
 
 def snapshots(path: str | os.PathLike[str]) -> Rows:

@@ -3,6 +3,7 @@
 from featuredb.database import Database as Database
 from featuredb.steering.edits import Edit as Edit
 from featuredb.store.outcomes import Compacted as Compacted
+from featuredb.store.outcomes import Explained as Explained
 from featuredb.store.outcomes import Labeled as Labeled
 from featuredb.store.outcomes import Outcome as Outcome
 from featuredb.store.outcomes import Vacuumed as Vacuumed

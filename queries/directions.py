@@ -45,8 +45,11 @@ def stored_direction(store: Store, sae: Sae, feature: int, by: str) -> Direction
 
 
 def cosine(store: Store, one: tuple[Sae, int], other: tuple[Sae, int], by: str) -> float | None:
-    """The cosine of two directions, scored as `near` does. None if their widths differ."""
-    if length(one[0], by) != length(other[0], by):
+    """The cosine of two directions, scored as `near` does.
+
+    None if their widths differ, or there are none.
+    """
+    if not length(one[0], by) or length(one[0], by) != length(other[0], by):
         return None
     directions = [stored_direction(store, *each, by) for each in (one, other)]
     return float(cosines(directions[0], directions[1][None])[0])
@@ -94,7 +97,9 @@ def chance_among(
     of n is near ``sqrt(2 ln(n) / d)``.
     """
     rows = sum(other.d_sae for other in store.directions.group(sae, by, alone=alone))
-    largest = math.sqrt(2 * math.log(rows) / length(sae, by)) if rows > 1 else None
+    largest = (
+        math.sqrt(2 * math.log(rows) / length(sae, by)) if rows > 1 and length(sae, by) else None
+    )
     return Chance(None, -largest if opposite and largest is not None else largest)
 
 

@@ -33,7 +33,7 @@ from queries.answers import Answer, Row, Rows
 from queries.connection import Reader
 from queries.directions import Chance, chance
 from queries.lens import standing_out
-from queries.near import Neighbors, near
+from queries.near import Neighbors, near_on_card
 from queries.question import Question
 from queries.reliability import occurrences
 from queries.sample_contexts import SampledContexts, drawn
@@ -176,7 +176,8 @@ def feature_card(reader: Reader, feature: int | str, k: int | None = None) -> Fe
     top = top_contexts(reader, feature, CONTEXTS if k is None else k)
     contexts = feature_contexts(store, sae, number)
     silent = SILENT if store.texts.scannable else 0
-    near_to = [near(reader, feature, NEIGHBORS if k is None else k, by) for by in _KINDS]
+    most = NEIGHBORS if k is None else k
+    near_to = [near_on_card(reader, sae, number, most, by) for by in _KINDS]
     return FeatureCard(
         _row(store, sae, store.features.card(sae, number), contexts),
         contexts=top,
@@ -226,8 +227,7 @@ def _coactive_by_chance(store: Store, sae: Sae, number: int) -> Chance:
 
 def _facts(row: Row) -> list[Part]:
     if not row.count:
-        norm = {"decoder norm": numbers.number(row.decoder_norm)}
-        return [Heading("never active on the recorded tokens"), Facts(norm)]
+        return [Heading("never active on the recorded tokens"), Facts(_norm(row))]
     spread = (
         f"{numbers.count(row.n_contexts)} contexts of {numbers.count(row.n_documents)} documents"
     )
@@ -242,10 +242,16 @@ def _facts(row: Row) -> list[Part]:
                 f" · mean {numbers.number(row.mean_activation)}"
                 f" ± {numbers.number(row.std_activation)}"
                 f" · minimum {numbers.number(row.min_activation)}",
-                "decoder norm": numbers.number(row.decoder_norm),
+                **_norm(row),
             }
         )
     ]
+
+
+def _norm(row: Row) -> dict[str, str]:
+    """Nothing for a feature without a direction."""
+    norm = row.decoder_norm
+    return {"decoder norm": numbers.number(norm)} if norm == norm else {}
 
 
 def _histogram(row: Row) -> Bars:

@@ -14,7 +14,7 @@ from featuredb.errors import QueryError
 from featuredb.render.characters import label
 from featuredb.render.view import Column, Heading, Part, Table, View
 from featuredb.store import schemas
-from featuredb.store.names import parse_feature, sae_named
+from featuredb.store.names import NO_DIRECTIONS, parse_feature, sae_named
 from featuredb.store.snapshot import File, Sae, Snapshot
 from featuredb.store.store import Store
 from featuredb.store.vectors.directions import comparable, length
@@ -27,7 +27,15 @@ from queries.coactive_sql import UNITS
 from queries.connection import Reader
 from queries.directions import Chance, chance, chance_among
 from queries.in_python import InPython, elsewhere
-from queries.nearest import Among, Nearest, firing_together, from_feature, from_graph, search
+from queries.nearest import (
+    NOTHING,
+    Among,
+    Nearest,
+    firing_together,
+    from_feature,
+    from_graph,
+    search,
+)
 from queries.question import Macro, Question
 from queries.show import counted, feature_name, feature_sizes, feature_table, score_column
 
@@ -142,6 +150,8 @@ def near(
     check_choice("unit", unit, UNITS)
     other = sae_named(store.snapshot, sae) if sae is not None else None
     by_firing = by == "coactivation"
+    if not by_firing and not length(own, by):
+        raise QueryError(NO_DIRECTIONS.format(sae=own.name))
     if opposite and by_firing:
         raise QueryError("features that fire together have no opposite: ask by decoder or encoder")
     if unit != "token" and not by_firing:
@@ -160,6 +170,13 @@ def near(
     return _answer(
         store, nearest, own.name, number, by, chance=str(yardstick), unit=unit, opposite=opposite
     )
+
+
+def near_on_card(reader: Reader, sae: Sae, number: int, k: int, by: str) -> Neighbors:
+    """As `near`. Nothing for a direction that an SAE does not have."""
+    if by in KINDS[:2] and not length(sae, by):
+        return _answer(reader.store, NOTHING, sae.name, number, by)
+    return near(reader, f"{sae.name}/{number}", k, by)
 
 
 def near_vector(

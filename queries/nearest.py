@@ -57,11 +57,11 @@ def from_graph(store: Store, sae: Sae, feature: int, k: int, by: str) -> Nearest
     }[by]
     groups = store.graph_groups(path).holding(sae.name, feature)
     if not groups:
-        return _NOTHING
+        return NOTHING
     table = store.files.read(path, groups, _COLUMNS)
     rows = np.flatnonzero(chunk_to_numpy(table.column("feature_id")) == feature)
     if len(rows) == 0:
-        return _NOTHING
+        return NOTHING
     # One SAE's rows of a feature are consecutive. Another SAE's may be in the same row groups.
     table = table.slice(int(rows[0]), int(rows[-1] - rows[0]) + 1)
     mask = np.array(table.column("sae").to_pylist(), dtype=object) == sae.name
@@ -75,7 +75,7 @@ def from_graph(store: Store, sae: Sae, feature: int, k: int, by: str) -> Nearest
     )
 
 
-_NOTHING = Nearest([], [], np.empty(0, np.float32), "graph")
+NOTHING = Nearest([], [], np.empty(0, np.float32), "graph")
 
 
 def from_feature(store: Store, own: Sae, feature: int, k: int, among: Among) -> Nearest:

@@ -37,7 +37,10 @@ def list_labels(db: str, snapshot: int | None, feature: list[str] | None, output
 @options.database
 @click.argument("file", metavar="FILE", shell_complete=completing.files)
 @click.option(
-    "--from", "format", metavar="FORMAT", help="csv, parquet or arrow. Default: by the ending."
+    "--from",
+    "format",
+    metavar="FORMAT",
+    help="csv, parquet, arrow, neuronpedia, delphi, goodfire or openai. Default: by the ending.",
 )
 @click.option(
     "--sae",
@@ -65,7 +68,10 @@ def import_labels(
 @options.database
 @click.argument("file", metavar="FILE", shell_complete=completing.files)
 @click.option(
-    "--to", "format", metavar="FORMAT", help="csv, parquet or arrow. Default: by the ending."
+    "--to",
+    "format",
+    metavar="FORMAT",
+    help="csv, parquet, arrow, neuronpedia, delphi or goodfire. Default: by the ending.",
 )
 @click.option(
     "--sae", metavar="NAME", shell_complete=completing.saes, help="Only labels of this SAE."

@@ -19,7 +19,7 @@ from featuredb.errors import FeatureDBError, StorageError, one_line
 from featuredb.render.characters import neutralize
 from featuredb.version import __version__
 
-_WRITERS = ("demo", "ingest", "plan", "append", "add-sae", "drop")
+_WRITERS = ("demo", "ingest", "plan", "append", "add-sae", "import", "drop")
 _QUESTIONS = (
     "info",
     "top",
@@ -38,9 +38,9 @@ _QUESTIONS = (
     "sql",
 )
 _EFFECTS = ("measure", "effect", "attribute", "ablate")
-_LABELS = ("label", "labels")
+_LABELS = ("label", "labels", "explain")
 _MONITORS = ("monitor",)
-_CARE = ("snapshots", "compact", "vacuum", "verify", "push", "pull", "completion")
+_CARE = ("snapshots", "compact", "vacuum", "verify", "export", "push", "pull", "completion")
 _BROWSER = ("serve", "site", "card", "mcp")
 _HELPERS = {"__main__", "completing", "exit_codes", "options", "output", "reference", "root"}
 

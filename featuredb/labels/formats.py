@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featuredb.errors import LabelError, StorageError, first_line
-from featuredb.labels import tables
+from featuredb.labels import delphi, goodfire, neuronpedia, openai, tables
 from featuredb.labels.batch import LabelBatch
 from featuredb.store.files.atomic import remove_tree, temporary_name
 from featuredb.store.history import read_snapshot
@@ -38,6 +38,10 @@ FORMATS: Mapping[str, LabelFormat] = {
     "csv": LabelFormat(tables.read_csv, tables.write_csv, (".csv", ".tsv")),
     "parquet": LabelFormat(tables.read_parquet, tables.write_parquet, (".parquet",)),
     "arrow": LabelFormat(tables.read_arrow, tables.write_arrow, (".arrow", ".feather")),
+    "neuronpedia": LabelFormat(neuronpedia.read, neuronpedia.write),
+    "delphi": LabelFormat(delphi.read, delphi.write),
+    "goodfire": LabelFormat(goodfire.read, goodfire.write),
+    "openai": LabelFormat(openai.read),
 }
 """By name."""
 

@@ -87,7 +87,7 @@ class Progress:
 
 @contextmanager
 def progress(
-    what: str, unit: Literal["bytes", "tokens"], *, transient: bool = False
+    what: str, unit: Literal["bytes", "tokens", "features"], *, transient: bool = False
 ) -> Iterator[Progress]:
     """Progress of the block. Inside `shown` it is a bar if standard error is a terminal.
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from featuredb.errors import QueryError, first_line
+from featuredb.endpoint import Endpoint
+from featuredb.errors import QueryError
 from featuredb.steering.prompts import EncodedPrompt
 
 _QUESTIONS = {
@@ -25,15 +23,13 @@ _ASKED = (
     "Answer with one line, Rating: followed by 0, 1 or 2."
 )
 _RATING = re.compile(r"([012])(?:\.0)?\b")
-_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Where texts are rated. url: such as http://localhost:8000/v1."""
+    """Where texts are rated."""
 
-    url: str
-    model: str
+    endpoint: Endpoint
 
     @classmethod
     def of(cls, url: str | None, model: str | None) -> Judge | None:
@@ -42,9 +38,7 @@ class Judge:
             return None
         if url is None or model is None:
             raise QueryError("a judge needs both its address and the name of its model")
-        if not url.startswith(("http://", "https://")):
-            raise QueryError(f"{url!r} is no address of a judge, such as http://localhost:8000/v1")
-        return cls(url.rstrip("/"), model)
+        return cls(Endpoint(url, model, tries=2))
 
     def rate(
         self, about: str, prompts: Sequence[EncodedPrompt], texts: Sequence[str]
@@ -65,29 +59,10 @@ class Judge:
         }
 
     def _rating(self, question: str, text: str) -> float:
-        body = {
-            "model": self.model,
-            "temperature": 0,
-            "messages": [{"role": "user", "content": _ASKED.format(question=question, text=text)}],
-        }
-        request = urllib.request.Request(
-            f"{self.url}/chat/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json", **_key()},
+        said = self.endpoint.ask(
+            [{"role": "user", "content": _ASKED.format(question=question, text=text)}]
         )
-        try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-                said = str(json.load(answer)["choices"][0]["message"]["content"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise QueryError(f"the judge at {self.url} gives no answer: {first_line(error)}") from (
-                error
-            )
         found = _RATING.findall(said)
         if not found:
-            raise QueryError(f"the judge at {self.url} gives no rating but {said[:80]!r}")
+            raise QueryError(f"the judge at {self.endpoint.url} gives no rating but {said[:80]!r}")
         return int(found[-1]) / 2
-
-
-def _key() -> dict[str, str]:
-    key = os.environ.get("OPENAI_API_KEY")
-    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -19,6 +19,9 @@ NO_SAE = "there is no SAE {name}: this database has {names}"
 WHICH_SAE = "feature {feature} does not say of which SAE: write NAME/NUMBER, NAME being {names}"
 NOT_A_FEATURE = "{feature} is not a feature: give its number, or SAE/NUMBER as in {example}"
 NO_CONTEXT = "there is no context {context}: this database has {spans}"
+NO_DIRECTIONS = (
+    "{sae} has no directions: its activations were imported without the SAE, ask by coactivation"
+)
 BAD_COUNT = "k must be a whole number, at least 1 and below 2^63, not {k}"
 BAD_OFFSET = "offset must be a whole number, at least 0 and below 2^63, not {offset}"
 BAD_WINDOW = "window must be a whole number, at least 0 and below 2^63, not {window}"
@@ -55,6 +58,15 @@ def parse_feature(snapshot: Snapshot, feature: Any) -> tuple[Sae, int]:
             NO_FEATURE.format(number=int(number), sae=sae.name, last=sae.d_sae - 1)
         )
     return sae, int(number)
+
+
+def only_sae(snapshot: Snapshot, name: str | None) -> Sae:
+    """The SAE of that name, or the only one. Raises `UnknownFeatureError`."""
+    if name is not None:
+        return sae_named(snapshot, name)
+    if len(snapshot.saes) > 1:
+        raise UnknownFeatureError(f"there are several SAEs: say which, {sae_names(snapshot)}")
+    return snapshot.saes[0]
 
 
 def sae_named(snapshot: Snapshot, name: str) -> Sae:

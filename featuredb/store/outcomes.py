@@ -71,3 +71,30 @@ class Labeled:
     labels: int
     duplicates: int
     scores: int
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Result of `featuredb.explain`.
+
+    Attributes:
+        labels: new labels.
+        scores: scores written.
+        already: features that had such a label, or such scores, before.
+        too_few: features that fire in too few contexts.
+        malformed: answers that could not be read.
+        requests: requests sent, those sent again included.
+        retried: requests sent again, after a failure or because the server was busy.
+        tokens_in: as the server counts them. 0 where it does not.
+        tokens_out: the same of answers.
+    """
+
+    labels: int
+    scores: int
+    already: int
+    too_few: int
+    malformed: int
+    requests: int
+    retried: int
+    tokens_in: int
+    tokens_out: int

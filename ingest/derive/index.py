@@ -23,6 +23,7 @@ from featuredb.store.vectors.directions import (
     Float32Matrix,
     HalfMatrix,
     comparable,
+    length,
     scanned_rows,
 )
 from featuredb.store.vectors.exact import ExactSearch
@@ -78,7 +79,7 @@ def write_indexes(
     made: list[VectorIndex] = []
     for sae in saes:
         group = comparable(saes, sae, kind)
-        if sae != group[0] or sum(s.d_sae for s in group) <= beyond:
+        if not length(sae, kind) or sae != group[0] or sum(s.d_sae for s in group) <= beyond:
             continue
         members = [known[s.name] for s in group]
         index = _index(layout, members, kind, memory)

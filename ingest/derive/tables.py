@@ -33,7 +33,13 @@ from featuredb.store.snapshot import (
     VectorIndex,
 )
 from featuredb.store.statistics import summaries_of
-from featuredb.store.vectors.directions import DirectionRows, Directions, comparable, table_of
+from featuredb.store.vectors.directions import (
+    DirectionRows,
+    Directions,
+    comparable,
+    length,
+    table_of,
+)
 from ingest.derive import index
 from ingest.derive.coactivation import coactivation
 from ingest.derive.index import write_indexes
@@ -242,6 +248,9 @@ def _features(layout: Layout, content: Content) -> pa.Table:
 
 
 def _norms(content: Content, layout: Layout, sae: Sae) -> pa.Array:
+    """Lengths of the decoder directions. NaN where there are none."""
+    if not sae.d_out:
+        return pa.array(np.full(sae.d_sae, np.nan, np.float32))
     rows = content.directions(layout, sae.name, "decoder")
     norms = [
         np.linalg.norm(rows[start : start + _ROWS], axis=1).astype(np.float32)
@@ -272,20 +281,21 @@ def _graph(layout: Layout, content: Content, kind: str) -> pa.Table:
     """Rows of NEIGHBORS by direction, reused for SAEs with unchanged comparable SAEs."""
     group = _comparable(content.draft.saes, kind)
     before = {} if content.base is None else _comparable(content.base.saes, kind)
-    changed = [s for s in content.draft.saes if group[s.name] != before.get(s.name)]
+    known = [s for s in content.draft.saes if length(s, kind)]
+    changed = [s for s in known if group[s.name] != before.get(s.name)]
     rows = {s.name: content.directions(layout, s.name, kind) for s in changed}
     fresh = schemas.NEIGHBORS.empty_table()
     if changed:
         fresh = neighbors(changed, rows, memory=content.memory // 2)
     tables = []
-    for sae in content.draft.saes:
+    for sae in known:
         if sae in changed:
             tables.append(fresh.filter(pc.equal(fresh.column("sae"), sae.name)))
         else:
             table = _rows_before(layout, content, sae, f"neighbors_{kind}")
             assert table is not None
             tables.append(table)
-    return pa.concat_tables(tables)
+    return pa.concat_tables([schemas.NEIGHBORS.empty_table(), *tables])
 
 
 def _comparable(saes: Sequence[Sae], kind: str) -> dict[str, list[str]]:

@@ -55,6 +55,10 @@ def load_recorded_model(
     record: Model, where: str | None, device: str = "auto", *, other: bool = False
 ) -> LoadedModel:
     """As `recorded_model`, on a device of one's own, loaded anew."""
+    if not record.sha256:
+        raise ModelError(
+            "this database was imported: it has neither the model nor the SAE that new text needs"
+        )
     place = model_place(record) if where is None else where
     revision = None if where not in (None, record.id) else record.revision
     try:

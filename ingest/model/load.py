@@ -243,6 +243,14 @@ def final_norm(loaded: LoadedModel) -> nn.Module | None:
     )
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder. Raises `ModelError`."""
+    tokenizer = _load_tokenizer(folder, None)
+    if tokenizer is None:
+        raise no_tokenizer(folder)
+    return tokenizer
+
+
 def _load_tokenizer(folder: Path, gguf: str | None) -> Any:
     from transformers import AutoTokenizer
 

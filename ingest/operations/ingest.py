@@ -50,14 +50,14 @@ def ingest(path: str | Path, options: IngestOptions) -> Outcome:
         inputs = load_inputs(options)
         identity = inputs.identity(options)
         with writing(layout, "ingest"):
-            published = _published(layout)
-            if published is not None:
-                if done_already(published, identity):
-                    tidy(layout, published)
-                    return Outcome(published, fresh=False)
+            there = published(layout)
+            if there is not None:
+                if done_already(there, identity):
+                    tidy(layout, there)
+                    return Outcome(there, fresh=False)
                 raise IngestError(
                     f"{layout.root} already holds a database of other inputs"
-                    f"{_other_bos(published, identity)}: add a corpus with `featuredb append`, "
+                    f"{_other_bos(there, identity)}: add a corpus with `featuredb append`, "
                     "an SAE with `featuredb add-sae`, or give another path"
                 )
             plan = unfinished_plan(layout, identity)
@@ -123,7 +123,8 @@ def _as_run(saes: Iterable[str], identity: Mapping[str, str]) -> set[tuple[str, 
     return {(name, identity[f"SAE {name}"].split()[0]) for name in saes}
 
 
-def _published(layout: Layout) -> Snapshot | None:
+def published(layout: Layout) -> Snapshot | None:
+    """The live snapshot, None for a database that is not there yet."""
     try:
         return after_the_last_writer(layout)
     except (DatabaseNotFoundError, DatabaseNotReadyError):

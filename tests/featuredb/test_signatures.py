@@ -132,6 +132,13 @@ _CALLS: dict[str, tuple[Any, str, set[str]]] = {
     "vacuum": (featuredb.vacuum, "db", {"db"}),
     "verify": (featuredb.verify, "db", {"db"}),
     "serve": (featuredb.serve, "db", {"db"}),
+    "import": (
+        featuredb.import_activations,
+        "db s --from csv",
+        {"db"},
+    ),
+    "export": (featuredb.export_activations, "db out --to csv", {"db"}),
+    "explain": (featuredb.explain, "db --endpoint http://x --model-name m", {"db", "no_scores"}),
     "mcp": (featuredb.mcp, "db", {"db"}),
     "site": (featuredb.site, "db out", {"db"}),
     "card": (featuredb.card, "db 1", {"db", "output"}),

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from featuredb.errors import QueryError
 from featuredb.store.files.location import Root, load_array, location_of
 from featuredb.store.layout import Layout
+from featuredb.store.names import NO_DIRECTIONS
 from featuredb.store.snapshot import File, Sae, Snapshot, VectorIndex, Vectors
 from featuredb.store.vectors.directions import (
     DirectionRows,
@@ -126,6 +128,8 @@ class DirectionSearch:
         return halves
 
     def _vectors(self, group: Sequence[Sae]) -> list[Vectors]:
+        if not group[0].d_in:
+            raise QueryError(NO_DIRECTIONS.format(sae=group[0].name))
         known = {v.sae: v for v in self._snapshot.vectors}
         return [known[sae.name] for sae in group]
 

@@ -1,0 +1,89 @@
+"""`featuredb explain`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+import featuredb
+from featuredb.cli import completing, options
+
+
+@click.command("explain")
+@options.database
+@click.argument(
+    "features",
+    metavar="[FEATURE]...",
+    nargs=-1,
+    callback=options.listed,
+    shell_complete=completing.features,
+)
+@click.option(
+    "--endpoint",
+    metavar="URL",
+    required=True,
+    help="OpenAI-compatible server, such as http://localhost:8000/v1.",
+)
+@click.option(
+    "--model", "--model-name", "model_name", metavar="NAME", required=True, help="Model to ask."
+)
+@click.option(
+    "--score",
+    "scores",
+    type=click.Choice(("detection", "fuzz", "intruder", "embedding")),
+    multiple=True,
+    help="Score the labels so. Repeat it for several.",
+    **options.default("explain", "scores"),
+)
+@click.option("--no-scores", is_flag=True, help="Only labels.")
+@click.option(
+    "--existing", is_flag=True, help="Write no labels: score the preferred ones there are."
+)
+@click.option("--embedding-model", metavar="NAME", help="Model for the score embedding.")
+@click.option(
+    "--rate",
+    metavar="N",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Requests per minute at most.",
+)
+@click.option(
+    "--parallel",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Features at a time.",
+    **options.default("explain", "parallel"),
+)
+@options.seed
+@click.option(
+    "--price",
+    metavar="IN OUT",
+    type=float,
+    nargs=2,
+    help="Price of a million tokens in, and out, for the estimate.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what it would take.")
+def command(db: str, features: list[str] | None, no_scores: bool, **chosen: Any) -> None:
+    """Let a language model label features, and score the labels.
+
+    Default: all features that fire. Repeat the command to continue where it was stopped. The key is
+    read from the environment variable OPENAI_API_KEY.
+    """
+    if no_scores:
+        chosen["scores"] = ()
+    done = featuredb.explain(db, features, **chosen, progress=True)
+    left_out = "".join(
+        f", {count:,} {what}"
+        for count, what in (
+            (done.already, "were there already"),
+            (done.too_few, "fire too seldom"),
+            (done.malformed, "answers could not be read"),
+            (done.retried, "requests were repeated"),
+        )
+        if count
+    )
+    click.echo(
+        f"{db}: {done.labels:,} labels and {done.scores:,} scores from {done.requests:,} requests"
+        f"{left_out}",
+        err=True,
+    )

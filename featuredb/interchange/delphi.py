@@ -1,0 +1,201 @@
+"""Delphi's cache of latents: a folder per hook point, with safetensors files by range of latents.
+
+``<first>_<last>.safetensors`` has ``locations`` [n, 3] (row, token, latent - first),
+``activations`` [n], float16 where that is exact, and ``tokens`` int64 [rows, length]. The file
+``config.json`` says of which model and texts. Rows have one length, so what is written from shorter
+contexts is padded, and ``lengths`` [rows], which Delphi leaves alone, says how far.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featuredb.database import Database
+from featuredb.errors import IngestError, first_line
+from featuredb.interchange.reading import Reading
+from featuredb.store.files.atomic import sha256_of
+from featuredb.store.snapshot import Sae
+from ingest.operations.import_activations import Activations, Sequences, SourceFacts
+
+_SPLITS = 5
+"""Files per hook point, as Delphi's own default."""
+
+_ROWS = 4_096
+_FILE = re.compile(r"(\d+)_(\d+)\.safetensors")
+
+
+@dataclass(frozen=True)
+class _Split:
+    """One file, its latents first <= id <= last."""
+
+    path: Path
+    first: int
+    last: int
+
+    def load(self) -> dict[str, npt.NDArray[Any]]:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            data: dict[str, npt.NDArray[Any]] = load_file(self.path)
+        except (SafetensorError, OSError) as error:
+            raise IngestError(f"{self.path} cannot be read: {first_line(error)}") from error
+        for name, shape in (("locations", 2), ("activations", 1)):
+            if name not in data or data[name].ndim != shape:
+                raise IngestError(f"{self.path} has no {name} as Delphi caches them")
+        return data
+
+
+def read(path: Path, reading: Reading) -> DelphiCache:
+    """The cache of one hook point: its folder, or one with a single hook point in it.
+
+    Raises `IngestError`.
+    """
+    folders = [path] if any(path.glob("*.safetensors")) else []
+    folders = folders or sorted({file.parent for file in path.rglob("*_*.safetensors")})
+    if len(folders) != 1:
+        there = ", ".join(str(f.relative_to(path)) for f in folders) or "none"
+        raise IngestError(
+            f"give the folder of one hook point of Delphi's cache, below {path}: {there}"
+        )
+    splits = []
+    for file in folders[0].glob("*.safetensors"):
+        match = _FILE.fullmatch(file.name)
+        if match is None:
+            raise IngestError(f"{file} is not named as Delphi names its files, FIRST_LAST")
+        splits.append(_Split(file, int(match[1]), int(match[2])))
+    return DelphiCache(folders[0], sorted(splits, key=lambda s: s.first), reading)
+
+
+class DelphiCache:
+    """See `ingest.operations.import_activations.ActivationSource`. Held in memory."""
+
+    def __init__(self, folder: Path, splits: Sequence[_Split], reading: Reading) -> None:
+        self._folder = folder
+        self._splits = splits
+        self._reading = reading
+        data = splits[0].load()
+        if "tokens" not in data or data["tokens"].ndim != 2 or not data["tokens"].size:
+            raise IngestError(f"{folder} was cached without its tokens: cache it with them")
+        self._tokens = data["tokens"].astype(np.int64)
+        rows, width = self._tokens.shape
+        self._lengths = data.get("lengths", np.full(rows, width)).astype(np.int32)
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        try:
+            config: dict[str, Any] = json.loads((self._folder / "config.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return config
+
+    @cached_property
+    def _rows(self) -> Activations:
+        parts = []
+        for split in self._splits:
+            data = split.load()
+            row, token, latent = data["locations"].astype(np.int64).T
+            parts.append((row, token, latent + split.first, data["activations"].astype(np.float32)))
+        row, token, latent, value = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return Activations(row, token, latent, value).by_sequence()
+
+    @cached_property
+    def facts(self) -> SourceFacts:
+        return SourceFacts(
+            format="delphi",
+            source=str(self._folder),
+            fingerprint=sha256_of(*(split.path for split in self._splits)),
+            name=self._reading.name or self._folder.name,
+            hook=self._reading.hook or self._folder.name,
+            model=self._reading.model or str(self._config.get("model_name", "")),
+            d_sae=self._reading.features or self._splits[-1].last + 1,
+            context_size=int(self._lengths.max()),
+            n_tokens=int(self._lengths.sum()),
+            n_activations=len(self._rows.sequence),
+            metadata=pa.schema([]),
+        )
+
+    def vocabulary(self) -> list[str]:
+        size = int(self._tokens.max()) + 1
+        if self._reading.tokenizer is None:
+            return [f"<{i}>" for i in range(size)]
+        from ingest.model.load import load_tokenizer
+        from ingest.tokens.vocabulary import vocabulary
+
+        texts: list[str] = (
+            vocabulary(load_tokenizer(Path(self._reading.tokenizer))).column("text").to_pylist()
+        )
+        if len(texts) < size:
+            raise IngestError(
+                f"the tokenizer {self._reading.tokenizer} has {len(texts):,} tokens, and "
+                f"{self._folder} has token {size - 1:,}: give the one it was cached with"
+            )
+        return texts
+
+    def sequences(self) -> Iterator[Sequences]:
+        for start in range(0, len(self._lengths), _ROWS):
+            lengths = self._lengths[start : start + _ROWS]
+            tokens = self._tokens[start : start + _ROWS]
+            kept = np.arange(tokens.shape[1]) < lengths[:, None]
+            nothing = pa.RecordBatch.from_struct_array(pa.array([{}] * len(lengths), pa.struct([])))
+            yield Sequences(tokens[kept].astype(np.uint32), lengths, nothing)
+
+    def activations(self, first: int, end: int) -> Activations:
+        return self._rows.between(first, end)
+
+
+def _halved(values: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:
+    """As float16 where that holds every value, as Delphi's own do."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return half if np.array_equal(half, values) else values
+
+
+def write(database: Database, sae: Sae, path: Path) -> int:
+    """See `ActivationFormat`. A folder with the hook point's folder in it."""
+    from safetensors.numpy import save_file
+
+    folder = path / (sae.hook or sae.name)
+    folder.mkdir(parents=True)
+    ids, lists = (
+        database.sql("SELECT context_id, token_ids FROM contexts ORDER BY context_id")
+        .to_arrow_table()
+        .columns
+    )
+    contexts = ids.to_numpy()
+    lists = lists.combine_chunks()
+    lengths = np.diff(lists.offsets.to_numpy()).astype(np.int32)
+    tokens = np.zeros((len(lengths), int(lengths.max())), np.int64)
+    tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = lists.flatten().to_numpy()
+    edges = np.linspace(0, sae.d_sae, min(_SPLITS, sae.d_sae) + 1).astype(int)
+    total = 0
+    for first, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        rows = database.sql(
+            "SELECT context_id, token_index, feature_id, activation FROM activations "
+            "WHERE sae = ? AND feature_id >= ? AND feature_id < ? ORDER BY 1, 2, 3",
+            [sae.name, first, end],
+        ).to_arrow_table()
+        context, token, feature, value = (column.to_numpy() for column in rows.columns)
+        locations = np.stack([np.searchsorted(contexts, context), token, feature - first], axis=1)
+        small = not locations.size or locations.max() < 1 << 16
+        data = {
+            "locations": locations.astype(np.uint16 if small else np.uint32),
+            "activations": _halved(value),
+            "tokens": tokens,
+            "lengths": lengths,
+        }
+        save_file(data, folder / f"{first}_{end - 1}.safetensors")
+        total += len(value)
+    config = {"model_name": database.snapshot.model.id, "ctx_len": tokens.shape[1]}
+    (folder / "config.json").write_text(json.dumps(config, indent=4))
+    return total

@@ -509,6 +509,31 @@ def measure(
         reader.close()
 
 
+def map_features(path: str | os.PathLike[str], *, progress: bool = False) -> int:
+    """Place all features in the plane, near ones together, and store where they are.
+
+    By UMAP (McInnes, Healy, Melville 2018) from the stored neighbors of decoder directions, started
+    at their principal components. The same database gives the same map. Stored as a new snapshot,
+    in the view ``feature_map``, which the page ``/map`` shows. Places that are there are replaced.
+
+    Args:
+        path: The database folder.
+        progress: Show progress on standard error.
+
+    Returns:
+        How many features were placed.
+
+    Raises:
+        DatabaseError: There is no database, or another process is writing.
+        StorageError: The database can only be read.
+    """
+    folder = local_folder(path, "placing its features")
+    with ingest_extra("placing features"):
+        from ingest.operations.map import map_features as place
+    with shown(progress):
+        return place(folder)
+
+
 def import_labels(
     path: str | os.PathLike[str],
     file: str | os.PathLike[str],

@@ -147,12 +147,15 @@ class FeatureNumbers:
     row: Row
     measured: Mapping[str, Any] | None = None
 
-    def sections(self) -> list[list[Part]]:
-        """Its name and numbers, the histogram with quantiles, its tokens, what steering did."""
+    def sections(self, mark: float | None = None) -> list[list[Part]]:
+        """Its name and numbers, the histogram with quantiles, its tokens, what steering did.
+
+        mark: an activation that is marked in the histogram.
+        """
         row = self.row
         shown: list[list[Part]] = [
             [Heading("feature ", feature_name(row)), *_facts(row)],
-            [Group([[_histogram(row)], [_quantiles(row)]])],
+            [Group([[replace(_histogram(row), mark=mark)], [_quantiles(row)]])],
             _tokens(row),
         ]
         return [*shown, *([steered(self.measured)] if self.measured is not None else [])]

@@ -50,6 +50,7 @@ class MadeSae:
     sinks: frozenset[tuple[int, int]] = frozenset()
     excluded: tuple[int, ...] = ()
     end: int | None = None
+    sha256: str = "0"
 
 
 @dataclass
@@ -188,7 +189,7 @@ def _sae(made: MadeSae) -> Sae:
         "made",
         "made",
         "relu",
-        "0",
+        made.sha256,
         made.hook,
         None,
         d,

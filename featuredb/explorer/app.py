@@ -34,6 +34,7 @@ from featuredb.explorer.pages import (
     feature,
     find,
     home,
+    map,
     search,
     sql,
     steer,
@@ -54,6 +55,7 @@ _TYPES = {
 _ASSETS = {
     "explorer.css": "text/css",
     "explorer.js": "text/javascript",
+    "map.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
 
@@ -72,6 +74,7 @@ PAGES: Mapping[str, PageOf] = {
     "/contrast": contrast.page,
     "/find": find.page,
     "/steer": steer.page,
+    "/map": map.page,
     "/sql": sql.page,
 }
 """Every page. Each also answers with `.json`, `.csv` or `.parquet` after its path."""
@@ -84,6 +87,7 @@ def application(site: Site) -> Starlette:
         Route("/assets/{name}", _asset),
         Route("/model", lambda _: JSONResponse(site.model.status())),
         Route("/steer/stream", _following(site, steer.follow), methods=["GET"]),
+        Route("/map/points", _points(site, turns)),
         Route("/random", _answering(site, cache, turns, feature.random_page)),
     ]
     for path, page in PAGES.items():
@@ -136,6 +140,18 @@ def _following(site: Site, follow: Any) -> Any:
     async def endpoint(request: Request) -> Response:
         asked = Address("/steer", tuple(request.query_params.multi_items()))
         return Streamed(partial(follow, site, asked), limiter)
+
+    return endpoint
+
+
+def _points(site: Site, turns: CapacityLimiter) -> Any:
+    async def endpoint(request: Request) -> Response:
+        try:
+            asked = Address("/map", tuple(request.query_params.multi_items()))
+            data = await to_thread.run_sync(map.packed_of, site, asked, limiter=turns)
+        except FeatureDBError as error:
+            return JSONResponse({"error": one_line(error)}, 400)
+        return Response(data, media_type="application/octet-stream")
 
     return endpoint
 

@@ -24,7 +24,7 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Asked:
+class SteeringRequest:
     """What is generated: with and without the edits, which are spelled. Temperature 0: greedy."""
 
     prompt: str
@@ -53,13 +53,13 @@ class Generations:
         self._database = database
         self._model = model
         self._turn = threading.Lock()
-        self._kept: OrderedDict[Asked, Steered] = OrderedDict()
+        self._kept: OrderedDict[SteeringRequest, Steered] = OrderedDict()
 
-    def kept(self, asked: Asked) -> Steered | None:
+    def kept(self, asked: SteeringRequest) -> Steered | None:
         """What was generated before."""
         return self._kept.get(asked)
 
-    def told(self, asked: Asked, tell: Tell) -> Steered:
+    def told(self, asked: SteeringRequest, tell: Tell) -> Steered:
         """Wait for the model and for others' generations, then generate.
 
         tell: gets `{"state": "loading" or "waiting"}` while there is nothing yet, and `{"variant":
@@ -76,12 +76,12 @@ class Generations:
         finally:
             self._turn.release()
 
-    def answer(self, asked: Asked) -> Steered:
+    def answer(self, asked: SteeringRequest) -> Steered:
         """The same without a word. The model must be there. Raises as `Database.steer`."""
         with self._turn:
             return self._answer(asked, lambda _: None)
 
-    def _answer(self, asked: Asked, tell: Tell) -> Steered:
+    def _answer(self, asked: SteeringRequest, tell: Tell) -> Steered:
         kept = self._kept.get(asked)
         if kept is not None:
             return kept

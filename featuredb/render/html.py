@@ -82,6 +82,14 @@ def bins(counts: Sequence[int], low: str, high: str, noun: str) -> list[tuple[st
     ]
 
 
+def _marked(bars: Bars) -> tuple[str, str] | None:
+    """(percent of the width, the value) of what is marked. A value beyond an end is at that."""
+    if bars.mark is None:
+        return None
+    share = (bars.mark - bars.low) / (bars.high - bars.low or 1.0)
+    return f"{100 * min(1.0, max(0.0, share)):.1f}", numbers.number(bars.mark)
+
+
 def harmless(value: Any) -> Any:
     """What a template prints, for `finalize`."""
     if value is None:
@@ -120,7 +128,7 @@ class Drawing:
                 return self._passages(part)
             case Bars():
                 ends = numbers.number(part.low), numbers.number(part.high)
-                return self.draw("bars", part.title, part.counts, *ends)
+                return self.draw("bars", part.title, part.counts, *ends, _marked(part))
             case Group():
                 return self.draw("group", [self.joined(parts) for parts in part.blocks])
 

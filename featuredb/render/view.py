@@ -145,7 +145,7 @@ class Passages:
 class Bars:
     """A histogram of equal bins between two ends, its counts on a logarithmic scale.
 
-    noun: what is counted.
+    noun: what is counted. mark: a value that is marked on a page, if it is given.
     """
 
     title: str
@@ -153,6 +153,7 @@ class Bars:
     counts: Sequence[int]
     low: float
     high: float
+    mark: float | None = None
 
 
 @dataclass(frozen=True)

@@ -330,6 +330,12 @@ ABLATED = of_features(
 )
 """What taking a feature away does where it fires, see `featuredb.Database.effect`."""
 
+MAP = of_features(
+    pa.field("x", pa.float32(), nullable=False),
+    pa.field("y", pa.float32(), nullable=False),
+)
+"""Where a feature is on the map, near those of similar decoder directions."""
+
 LABELS = of_features(
     pa.field("label_id", pa.string(), nullable=False),
     pa.field("text", pa.string(), nullable=False),

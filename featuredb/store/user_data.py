@@ -29,12 +29,13 @@ class UserTable:
 MEASURED = UserTable("measured", schemas.MEASURED)
 ABLATED = UserTable("ablated", schemas.ABLATED)
 _LABEL = (*MEASURED.key, "label_id")
+MAP = UserTable("map", schemas.MAP)
 LABELS = UserTable("labels", schemas.LABELS, _LABEL)
 SCORES = UserTable("scores", schemas.SCORES, (*_LABEL, "scorer", "model"))
 
 MONITORS = UserTable("monitors", schemas.MONITORS, ("monitor", "version"))
 
-USER_TABLES = {table.name: table for table in (MEASURED, ABLATED, LABELS, SCORES, MONITORS)}
+USER_TABLES = {table.name: table for table in (MEASURED, ABLATED, MAP, LABELS, SCORES, MONITORS)}
 """By name. A snapshot may have others, of newer versions, which are carried along unread."""
 
 

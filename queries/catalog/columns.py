@@ -158,6 +158,8 @@ _ELSE = {
         }.items()
     },
     ("vocabulary", "text"): "the token's text",
+    ("feature_map", "x"): "place on the map, from left to right",
+    ("feature_map", "y"): "place on the map, from below to above",
     ("labels", "text"): "the label",
     ("saes", "source"): "where it was loaded from",
     ("ingests", "tokens"): "number of tokens",

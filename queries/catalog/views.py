@@ -252,6 +252,11 @@ def _effects(snapshot: Snapshot) -> list[str]:
     ]
 
 
+def _feature_map(snapshot: Snapshot) -> list[str]:
+    rows = _user_rows(snapshot, user_data.MAP)
+    return [f"CREATE VIEW feature_map AS SELECT sae, feature_id, x, y, created FROM ({rows})"]
+
+
 def _labels(snapshot: Snapshot) -> list[str]:
     columns = "sae, feature_id, text, method, model, author, created, votes, preferred, label_id"
     rows = _user_rows(snapshot, user_data.LABELS)
@@ -438,6 +443,9 @@ RELATIONS = (
         "effects",
         "what features do: when steered with (featuredb measure), when ablated (featuredb effect)",
         _effects,
+    ),
+    Relation(
+        "feature_map", "where features are on the map (featuredb measure --map)", _feature_map
     ),
     Relation("labels", "what people and programs say that features mean", _labels),
     Relation("scores", "how well labels say it, by scorer", _scores),

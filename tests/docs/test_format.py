@@ -49,6 +49,7 @@ TABLES: dict[str, list[pa.Schema]] = {
     "neighbors": [schemas.NEIGHBORS],
     "measured": [schemas.MEASURED],
     "ablated": [schemas.ABLATED],
+    "map": [schemas.MAP],
     "labels": [schemas.LABELS],
     "scores": [schemas.SCORES],
     "monitors": [schemas.MONITORS],

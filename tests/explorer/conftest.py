@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+import featuredb
 from featuredb.database import Database
 from featuredb.explorer.server import prepare
 from featuredb.store.store import Store
@@ -101,7 +102,7 @@ def hostile_world() -> World:
                 active[:, 3] = False
                 dense.append((active * rng.uniform(-1, 9, active.shape)).astype(np.float32))
         directions = rng.normal(size=(2, d_sae, 4)).astype(np.float32)
-        saes.append(MadeSae(name, dense, directions[0], directions[1]))
+        saes.append(MadeSae(name, dense, directions[0], directions[1], sha256=name))
     titles = [HOSTILE[i % len(_MARKUP)] for i in range(len(documents))]
     topics = [("<b>", "it's")[i % 2] for i in range(len(documents))]
     return World(documents, {"title": titles, "topic": topics}, vocabulary, saes)
@@ -112,11 +113,12 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The hostile database's folder."""
     path = tmp_path_factory.mktemp("explorer") / "it's <b>.fdb"
     make_store(path, hostile_world())
+    featuredb.map_features(path)
     return path
 
 
 @contextmanager
-def serving(path: Path) -> Iterator[Running]:
+def serving(path: Path | str) -> Iterator[Running]:
     """A database, served on a free port."""
     store = Store.open(path)
     with Database(store, confined=True) as handle:
@@ -143,7 +145,9 @@ def browser() -> Iterator[Any]:
 
     with sync_playwright() as started:
         launched = started.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
+            executable_path="/usr/bin/chromium",
+            # WebGL by the CPU: without these there is none.
+            args=["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"],
         )
         yield launched
         launched.close()

@@ -125,6 +125,11 @@ def test_search_near_and_keys(page: Any, plain: Plain, database: Path) -> None:
     page.wait_for_selector("a[rel=next]")
     page.keyboard.press("j")
     page.wait_for_url("**/feature.html?f=a%2Fsae%2F6")
+    page.goto(f"{plain.base}/map.html?sae=it%27s")
+    page.wait_for_selector("[data-ready]")
+    page.fill("[name=find]", "script")
+    assert page.locator("[data-chosen] tbody tr").count() > 0
+    assert page.evaluate("window.hacked === undefined")
     assert page.errors == []
     page.goto(f"{plain.base}/feature.html?f=a/sae/999")
     assert "a/sae has features 0 to 39" in page.inner_text("[role=alert]")

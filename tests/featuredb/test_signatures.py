@@ -107,7 +107,7 @@ _CALLS: dict[str, tuple[Any, str, set[str]]] = {
     "labels list": (_Database.labels, "db", {"db", "form", "path", "snapshot"}),
     "labels import": (featuredb.import_labels, "db file", {"db"}),
     "labels export": (featuredb.export_labels, "db file", {"db"}),
-    "measure": (featuredb.measure, "db", {"db", "form", "path"}),
+    "measure": (featuredb.measure, "db", {"db", "form", "path", "place"}),
     "effect": (_Database.effect, "db 1", {"db", "form", "path", "model"}),
     "attribute": (
         _Database.attribute,

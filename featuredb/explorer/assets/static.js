@@ -169,6 +169,7 @@ function features(list, scores) {
 
 const pages = {
   index: () => {},
+  map: () => {}, // map.js
   async feature() {
     const { sae, number } = feature(asked.get("f") ?? "");
     const name = `${sae.name}/${number}`;

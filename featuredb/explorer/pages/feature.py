@@ -5,15 +5,18 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from featuredb.errors import QueryError, UnknownFeatureError
+from featuredb.errors import FeatureDBError, QueryError
 from featuredb.explorer.address import Address, feature_url
 from featuredb.explorer.pages.text import firing_on
+from featuredb.explorer.pages.where_it_fires import where_it_fires
 from featuredb.explorer.panel import Panel, literal, macro
 from featuredb.explorer.parts_of_card import examples, nearest
 from featuredb.explorer.site import Site, WebPage
 from featuredb.render.view import View
+from featuredb.store.names import parse_feature
 from featuredb.store.snapshot import Sae
 from queries.feature import FeatureCard, FeatureNumbers, feature_numbers
+from queries.shaded_text import ShadedText
 
 _SHOWN = ("top", "sample", "silent")
 
@@ -29,24 +32,39 @@ def page(site: Site, asked: Address) -> WebPage:
     def card() -> FeatureCard:
         return site.database.feature(full)
 
+    text = asked.raw("text")
+
+    @cache
+    def shaded() -> ShadedText:
+        return firing_on(site, text).shaded(full)
+
+    def mark() -> float | None:
+        """Its activation on the text that is tested, where that can be told now."""
+        if not text.strip():
+            return None
+        try:
+            return float(max(shaded().table.column("activation").to_pylist(), default=0.0))
+        except FeatureDBError:
+            return None  # the panel of the text says why
+
     spelling = site.spelling(
         "feature", "feature", (name,), sql=f"FROM features WHERE {_is(sae, number)}"
     )
     panels = [
-        Panel("feature", "Statistics", card, spelling, drawn=lambda: _numbers(numbers)),
+        Panel("feature", "Statistics", card, spelling, drawn=lambda: _numbers(numbers, mark())),
         _contexts(site, asked, name, full),
         Panel("nearest", "Nearest", card, spelling, lazy=True, shown=_nearest),
         _near(site, asked, name, full, "encoder"),
         *(_coactive(site, name, full, unit) for unit in ("token", "document")),
+        *where_it_fires(site, asked, full),
     ]
     if asked.text("show", "top") == "top" and numbers.row["count"]:
         panels.append(Panel("range", "Over its range", card, spelling, lazy=True, shown=_range))
-    text = asked.raw("text")
     if text.strip():
-        shaded = Panel(
+        test = Panel(
             "test",
             "Your text",
-            lambda: firing_on(site, text).shaded(full),
+            shaded,
             site.spelling(
                 "fires",
                 "fires_on",
@@ -54,7 +72,7 @@ def page(site: Site, asked: Address) -> WebPage:
                 cli={"feature": name},
             ),
         )
-        panels.insert(1, shaded)
+        panels.insert(1, test)
     values = {
         "name": full,
         "previous": feature_url(f"{sae.name}/{number - 1}") if number else "",
@@ -69,9 +87,9 @@ def page(site: Site, asked: Address) -> WebPage:
     return WebPage("feature.html", full, tuple(panels), values, lasting=not text.strip())
 
 
-def _numbers(numbers: FeatureNumbers) -> View:
+def _numbers(numbers: FeatureNumbers, mark: float | None) -> View:
     """Without its name, which the page has above."""
-    (_, *facts), *rest = numbers.sections()
+    (_, *facts), *rest = numbers.sections(mark)
     return View([facts, *rest])
 
 
@@ -96,17 +114,9 @@ def random_page(site: Site, asked: Address) -> WebPage:
 
 
 def _feature(site: Site, rest: str) -> tuple[Sae, int]:
-    """The SAE, whose name may have slashes, and the number."""
+    """The SAE, whose name may have slashes, and the number. Raises `UnknownFeatureError`."""
     name, _, number = rest.rpartition("/")
-    found = next((sae for sae in site.database.saes if sae.name == name), None)
-    if found is None:
-        known = ", ".join(sae.name for sae in site.database.saes)
-        raise UnknownFeatureError(f"there is no SAE {name!r}: the database has {known}")
-    if not (number.isascii() and number.isdigit() and int(number) < found.d_sae):
-        raise UnknownFeatureError(
-            f"there is no feature {number}: {name} has features 0 to {found.d_sae - 1}"
-        )
-    return found, int(number)
+    return parse_feature(site.database.snapshot, f"{name}/{number}")
 
 
 def _contexts(site: Site, asked: Address, name: str, full: str) -> Panel:

@@ -7,7 +7,7 @@ from functools import partial
 
 from featuredb.errors import FeatureDBError, QueryError
 from featuredb.explorer.address import Address
-from featuredb.explorer.generation import Asked, Tell
+from featuredb.explorer.generation import SteeringRequest, Tell
 from featuredb.explorer.panel import Panel, Spelling, call
 from featuredb.explorer.site import Site, Waiting, WebPage
 from featuredb.render.characters import neutralize
@@ -21,7 +21,7 @@ _MOST_EDITS = 20
 
 
 @dataclass(frozen=True)
-class Line:
+class EditLine:
     """An edit of the form: how it is spelled, of which feature, its tokens, its stored maximum.
 
     strength: what the slider shows, None where the edit is none of multiples of the maximum.
@@ -34,7 +34,7 @@ class Line:
     strength: float | None = None
 
 
-def asked_of(asked: Address) -> Asked | None:
+def asked_of(asked: Address) -> SteeringRequest | None:
     """What an address asks to generate, None for nothing yet. Raises `QueryError`."""
     prompt = asked.raw("prompt")
     edits = tuple(value.strip() for name, value in asked.pairs if name == "set" and value.strip())
@@ -46,7 +46,7 @@ def asked_of(asked: Address) -> Asked | None:
             "`featuredb steer` for more"
         )
     temperature = asked.number("temperature")
-    return Asked(
+    return SteeringRequest(
         prompt,
         edits,
         asked.flag("chat"),
@@ -72,7 +72,7 @@ def page(site: Site, asked: Address) -> WebPage:
     return WebPage("steer.html", "Steer", (panel,), values, lasting=False)
 
 
-def _answer(site: Site, wanted: Asked) -> Steered:
+def _answer(site: Site, wanted: SteeringRequest) -> Steered:
     kept = site.generations.kept(wanted)
     if kept is not None:
         return kept
@@ -97,20 +97,20 @@ def follow(site: Site, asked: Address, tell: Tell) -> None:
     tell({"state": "done"})
 
 
-def _lines(site: Site, asked: Address) -> list[Line]:
+def _lines(site: Site, asked: Address) -> list[EditLine]:
     """The edits of an address, and an empty line for one more."""
     texts = [value.strip() for name, value in asked.pairs if name == "set" and value.strip()]
-    return [*(_line(site, text) for text in texts[:_MOST_EDITS]), Line("")]
+    return [*(_line(site, text) for text in texts[:_MOST_EDITS]), EditLine("")]
 
 
-def _line(site: Site, text: str) -> Line:
+def _line(site: Site, text: str) -> EditLine:
     try:
         edit = Edit.parse(text)
         sae, number = parse_feature(site.database.snapshot, edit.feature)
     except FeatureDBError:
-        return Line(text)  # which the answer says
+        return EditLine(text)  # which the answer says
     row = site.store.features.card(sae, number).to_pylist()[0]
-    return Line(
+    return EditLine(
         text,
         f"{sae.name}/{number}",
         tuple(entry["token"] for entry in row["top_tokens"][:4]),
@@ -119,8 +119,8 @@ def _line(site: Site, text: str) -> Line:
     )
 
 
-def _spelling(site: Site, wanted: Asked) -> Spelling:
-    default = Asked("", ())
+def _spelling(site: Site, wanted: SteeringRequest) -> Spelling:
+    default = SteeringRequest("", ())
     given = {
         name: value for name, value in wanted.options().items() if value != getattr(default, name)
     }

@@ -11,7 +11,7 @@ from featuredb.explorer.address import Address
 from featuredb.explorer.panel import Panel, call, macro
 from featuredb.explorer.site import Site, Waiting, WebPage
 from featuredb.render.characters import neutralize, spelled
-from featuredb.render.view import View
+from featuredb.render.view import CourseColumn, Part, Table, View
 from queries.fires import ORDERS, Firing
 
 _LONGEST = 100_000
@@ -36,6 +36,7 @@ def page(site: Site, asked: Address) -> WebPage:
     }
     values: dict[str, Any] = {"orders": ORDERS, "by": by, "text": text, "tokens": [], "token": None}
     values["context"] = context
+    hidden = asked.flag("hide_bos")
     if context:
         number = asked.whole("context", 0, 0, 2**62)
 
@@ -68,7 +69,15 @@ def page(site: Site, asked: Address) -> WebPage:
         )
     else:
         return WebPage("text.html", "Text", (), values)
-    panels = [Panel("firing", "Features on this text", ask, spelling, shown=_features)]
+    panels = [
+        Panel(
+            "firing",
+            "Features on this text",
+            ask,
+            spelling,
+            shown=lambda firing: _features(firing, hidden and _begins_specially(site, firing)),
+        )
+    ]
     token = asked.text("at")
     if token:
         chosen = asked.whole("at", 0, 0, 10**9)
@@ -78,7 +87,8 @@ def page(site: Site, asked: Address) -> WebPage:
             Panel("token", "Features on this token", lambda: ask().by_token(k, chosen), spelling),
         )
     try:
-        values["tokens"] = _words(ask().tokens)
+        words = [(i, *word) for i, word in enumerate(_words(ask().tokens))]
+        values["tokens"] = words[hidden and _begins_specially(site, ask()) :]
     except QueryError:
         raise
     except FeatureDBError:
@@ -87,10 +97,38 @@ def page(site: Site, asked: Address) -> WebPage:
     return WebPage("text.html", title, tuple(panels), values, lasting=bool(context))
 
 
-def _features(firing: Firing) -> View:
-    """The features, not the text once more."""
+def _begins_specially(site: Site, firing: Firing) -> bool:
+    return bool(firing.tokens) and firing.tokens[0] in site.store.texts.special
+
+
+def _features(firing: Firing, hidden: bool) -> View:
+    """The features, not the text once more. hidden: nor its first token, nor what fires on that."""
+    if hidden:
+        elsewhere = [row.n_tokens > 1 or row.token_index > 0 for row in firing]
+        firing = replace(firing, table=firing.table.filter(elsewhere))
     (heading, *_), *rest = firing.view()
+    if hidden:
+        rest = [[_without_first(part) for part in section] for section in rest]
     return View([[heading], *rest])
+
+
+def _without_first(part: Part) -> Part:
+    """Courses along a text from its second token on."""
+    if not isinstance(part, Table):
+        return part
+    columns = [
+        replace(
+            column,
+            tokens=column.tokens[1:],
+            activations=[values[1:] for values in column.activations],
+            # A peak that is not shown is none that is.
+            peaks=[peak - 1 if peak else len(column.tokens) for peak in column.peaks],
+        )
+        if isinstance(column, CourseColumn)
+        else column
+        for column in part.columns
+    ]
+    return replace(part, columns=columns)
 
 
 def _words(tokens: list[str]) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ class DataDrawing(Drawing):
     def draw(self, macro: str, *arguments: Any, **named: Any) -> Any:
         """What a template would be given."""
         if macro == "bars":
-            title, counts, low, high = arguments
+            title, counts, low, high, _ = arguments
             arguments = (title, bins(counts, low, high, "activation"), low, high)
         return [macro, *map(_plain, (*arguments, *named.values()))]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +18,7 @@ from featuredb.database import Database
 from featuredb.errors import OptionError
 from featuredb.explorer.address import address
 from featuredb.explorer.drawing import render, section_of
+from featuredb.explorer.pages import map as map_page
 from featuredb.explorer.pages.home import features_to_begin, held, listed_features
 from featuredb.explorer.static.cards import FEATURES_A_GROUP, write_cards
 from featuredb.explorer.static.data import plain_table
@@ -27,8 +28,8 @@ from featuredb.store.store import Store
 from featuredb.version import __version__
 from queries.answers import Rows
 
-ASSETS = ("explorer.css", "static.js", "hyparquet.js", "hyparquet.LICENSE.txt", "icon.svg")
-PAGES = {"index": "", "search": "Search", "feature": "Feature", "near": "Near"}
+ASSETS = ("explorer.css", "static.js", "hyparquet.js", "hyparquet.LICENSE.txt", "map.js")
+PAGES = {"index": "", "search": "Search", "feature": "Feature", "near": "Near", "map": "Map"}
 MARK = "featuredb-site.json"
 """The file that says that a folder is a site, and what it has."""
 
@@ -101,9 +102,15 @@ def _write(database: Database, store: Store, folder: Path, say: Callable[[str], 
     shown = plain_table(database.sql(summary).to_arrow_table())
     pq.write_table(shown, data / "tokens.parquet", compression="zstd", row_group_size=512)
     manifest["files"]["tokens"] = _file(data / "tokens.parquet")
+    maps = {}
+    for i, sae in enumerate(store.snapshot.saes):
+        packed = map_page.packed(Rows(database.sql(map_page.points(sae.name)).to_arrow_table()))
+        if packed is not None:
+            (data / f"map.{i}.bin").write_bytes(packed)
+            maps[sae.name] = f"data/map.{i}.bin"
     text = json.dumps(manifest, ensure_ascii=False, separators=(",", ":"))
     (folder / MARK).write_text(text, encoding="utf-8")
-    _write_pages(database, folder, text)
+    _write_pages(database, folder, text, maps)
 
 
 def _file(path: Path) -> dict[str, Any]:
@@ -112,22 +119,31 @@ def _file(path: Path) -> dict[str, Any]:
     return {"path": path.name, "bytes": path.stat().st_size, "footer": footer}
 
 
-def _write_pages(database: Database, folder: Path, manifest: str) -> None:
+def _write_pages(database: Database, folder: Path, manifest: str, maps: Mapping[str, str]) -> None:
     links = (("address", lambda *_: ""), ("feature_url", feature_address))
     begin = Rows(database.sql(features_to_begin(k=_BEGIN_WITH)).to_arrow_table())
     home = [
         ("This database", section_of(held(database.info()), links=links)),
         ("Features", section_of(listed_features(begin), links=links)),
     ]
+    linked = ("search", "map") if maps else ("search",)
     for name, title in PAGES.items():
+        if name == "map" and not maps:
+            continue
         text = render(
             "static.html",
             name=name,
             title=title or database.snapshot.model.id,
-            pages=[(page, PAGES[page]) for page in ("search",)],
+            pages=[(page, PAGES[page]) for page in linked],
             sections=home if name == "index" else [],
             # No text of it can end the element that it is in.
             manifest=Markup(manifest.replace("<", "\\u003c")),
+            saes=list(maps),
+            sae=next(iter(maps), ""),
+            source=next(iter(maps.values()), ""),
+            map_files=json.dumps(maps),
+            feature_page="feature.html?f=",
+            sql_page="",
             about=f"{database.snapshot.model.id} · snapshot {database.snapshot.number}",
             version=__version__,
         )

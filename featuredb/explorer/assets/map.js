@@ -1,0 +1,490 @@
+// The map of features: WebGL2 where there is, else a 2-D canvas. The address has what is looked at.
+"use strict";
+
+const root = document.querySelector(".map");
+const plane = root.querySelector("[data-plane]");
+const over = root.querySelector("[data-over]");
+const controls = root.querySelector("[data-controls]");
+const readout = root.querySelector("#readout");
+const state = new URLSearchParams(location.search);
+const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+// Magma, from which neither end is lost on white or on black.
+const RAMP = [[59, 15, 112], [140, 41, 129], [222, 73, 104], [254, 159, 109], [252, 253, 191]];
+const SHADES = 64;
+
+// ---- points
+
+async function load(url) {
+  const reply = await fetch(url);
+  if (!reply.ok) throw new Error((await reply.json().catch(() => ({}))).error ?? "The points cannot be read.");
+  const data = await reply.arrayBuffer();
+  const length = new DataView(data).getUint32(0, true);
+  const about = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, length)));
+  let at = 4 + length;
+  const next = (kind) => {
+    const array = new kind(data, at, about.n);
+    at += 4 * about.n;
+    return array;
+  };
+  const made = { ...about, x: next(Float32Array), y: next(Float32Array), id: next(Uint32Array), column: {} };
+  for (const name of about.columns) made.column[name] = next(Float32Array);
+  made.words = new TextDecoder().decode(new Uint8Array(data, at)).split("\n");
+  return made;
+}
+
+function shadeAt(share) {
+  const place = Math.min(0.9999, Math.max(0, share)) * (RAMP.length - 1);
+  const [from, to] = [RAMP[Math.floor(place)], RAMP[Math.floor(place) + 1]];
+  return from.map((low, i) => Math.round(low + (to[i] - low) * (place % 1)));
+}
+
+// Shares of 0 to 1 by rank: columns are skewed, and ranks use all colors.
+function ranked(values) {
+  const known = [...values.keys()].filter((i) => Number.isFinite(values[i]));
+  known.sort((a, b) => values[a] - values[b]);
+  const shares = new Float32Array(values.length).fill(-1);
+  for (let i = 0; i < known.length; ) {
+    let end = i;
+    while (end < known.length && values[known[end]] === values[known[i]]) end += 1;
+    for (; i < end; i += 1) shares[known[i]] = known.length > 1 ? (end - 1) / (known.length - 1) : 1;
+  }
+  const low = known.length ? values[known[0]] : NaN;
+  return { shares, low, high: known.length ? values[known.at(-1)] : NaN };
+}
+
+const short = (value) => (Number.isFinite(value) ? Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 }) : "none");
+
+// ---- drawing
+
+const VERTEX = `#version 300 es
+in vec2 place; in float share; in float chosen;
+uniform vec2 middle; uniform vec2 zoom; uniform float size; uniform float dimmed;
+uniform vec3 ramp[5];
+out vec4 color;
+void main() {
+  gl_Position = vec4((place - middle) * zoom, 0.0, 1.0);
+  gl_PointSize = chosen < -0.5 ? 0.0 : (chosen > 0.5 ? size * 1.7 + 1.0 : size);
+  float at = clamp(share, 0.0, 0.9999) * 4.0; int from = int(at);
+  vec3 tint = mix(ramp[from], ramp[from + 1], fract(at));
+  color = share < 0.0 ? vec4(0.5, 0.5, 0.5, 0.5) : vec4(tint, 0.85);
+  if (dimmed > 0.5 && chosen < 0.5) color.a *= 0.18;
+}`;
+const FRAGMENT = `#version 300 es
+precision mediump float; in vec4 color; out vec4 drawn;
+void main() {
+  vec2 off = gl_PointCoord - 0.5;
+  if (dot(off, off) > 0.25) discard;
+  drawn = vec4(color.rgb * color.a, color.a);
+}`;
+
+function webgl(points) {
+  const gl = state.get("draw") === "canvas" ? null : plane.getContext("webgl2", { antialias: false, premultipliedAlpha: true, preserveDrawingBuffer: true });
+  if (!gl) return null;
+  const program = gl.createProgram();
+  for (const [kind, text] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
+    const shader = gl.createShader(kind);
+    gl.shaderSource(shader, text);
+    gl.compileShader(shader);
+    gl.attachShader(program, shader);
+  }
+  gl.linkProgram(program);
+  if (!gl.getProgramParameter(program, gl.LINK_STATUS)) return null;
+  gl.useProgram(program);
+  const buffer = (name, width) => {
+    const made = gl.createBuffer();
+    const at = gl.getAttribLocation(program, name);
+    gl.bindBuffer(gl.ARRAY_BUFFER, made);
+    gl.enableVertexAttribArray(at);
+    gl.vertexAttribPointer(at, width, gl.FLOAT, false, 0, 0);
+    return (data) => {
+      gl.bindBuffer(gl.ARRAY_BUFFER, made);
+      gl.bufferData(gl.ARRAY_BUFFER, data, gl.DYNAMIC_DRAW);
+    };
+  };
+  const both = new Float32Array(2 * points.n);
+  for (let i = 0; i < points.n; i += 1) both.set([points.x[i], points.y[i]], 2 * i);
+  buffer("place", 2)(both);
+  const [share, chosen] = [buffer("share", 1), buffer("chosen", 1)];
+  const uniform = (name) => gl.getUniformLocation(program, name);
+  gl.uniform3fv(uniform("ramp"), RAMP.flat().map((value) => value / 255));
+  gl.enable(gl.BLEND);
+  gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
+  return {
+    name: "webgl2",
+    set(shares, flags) {
+      share(shares);
+      chosen(flags);
+    },
+    draw(view, size, dimmed) {
+      gl.viewport(0, 0, plane.width, plane.height);
+      gl.clearColor(0, 0, 0, 0);
+      gl.clear(gl.COLOR_BUFFER_BIT);
+      gl.uniform2f(uniform("middle"), view.x, view.y);
+      gl.uniform2f(uniform("zoom"), (2 * view.scale) / plane.width, (2 * view.scale) / plane.height);
+      gl.uniform1f(uniform("size"), size);
+      gl.uniform1f(uniform("dimmed"), dimmed ? 1 : 0);
+      gl.drawArrays(gl.POINTS, 0, points.n);
+    },
+  };
+}
+
+function canvas2d(points) {
+  const context = plane.getContext("2d");
+  const shades = Array.from({ length: SHADES }, (_, i) => `rgb(${shadeAt(i / (SHADES - 1)).join(" ")} / .85)`);
+  let order, shares, flags;
+  return {
+    name: "canvas",
+    set(newShares, newFlags) {
+      [shares, flags] = [newShares, newFlags];
+      // By color, so that the pen changes 64 times and not for each point.
+      order = Array.from({ length: SHADES + 1 }, () => []);
+      for (let i = 0; i < points.n; i += 1) {
+        if (flags[i] > -0.5) order[shares[i] < 0 ? SHADES : Math.min(SHADES - 1, Math.floor(shares[i] * SHADES))].push(i);
+      }
+    },
+    draw(view, size, dimmed) {
+      const { width, height } = plane;
+      context.clearRect(0, 0, width, height);
+      order.forEach((which, shade) => {
+        context.fillStyle = shades[shade] ?? "rgb(128 128 128 / .5)";
+        for (const i of which) {
+          const x = (points.x[i] - view.x) * view.scale + width / 2;
+          const y = height / 2 - (points.y[i] - view.y) * view.scale;
+          if (x < 0 || y < 0 || x > width || y > height) continue;
+          const wide = flags[i] > 0.5 ? size * 1.7 + 1 : size;
+          context.globalAlpha = dimmed && flags[i] < 0.5 ? 0.18 : 1;
+          context.fillRect(x - wide / 2, y - wide / 2, wide, wide);
+        }
+      });
+    },
+  };
+}
+
+// ---- the map
+
+function start(points) {
+  const drawing = webgl(points) ?? canvas2d(points);
+  root.dataset.drawn = drawing.name;
+  const pen = over.getContext("2d");
+  const count = points.column.count;
+  const fires = (i) => !count || count[i] > 0;
+  let shares, low, high, lasso = [], chosen = null, hovered = -1, drawn = 0, lassoing = false;
+  const view = { x: 0, y: 0, scale: 1 };
+  const pixels = () => devicePixelRatio || 1;
+
+  const shown = (i) => controls.elements.silent.checked || fires(i);
+  const bounds = () => {
+    const box = [Infinity, -Infinity, Infinity, -Infinity];
+    for (let i = 0; i < points.n; i += 1) {
+      if (!shown(i)) continue;
+      box[0] = Math.min(box[0], points.x[i]), box[1] = Math.max(box[1], points.x[i]);
+      box[2] = Math.min(box[2], points.y[i]), box[3] = Math.max(box[3], points.y[i]);
+    }
+    return box;
+  };
+  function whole() {
+    const [left, right, below, above] = bounds();
+    view.x = (left + right) / 2, view.y = (below + above) / 2;
+    view.scale = 0.94 * Math.min(plane.width / (right - left || 1), plane.height / (above - below || 1));
+  }
+  const across = (i) => (points.x[i] - view.x) * view.scale + plane.width / 2;
+  const down = (i) => plane.height / 2 - (points.y[i] - view.y) * view.scale;
+  const place = (event) => {
+    const box = plane.getBoundingClientRect();
+    return [(event.clientX - box.left) * pixels(), (event.clientY - box.top) * pixels()];
+  };
+  const there = ([x, y]) => [(x - plane.width / 2) / view.scale + view.x, (plane.height / 2 - y) / view.scale + view.y];
+
+  // Points by cell, for what is near the pointer.
+  const cells = new Map();
+  const [left, right] = bounds();
+  const cell = (right - left) / 128 || 1;
+  const key = (x, y) => `${Math.floor(x / cell)} ${Math.floor(y / cell)}`;
+  for (let i = 0; i < points.n; i += 1) {
+    const at = key(points.x[i], points.y[i]);
+    cells.get(at)?.push(i) ?? cells.set(at, [i]);
+  }
+  function nearest(pixel, within = 14) {
+    const [x, y] = there(pixel);
+    const reach = (within * pixels()) / view.scale;
+    const rings = Math.min(6, Math.ceil(reach / cell));
+    let best = -1, least = reach * reach;
+    for (let a = -rings; a <= rings; a += 1) {
+      for (let b = -rings; b <= rings; b += 1) {
+        for (const i of cells.get(key(x + a * cell, y + b * cell)) ?? []) {
+          const far = (points.x[i] - x) ** 2 + (points.y[i] - y) ** 2;
+          if (far <= least && shown(i)) [best, least] = [i, far];
+        }
+      }
+    }
+    return best;
+  }
+
+  const name = (i) => `${points.sae}/${points.id[i]}`;
+  const address = (i) => root.dataset.feature + (root.dataset.feature.endsWith("=") ? encodeURIComponent(name(i)) : name(i).split("/").map(encodeURIComponent).join("/"));
+
+  function color() {
+    ({ shares, low, high } = ranked(points.column[controls.elements.color.value]));
+    root.querySelector("[data-low]").textContent = `${controls.elements.color.selectedOptions[0].textContent} ${short(low)}`;
+    root.querySelector("[data-high]").textContent = short(high);
+    flag();
+  }
+  function flag() {
+    const flags = new Float32Array(points.n);
+    for (let i = 0; i < points.n; i += 1) flags[i] = shown(i) ? (chosen?.has(i) ? 1 : 0) : -1;
+    drawing.set(shares, flags);
+    again();
+  }
+  function again() {
+    drawn ||= requestAnimationFrame(() => {
+      drawn = 0;
+      const size = Math.min(10, Math.max(2.2, Math.sqrt((plane.width * plane.height) / points.n) * 0.34)) * Math.min(2.2, Math.max(1, Math.sqrt(view.scale / (view.base || view.scale))));
+      drawing.draw(view, size * Math.min(1.5, pixels()), chosen !== null);
+      overlay();
+    });
+  }
+  // The lasso, what is pointed at, and names where there is room for them.
+  function overlay() {
+    const ratio = pixels();
+    pen.clearRect(0, 0, over.width, over.height);
+    pen.font = `${12 * ratio}px system-ui, sans-serif`;
+    const style = getComputedStyle(root);
+    const [ink, paper] = [style.color, style.getPropertyValue("--panel")];
+    pen.lineWidth = 3 * ratio;
+    const taken = new Set();
+    const said = new Set();
+    const write = (i, text) => {
+      pen.strokeStyle = paper, pen.fillStyle = ink;
+      pen.strokeText(text, across(i) + 5 * ratio, down(i) - 5 * ratio);
+      pen.fillText(text, across(i) + 5 * ratio, down(i) - 5 * ratio);
+    };
+    for (const i of names) {
+      const [x, y] = [across(i), down(i)];
+      if (x < 0 || y < 0 || x > plane.width - 90 * ratio || y > plane.height || !shown(i)) continue;
+      const text = points.words[i].replaceAll("·", "").split("\t").slice(0, 2).join(" ").slice(0, 24);
+      const [column, row] = [Math.floor(x / (110 * ratio)), Math.floor(y / (30 * ratio))];
+      const near = [-1, 0, 1].flatMap((a) => [-1, 0, 1].map((b) => `${column + a} ${row + b}`));
+      if (said.has(text) || (chosen && !chosen.has(i)) || near.some((at) => taken.has(at))) continue;
+      taken.add(`${column} ${row}`), said.add(text);
+      write(i, text);
+    }
+    if (lasso.length) {
+      pen.strokeStyle = style.getPropertyValue("--accent"), pen.lineWidth = 2 * ratio;
+      pen.beginPath();
+      for (const [x, y] of lasso) pen.lineTo((x - view.x) * view.scale + plane.width / 2, plane.height / 2 - (y - view.y) * view.scale);
+      pen.closePath(), pen.stroke();
+    }
+    if (hovered >= 0) {
+      pen.strokeStyle = ink, pen.lineWidth = 2 * ratio;
+      pen.beginPath(), pen.arc(across(hovered), down(hovered), 7 * ratio, 0, 7), pen.stroke();
+    }
+  }
+  // Strongest first: the names that are kept where there is little room.
+  const strong = points.column.max_activation ?? shares ?? points.x;
+  const names = [...points.x.keys()].filter((i) => points.words[i] && (!count || count[i] >= 20)).sort((a, b) => strong[b] - strong[a]).slice(0, 20000);
+
+  function point(i) {
+    if (i === hovered) return;
+    hovered = i;
+    const value = i < 0 ? "" : ` · ${controls.elements.color.selectedOptions[0].textContent} ${short(points.column[controls.elements.color.value][i])}`;
+    readout.textContent = i < 0 ? "" : `${name(i)} · ${points.words[i].replaceAll("\t", " ") || "never fires"}${value}`;
+    again();
+  }
+
+  function choose(which) {
+    chosen = which && which.size ? which : null;
+    const panel = root.querySelector("[data-chosen]");
+    panel.hidden = which === null;
+    if (which !== null) {
+      const list = [...which].sort((a, b) => shares[b] - shares[a] || a - b);
+      const ids = [...which].map((i) => points.id[i]).sort((a, b) => a - b);
+      const predicate = `sae = '${points.sae.replaceAll("'", "''")}' AND feature_id IN (${ids.join(", ") || "NULL"})`;
+      root.querySelector("[data-count]").textContent = `${list.length.toLocaleString("en")} feature${list.length === 1 ? "" : "s"} chosen`;
+      root.querySelector("[data-predicate]").textContent = predicate;
+      root.querySelector("[data-column]").textContent = controls.elements.color.selectedOptions[0].textContent;
+      const rows = list.slice(0, 200).map((i) => {
+        const [row, link, number, tokens] = [document.createElement("tr"), document.createElement("a"), document.createElement("td"), document.createElement("td")];
+        link.href = address(i), link.textContent = name(i), link.className = "nowrap";
+        number.textContent = short(points.column[controls.elements.color.value][i]), number.className = "number";
+        for (const word of points.words[i].split("\t").filter(Boolean)) {
+          const chip = document.createElement("span");
+          chip.className = "chip", chip.textContent = word;
+          tokens.append(chip);
+        }
+        row.append(document.createElement("td"), number, tokens);
+        row.firstChild.append(link);
+        return row;
+      });
+      root.querySelector("[data-chosen] tbody").replaceChildren(...rows);
+      const open = root.querySelector("[data-open]");
+      open.replaceChildren();
+      const query = `SELECT * FROM features WHERE ${predicate}`;
+      if (root.dataset.sql && query.length < 6000) {
+        const link = document.createElement("a");
+        link.href = `${root.dataset.sql}?${new URLSearchParams({ q: query })}`, link.textContent = "Ask more about them in SQL";
+        open.append(link);
+      }
+      if (list.length > 200) open.append(" The first 200 are listed.");
+    }
+    flag();
+  }
+
+  // Whether a point is inside the lasso, by how often a ray from it crosses.
+  function within(i) {
+    let inside = false;
+    const [x, y] = [points.x[i], points.y[i]];
+    for (let a = 0, b = lasso.length - 1; a < lasso.length; b = a, a += 1) {
+      const [ax, ay] = lasso[a], [bx, by] = lasso[b];
+      if (ay > y !== by > y && x < ((bx - ax) * (y - ay)) / (by - ay) + ax) inside = !inside;
+    }
+    return inside;
+  }
+  function byLasso() {
+    const which = new Set();
+    for (let i = 0; i < points.n; i += 1) if (shown(i) && within(i)) which.add(i);
+    choose(which);
+  }
+  function byTokens() {
+    const text = controls.elements.find.value.trim().toLowerCase();
+    const which = new Set();
+    points.words.forEach((words, i) => text && shown(i) && words.toLowerCase().includes(text) && which.add(i));
+    choose(text ? which : null);
+  }
+
+  function remember() {
+    const set = (name_, value) => (value ? state.set(name_, value) : state.delete(name_));
+    set("color", controls.elements.color.selectedIndex ? controls.elements.color.value : "");
+    set("find", controls.elements.find.value.trim());
+    set("silent", controls.elements.silent.checked ? "1" : "");
+    set("at", view.scale === view.base ? "" : [view.x.toFixed(3), view.y.toFixed(3), (view.scale / view.base).toFixed(2)].join(","));
+    const every = Math.ceil(lasso.length / 60);
+    set("lasso", lasso.filter((_, i) => i % every === 0).map((p) => p.map((v) => v.toFixed(2)).join(",")).join(";"));
+    history.replaceState(null, "", `${location.pathname}${state.size ? `?${state}` : ""}`);
+  }
+
+  function resize() {
+    const box = plane.getBoundingClientRect();
+    const before = plane.width;
+    for (const each of [plane, over]) [each.width, each.height] = [Math.round(box.width * pixels()), Math.round(box.height * pixels())];
+    const { x, y, scale, base } = view;
+    whole();
+    view.base = view.scale;
+    if (before && base) Object.assign(view, { x, y, scale: (scale / base) * view.scale });
+    again();
+  }
+  function zoom(factor, pixel = [plane.width / 2, plane.height / 2]) {
+    const [x, y] = there(pixel);
+    view.scale = Math.min(view.base * 400, Math.max(view.base * 0.5, view.scale * factor));
+    const [newX, newY] = there(pixel);
+    view.x += x - newX, view.y += y - newY;
+    again();
+  }
+
+  const held = new Map();
+  let moved = 0;
+  plane.addEventListener("pointerdown", (event) => {
+    plane.setPointerCapture(event.pointerId);
+    held.set(event.pointerId, place(event));
+    moved = 0;
+    if ((lassoing || event.shiftKey) && held.size === 1) lasso = [there(place(event))], (plane.dataset.mode = "lasso");
+  });
+  plane.addEventListener("pointermove", (event) => {
+    const now = place(event), before = held.get(event.pointerId);
+    if (!before) return point(nearest(now));
+    moved += Math.hypot(now[0] - before[0], now[1] - before[1]);
+    if (plane.dataset.mode === "lasso") lasso.push(there(now));
+    else if (held.size === 1) view.x -= (now[0] - before[0]) / view.scale, view.y += (now[1] - before[1]) / view.scale;
+    else {
+      const other = [...held].find(([id]) => id !== event.pointerId)[1];
+      zoom(Math.hypot(now[0] - other[0], now[1] - other[1]) / Math.hypot(before[0] - other[0], before[1] - other[1]), other);
+    }
+    held.set(event.pointerId, now);
+    again();
+  });
+  const release = (event) => {
+    if (!held.delete(event.pointerId)) return;
+    if (plane.dataset.mode === "lasso") {
+      delete plane.dataset.mode;
+      if (lasso.length > 2) byLasso();
+      else (lasso = []), choose(null);
+    } else if (moved < 4 * pixels() && event.type === "pointerup") {
+      const i = nearest(place(event));
+      if (i >= 0) location.href = address(i);
+    }
+    remember();
+  };
+  plane.addEventListener("pointerup", release);
+  plane.addEventListener("pointercancel", release);
+  plane.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    zoom(2 ** (-event.deltaY / 400), place(event));
+    remember();
+  }, { passive: false });
+  const middle = () => point(nearest([plane.width / 2, plane.height / 2], 60));
+  plane.addEventListener("keydown", (event) => {
+    const step = (0.12 * plane.width) / view.scale;
+    const keys = {
+      ArrowLeft: () => (view.x -= step), ArrowRight: () => (view.x += step),
+      ArrowUp: () => (view.y += step), ArrowDown: () => (view.y -= step),
+      "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), 0: whole,
+      Enter: () => hovered >= 0 && (location.href = address(hovered)),
+      Escape: () => ((lasso = []), choose(null)),
+    };
+    if (!keys[event.key] || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    keys[event.key]();
+    middle();
+    again();
+    remember();
+  });
+  plane.addEventListener("focus", () => plane.matches(":focus-visible") && middle());
+  controls.addEventListener("submit", (event) => event.preventDefault());
+  controls.addEventListener("change", (event) => {
+    if (event.target.name === "sae") {
+      location.search = new URLSearchParams({ sae: event.target.value });
+      return;
+    }
+    if (event.target.name === "silent") resize();
+    color();
+    if (chosen) choose(chosen);
+    remember();
+  });
+  controls.elements.find.addEventListener("input", () => {
+    lasso = [];
+    byTokens();
+    remember();
+  });
+  root.querySelector("[data-lasso]").addEventListener("click", (event) => {
+    lassoing = !lassoing;
+    event.target.setAttribute("aria-pressed", String(lassoing));
+  });
+  root.querySelector("[data-reset]").addEventListener("click", () => {
+    lasso = [], controls.elements.find.value = "";
+    whole();
+    choose(null);
+    remember();
+  });
+  new ResizeObserver(resize).observe(plane);
+
+  controls.elements.color.replaceChildren(...points.columns.map((text) => new Option(text.replaceAll("_", " "), text)));
+  controls.elements.color.value = points.columns.includes(state.get("color")) ? state.get("color") : points.columns[0];
+  controls.elements.find.value = state.get("find") ?? "";
+  controls.elements.silent.checked = state.get("silent") === "1";
+  resize();
+  color();
+  const [x, y, times] = (state.get("at") ?? "").split(",").map(Number);
+  if (times > 0) Object.assign(view, { x, y, scale: view.base * times });
+  lasso = (state.get("lasso") ?? "").split(";").filter(Boolean).map((pair) => pair.split(",").map(Number));
+  if (lasso.length > 2) byLasso();
+  else if (controls.elements.find.value) byTokens();
+  root.dataset.ready = "true";
+}
+
+try {
+  // Of a site of files, a file for each SAE.
+  const files = JSON.parse(root.dataset.files || "{}");
+  start(await load(files[state.get("sae")] ?? root.dataset.points));
+} catch (error) {
+  readout.textContent = error.message;
+  readout.className = "failure";
+}

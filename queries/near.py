@@ -20,7 +20,7 @@ from featuredb.store.store import Store
 from featuredb.store.vectors.directions import comparable, length
 from queries import plots
 from queries.answers import Answer, Row, of_feature
-from queries.arguments import check_choice, check_k, check_text, is_whole
+from queries.arguments import check_choice, check_k
 from queries.catalog import literals
 from queries.catalog.summaries import SUMMARY, summaries
 from queries.coactive_sql import UNITS
@@ -38,6 +38,7 @@ from queries.nearest import (
 )
 from queries.question import Macro, Question
 from queries.show import counted, feature_name, feature_sizes, feature_table, score_column
+from queries.token_named import token_named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -220,7 +221,7 @@ def near_token(
     _check_matrix(by, "a token")
     check_choice("matrix", matrix, MATRICES)
     alone = sae_named(store.snapshot, sae) if sae is not None else None
-    token_id = _token_id(store, token)
+    token_id = token_named(store, token)
     query = _checked(direction(token_id, matrix))
     place = _place(store, len(query), by, sae)
     among = Among(place, by, alone is not None, opposite, exact)
@@ -252,35 +253,6 @@ def _chance(store: Store, among: Among) -> Chance:
 def _check_matrix(by: str, what: str) -> None:
     if by not in KINDS[:2]:
         raise QueryError(f"by must be decoder or encoder for {what}, not {by!r}")
-
-
-_IDS_SHOWN = 5
-
-
-def _token_id(store: Store, token: str | int) -> int:
-    """The id of a token. Raises `QueryError` unless exactly one is meant."""
-    texts = store.texts.token_texts
-    if is_whole(token):
-        if not 0 <= int(token) < len(texts):
-            raise QueryError(f"there is no token {token}: their ids are 0 to {len(texts) - 1}")
-        return int(token)
-    text = check_text(token, "the token")
-    ids = store.texts.ids_of(text)
-    if len(ids) == 1:
-        return ids[0]
-    if ids:
-        shown = ", ".join(map(str, ids[:_IDS_SHOWN])) + (", …" if len(ids) > _IDS_SHOWN else "")
-        raise QueryError(
-            f"{len(ids)} tokens read {text!r}: say which by its id, {shown}, to near_token"
-        )
-    word = text.strip()
-    similar = [t for t in (f" {word}", word, f" {word.capitalize()}") if store.texts.ids_of(t)]
-    hint = (
-        f"did you mean {' or '.join(map(repr, similar))}?"
-        if similar
-        else ("the model spells it with several")
-    )
-    raise QueryError(f"there is no token {text!r}: {hint}")
 
 
 def _checked(vector: Any) -> npt.NDArray[np.float64]:

@@ -40,6 +40,7 @@ from ingest.model.load import LoadedModel, final_norm, no_tokenizer, unembedding
 from ingest.sae.normalize import undoing
 from queries.answers import Answer
 from queries.arguments import check_text
+from queries.token_named import token_named
 
 _SHOWN = 20
 _PARTS = ("feature", "error", "bias", "after")
@@ -125,7 +126,7 @@ def attribute(store: Store, text: str, token: str | int, where: str | None = Non
     ids = model.tokenizer(check_text(text, "text"), add_special_tokens=False).input_ids
     if not ids:
         raise QueryError("the text has no tokens: give one")
-    target = _target(store, token)
+    target = token_named(store, token)
     bos = store.snapshot.corpora[0].bos_token_id
     before = [] if bos is None else [bos]
     names = [store.texts.token_texts[i] for i in (*before, *ids)]
@@ -137,21 +138,6 @@ def attribute(store: Store, text: str, token: str | int, where: str | None = Non
         logit=pass_.logit,
         probability=pass_.probability,
     )
-
-
-def _target(store: Store, token: str | int) -> int:
-    """The id of a token by its text or its id. Raises `QueryError`."""
-    texts = store.texts.token_texts
-    if not isinstance(token, str):
-        if 0 <= token < len(texts):
-            return token
-        raise QueryError(f"there is no token {token}: ids are 0 to {len(texts) - 1}")
-    known = store.texts.ids_of(token)
-    if known:
-        return known[0]
-    spaced = store.texts.ids_of(f" {token}")
-    hint = f'did you mean " {token}", with its space?' if spaced else "give one token's text"
-    raise QueryError(f"no token of the model reads {token!r}: {hint}")
 
 
 class _Pass(NamedTuple):

@@ -1,15 +1,18 @@
 """What the explorer's pages cost: `python -m benchmarks.explorer demo.fdb`.
 
-Printed per page: milliseconds on the server (median and 95th percentile over different features or
-contexts, none asked for before), and bytes. Then, by headless Chromium with an empty cache: the
-first contentful paint, requests and bytes. Then many clients (`--clients`, `--seconds`), each with
-a page a second: requests, failures, 50th and 99th percentile, how the server's memory grew.
+Prints the tables of docs/benchmarks.md. Per page: milliseconds on the server (median and 95th
+percentile over different features or contexts, none asked for before), CPU of the server for one,
+and bytes. Then, by headless Chromium with an empty cache: the first contentful paint, requests and
+bytes. Then many clients (`--clients`, `--seconds`), each with a page a second: requests, failures,
+50th and 99th percentile, how the server's memory grew. `--no-load` leaves that out: on a machine
+that others use, the CPU column is what can be trusted.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import os
 import random
 import shutil
 import statistics
@@ -50,6 +53,12 @@ class Server:
         return answer.status, size, time.perf_counter() - started
 
     @property
+    def cpu(self) -> float:
+        """Seconds of all its threads so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
     def memory(self) -> int:
         """Resident bytes."""
         fields = Path(f"/proc/{self.pid}/statm").read_text().split()
@@ -81,6 +90,10 @@ def pages(path: str) -> dict[str, Page]:
         "home": lambda draw: f"/?offset={draw.randrange(1_000)}",
         "feature": lambda draw: f"/feature/{feature(draw)}",
         "sample": lambda draw: f"/feature/{feature(draw)}?show=sample",
+        "nearest": lambda draw: f"/feature/{feature(draw)}?panel=nearest&fragment=1",
+        "range": lambda draw: f"/feature/{feature(draw)}?panel=range&fragment=1",
+        "places": lambda draw: f"/feature/{feature(draw)}?panel=places&fragment=1",
+        "groups": lambda draw: f"/feature/{feature(draw)}?panel=groups&fragment=1",
         "encoder": lambda draw: f"/feature/{feature(draw)}?panel=near-encoder&fragment=1",
         "coactive": lambda draw: f"/feature/{feature(draw)}?panel=coactive-token&fragment=1",
         "text": lambda draw: f"/text?context={draw.randrange(contexts)}",
@@ -97,20 +110,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--no-load", action="store_true")
     options = parser.parse_args()
     asked = pages(options.path)
     with serving(options.path) as (server, start):
-        print(f"start {start:.2f} s")
-        print(f"{'page':10} {'p50 ms':>8} {'p95 ms':>8} {'KB':>6}")
+        print("| page | p50 ms | p95 ms | CPU ms | KB |")
+        print("| --- | --: | --: | --: | --: |")
         for name, page in asked.items():
             draw = random.Random(name)
             server.get(page(random.Random(0)))
+            before = server.cpu
             answers = [server.get(page(draw)) for _ in range(options.rounds)]
+            cpu = 1e3 * (server.cpu - before) / options.rounds
             times = statistics.quantiles([1e3 * seconds for *_, seconds in answers], n=20)
             size = statistics.median(size for _, size, _ in answers) / 1e3
-            print(f"{name:10} {times[9]:8.1f} {times[18]:8.1f} {size:6.1f}")
+            print(f"| {name} | {times[9]:.0f} | {times[18]:.0f} | {cpu:.0f} | {size:.0f} |")
+        print(f"\nThe server answers {start:.1f} s after it is started.")
         paint(server, asked["feature"](random.Random(1)))
-        load(server, asked["feature"], options.clients, options.seconds)
+        if not options.no_load:
+            load(server, asked["feature"], options.clients, options.seconds)
 
 
 def paint(server: Server, path: str) -> None:

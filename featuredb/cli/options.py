@@ -27,7 +27,7 @@ def default(function: str, argument: str) -> dict[str, Any]:
     value = signature(getattr(api, function)).parameters[argument].default
     if value is Parameter.empty:
         return {"required": True}
-    return {"default": value, "show_default": value is not None}
+    return {"default": value, "show_default": value not in (None, "")}
 
 
 def database(command: Command) -> Command:

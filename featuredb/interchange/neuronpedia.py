@@ -29,6 +29,9 @@ from ingest.operations.import_activations import Activations, Sequences, SourceF
 BATCH = 1_024
 """Features per file, as Neuronpedia's own export has them."""
 
+_MOST = 20
+"""Top contexts per feature. Of each fifth the store has no more than four."""
+
 
 def read(path: Path, reading: Reading) -> NeuronpediaFiles:
     """A folder of a source, or of SAEDashboard, or one file of either. Raises `IngestError`."""
@@ -192,12 +195,18 @@ FEATURES = """SELECT feature_id, density, min_activation, max_activation, quanti
 histogram, promoted_tokens, suppressed_tokens FROM features
 WHERE sae = ? AND feature_id >= ? AND feature_id < ? ORDER BY feature_id"""
 
-EXAMPLES = """SELECT e.feature_id, e.kind, e.rank, e.token_indexes, e.activations,
-[word.text FOR word IN c.words] AS tokens
-FROM examples AS e JOIN (SELECT context_id, list({'text': v.text} ORDER BY i) AS words FROM (
-SELECT context_id, unnest(token_ids) AS token_id, generate_subscripts(token_ids, 1) AS i
-FROM contexts) JOIN vocabulary AS v USING (token_id) GROUP BY context_id) AS c USING (context_id)
-WHERE e.sae = ? AND e.feature_id >= ? AND e.feature_id < ? ORDER BY e.feature_id, e.kind, e.rank"""
+EXAMPLES = f"""WITH chosen AS (
+    SELECT feature_id, kind, rank, context_id, token_indexes, activations FROM examples
+    WHERE sae = ? AND feature_id >= ? AND feature_id < ? AND rank <= {_MOST}
+), words AS (
+    SELECT context_id, list(text ORDER BY i) AS tokens FROM (
+        SELECT context_id, unnest(token_ids) AS token_id, generate_subscripts(token_ids, 1) AS i
+        FROM contexts SEMI JOIN chosen USING (context_id)
+    ) JOIN vocabulary USING (token_id) GROUP BY context_id
+)
+SELECT feature_id, kind, rank, token_indexes, activations, tokens
+FROM chosen JOIN words USING (context_id) ORDER BY feature_id, kind, rank"""
+"""Of a range of features: the stored examples, top contexts first, then from each fifth."""
 
 
 def _feature(row: dict[str, Any]) -> dict[str, Any]:

@@ -235,7 +235,6 @@ def dense_values(row: dict[str, Any]) -> list[float]:
 
 def _example(row: dict[str, Any]) -> dict[str, Any]:
     values = dense_values(row)
-    top = row["kind"] == 0
     return {
         "index": str(row["feature_id"]),
         "tokens": row["tokens"],
@@ -243,9 +242,9 @@ def _example(row: dict[str, Any]) -> dict[str, Any]:
         "maxValue": max(values),
         "minValue": min(values),
         "maxValueTokenIndex": values.index(max(values)),
-        "binMin": -1 if top else None,
-        "binMax": 99 if top else None,
-        "binContains": -1 if top else None,
+        "binMin": None,
+        "binMax": None,
+        "binContains": None,
     }
 
 

@@ -57,6 +57,7 @@ _SHAPE = {
     "max_activation": pa.float32(),
     "top_tokens": pa.list_(pa.field("element", pa.string())),
     "promoted_tokens": pa.list_(pa.field("element", pa.string())),
+    "label": pa.string(),
 }
 
 
@@ -68,7 +69,7 @@ class About(Answer):
     fire: specificity f32, activation f32 (its largest on the phrase), token string (where); null
     where there is no evidence: hits, top_documents and matching_documents i64, lift f64, q f64,
     matched string (`queries.evidence`); then density f64, max_activation f32, top_tokens
-    list<string>, promoted_tokens list<string>.
+    list<string>, promoted_tokens list<string>, label string.
     """
 
     kind: ClassVar[str] = "about"
@@ -154,7 +155,7 @@ _SQL = f"""
 SELECT rank, sae, feature_id, CAST(1 / ({FUSION} + rank) AS FLOAT) AS score,
     NULL::FLOAT AS specificity, NULL::FLOAT AS activation, NULL::VARCHAR AS token,
     hits, top_documents, matching_documents, lift, q, matched,
-    density, max_activation, top_tokens, promoted_tokens
+    density, max_activation, top_tokens, promoted_tokens, label
 FROM query(concat('FROM evidence(', {literals.quoted("phrase")}, ', k := ', featuredb_k(k), ')'))
 ORDER BY rank"""
 """As by evidence alone: SQL has no model. `evidence` is bound late, since it is made later."""

@@ -15,6 +15,7 @@ from featuredb.render.view import Column, Heading, View
 from featuredb.store.names import NO_SAE, parse_feature, sae_named, sae_names
 from featuredb.store.recorded import CommonTokens
 from featuredb.store.snapshot import Sae, Snapshot
+from featuredb.store.statistics import SUMMARY_COLUMNS
 from queries import plots
 from queries.answers import Answer, of_feature
 from queries.arguments import check_choice, check_k
@@ -30,7 +31,7 @@ from queries.association import (
     table_columns,
 )
 from queries.catalog import literals
-from queries.catalog.summaries import SUMMARY, summaries
+from queries.catalog.summaries import LABELS, SUMMARY, summaries
 from queries.coactive_sql import MACROS, NUMBER, SAE, UNITS, call
 from queries.connection import Reader
 from queries.partners import Counts
@@ -170,7 +171,7 @@ def coactive(
     }
     for name in (*COUNTS, *MEASURES, "q"):
         named_columns[name] = columns[name].take(pa.array(best))
-    for name in ("density", "max_activation", "top_tokens", "promoted_tokens"):
+    for name in SUMMARY_COLUMNS:
         named_columns[name] = about.column(name)
     return Coactive(
         pa.table(named_columns),
@@ -241,7 +242,7 @@ best AS (
 SELECT {SAE} AS of_sae, {NUMBER} AS of_feature_id, m.rank, {partner} AS sae, m.feature_id,
     {columns}, m.q, {SUMMARY}
 FROM best AS m JOIN {summaries(snapshot)} AS f
-    ON f.sae = {partner} AND f.feature_id = m.feature_id
+    ON f.sae = {partner} AND f.feature_id = m.feature_id {LABELS}
 WHERE m.rank <= featuredb_k(k) ORDER BY m.rank"""
 
 

@@ -16,6 +16,7 @@ from featuredb.render.view import Column, Facts, Group, Heading, Part, Table, To
 from featuredb.store.names import parse_feature
 from featuredb.store.recorded import CommonTokens, members, token_ids_at
 from featuredb.store.snapshot import Snapshot
+from featuredb.store.statistics import SUMMARY_COLUMNS
 from featuredb.store.store import Store
 from queries.answers import FeatureAnswer, Row, of_feature
 from queries.arguments import check_choice, check_k
@@ -30,7 +31,7 @@ from queries.question import Macro, Question
 
 _TOKENS = 20
 _TOKENS_SHOWN = 8
-_SUMMARY = ("density", "max_activation", "top_tokens", "promoted_tokens")
+_SUMMARY = SUMMARY_COLUMNS
 _COUNTED = pa.list_(
     pa.struct(
         [
@@ -111,7 +112,11 @@ class Comparison(FeatureAnswer):
                 Column(
                     "max", numbers.aligned([row[f"{x}_max_activation"] for x in "ab"]), right=True
                 ),
-                TokenColumn("fires on", [row[f"{x}_top_tokens"] or [] for x in "ab"]),
+                TokenColumn(
+                    "fires on",
+                    [row[f"{x}_top_tokens"] or [] for x in "ab"],
+                    titles=[row[f"{x}_label"] for x in "ab"],
+                ),
             ]
         )
 
@@ -240,7 +245,13 @@ def _sql(snapshot: Snapshot) -> str:
         for i, unit in enumerate(("token", "document"))
         for name in ("n", *COUNTS, *MEASURES)
     )
-    about = ", ".join(f"f{x}.{name} AS {x}_{name}" for x in "ab" for name in _SUMMARY)
+    labeled = "(SELECT text FROM labels WHERE preferred AND sae = n.{}sae AND feature_id = n.{}id)"
+    label = {"a": labeled.format("", "feature_"), "b": labeled.format("other_", "other_")}
+    about = ", ".join(
+        f"{label[x] if name == 'label' else f'f{x}.{name}'} AS {x}_{name}"
+        for x in "ab"
+        for name in _SUMMARY
+    )
     of = summaries(snapshot)
     same = "min({0}) = max({0})"
     return f"""

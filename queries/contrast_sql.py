@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
-from queries.catalog.summaries import summaries
+from queries.catalog.summaries import LABELS, summaries
 from queries.question import Macro
 from queries.scores import FEWEST, SHARE
 from queries.two_sets import Z95
@@ -114,14 +114,16 @@ SELECT rank, b.sae, CAST(b.feature_id AS BIGINT) AS feature_id, in_a / n_a AS sh
     -- Of a null and a number, greatest is the number.
     CASE WHEN half >= 0 THEN greatest(auroc - half, 0) END AS auroc_low,
     CASE WHEN half >= 0 THEN least(auroc + half, 1) END AS auroc_high, p, q,
-    f.top_tokens
+    f.top_tokens, p.label
 FROM best AS b JOIN @summaries@ AS f
     ON f.sae = b.sae AND f.feature_id = CAST(b.feature_id AS BIGINT)
+@labels@
 ORDER BY rank"""
 
 
 def _contrast(snapshot: Snapshot) -> str:
-    statement = literals.text(_STATEMENT.replace("@summaries@", summaries(snapshot)))
+    joined = _STATEMENT.replace("@summaries@", summaries(snapshot)).replace("@labels@", LABELS)
+    statement = literals.text(joined)
     for place, argument in (
         (_A, "CAST(a AS VARCHAR)"),
         (_B, "coalesce(CAST(b AS VARCHAR), 'true')"),

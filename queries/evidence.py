@@ -28,7 +28,7 @@ from featuredb.render.view import Column, Heading, Table
 from featuredb.store.snapshot import Snapshot
 from queries.answers import Row
 from queries.association import SQL_G2
-from queries.catalog.summaries import summaries
+from queries.catalog.summaries import LABELS, summaries
 from queries.question import Macro
 from queries.show import feature_sizes, feature_table
 
@@ -168,9 +168,9 @@ SELECT b.rank, b.sae, CAST(b.feature_id AS BIGINT) AS feature_id, CAST(b.g2 AS F
     b.hits, b.top_documents, b.matching_documents, b.hits / b.top_documents AS share,
     b.hits * b.every / (b.top_documents * b.matching_documents) AS lift, b.p, b.q,
     f.density, f.max_activation, (SELECT any_value(matched) FROM matching) AS matched,
-    f.top_tokens, f.promoted_tokens
+    f.top_tokens, f.promoted_tokens, p.label
 FROM best AS b JOIN {summaries(snapshot)} AS f
-    ON f.sae = b.sae AND f.feature_id = CAST(b.feature_id AS BIGINT)
+    ON f.sae = b.sae AND f.feature_id = CAST(b.feature_id AS BIGINT) {LABELS}
 ORDER BY b.rank"""
 
 

@@ -37,11 +37,12 @@ import pyarrow as pa
 
 from featuredb.errors import QueryError
 from featuredb.render import numbers
-from featuredb.render.view import AnyColumn, Column, Heading, Table, TokenColumn, View
+from featuredb.render.view import AnyColumn, Column, Heading, Table, View
 from featuredb.store.files.parquet import chunk_to_numpy
 from featuredb.store.names import parse_feature
 from featuredb.store.recorded import CommonTokens, members
 from featuredb.store.snapshot import Sae
+from featuredb.store.statistics import SUMMARY_COLUMNS
 from featuredb.store.store import Store
 from queries.answers import Answer
 from queries.arguments import check_k, is_whole
@@ -49,7 +50,7 @@ from queries.association import ORDER_DECIMALS
 from queries.coactivation import Fired, fired
 from queries.in_python import InPython, elsewhere
 from queries.question import Question
-from queries.show import counted, feature_name, number_column, score_column
+from queries.show import counted, feature_name, fires_on, number_column, score_column
 
 RELATIONS = ("parent", "child", "duplicate")
 
@@ -104,7 +105,7 @@ class Families(Answer):
             number_column("P(B|A)", rows, "p_b_given_a"),
             number_column("P(A|B)", rows, "p_a_given_b"),
             Column("density", [numbers.density(row.density) for row in rows], right=True),
-            TokenColumn("fires on", [row.top_tokens or [] for row in rows]),
+            fires_on(rows),
         ]
         return Table(columns)
 
@@ -332,7 +333,7 @@ def _table(store: Store, rows: Sequence[_Row]) -> pa.Table:
         "cosine": pa.array([row[5] for row in rows], pa.float32()),
     }
     about = store.features.summaries([row[2] for row in rows])
-    for name in ("density", "max_activation", "top_tokens", "promoted_tokens"):
+    for name in SUMMARY_COLUMNS:
         columns[name] = about.column(name)
     return pa.table(columns)
 

@@ -32,6 +32,7 @@ from queries.activations import FeatureContexts, feature_contexts
 from queries.answers import Answer, Row, Rows
 from queries.connection import Reader
 from queries.directions import Chance, chance
+from queries.labels import label_facts
 from queries.lens import standing_out
 from queries.near import Neighbors, near_on_card
 from queries.question import Question
@@ -73,7 +74,8 @@ class FeatureCard(Answer):
     (`queries.directions.Chance`; random for co-activation is the largest Jaccard index that firing
     independently of each other would give with any feature of the SAE). Of a remote database whose
     corpus is large, top_token_occurrences is null and silent empty: both read all of its tokens.
-    measured: its row of what `featuredb.measure` found, None before that.
+    measured: its row of what `featuredb.measure` found, None before that. labels: its labels, the
+    preferred one first.
     """
 
     kind: ClassVar[str] = "feature_card"
@@ -85,6 +87,7 @@ class FeatureCard(Answer):
     coactive: Neighbors
     chance: Mapping[str, Mapping[str, float | None]]
     measured: Mapping[str, Any] | None = None
+    labels: Sequence[Mapping[str, Any]] = ()
 
     @property
     def statistics(self) -> Row:
@@ -107,7 +110,7 @@ class FeatureCard(Answer):
     def view(self) -> View:
         """Each part of the card under its heading: numbers, tokens, contexts, neighbors."""
         row = self.statistics
-        sections = FeatureNumbers(row, self.measured).sections()
+        sections = FeatureNumbers(row, self.measured, self.labels).sections()
         if len(self.contexts):
             sections.append([Heading("", "top contexts"), self.contexts.passages()])
         # Of few contexts all are above.
@@ -142,10 +145,11 @@ class FeatureCard(Answer):
 
 @dataclass(frozen=True)
 class FeatureNumbers:
-    """What a card says besides contexts and neighbors: its row, and what was measured."""
+    """What a card says besides contexts and neighbors: its row, its labels, what was measured."""
 
     row: Row
     measured: Mapping[str, Any] | None = None
+    labels: Sequence[Mapping[str, Any]] = ()
 
     def sections(self, mark: float | None = None) -> list[list[Part]]:
         """Its name and numbers, the histogram with quantiles, its tokens, what steering did.
@@ -154,7 +158,7 @@ class FeatureNumbers:
         """
         row = self.row
         shown: list[list[Part]] = [
-            [Heading("feature ", feature_name(row)), *_facts(row)],
+            [Heading("feature ", feature_name(row)), *label_facts(self.labels), *_facts(row)],
             [Group([[replace(_histogram(row), mark=mark)], [_quantiles(row)]])],
             _tokens(row),
         ]
@@ -165,7 +169,7 @@ def feature_numbers(store: Store, sae: Sae, number: int) -> FeatureNumbers:
     """A feature's numbers alone, in a fraction of a card's time: what a page shows at once."""
     contexts = feature_contexts(store, sae, number)
     row = Rows(_row(store, sae, store.features.card(sae, number), contexts))[0]
-    return FeatureNumbers(row, measured_row(store, sae, number))
+    return FeatureNumbers(row, measured_row(store, sae, number), store.labels.of(sae, number))
 
 
 def feature_card(reader: Reader, feature: int | str, k: int | None = None) -> FeatureCard:
@@ -193,6 +197,7 @@ def feature_card(reader: Reader, feature: int | str, k: int | None = None) -> Fe
             "coactivation": _coactive_by_chance(store, sae, number)._asdict(),
         },
         measured=measured_row(store, sae, number),
+        labels=store.labels.of(sae, number),
     )
 
 

@@ -55,7 +55,7 @@ class Firing(Answer):
     Columns: rank i32, sae string, feature_id i64, specificity f32, activation f32 (maximum over
     the text), token_index i32, token string, n_tokens i32 (tokens it is active on), activations
     list<f32> (one per token of the text), density f64, max_activation f32, top_tokens
-    list<string>, promoted_tokens list<string>.
+    list<string>, promoted_tokens list<string>, label string (the preferred one, or null).
     """
 
     kind: ClassVar[str] = "firing"
@@ -276,6 +276,7 @@ _ROW = {
     "max_activation": "FLOAT",
     "top_tokens": "VARCHAR[]",
     "promoted_tokens": "VARCHAR[]",
+    "label": "VARCHAR",
 }
 
 

@@ -13,6 +13,7 @@ from featuredb.errors import QueryError
 from featuredb.render import numbers
 from featuredb.render.characters import label
 from featuredb.render.view import Column, Heading, Table, View
+from featuredb.store.statistics import SUMMARY_COLUMNS
 from featuredb.store.store import Store
 from queries.answers import Answer
 from queries.arguments import is_whole
@@ -98,10 +99,7 @@ def by_token(
             "feature_id": pa.array(feature[order], pa.int64()),
             "specificity": pa.array(score[order], pa.float32()),
             "activation": pa.array(value[order], pa.float32()),
-            **{
-                name: about.column(name)
-                for name in ("density", "max_activation", "top_tokens", "promoted_tokens")
-            },
+            **{name: about.column(name) for name in SUMMARY_COLUMNS},
         }
     )
     return FiringByToken(table, tokens=tokens, only=None if token is None else int(token))

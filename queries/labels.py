@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from featuredb.render import numbers
-from featuredb.render.view import Column, Heading, Table, View
+from featuredb.render.view import Column, Facts, Heading, Table, View
 from featuredb.store.names import parse_feature
 from queries.answers import Answer, Row
 from queries.connection import Reader
@@ -50,10 +50,22 @@ class Labels(Answer):
         return View([[heading], [Table(shown, more=len(self) - len(rows))]])
 
 
-def _by(row: Row) -> str:
-    if row.method == "human":
-        return str(row.author)
-    return f"{row.method} ({row.model})" if row.model else str(row.method)
+def label_facts(rows: Sequence[Mapping[str, Any]]) -> list[Facts]:
+    """The labels of one feature, for its card. None where there are none."""
+    if not rows:
+        return []
+    said = [f"{row['text']} · {_by(row)}" for row in rows]
+    facts: dict[str, Any] = {"label": said[0]}
+    if said[1:]:
+        facts["also"] = "; ".join(said[1:4]) + (f"; {len(said) - 4} more" if said[4:] else "")
+    return [Facts(facts)]
+
+
+def _by(row: Row | Mapping[str, Any]) -> str:
+    """Who says so: a person, or a method and its model."""
+    if row["method"] == "human":
+        return str(row["author"])
+    return f"{row['method']} ({row['model']})" if row["model"] else str(row["method"])
 
 
 def _scores(row: Row) -> str:

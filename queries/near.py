@@ -16,13 +16,14 @@ from featuredb.render.view import Column, Heading, Part, Table, View
 from featuredb.store import schemas
 from featuredb.store.names import NO_DIRECTIONS, parse_feature, sae_named
 from featuredb.store.snapshot import File, Sae, Snapshot
+from featuredb.store.statistics import SUMMARY_COLUMNS
 from featuredb.store.store import Store
 from featuredb.store.vectors.directions import comparable, length
 from queries import plots
 from queries.answers import Answer, Row, of_feature
 from queries.arguments import check_choice, check_k
 from queries.catalog import literals
-from queries.catalog.summaries import SUMMARY, summaries
+from queries.catalog.summaries import LABELS, SUMMARY, summaries
 from queries.coactive_sql import UNITS
 from queries.connection import Reader
 from queries.directions import Chance, chance, chance_among
@@ -62,9 +63,9 @@ class Neighbors(Answer):
     Columns: of_sae string and of_feature_id i64 (the feature, null for a vector or a token), rank
     i32, sae string and feature_id i64 (the neighbor), score f32 (cosine for `by` decoder or
     encoder, Jaccard for coactivation), density f64, max_activation f32, top_tokens list<string>,
-    promoted_tokens list<string>. `method` says how they were found: ``graph`` or ``exact``, which
-    miss nothing, or ``ivf``, an index that finds the share `recall` of the 10 nearest, measured
-    when it was built.
+    promoted_tokens list<string>, label string (the preferred one, or null). `method` says how they
+    were found: ``graph`` or ``exact``, which miss nothing, or ``ivf``, an index that finds the
+    share `recall` of the 10 nearest, measured when it was built.
 
     `chance` says what to hold the scores against (`queries.directions.Chance`). `unit` is what
     coactivation counted. With `opposite` the scores ascend, the most negative first. `token` and
@@ -331,7 +332,7 @@ def _columns(
         "feature_id": pa.array(numbers, pa.int64()),
         "score": pa.array(scores, pa.float32()),
     }
-    for name in ("density", "max_activation", "top_tokens", "promoted_tokens"):
+    for name in SUMMARY_COLUMNS:
         columns[name] = about.column(name)
     return columns
 
@@ -372,7 +373,7 @@ WITH nearest AS (
 )
 SELECT of_sae AS of_sae, CAST(id AS BIGINT) AS of_feature_id, n.rank, n.sae, n.feature_id, n.score,
     {SUMMARY}
-FROM nearest AS n JOIN {summaries(snapshot)} AS f USING (sae, feature_id)
+FROM nearest AS n JOIN {summaries(snapshot)} AS f USING (sae, feature_id) {LABELS}
 ORDER BY n.rank"""
 
 

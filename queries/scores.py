@@ -74,7 +74,8 @@ class Scores:
         }
         columns |= {name: nullable(values[rows]) for name, values in self.columns.items()}
         columns["q"] = nullable(q[rows])
-        columns["top_tokens"] = store.features.summaries(places).column("top_tokens")
+        about = store.features.summaries(places)
+        columns |= {name: about.column(name) for name in ("top_tokens", "label")}
         return pa.table(columns)
 
 

@@ -30,7 +30,7 @@ from featuredb.store.snapshot import Snapshot
 from queries.answers import Answer
 from queries.arguments import check_k, check_text
 from queries.catalog import literals
-from queries.catalog.summaries import summaries
+from queries.catalog.summaries import LABELS, summaries
 from queries.connection import Reader
 from queries.evidence import MACROS as EVIDENCE
 from queries.evidence import evidence_table, found
@@ -65,7 +65,8 @@ class SearchHits(Answer):
     Columns: rank i32, sae string, feature_id i64, score f32, then for `by` evidence hits,
     top_documents and matching_documents i64, share, lift, p and q f64 (`queries.evidence`), then
     density f64, max_activation f32, matched string (the tokens that the query met, the weightiest
-    first, or what the contexts have), top_tokens list<string>, promoted_tokens list<string>.
+    first, or what the contexts have), top_tokens list<string>, promoted_tokens list<string>,
+    label string (the preferred one, or null).
 
     suggestions: for words that no feature mostly fires on, similar ones that some do.
     """
@@ -205,8 +206,8 @@ best AS (
     FROM scored JOIN (SELECT sae, sae_index FROM saes) USING (sae)
 )
 SELECT b.rank, b.sae, b.feature_id, b.score, f.density, f.max_activation, b.matched,
-    f.top_tokens, f.promoted_tokens
-FROM best AS b JOIN {summaries(snapshot)} AS f USING (sae, feature_id)
+    f.top_tokens, f.promoted_tokens, p.label
+FROM best AS b JOIN {summaries(snapshot)} AS f USING (sae, feature_id) {LABELS}
 WHERE b.rank <= featuredb_k(k)
 ORDER BY b.rank"""
 

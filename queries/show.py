@@ -29,8 +29,15 @@ def feature_table(rows: Sequence[Row], columns: Sequence[AnyColumn], most: int =
             Column("", [str(row.rank) for row in rows], right=True, style="dim"),
             Column("feature", [feature_name(row) for row in rows], features=True),
             *columns,
-            TokenColumn("fires on", [row.top_tokens or [] for row in rows], most),
+            fires_on(rows, most),
         ]
+    )
+
+
+def fires_on(rows: Sequence[Row], most: int = 10) -> TokenColumn:
+    """The labels of the features, where they have any, and the tokens they fire on."""
+    return TokenColumn(
+        "fires on", [row.top_tokens or [] for row in rows], most, [row.label for row in rows]
     )
 
 

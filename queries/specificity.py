@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featuredb.store.snapshot import Sae
+from featuredb.store.statistics import SUMMARY_COLUMNS
 from featuredb.store.store import Store
 
 
@@ -191,7 +192,7 @@ def most_specific(
             pa.array(_join(shown, np.float32), pa.float32()),
         ),
     }
-    for name in ("density", "max_activation", "top_tokens", "promoted_tokens"):
+    for name in SUMMARY_COLUMNS:
         columns[name] = about.column(name)
     return pa.table(columns)
 

@@ -235,6 +235,7 @@ class Oracle:
                     "max_activation": known["max_activation"],
                     "top_tokens": [t["token"] for t in known["top_tokens"]],
                     "promoted_tokens": [],
+                    "label": None,
                 }
             )
         return rows

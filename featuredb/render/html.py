@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 from markupsafe import Markup
@@ -156,13 +157,14 @@ class Drawing:
             lines.append([f"… {table.more:,} more", *("" for _ in columns[1:])])
         numeric = {i for i, c in enumerate(columns) if isinstance(c, Column) and c.right}
         below = self._courses(courses[0]) if courses else ()
-        names = [column.name for column in columns]
+        names = [c.heading if isinstance(c, TokenColumn) else c.name for c in columns]
         return self.draw("table", names if any(names) else None, lines, numeric, below)
 
     def _cells(self, column: AnyColumn) -> Sequence[Any]:
         match column:
             case TokenColumn():
-                return [self._tokens(cell, column.most) for cell in column.cells]
+                titles = zip_longest(column.titles[: len(column.cells)], column.cells)
+                return [self._tokens(cell, column.most, name) for name, cell in titles]
             case PlaceColumn():
                 pairs = zip(column.tokens, column.indexes, strict=True)
                 return [
@@ -181,9 +183,9 @@ class Drawing:
             case BarColumn():
                 return [self.draw("bar", f"{100 * share:.1f}") for share in column.shares]
 
-    def _tokens(self, tokens: Sequence[str], most: int) -> Markup:
+    def _tokens(self, tokens: Sequence[str], most: int, name: str | None = None) -> Markup:
         shown = [label(token) for token in tokens[:most]]
-        return self.draw("tokens", shown, max(0, len(tokens) - most))
+        return self.draw("tokens", shown, max(0, len(tokens) - most), neutralize(name or ""))
 
     def _courses(self, column: CourseColumn) -> list[Markup]:
         """The text as each row sees it, shaded. Of a long text, the part around the peak."""

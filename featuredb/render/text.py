@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import IO, Any
 
 from rich.cells import cell_len
@@ -115,7 +116,7 @@ def _table(table: Table, page: Page) -> Iterator[Text]:
         left = page.width - sum(cells.width + GAP for cells in others)
         room = (left - GAP * (len(lists) - 1)) // len(lists)
         if room >= _NARROWEST_TOKENS:
-            shown = [Cells(c.name, [page.tokens(cell, room) for cell in c.cells]) for c in lists]
+            shown = [Cells(c.heading, _tokens(c, page, room)) for c in lists]
             yield from grid([*others, *shown])
         else:
             yield from _stacked(others, lists, page)
@@ -172,10 +173,33 @@ def _stacked(others: list[Cells], lists: list[TokenColumn], page: Page) -> Itera
         yield row
         text = line(indent)
         for j, column in enumerate(lists):
-            tokens = page.tokens(column.cells[i], room)
+            tokens = _tokens(column, page, room)[i]
             text.append(" " * GAP if j else "").append(f"{column.name} ", "dim")
             text.append_text(tokens).append(" " * (room - tokens.cell_len))
         yield text
+
+
+def _tokens(column: TokenColumn, page: Page, room: int | None = None) -> list[Text]:
+    """The titles and tokens of each row, as far as they fit."""
+    shown = []
+    for name, tokens in zip_longest(column.titles[: len(column.cells)], column.cells):
+        if not name:
+            shown.append(page.tokens(tokens, room) if room is not None else page.tokens(tokens))
+            continue
+        text = Text(neutralize(name), "bold")
+        if room is None:
+            shown.append(text.append("  ").append_text(page.tokens(tokens)))
+            continue
+        text.truncate(room, overflow="ellipsis")
+        left = room - text.cell_len - GAP
+        if left >= _LEAST_TOKENS:
+            text.append(" " * GAP).append_text(page.tokens(tokens, left))
+        shown.append(text)
+    return shown
+
+
+_LEAST_TOKENS = 8
+"""Cells that tokens need beside a label."""
 
 
 def _cells(column: AnyColumn, page: Page) -> Cells:
@@ -194,7 +218,7 @@ def _cells(column: AnyColumn, page: Page) -> Cells:
         case BarColumn():
             return Cells(column.name, [page.bars(bar(share)) for share in column.shares])
         case TokenColumn():
-            return Cells(column.name, [page.tokens(cell) for cell in column.cells])
+            return Cells(column.heading, _tokens(column, page))
 
 
 def _records(records: Records, page: Page) -> Iterator[Text]:

@@ -53,11 +53,20 @@ class Column:
 
 @dataclass(frozen=True)
 class TokenColumn:
-    """A list of tokens per row, shown as far as they fit. most: of each row, in a notebook."""
+    """A list of tokens per row, shown as far as they fit. most: of each row, in a notebook.
+
+    titles: for each row what is shown before its tokens, or None.
+    """
 
     name: str
     cells: Sequence[Sequence[str]]
     most: int = 10
+    titles: Sequence[str | None] = ()
+
+    @property
+    def heading(self) -> str:
+        """The name, and that there are labels."""
+        return f"label · {self.name}" if any(self.titles) else self.name
 
 
 @dataclass(frozen=True)

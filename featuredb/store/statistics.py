@@ -13,18 +13,24 @@ import pyarrow as pa
 
 from featuredb.store import schemas
 from featuredb.store.files.parquet import ParquetFiles, chunk_to_numpy, list_values
+from featuredb.store.labels import StoredLabels
 from featuredb.store.snapshot import Sae, Snapshot
 
 _CACHED_GROUPS = 512
 _CACHED_WHOLE = 32
 """Groups of every column, some 2 MB each."""
+SUMMARY_COLUMNS = ("density", "max_activation", "top_tokens", "promoted_tokens", "label")
+"""What answers show of a feature besides its name and score."""
+
 _SUMMARY = ["sae", "feature_id", "density", "max_activation", "top_tokens", "promoted_tokens"]
 
 
 class Features:
     """Statistics of one snapshot's features. Rows are in the order of `schemas.FEATURES`."""
 
-    def __init__(self, snapshot: Snapshot, files: ParquetFiles) -> None:
+    def __init__(self, snapshot: Snapshot, files: ParquetFiles, labels: StoredLabels) -> None:
+        self._saes = {sae.name: sae for sae in snapshot.saes}
+        self._labels = labels
         self._path = snapshot.derived.features.path
         self._files = files
         self._first_row: dict[str, int] = {}
@@ -65,7 +71,7 @@ class Features:
         order.
 
         Columns sae, feature_id, density, max_activation, and top_tokens and promoted_tokens as
-        list<string> (only the tokens, strongest first).
+        list<string> (only the tokens, strongest first), and label, the preferred one or null.
         """
         starts = self._files.group_starts(self._path)
         groups = np.searchsorted(starts, np.asarray(rows, np.int64), side="right") - 1
@@ -75,9 +81,13 @@ class Features:
             self._group(int(group)).slice(row - int(starts[group]), 1)
             for row, group in zip(rows, groups, strict=True)
         ]
-        if not pieces:
-            return self._group(0).slice(0, 0).combine_chunks()
-        return pa.concat_tables(pieces).combine_chunks()
+        found = pa.concat_tables(pieces or [self._group(0).slice(0, 0)]).combine_chunks()
+        names = (found.column(name).to_pylist() for name in ("sae", "feature_id"))
+        labels = [
+            self._labels.preferred(self._saes[sae], feature)
+            for sae, feature in zip(*names, strict=True)
+        ]
+        return found.append_column("label", pa.array(labels, pa.string()))
 
     @cached_property
     def _numbers(self) -> pa.Table:

@@ -18,6 +18,7 @@ from featuredb.store.files.location import Root, load_array, location_of
 from featuredb.store.files.parquet import GroupRanges, ParquetFiles
 from featuredb.store.files.remote import RemoteFiles, is_url
 from featuredb.store.history import read_remote_snapshot, read_snapshot
+from featuredb.store.labels import StoredLabels
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.statistics import Features
@@ -38,7 +39,8 @@ class Store:
         """Memory limit of SQL in bytes, or None for DuckDB's default."""
         self.files = ParquetFiles(root)
         self.texts = Texts(root, snapshot, self.files)
-        self.features = Features(snapshot, self.files)
+        self.labels = StoredLabels(snapshot, self.files)
+        self.features = Features(snapshot, self.files, self.labels)
         self.directions = DirectionSearch(root, snapshot)
         self._by_feature: dict[str, list[SegmentByFeature]] = {}
         self._by_token: dict[str, list[SegmentByToken]] = {}

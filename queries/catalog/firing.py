@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from featuredb.store.positions import token_mask
 from featuredb.store.snapshot import Snapshot, TokenFile
 from queries.catalog import literals
-from queries.catalog.summaries import SUMMARY, summaries
+from queries.catalog.summaries import LABELS, SUMMARY, summaries
 from queries.specificity import SQL_TYPICAL
 
 NOT_STORED = (
@@ -201,5 +201,6 @@ SELECT b.rank, b.sae, b.feature_id, b.specificity, b.activation, b.token_index, 
     b.n_tokens, [coalesce(b.activations[list_position(b.places, CAST(i AS INTEGER))], 0)
         FOR i IN range(size.n)] AS activations, {SUMMARY}
 FROM best AS b JOIN words AS w USING (token_index) JOIN vocabulary AS v USING (token_id)
-JOIN {summaries(snapshot)} AS f ON f.sae = b.sae AND f.feature_id = b.feature_id CROSS JOIN size
+JOIN {summaries(snapshot)} AS f ON f.sae = b.sae AND f.feature_id = b.feature_id
+{LABELS} CROSS JOIN size
 ORDER BY b.rank"""

@@ -5,8 +5,14 @@ from __future__ import annotations
 from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
 
-SUMMARY = "f.density, f.max_activation, f.top_tokens, f.promoted_tokens"
-"""The columns, from `summaries(snapshot) AS f`."""
+SUMMARY = "f.density, f.max_activation, f.top_tokens, f.promoted_tokens, p.label"
+"""The columns, from `summaries(snapshot) AS f` and what `LABELS` joins."""
+
+LABELS = (
+    "LEFT JOIN (SELECT sae, feature_id, text AS label FROM labels WHERE preferred) AS p "
+    "ON p.sae = f.sae AND p.feature_id = f.feature_id"
+)
+"""Joins the preferred labels to `summaries(snapshot) AS f`."""
 
 
 def summaries(snapshot: Snapshot) -> str:

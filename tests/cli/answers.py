@@ -46,7 +46,7 @@ _TOP = pa.schema(
         "topic": pa.string(),
     }
 )
-_TOKENS = {"top_tokens": STRINGS, "promoted_tokens": STRINGS}
+_TOKENS = {"top_tokens": STRINGS, "promoted_tokens": STRINGS, "label": pa.string()}
 _NAME = {"rank": pa.int32(), "sae": pa.string(), "feature_id": pa.int64()}
 _SIZE = {"density": pa.float64(), "max_activation": F32}
 _OF = {"of_sae": pa.string(), "of_feature_id": pa.int64()}
@@ -159,7 +159,12 @@ def _context(
 
 
 def _features(**more: Any) -> list[dict[str, Any]]:
-    common = {"sae": "sae", "top_tokens": [" war", HOSTILE], "promoted_tokens": ["\n", " 東京"]}
+    common = {
+        "sae": "sae",
+        "top_tokens": [" war", HOSTILE],
+        "promoted_tokens": ["\n", " 東京"],
+        "label": None,
+    }
     return [
         {"rank": 1, "feature_id": 5, "density": 0.031, "max_activation": 20.5, **common, **more},
         {"rank": 2, "feature_id": 17, "density": 0.0004, "max_activation": 3.25, **common, **more},

@@ -67,7 +67,7 @@ def test_partners(world: World, data: st.DataObject) -> None:
         answer = db.coactive(name, k, unit, by, sae=other, min_both=min_both)
         wanted, n = expected(world, own, feature, other, unit, by, min_both)
         assert answer.n == n
-        known = ("density", "max_activation", "top_tokens", "promoted_tokens")
+        known = ("density", "max_activation", "top_tokens", "promoted_tokens", "label")
         for rank, (row, want) in enumerate(zip(answer, wanted[:k], strict=True), 1):
             assert {m: v for m, v in dict(row).items() if m not in known} == {
                 "of_sae": own,

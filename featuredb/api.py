@@ -568,6 +568,27 @@ def import_labels(
     return add_labels(folder, read_labels(folder, Path(file), format, sae, method))
 
 
+def make_labels(path: str | os.PathLike[str]) -> Labeled:
+    """Label every feature that fires, by rules, from what is stored. No language model is asked.
+
+    The labels have the method ``automatic`` and give way to any other. They replace those that were
+    made so before.
+
+    Args:
+        path: The database folder.
+
+    Returns:
+        How many labels are new.
+
+    Raises:
+        DatabaseError: There is no database, or another process is writing.
+        StorageError: The database can only be read.
+    """
+    from featuredb.labels.automatic import label_automatically
+
+    return label_automatically(local_folder(path, "labeling"))
+
+
 def export_labels(
     path: str | os.PathLike[str],
     file: str | os.PathLike[str],

@@ -11,7 +11,7 @@ from featuredb.cli.output import Output
 
 @click.group("labels")
 def command() -> None:
-    """List, import and export labels."""
+    """List, make, import and export labels."""
 
 
 @command.command("list")
@@ -62,6 +62,19 @@ def import_labels(
     skipped = f", {done.duplicates:,} were there already" if done.duplicates else ""
     scores = f" and {done.scores:,} scores" if done.scores else ""
     click.echo(f"{db}: stored {done.labels:,} labels{scores}{skipped}", err=True)
+
+
+@command.command("make")
+@options.database
+def make_labels(db: str) -> None:
+    """Label every feature by rules, without a language model.
+
+    From the tokens it fires on, what stands beside them, the documents' metadata and the tokens it
+    promotes. These labels are marked as automatic, and give way to any other.
+    """
+    done = featuredb.make_labels(db)
+    same = f", {done.duplicates:,} are as they were" if done.duplicates else ""
+    click.echo(f"{db}: made {done.labels:,} labels{same}", err=True)
 
 
 @command.command("export")

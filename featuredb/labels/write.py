@@ -29,7 +29,7 @@ from ingest.operations.user_data import Tables, change_user_data, signed
 _FEATURE = LABELS.key[:3]
 
 
-def add_labels(path: Path, batch: LabelBatch, operation: str = "label") -> Labeled:
+def add_labels(path: Path, batch: LabelBatch, replaces: str | None = None) -> Labeled:
     """Publish labels, and scores of them, all in one snapshot.
 
     A label that is there already, said by the same author about the same feature by the same
@@ -43,7 +43,7 @@ def add_labels(path: Path, batch: LabelBatch, operation: str = "label") -> Label
     Args:
         path: The database folder.
         batch: The labels.
-        operation: What the snapshot records as having made it.
+        replaces: A method, whose labels go that are not among these.
 
     Returns:
         How many were written.
@@ -68,13 +68,16 @@ def add_labels(path: Path, batch: LabelBatch, operation: str = "label") -> Label
         added = added.filter(pc.invert(there))
         counts[:] = len(added), len(labels) - len(added), len(scores)
         changed = {}
-        if len(added):
-            changed[LABELS.name] = _preferred(before, added)
-        if len(scores):
-            changed[SCORES.name] = replaced(tables[SCORES.name], scores, SCORES)
+        old = before.filter(pc.equal(before.column("method"), replaces))
+        old = old.filter(pc.invert(pc.is_in(row_keys(old, LABELS.key), value_set=keys)))
+        if len(added) or len(old):
+            changed[LABELS.name] = _preferred(_without(before, old), added, old)
+        scored = _without(tables[SCORES.name], old)
+        if len(scores) or len(scored) < len(tables[SCORES.name]):
+            changed[SCORES.name] = replaced(scored, scores, SCORES)
         return changed
 
-    snapshot = change_user_data(path, [LABELS, SCORES], change, operation)
+    snapshot = change_user_data(path, [LABELS, SCORES], change, "label")
     return Labeled(snapshot, *counts)
 
 
@@ -130,8 +133,7 @@ def remove_label(path: Path, feature: int | str, label: str) -> Snapshot:
     """
 
     def remove(rows: pa.Table, chosen: pa.Table) -> pa.Table:
-        gone = pc.is_in(row_keys(rows, LABELS.key), value_set=row_keys(chosen, LABELS.key))
-        rest = rows.filter(pc.invert(gone))
+        rest = _without(rows, chosen)
         return _settled(rest, np.zeros(len(rest), bool), row_keys(chosen, _FEATURE))
 
     return _change_one(path, feature, label, remove, scores=True)
@@ -151,11 +153,9 @@ def _change_one(
         chosen = _named(snapshot, tables[LABELS.name], feature, label)
         changed = {LABELS.name: change(tables[LABELS.name], chosen)}
         if scores:
-            rows = tables[SCORES.name]
-            of_it = row_keys(chosen, LABELS.key)
-            gone = pc.is_in(row_keys(rows, LABELS.key), value_set=of_it)
-            if pc.any(gone).as_py():
-                changed[SCORES.name] = rows.filter(pc.invert(gone))
+            rest = _without(tables[SCORES.name], chosen)
+            if len(rest) < len(tables[SCORES.name]):
+                changed[SCORES.name] = rest
         return changed
 
     return change_user_data(path, [LABELS, SCORES] if scores else [LABELS], changes, "label")
@@ -192,13 +192,20 @@ def _prefer(rows: pa.Table, chosen: pa.Table) -> pa.Table:
     return _with(rows, "preferred", pc.if_else(of_feature, it, rows.column("preferred")))
 
 
-def _preferred(before: pa.Table, added: pa.Table) -> pa.Table:
-    """Both, sorted, with one preferred label per feature."""
+def _without(rows: pa.Table, labels: pa.Table) -> pa.Table:
+    """The rows, labels or scores of them, that are not of these labels."""
+    gone = pc.is_in(row_keys(rows, LABELS.key), value_set=row_keys(labels, LABELS.key))
+    return rows.filter(pc.invert(gone))
+
+
+def _preferred(before: pa.Table, added: pa.Table, gone: pa.Table) -> pa.Table:
+    """Both, sorted, with one preferred label per feature. gone: labels that were removed."""
     fresh = pa.array([False] * len(before) + [True] * len(added))
     both = pa.concat_tables([before, added]).append_column("fresh", fresh)
     both = in_order(both, LABELS)
     new = both.column("fresh").to_numpy()
-    return _settled(both.drop_columns("fresh"), new, row_keys(added, _FEATURE))
+    touched = row_keys(pa.concat_tables([added, gone]), _FEATURE)
+    return _settled(both.drop_columns("fresh"), new, touched)
 
 
 def _settled(rows: pa.Table, new: npt.NDArray[np.bool_], features: pa.Array) -> pa.Table:

@@ -163,7 +163,7 @@ def _features(**more: Any) -> list[dict[str, Any]]:
         "sae": "sae",
         "top_tokens": [" war", HOSTILE],
         "promoted_tokens": ["\n", " 東京"],
-        "label": None,
+        "label": HOSTILE,
     }
     return [
         {"rank": 1, "feature_id": 5, "density": 0.031, "max_activation": 20.5, **common, **more},
@@ -276,6 +276,7 @@ def comparison() -> Comparison:
     for letter in "ab":
         row |= {f"{letter}_density": 0.01, f"{letter}_max_activation": 10.0}
         row |= {f"{letter}_{name}_tokens": [" war", HOSTILE] for name in ("top", "promoted")}
+        row |= {f"{letter}_label": HOSTILE if letter == "a" else None}
     return Comparison(
         pa.Table.from_pylist([row]),
         **names,

@@ -106,6 +106,7 @@ _CALLS: dict[str, tuple[Any, str, set[str]]] = {
     "label": (_Database.label, "db 1 text", {"db", "form", "path", "prefer", "remove", "votes"}),
     "labels list": (_Database.labels, "db", {"db", "form", "path", "snapshot"}),
     "labels import": (featuredb.import_labels, "db file", {"db"}),
+    "labels make": (featuredb.make_labels, "db", {"db"}),
     "labels export": (featuredb.export_labels, "db file", {"db"}),
     "measure": (featuredb.measure, "db", {"db", "form", "path", "place"}),
     "effect": (_Database.effect, "db 1", {"db", "form", "path", "model"}),

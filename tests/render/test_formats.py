@@ -103,6 +103,7 @@ def test_a_card_carries_its_contexts_and_neighbors() -> None:
         "coactive",
         "chance",
         "measured",
+        "labels",
         "rows",
     ]
     assert [row["rank"] for row in document["contexts"]] == [1, 2]

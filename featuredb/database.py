@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from featuredb.errors import ClosedError
-from featuredb.extras import ingest_extra
+from featuredb.extras import extra, ingest_extra
 from featuredb.store.files.memory import Budget
 from featuredb.store.files.remote import RemoteFiles, local_folder
 from featuredb.store.snapshot import Sae, Snapshot
@@ -873,25 +873,41 @@ class Database:
 
         return feature_card(self._reader, feature, k)
 
-    def search(self, query: str, k: int = 20, by: str | None = None) -> SearchHits:
-        """The features that fire on, or promote, the words of the query.
+    def search(
+        self, query: str, k: int = 20, by: str | None = None, *, encoder: str | None = None
+    ) -> SearchHits:
+        """The features whose labels have the words of the query, or that fire on or promote them.
 
         Args:
             query: Words. Case and punctuation do not matter. ``music*`` is every word that begins
-                so. Common words count little beside rare ones.
+                so. Common words count little beside rare ones. Or a feature, ``1234`` or
+                ``"sae_name/1234"``.
             k: Number of features.
-            by: ``"tokens"``, which features fire on. ``"evidence"``: features whose top contexts
+            by: ``"tokens"``, which features fire on, and labels. ``"meaning"``: labels that mean
+                nearly what the query says, which needs the extra ``featuredb[labels]``.
+                ``"evidence"``: features whose top contexts
                 have the words more than other documents do (`queries.evidence`), which finds
                 words of several tokens, phrases, and ``/expressions/``. Default: by tokens, and by
                 evidence where that finds nothing.
+            encoder: With meaning, a sentence encoder: a folder or a hub name. Default:
+                all-MiniLM-L6-v2.
 
         Returns:
             One row per feature, by score (`queries.search`) descending, ties by SAE and feature id.
             Its ``suggestions`` name similar words for those that no feature mostly fires on.
+
+        Raises:
+            MissingExtraError: By meaning, and the extra is not installed.
+            ModelError: The encoder cannot be loaded.
         """
         from queries.search import search
 
-        return search(self._reader, query, k, by)
+        nearest = None
+        if by == "meaning":
+            with extra("labels", "searching by meaning"):
+                from featuredb.steering.meaning import closeness
+            nearest = partial(closeness, encoder)
+        return search(self._reader, query, k, by, nearest)
 
     def about(self, text: str, k: int = 20, by: str = "both") -> About:
         """The features that a phrase is about. No labels are needed.

@@ -1,4 +1,4 @@
-"""Features found by the tokens they fire on and promote.
+"""Features found by their labels and by the tokens they fire on and promote.
 
 **Words.** A query is split into words: letters, digits and marks of any script. Punctuation counts
 only in a query that has nothing else. ``music*`` stands for every word that begins so. A word
@@ -11,6 +11,10 @@ on matching tokens among its `schemas.TOP_TOKENS` most frequent, plus `PROMOTED`
 of the first matching token among those it promotes. That is multiplied by count / (count + `FEW`),
 so that a feature seen a few times does not lead, and by the word's weight, and summed over words.
 
+A word of a label counts as much as all of the feature's firing, divided by the square root of the
+label's number of words, a third of that for an automatic label, however often the feature fires.
+A query that names a feature, as ``1234`` or ``sae/1234``, finds it.
+
 **Weight.** ln(features / features that fire on the word), relative to the rarest word of the query.
 A word that more than `COMMON` of the features fire on weighs nothing beside a rarer one.
 
@@ -20,9 +24,11 @@ order, then feature id.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
+
+import pyarrow as pa
 
 from featuredb.errors import QueryError
 from featuredb.render.view import Column, Heading, View
@@ -38,13 +44,16 @@ from queries.question import Macro, Question
 from queries.show import counted, feature_sizes, feature_table, score_column
 from queries.sql import duckdb_errors
 
-WAYS = ("tokens", "evidence")
+WAYS = ("tokens", "evidence", "meaning")
 
 PROMOTED = 0.01
 """What the most promoted token weighs against firing on nothing but the word."""
 
 FEW = 10
 """A feature that fired this often counts half."""
+
+AUTOMATIC = 1 / 3
+"""What a word of an automatic label weighs against one of another."""
 
 COMMON = 0.01
 """Share of the features above which a word is common."""
@@ -60,13 +69,13 @@ _LETTER = r"\p{L}\p{N}\p{M}_"
 
 @dataclass(frozen=True, repr=False)
 class SearchHits(Answer):
-    """Features found by `query`, by score descending.
+    """Features found by `query`, by score descending. By meaning: the cosine to a label.
 
     Columns: rank i32, sae string, feature_id i64, score f32, then for `by` evidence hits,
     top_documents and matching_documents i64, share, lift, p and q f64 (`queries.evidence`), then
-    density f64, max_activation f32, matched string (the tokens that the query met, the weightiest
-    first, or what the contexts have), top_tokens list<string>, promoted_tokens list<string>,
-    label string (the preferred one, or null).
+    density f64, max_activation f32, matched string (the label and tokens that the query met,
+    the weightiest first, or what the contexts have), top_tokens list<string>, promoted_tokens
+    list<string>, label string (the preferred one, or null).
 
     suggestions: for words that no feature mostly fires on, similar ones that some do.
     """
@@ -94,12 +103,25 @@ class SearchHits(Answer):
         return View([[heading, *missed], [feature_table(rows, columns)]])
 
 
-def search(reader: Reader, query: str, k: int = 20, by: str | None = None) -> SearchHits:
-    """See `featuredb.Database.search`. No rows for a blank query."""
+Nearest = Callable[[Sequence[str], str], "Sequence[float]"]
+"""Cosines of texts to a query."""
+
+
+def search(
+    reader: Reader,
+    query: str,
+    k: int = 20,
+    by: str | None = None,
+    nearest: Nearest | None = None,
+) -> SearchHits:
+    """See `featuredb.Database.search`. No rows for a blank query. nearest: for `by` meaning."""
     k = check_k(k)
     check_text(query, "a search")
     if by not in (None, *WAYS):
         raise QueryError(f"by must be {' or '.join(WAYS)}, not {by!r}")
+    if by == "meaning":
+        assert nearest is not None
+        return _by_meaning(reader, query, k, nearest)
     suggestions: dict[str, tuple[str, ...]] = {}
     with duckdb_errors(reader.location):
         cursor = reader.cursor()
@@ -112,6 +134,41 @@ def search(reader: Reader, query: str, k: int = 20, by: str | None = None) -> Se
             if by == "evidence" or len(other):
                 table, by = other, "evidence"
     return SearchHits(table, query=query, by=by or "tokens", suggestions=suggestions)
+
+
+def _by_meaning(reader: Reader, query: str, k: int, nearest: Nearest) -> SearchHits:
+    """The features with a label that means most nearly the same."""
+    labels = reader.cursor().sql(_LABELS).fetchall()
+    if not labels:
+        raise QueryError(
+            "no feature has a label to search by meaning: write some, import some, or let "
+            "`featuredb labels make` do it"
+        )
+    texts = list(dict.fromkeys(text for *_, text in labels))
+    cosine = dict(zip(texts, nearest(texts, query), strict=True))
+    best: dict[tuple[str, int], tuple[float, str]] = {}
+    for sae, feature, text in labels:
+        found = (cosine[text], text)
+        best[sae, feature] = max(best.get((sae, feature), found), found, key=lambda each: each[0])
+    order = reader.store.sae_order
+    ranked = sorted(best, key=lambda f: (-best[f][0], order[f[0]], f[1]))[:k]
+    saes = {sae.name: sae for sae in reader.snapshot.saes}
+    features = reader.store.features
+    about = features.summaries([features.row(saes[sae], number) for sae, number in ranked])
+    columns = {
+        "rank": pa.array(range(1, len(ranked) + 1), pa.int32()),
+        "sae": about.column("sae"),
+        "feature_id": about.column("feature_id"),
+        "score": pa.array([best[feature][0] for feature in ranked], pa.float32()),
+        "density": about.column("density"),
+        "max_activation": about.column("max_activation"),
+        "matched": pa.array([best[feature][1] for feature in ranked], pa.string()),
+        **{name: about.column(name) for name in ("top_tokens", "promoted_tokens", "label")},
+    }
+    return SearchHits(pa.table(columns), query=query, by="meaning")
+
+
+_LABELS = "SELECT sae, feature_id, text FROM labels ORDER BY sae, feature_id, preferred DESC, text"
 
 
 def _did_you_mean(words: tuple[str, ...]) -> str:
@@ -188,11 +245,28 @@ weights AS (
         ELSE ln((of + 1) / n) / ln((of + 1) / min(n) OVER ()) END AS weight
     FROM numbers
 ),
+labeled AS (
+    SELECT sae, feature_id, NULL::BIGINT AS count, word, max(share) AS share,
+        first(text ORDER BY share DESC, text) AS matched
+    FROM (
+        SELECT sae, feature_id, text, unnest(list_distinct(of)) AS of_label,
+            CASE WHEN method = 'automatic' THEN {AUTOMATIC} ELSE 1 END / sqrt(len(of)) AS share
+        FROM (SELECT *, regexp_extract_all(lower(text), '[{_LETTER}]+') AS of FROM labels)
+    ) JOIN words ON CASE WHEN prefix THEN starts_with(of_label, word) ELSE of_label = word END
+    GROUP BY sae, feature_id, word
+),
+named AS (
+    SELECT sae, feature_id, NULL::BIGINT AS count, query AS word, 1.0 AS share,
+        concat(sae, '/', feature_id) AS matched
+    FROM (SELECT sae, feature_id FROM features)
+    WHERE trim(query) IN (CAST(feature_id AS VARCHAR), concat(sae, '/', feature_id))
+),
 met AS (
     SELECT sae, feature_id, word,
-        sum(share * count / (count + {FEW}) * coalesce(weight, 1)) AS score,
+        sum(coalesce(share * count / (count + {FEW}), share) * coalesce(weight, 1)) AS score,
         first(matched ORDER BY share DESC) AS matched
-    FROM (FROM fired UNION ALL FROM promoted) LEFT JOIN weights USING (word)
+    FROM (FROM fired UNION ALL FROM promoted UNION ALL FROM labeled UNION ALL FROM named)
+        LEFT JOIN weights USING (word)
     GROUP BY sae, feature_id, word
 ),
 scored AS (
@@ -232,8 +306,8 @@ FROM missed LEFT JOIN candidates USING (word)
 GROUP BY word ORDER BY word"""
 
 
-_ABOUT = "features by the words they fire on and promote, as queries/search.py scores them"
-_ABOUT = "features by the words they fire on and promote, as queries/search.py scores them"
+_ABOUT = "features by words of their labels, and that they fire on and promote (queries/search.py)"
+_ABOUT = "features by words of their labels, and that they fire on and promote (queries/search.py)"
 QUESTION = Question(
     "search",
     SearchHits,

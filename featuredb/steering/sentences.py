@@ -52,6 +52,18 @@ class SentenceEncoder:
         cosines: npt.NDArray[np.float64] = (first * second).sum(1).clamp_min(0).double().numpy()
         return cosines
 
+    @torch.inference_mode()
+    def vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """A unit vector for each text, float32 [n, width]. Texts of one length go together."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        parts, batch = [], 64
+        for start in range(0, len(order), batch):
+            parts.append(self._embedded([texts[i] for i in order[start : start + batch]]).numpy())
+        joined = np.concatenate(parts)
+        vectors = np.empty_like(joined)
+        vectors[order] = joined
+        return vectors
+
     def _embedded(self, texts: Sequence[str]) -> torch.Tensor:
         given = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt"

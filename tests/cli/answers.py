@@ -163,7 +163,7 @@ def _features(**more: Any) -> list[dict[str, Any]]:
         "sae": "sae",
         "top_tokens": [" war", HOSTILE],
         "promoted_tokens": ["\n", " 東京"],
-        "label": HOSTILE,
+        "label": None,
     }
     return [
         {"rank": 1, "feature_id": 5, "density": 0.031, "max_activation": 20.5, **common, **more},
@@ -290,7 +290,7 @@ def comparison() -> Comparison:
 
 def search_hits() -> SearchHits:
     """Two hits."""
-    rows = _features(score=1.5, matched=HOSTILE)
+    rows = _features(score=1.5, matched=HOSTILE, label=HOSTILE)
     return SearchHits(pa.Table.from_pylist(rows, _HITS), query="war")
 
 

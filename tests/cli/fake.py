@@ -71,7 +71,7 @@ class FakeDatabase:
     def fires_in(self, context_id: int, k: int, *_: Any) -> Any:
         return self._ask(answers.firing, "fires_in", context_id, k)
 
-    def search(self, query: str, k: int, by: str | None = None) -> Any:
+    def search(self, query: str, k: int, by: str | None = None, **_: Any) -> Any:
         return self._ask(answers.search_hits, "search", query, k)
 
     def sql(self, query: str) -> Any:

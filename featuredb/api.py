@@ -969,8 +969,8 @@ def serve(
 ) -> None:
     """Answer a browser's questions about a database until interrupted.
 
-    Prints the address, with a token in it that a browser keeps in a cookie. Nothing is written,
-    and nothing but the database's own files is read.
+    Prints the address, with a token in it that a browser keeps in a cookie. Nothing is written but
+    labels, and nothing but the database's own files is read.
 
     Args:
         path: A folder or a URL, as of `open`.

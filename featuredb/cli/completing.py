@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem, split_arg_string
 
 from featuredb.errors import FeatureDBError
-from featuredb.render.characters import label
+from featuredb.render.characters import label, neutralize
 
 if TYPE_CHECKING:
     from featuredb.store.store import Store
@@ -81,14 +81,22 @@ _LAST_NAME = re.compile(r'(.*?)"?(\w*)', re.DOTALL)
 
 
 def _features(store: Store, typed: str, several: bool) -> Iterator[CompletionItem]:
-    """By number first, then by the place of the word among a feature's tokens, then density."""
+    """By number first, then by the words of labels, then by the place of the word among a feature's
+    tokens, then density."""
     name, slash, word = typed.rpartition("/")
     table = store.files.read(
         store.snapshot.derived.summaries.path,
         columns=["sae", "feature_id", "density", "top_tokens"],
     )
-    found: list[tuple[int, float, str, str, list[str]]] = []
+    found: list[tuple[int, float, str, str, str]] = []
     folded = word.casefold()
+    every = store.labels.every()
+    labels = {
+        (sae.name, number): text
+        for sae in store.snapshot.saes
+        for (sha256, hook, number), text in every.items()
+        if (sha256, hook) == (sae.sha256, sae.hook)
+    }
     for batch in table.to_batches():
         for sae, feature, density, tokens in zip(
             *(column.to_pylist() for column in batch.columns), strict=True
@@ -96,13 +104,17 @@ def _features(store: Store, typed: str, several: bool) -> Iterator[CompletionIte
             if slash and sae != name:
                 continue
             tokens = (tokens or [])[:_TOKENS]
+            text = labels.get((sae, feature), "")
+            shown = text or " ".join(map(label, tokens))
             if str(feature).startswith(word):
-                found.append((-1, len(str(feature)), sae, str(feature), tokens))
+                found.append((-1, len(str(feature)), sae, str(feature), shown))
+            elif text and any(w.startswith(folded) for w in text.casefold().split()):
+                found.append((0, -density, sae, str(feature), shown))
             elif place := _place(tokens, folded):
-                found.append((place, -density, sae, str(feature), tokens))
-    for *_, sae, number, tokens in sorted(found, key=lambda each: each[:2])[:_SHOWN]:
+                found.append((place, -density, sae, str(feature), shown))
+    for *_, sae, number, shown in sorted(found, key=lambda each: each[:2])[:_SHOWN]:
         value = f"{sae}/{number}" if several or slash else number
-        yield CompletionItem(value, help=" ".join(map(label, tokens)) or None)
+        yield CompletionItem(value, help=neutralize(shown) or None)
 
 
 def _place(tokens: list[str], word: str) -> int:

@@ -24,7 +24,7 @@ from featuredb.errors import (
     first_line,
     one_line,
 )
-from featuredb.explorer.address import Address
+from featuredb.explorer.address import Address, feature_url
 from featuredb.explorer.cache import PageCache
 from featuredb.explorer.drawing import render, section_of
 from featuredb.explorer.guard import TooMuch, TooSlow
@@ -90,6 +90,7 @@ def application(site: Site) -> Starlette:
         Route("/map/points", _points(site, turns)),
         Route("/random", _answering(site, cache, turns, feature.random_page)),
     ]
+    routes.append(Route("/label/{rest:path}", _labeling(site, cache), methods=["POST"]))
     for path, page in PAGES.items():
         if not path.endswith(":path}"):
             twin = "/index.{form}" if path == "/" else path + ".{form}"
@@ -130,6 +131,22 @@ def _answering(site: Site, cache: PageCache, turns: CapacityLimiter, page: PageO
         if lasting and request.method == "GET":
             cache.put(key, made)
         return made
+
+    return endpoint
+
+
+def _labeling(site: Site, cache: PageCache) -> Any:
+    """Writes a label, which only a form that is sent can do, and leads back to its feature."""
+
+    async def endpoint(request: Request) -> Response:
+        feature = request.path_params["rest"]
+        text = dict(await _form(request)).get("label", "")
+        try:
+            await to_thread.run_sync(site.label, feature, text)
+        except FeatureDBError as error:
+            return _error(site, Address("/label", ()), error, "")
+        cache.clear()
+        return RedirectResponse(feature_url(feature), 303)
 
     return endpoint
 

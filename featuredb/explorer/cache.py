@@ -20,6 +20,12 @@ class PageCache:
         self._pages: OrderedDict[Hashable, Response] = OrderedDict()
         self._lock = threading.Lock()
 
+    def clear(self) -> None:
+        """Keep none of them."""
+        with self._lock:
+            self._pages.clear()
+            self._bytes = 0
+
     def get(self, key: Hashable) -> Response | None:
         """The page of that address, None if it is not kept."""
         with self._lock:

@@ -37,6 +37,10 @@ class Console:
         bound(connection, MEMORY)
         confine(connection, self._reader.location)
 
+    def move_on(self, store: Store) -> None:
+        """Ask a later snapshot from now on."""
+        self._reader = Reader(store, self._prepare)
+
     def ask(self, query: str, seconds: float = SECONDS) -> CappedRows:
         """The first rows. Raises `SQLError` for what writes, takes too long or fails."""
         statement = _only_statement(query)

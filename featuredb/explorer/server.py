@@ -69,7 +69,7 @@ def prepare(database: Database, store: Store, host: str, port: int) -> Serving:
     """Listen. port: 0 for any that is free. Raises `OptionError` where it cannot be had."""
     model = ModelLoader(database)
     generations = Generations(database, model)
-    site = Site(database, store, Console(store), model, generations, str(database.location))
+    site = Site(database, Console(store), model, generations, str(database.location))
     return _guarded(application(site), host, port)
 
 

@@ -24,11 +24,20 @@ class Site:
     """
 
     database: Database
-    store: Store
     console: Console
     model: ModelLoader
     generations: Generations
     name: str
+
+    @property
+    def store(self) -> Store:
+        """The database's, which moves on when a label is written."""
+        return self.database._store
+
+    def label(self, feature: str, text: str) -> None:
+        """Label a feature. Pages and the console see it then. Raises as `Database.label`."""
+        self.database.label(feature, text)
+        self.console.move_on(self.store)
 
     def feature(self, sae: str, number: int) -> str:
         """How a feature is named in a call: by its number where there is one SAE."""

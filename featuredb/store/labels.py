@@ -27,6 +27,15 @@ class StoredLabels:
         """The label that answers show, if there is any."""
         return next((row["text"] for row in self.of(sae, feature) if row["preferred"]), None)
 
+    def every(self) -> dict[_Key, str]:
+        """All preferred labels, by the SAE's hash and hook and the feature's number."""
+        if self._path is None:
+            return {}
+        names = ["sae_sha256", "hook", "feature_id", "text", "preferred"]
+        columns = self._files.read(self._path, columns=names).to_pydict().values()
+        rows = zip(*columns, strict=True)
+        return {(sha, hook, number): text for sha, hook, number, text, shown in rows if shown}
+
     def of(self, sae: Sae, feature: int) -> Sequence[dict[str, Any]]:
         """The rows about a feature, as in `schemas.LABELS`: the preferred one, then by id."""
         if self._path is None:

@@ -16,6 +16,7 @@ import featuredb
 from featuredb.errors import LabelError, StorageError, UnknownFeatureError
 from featuredb.labels.batch import LabelBatch
 from featuredb.labels.write import add_labels
+from tests.explorer.conftest import serving
 from tests.make_store import make_store
 from tests.queries.test_questions import small_world
 
@@ -246,3 +247,23 @@ def test_bad_labels_by_hand(made: Path) -> None:
         with pytest.raises(LabelError, match="feature demo/1 has no label"):
             db.prefer_label("demo/1", "x")
         assert db.snapshot.number == 1
+
+
+def test_the_explorer_writes_them(folder: Path) -> None:
+    with serving(folder) as served:
+        path = "/feature/demo/1"
+        assert b"Say what it means" in served.get(path)[1]
+        body = b"label=dates+%3Cb%3E"
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        status, _, headers = served.get("/label/demo/1", "POST", body, form)
+        assert (status, headers["location"]) == (303, path)
+        assert b"dates &lt;b&gt;" in served.get(path)[1]
+        assert b"dates" in served.get("/sql.json?q=FROM%20labels")[1]
+        # Only a form that is sent writes, and only from this server's pages.
+        assert served.get("/label/demo/1?label=x")[0] in (404, 405)
+        elsewhere = {**form, "Origin": "http://evil.example"}
+        assert served.get("/label/demo/1", "POST", body, elsewhere)[0] == 403
+        status, page, _ = served.get("/label/demo/99", "POST", body, form)
+        assert (status, b"there is no feature 99" in page) == (404, True)
+        assert served.get("/label/demo/1", "POST", b"label=", form)[0] == 400
+    assert _shown(folder) == {"demo/1": "dates <b>"}

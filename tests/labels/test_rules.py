@@ -22,12 +22,12 @@ def _tokens(*tokens: tuple[str, float]) -> FeatureFacts:
     [
         (_tokens((" May", 0.5), (" June", 0.3), (" the", 0.1)), "months"),
         (
-            FeatureFacts([(" May", 0.6), ("July", 0.3)], ["in"] * 9, [" 2"] * 9, 0, 9),
+            FeatureFacts([(" May", 0.5), ("July", 0.4)], ["in"] * 9, [" 2"] * 9, 0, 9),
             "months in dates",
         ),
         (FeatureFacts([("1", 0.9)], ["2"] * 9, ["3"] * 9, 0, 9), "digits inside numbers"),
         (_tokens((" of", 0.7), (" in", 0.3)), '"of"'),
-        (_tokens((" a", 0.6), (" of", 0.4)), 'articles and "of"'),
+        (_tokens((" a", 0.35), (" an", 0.25), (" of", 0.4)), 'articles and "of"'),
         (_tokens((" music", 0.3), (" musical", 0.2), ("Mus", 0.1)), 'forms of "music"'),
         (_tokens((" realism", 0.3), (" Marxism", 0.3), ("tourism", 0.3)), "words ending in -ism"),
         (_tokens((" king", 0.3), (" castle", 0.2), (" x", 0.01)), '"king" and "castle"'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from featuredb.errors import FeatureDBError, QueryError
@@ -79,6 +80,9 @@ def page(site: Site, asked: Address) -> WebPage:
         "next": feature_url(f"{sae.name}/{number + 1}") if number + 1 < sae.d_sae else "",
         "sae": sae.name,
         "fires_on": [entry["token"] for entry in (numbers.row.top_tokens or [])[:4]],
+        "meaning": numbers.labels[0]["text"] if numbers.labels else "",
+        "label_url": feature_url(full).replace("/feature/", "/label/", 1),
+        "writable": isinstance(site.database.location, Path),
         "shown": _SHOWN,
         "show_contexts": asked.choice("show", _SHOWN),
         "offset": asked.whole("offset", 0, 0, 10**9),

@@ -8,7 +8,7 @@ from featuredb.explorer.address import Address, feature_url
 from featuredb.explorer.panel import Panel, macro
 from featuredb.explorer.site import Site, WebPage
 
-_WAYS = ("any", "tokens", "evidence")
+_WAYS = ("any", "tokens", "evidence", "meaning")
 
 
 def page(site: Site, asked: Address) -> WebPage:

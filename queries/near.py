@@ -402,6 +402,7 @@ IN_PYTHON = InPython(
         "max_activation": "FLOAT",
         "top_tokens": "VARCHAR[]",
         "promoted_tokens": "VARCHAR[]",
+        "label": "VARCHAR",
     },
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _WORDS = {
     "months": "january february march april may june july august september october november "
@@ -84,15 +85,16 @@ CLASSES: dict[str, frozenset[str]] = {k: frozenset(v.split()) for k, v in _WORDS
 _NUMBER = re.compile(r"\d+")
 
 
-def classes_of(token: str) -> list[str]:
+@lru_cache(maxsize=1 << 16)
+def classes_of(token: str) -> tuple[str, ...]:
     """The classes of a token, by its letters or marks."""
     bare = token.strip()
     if not bare:
-        return ["line breaks" if "\n" in token else "spaces"]
+        return ("line breaks" if "\n" in token else "spaces",)
     if _NUMBER.fullmatch(bare):
-        return ["digits"]
-    marks = [name for name, characters in _MARKS.items() if all(c in characters for c in bare)]
+        return ("digits",)
+    marks = tuple(n for n, characters in _MARKS.items() if all(c in characters for c in bare))
     if marks:
         return marks
     word = bare.lower()
-    return [name for name, words in CLASSES.items() if word in words]
+    return tuple(name for name, words in CLASSES.items() if word in words)

@@ -23,8 +23,14 @@ from featuredb.labels.word_classes import classes_of
 MOST = 0.6
 """Share from which on something is said of all."""
 
-FEW = 0.2
+FEW = 0.1
 """Share of the firing mass below which top tokens do not say what a feature fires on."""
+
+CONTENT = 0.3
+"""Share of the top tokens' mass from which on words that mean something are named alone."""
+
+_HALF = 0.5
+"""Share of that mass that forms of a word, or words with one end, have."""
 
 _LEAST = 8
 """Contexts that are needed to say where it fires."""
@@ -87,12 +93,16 @@ def _what(tokens: Sequence[tuple[str, float]]) -> tuple[str, set[str]]:
             by_class[name] += share / total  # type: ignore[assignment]
     words = sorted(by_word, key=lambda word: -by_word[word])
     names = {name for name, share in by_class.items() if share >= MOST}
-    if by_word[words[0]] >= MOST and words[0].isalpha():
+    if by_word[words[0]] >= _HALF and words[0].isalpha():
         return _quoted(spelled[words[0]]), names
     if names:
         named = max(names, key=lambda name: (by_class[name], name))
         rest = [w for w in words if named not in classes_of(w) and by_word[w] >= 1 - MOST - 0.15]
         return " and ".join([named, *(_quoted(spelled[word]) for word in rest)]), names
+    content = {w: share for w, share in by_word.items() if _is_content(w)}
+    if (whole := sum(content.values())) >= CONTENT:
+        by_word = {word: share / whole for word, share in content.items()}
+        words = [word for word in words if word in content]
     for rule in (_forms, _ending):
         found = rule(by_word)
         if found:
@@ -101,26 +111,38 @@ def _what(tokens: Sequence[tuple[str, float]]) -> tuple[str, set[str]]:
     chosen: list[str] = []
     for word in words[:_WORDS]:
         if chosen and (
-            by_word[word] < 0.3 * by_word[chosen[0]] or sum(by_word[w] for w in chosen) >= MOST
+            by_word[word] < 0.25 * by_word[chosen[0]] or sum(by_word[w] for w in chosen) >= MOST
         ):
             break
         chosen.append(word)
-    named = max(by_class, key=lambda name: by_class[name], default="")
-    if named and by_class[named] >= MOST / 2 and len(chosen) > 1:
-        inside = [word for word in words if named in classes_of(word)][:2]
-        outside = [w for w in chosen if w not in inside and named not in classes_of(w)][:1]
-        if outside and len(inside) > 1:
-            return f"{named} and {_quoted(spelled[outside[0]])}", names
     return _listed([spelled[word] for word in chosen]), names
+
+
+def _is_content(word: str) -> bool:
+    """Whether it is a word that says what a text is about, as far as a list can tell."""
+    return word.isalpha() and len(word) >= _PIECE and not _FUNCTION.intersection(classes_of(word))
+
+
+_FUNCTION = {
+    "prepositions",
+    "articles",
+    "pronouns",
+    "conjunctions",
+    "question words",
+    "demonstratives",
+    "auxiliary verbs",
+    "quantifiers",
+}
 
 
 def _forms(by_word: Mapping[str, float]) -> str:
     """Words with one stem, such as music, musical and musicians."""
     for stem in sorted((w for w in by_word if len(w) > _PIECE and w.isalpha()), key=len):
         forms = [word for word in by_word if word.startswith(stem[: max(4, len(stem) - 2)])]
-        if len(forms) > 1 and sum(by_word[word] for word in forms) >= MOST:
-            best = max(forms, key=lambda word: by_word[word])
-            return f"forms of {_quoted(best)}"
+        if len(forms) > 1 and sum(by_word[word] for word in forms) >= _HALF:
+            most = max(by_word[word] for word in forms)
+            short = min((w for w in forms if by_word[w] >= most / 2), key=lambda w: (len(w), w))
+            return f"forms of {_quoted(short)}"
     return _shared(by_word, 1, "words beginning with {}-")
 
 
@@ -137,8 +159,9 @@ def _shared(by_word: Mapping[str, float], step: int, template: str) -> str:
     pieces = {_common(a, b) for i, a in enumerate(first) for b in first[:i]}
     for piece in sorted((p for p in pieces if len(p) >= _PIECE), key=lambda p: (-len(p), p)):
         having = [word for word in words if word.startswith(piece)]
-        if len(having) > 2 and sum(words[word] for word in having) >= MOST:
-            return template.format(piece[::step])
+        if len(having) > 2 and sum(words[word] for word in having) >= _HALF:
+            found = piece[::step]
+            return f"forms of {_quoted(found)}" if piece in having else template.format(found)
     return ""
 
 

@@ -178,7 +178,9 @@ def _beside(facts: FeatureFacts, names: set[str]) -> str:
     sides = {"after": facts.before, "before": facts.after}
     classes = {}
     for side, tokens in sides.items():
-        counts = Counter(name for token in tokens for name in set(classes_of(token)))
+        counts: Counter[str] = Counter()
+        for token, n in Counter(tokens).items():
+            counts.update(dict.fromkeys(classes_of(token), n))
         classes[side] = {n for n, c in counts.items() if c >= MOST * facts.contexts}
     near = classes["after"] | classes["before"]
     if "months" in names and "digits" in near:

@@ -192,14 +192,11 @@ def _tokens(column: TokenColumn, page: Page, room: int | None = None) -> list[Te
             continue
         text.truncate(room, overflow="ellipsis")
         left = room - text.cell_len - GAP
-        if left >= _LEAST_TOKENS:
-            text.append(" " * GAP).append_text(page.tokens(tokens, left))
+        some = page.tokens(tokens, left)
+        if some.cell_len <= left:
+            text.append(" " * GAP).append_text(some)
         shown.append(text)
     return shown
-
-
-_LEAST_TOKENS = 8
-"""Cells that tokens need beside a label."""
 
 
 def _cells(column: AnyColumn, page: Page) -> Cells:

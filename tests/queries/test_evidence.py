@@ -172,8 +172,8 @@ def test_search_falls_back_to_evidence(store: Path) -> None:
         assert "documents with volcano" in str(answer).replace("\n", " ")
         assert db.search("volcano", by="tokens").by == "tokens"
         assert len(db.search("volcano", by="tokens")) == 0
-        with pytest.raises(QueryError, match="by must be tokens or evidence, not 'meaning'"):
-            db.search("volcano", by="meaning")
+        with pytest.raises(QueryError, match="by must be tokens or evidence or meaning, not 'x'"):
+            db.search("volcano", by="x")
 
 
 def _encoding(reader: Reader, features: dict[int, float]) -> Any:

@@ -254,4 +254,4 @@ def test_bad_bounds_and_an_empty_answer(tmp_path: Path) -> None:
         empty = db.families(0)
         assert len(empty) == 0
         assert str(empty).strip() == "families of s/0 · no relatives · coverage 0.8, gain 0.1"
-        assert len(empty.arrow().column_names) == 15
+        assert len(empty.arrow().column_names) == 16

@@ -46,8 +46,10 @@ def features_to_begin(order: str = "anything", k: int = 20, offset: int = 0) -> 
     return (
         "SELECT CAST(row_number() OVER (ORDER BY "
         f"{_ORDERS[order]}, sae, feature_id) AS INTEGER) AS rank, sae, feature_id, density, "
-        "max_activation, [t.token FOR t IN top_tokens] AS top_tokens "
-        f"FROM features WHERE count >= {_FEW} ORDER BY rank LIMIT {k} OFFSET {offset}"
+        "max_activation, [t.token FOR t IN top_tokens] AS top_tokens, label "
+        "FROM features LEFT JOIN (SELECT sae, feature_id, text AS label FROM labels "
+        "WHERE preferred) USING (sae, feature_id) "
+        f"WHERE count >= {_FEW} ORDER BY rank LIMIT {k} OFFSET {offset}"
     )
 
 

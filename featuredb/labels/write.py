@@ -29,7 +29,9 @@ from ingest.operations.user_data import Tables, change_user_data, signed
 _FEATURE = LABELS.key[:3]
 
 
-def add_labels(path: Path, batch: LabelBatch, replaces: str | None = None) -> Labeled:
+def add_labels(
+    path: Path, batch: LabelBatch, operation: str = "label", replaces: str | None = None
+) -> Labeled:
     """Publish labels, and scores of them, all in one snapshot.
 
     A label that is there already, said by the same author about the same feature by the same
@@ -43,6 +45,7 @@ def add_labels(path: Path, batch: LabelBatch, replaces: str | None = None) -> La
     Args:
         path: The database folder.
         batch: The labels.
+        operation: What the snapshot records as having made it.
         replaces: A method, whose labels go that are not among these.
 
     Returns:
@@ -77,7 +80,7 @@ def add_labels(path: Path, batch: LabelBatch, replaces: str | None = None) -> La
             changed[SCORES.name] = replaced(scored, scores, SCORES)
         return changed
 
-    snapshot = change_user_data(path, [LABELS, SCORES], change, "label")
+    snapshot = change_user_data(path, [LABELS, SCORES], change, operation)
     return Labeled(snapshot, *counts)
 
 

@@ -60,6 +60,9 @@ VERBS = _verbs()
 
 _NO_LOOKUPS = (*_WRITERS, *_LABELS, *_EFFECTS, *_MONITORS, *_BROWSER, *_CARE)
 LOOKUPS = tuple(verb for verb in VERBS if verb not in _NO_LOOKUPS)
+_SPARED = (*LOOKUPS, *_BROWSER, *_LABELS, *_MONITORS)
+"""Verbs that are given no pandas objects: see `_spare_pandas`."""
+
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -87,7 +90,7 @@ class Verbs(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         ours = not args and "args" not in kwargs  # otherwise a caller's process, such as a test
-        if ours and len(sys.argv) > 2 and sys.argv[1] in (*LOOKUPS, *_BROWSER):
+        if ours and len(sys.argv) > 2 and sys.argv[1] in _SPARED:
             _spare_pandas()
         return super().main(*args, **kwargs)
 

@@ -44,6 +44,9 @@ from ingest.options import IngestOptions
 from ingest.prepare import RunSettings, plan_ingest
 from ingest.run_plan import Partition, read_summaries
 
+_ROWS = 1_024
+"""Rows that the in-memory cache encodes at a time: [N, d_sae] may not fit."""
+
 Way = Callable[[Extractor, int], float]
 """Runs one partition, returns bytes written per activation it kept."""
 
@@ -81,20 +84,24 @@ def in_memory(extractor: Extractor, number: int) -> float:
     with torch.inference_mode():
         for batch in _batches(extractor, number):
             for attached, x in _inputs(extractor, batch):
-                acts = attached.sae.encode(x).reshape(*batch.token_ids.shape, -1)
-                found = torch.nonzero(acts.abs() > 1e-5)
-                values.append(acts[tuple(found.T)].half())
-                found[:, 0] = torch.from_numpy(batch.contexts)[found[:, 0]]
-                locations.append(found)
+                width = batch.token_ids.shape[1]
+                contexts = torch.from_numpy(batch.contexts).to(x.device)
+                for start in range(0, len(x), _ROWS):
+                    acts = attached.sae.encode(x[start : start + _ROWS])
+                    row, feature = torch.nonzero(acts.abs() > 1e-5, as_tuple=True)
+                    values.append(acts[row, feature].half())
+                    row += start
+                    found = [contexts[row // width], row % width, feature]
+                    locations.append(torch.stack(found, dim=1))
             tokens.append(torch.from_numpy(batch.token_ids).reshape(-1))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "cache.safetensors")
-        kept = torch.cat(locations)
+        kept = torch.cat(locations).cpu()
         narrow = torch.stack([kept[:, 0], kept[:, 1], kept[:, 2]], dim=1).to(torch.int32)
         save_file(
             {
                 "locations": narrow.to(torch.uint16) if int(kept.max()) < 65_536 else narrow,
-                "activations": torch.cat(values),
+                "activations": torch.cat(values).cpu(),
                 "tokens": torch.cat(tokens).to(torch.int32),
             },
             path,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -43,6 +43,7 @@ from ingest.change import next_draft
 from ingest.corpus.naming import corpus_name
 from ingest.corpus.stored_texts import StoredTexts
 from ingest.derive.logits import logit_lens
+from ingest.extract.device import DeviceMemory
 from ingest.extract.feature_orders import with_feature_orders
 from ingest.extract.forward import Rule
 from ingest.inputs import Inputs
@@ -99,15 +100,20 @@ class StoredCorpus:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What the load check measured, by SAE."""
+    """What the load check measured, by SAE. batch_tokens: what the device had memory for."""
 
     corpus: StoredCorpus
     measured: Mapping[str, CheckedSae]
+    batch_tokens: int
 
     @property
     def counts(self) -> dict[str, npt.NDArray[np.int64]]:
         """How often each feature fired."""
         return {name: measured.counts for name, measured in self.measured.items()}
+
+    def fitted(self, settings: RunSettings) -> RunSettings:
+        """The settings with batches that fit."""
+        return replace(settings, batch_tokens=self.batch_tokens)
 
     def with_checks(self) -> Draft:
         """The draft, in which the SAEs that it has have these measurements too."""
@@ -149,7 +155,7 @@ def plan_ingest(
     corpus = _store_corpus(layout, draft, NextIds(), inputs, identity["corpus content"])
     report = _check(layout, corpus, inputs.loaded, settings, {})
     directions = _store_directions(layout, report, inputs.loaded)
-    return _write_plan(layout, directions, settings, identity)
+    return _write_plan(layout, directions, report.fitted(settings), identity)
 
 
 def plan_append(
@@ -177,7 +183,7 @@ def plan_append(
     ]
     draft = msgspec.structs.replace(draft, saes=tuple(kept))
     directions = StoredDirections(draft, corpus.corpora, draft.saes)
-    return _write_plan(layout, directions, settings, identity)
+    return _write_plan(layout, directions, report.fitted(settings), identity)
 
 
 def plan_saes(
@@ -192,7 +198,7 @@ def plan_saes(
     corpus = StoredCorpus(next_draft(base, "add-sae"), base.corpora)
     report = _check(layout, corpus, loaded, settings, _known_medians(base, loaded, settings))
     directions = _store_directions(layout, report, loaded)
-    return _write_plan(layout, directions, settings, identity)
+    return _write_plan(layout, directions, report.fitted(settings), identity)
 
 
 def logits_path(layout: Layout, sae: str) -> Path:
@@ -286,16 +292,17 @@ def _check(
         ).spread(SAMPLE_TOKENS if each is corpus.corpora[0] else others)
         for each in corpus.corpora
     ]
+    memory = DeviceMemory(settings.batch_tokens)
     measured = check_load(
         loaded,
         SampleTokens.of_all(samples),
-        batch_tokens=settings.batch_tokens,
+        memory=memory,
         sink_threshold=settings.sink_threshold,
         refuse=settings.check,
         bos_chosen=settings.bos_chosen,
         medians=medians,
     )
-    return LoadReport(corpus, measured)
+    return LoadReport(corpus, measured, memory.batch_tokens)
 
 
 def _store_directions(

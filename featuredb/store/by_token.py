@@ -37,21 +37,21 @@ class TokenRows(NamedTuple):
     activation: schemas.FloatArray
 
 
-def write_token_file(
-    path: Path, rows: TokenRows, values: str, d_sae: int, order: FeatureOrder
-) -> None:
+def write_token_file(path: Path, rows: TokenRows, values: str, d_sae: int) -> None:
     """Write tokens in position order as one Parquet file.
+
+    rows.feature_id holds gaps: each token's ranks in the `FeatureOrder`, ascending, as the
+    difference to the rank before.
 
     Gaps byte-stream-split, activations as `value_encoding` says, zstd-1: 2.82 bytes per activation
     on the demo's SAE, 3.26 with plain ids. Data pages of version 1, as those of version 2 leave
     the lengths of the lists uncompressed: 0.05 bytes per activation and list.
     """
     schema = schemas.by_token(values, d_sae)
-    gaps, activation = _to_gaps(rows, order)
-    activation = activation.astype(values, copy=False)
+    activation = rows.activation.astype(values, copy=False)
     id_type = schemas.feature_id_type(d_sae)
     lists = {
-        "gaps": pa.array(gaps.astype(id_type.to_pandas_dtype()), id_type),
+        "gaps": pa.array(rows.feature_id.astype(id_type.to_pandas_dtype()), id_type),
         "activations": pa.array(activation, schemas.value_type(values)),
     }
     encoding = value_encoding(activation)
@@ -83,34 +83,8 @@ def write_token_file(
     )
 
 
-def token_rows(
-    position: npt.NDArray[np.uint32], feature_id: npt.NDArray[Any], activation: schemas.FloatArray
-) -> TokenRows:
-    """Group activations, sorted by (position, feature_id), by token. All arguments [n]."""
-    if len(position) == 0:
-        zero = np.zeros(1, np.int64)
-        return TokenRows(position, zero, feature_id, activation)
-    starts = np.flatnonzero(np.concatenate(([True], position[1:] != position[:-1])))
-    offsets = np.append(starts, len(position)).astype(np.int64)
-    return TokenRows(position[starts], offsets, feature_id, activation)
-
-
-def _to_gaps(
-    rows: TokenRows, order: FeatureOrder
-) -> tuple[npt.NDArray[np.uint32], schemas.FloatArray]:
-    """(gaps uint32 [n], activation [n]), the entries of each token by ascending rank."""
-    ranks = order.ranks[rows.feature_id]
-    sort = _within_tokens(rows.offsets, ranks)
-    ranks = ranks[sort]
-    gaps = ranks.copy()
-    gaps[1:] -= ranks[:-1]
-    firsts = rows.offsets[:-1]
-    gaps[firsts] = ranks[firsts]
-    return gaps, rows.activation[sort]
-
-
 def _from_gaps(rows: TokenRows, order: FeatureOrder) -> TokenRows:
-    """The tokens of a file as they were before `_to_gaps`. rows.feature_id holds the gaps."""
+    """The tokens of a file with their feature ids. rows.feature_id holds the gaps."""
     firsts = rows.offsets[:-1]
     ranks = np.cumsum(rows.feature_id, dtype=np.int64)
     ranks -= np.repeat(ranks[firsts] - rows.feature_id[firsts], np.diff(rows.offsets))
@@ -160,7 +134,8 @@ class SegmentByToken:
                 rows = self._range(entry, low, low + token_mask(self._bits) + 1)
                 return rows.position.astype(np.int64) - low, rows
         empty = np.empty(0, np.uint32)
-        return np.empty(0, np.int64), token_rows(empty, empty, np.empty(0, self.segment.values))
+        rows = TokenRows(empty, np.zeros(1, np.int64), empty, np.empty(0, self.segment.values))
+        return np.empty(0, np.int64), rows
 
     def features_at(
         self,

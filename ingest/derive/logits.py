@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from featuredb.store import schemas
+from ingest.extract.device import in_pieces
+from ingest.model.device import full_float32
 from ingest.model.load import Unembedding
 
 _BLOCK = 512
@@ -45,9 +47,9 @@ def logit_lens(
         return pa.table([pa.array(np.arange(n), pa.int64()), empty, empty], schema=schemas.LOGITS)
     k = min(schemas.TOP_TOKENS, int(known.sum()))
     tokens: dict[bool, list[pa.StructArray]] = {True: [], False: []}
-    for start in range(0, n, _BLOCK):
-        block = W_dec[start : start + _BLOCK]
-        for largest, (values, ids) in strongest_tokens(block, unembedding, known).items():
+
+    def add(rows: slice) -> None:
+        for largest, (values, ids) in strongest_tokens(W_dec[rows], unembedding, known).items():
             names = pa.array([texts[i] for i in ids.reshape(-1).tolist()], pa.string())
             tokens[largest].append(
                 pa.StructArray.from_arrays(
@@ -55,6 +57,9 @@ def logit_lens(
                     fields=list(schemas.TOKEN_LOGIT),
                 )
             )
+
+    with full_float32():
+        in_pieces(add, n, _BLOCK, "the logit lens of a feature")
     offsets = pa.array(np.arange(n + 1, dtype=np.int32) * k)
     lists = [
         pa.ListArray.from_arrays(offsets, pa.concat_arrays(tokens[largest]))

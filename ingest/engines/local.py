@@ -1,13 +1,16 @@
-"""Run partitions in this process, in order, writing one while the next runs."""
+"""Run partitions in this process, in order, writing some while the next runs."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from ingest.compaction import merge_here
-from ingest.extract.partition import Extractor, Report, collect, write
+from ingest.extract.overlap import writers_beside
+from ingest.extract.partition import Extractor, Report, collect
+from ingest.extract.writers import Writers
 from ingest.run_plan import Summary
 
 
@@ -23,13 +26,14 @@ class LocalEngine:
         return str(self.extractor.model.device)
 
     def run(self, partitions: Sequence[int], report: Report) -> Iterator[Summary]:
-        """Run partitions in order. Two are in memory: one running, one being written."""
-        with ThreadPoolExecutor(1, "write") as writer:
-            writing: Future[Summary] | None = None
+        """Run partitions in order. In memory are one that runs and those being written."""
+        with Writers(self.extractor, writers_beside(self.extractor.model.device)) as writers:
+            writing: deque[Future[Summary]] = deque()
             for partition in partitions:
                 collected = collect(self.extractor, partition, report)
-                if writing is not None:
-                    yield writing.result()
-                writing = writer.submit(write, self.extractor, collected)
-            if writing is not None:
-                yield writing.result()
+                if len(writing) == writers.partitions:
+                    yield writing.popleft().result()
+                writing.append(writers.submit(collected))
+                del collected
+            while writing:
+                yield writing.popleft().result()

@@ -17,8 +17,10 @@ from featuredb.store.layout import Layout
 from featuredb.store.snapshot import WRITER
 from ingest.attached import ModelWithSaes
 from ingest.extract.device import DeviceMemory
-from ingest.extract.partition import Collected, Extractor, Report, collect, write
+from ingest.extract.overlap import writers_beside
+from ingest.extract.partition import Collected, Extractor, Report, collect
 from ingest.extract.recorded import recorded_saes
+from ingest.extract.writers import Writers
 from ingest.inputs import absolute
 from ingest.model.load import load_model
 from ingest.options import IngestOptions
@@ -105,6 +107,7 @@ class Worker:
             writer=uuid.uuid4().hex[:8],
         )
         self._collected: dict[int, Collected] = {}
+        self._writers = Writers(self._extractor, writers_beside(device))
 
     @property
     def name(self) -> str:
@@ -117,4 +120,4 @@ class Worker:
 
     def write(self, partition: int) -> Summary:
         """Write a collected partition and mark it done."""
-        return write(self._extractor, self._collected.pop(partition))
+        return self._writers.submit(self._collected.pop(partition)).result()

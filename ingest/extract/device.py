@@ -11,11 +11,20 @@ import torch
 from featuredb.errors import ModelError
 from featuredb.render.progress import log
 from ingest.extract.batches import Batch
+from ingest.model.device import empty_cache
 
 Result = TypeVar("Result")
 
-_MESSAGES = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Of backends without an exception type for it: CPU, MPS, cuBLAS."""
+_MESSAGES = (
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "HOST_ALLOCATION_FAILED",
+)
+"""Of backends without an exception type for it: CPU, MPS, cuBLAS, cuDNN."""
 
 
 class DeviceMemory:
@@ -44,7 +53,7 @@ class DeviceMemory:
             try:
                 result = work(part)
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if len(part.contexts) == 1:
                     raise ModelError(
@@ -60,8 +69,7 @@ class DeviceMemory:
             waiting += reversed(_halves(part))
 
     def _shrink(self, failed: int) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_cache()
         with self._lock:
             self.batch_tokens = min(self.batch_tokens, max(1, failed // 2))
             self._note(
@@ -70,7 +78,31 @@ class DeviceMemory:
             )
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def in_pieces(work: Callable[[slice], None], n: int, rows: int, what: str) -> None:
+    """Call `work` with consecutive slices of `n` rows, fewer at a time if they do not fit.
+
+    rows: in a slice, at most. `work` is repeated from where it failed, so it must change nothing
+    before it has all its memory. Raises `ModelError`, naming `what`, if a single row does not fit.
+    """
+    start = 0
+    while start < n:
+        end = min(n, start + rows)
+        try:
+            work(slice(start, end))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if end - start == 1:
+                raise ModelError(f"the device has too little memory for {what}") from error
+        else:
+            start = end
+            continue
+        empty_cache()
+        rows = (end - start + 1) // 2
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the CPU, had too little memory."""
     return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in _MESSAGES)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,10 @@ from featuredb.store.snapshot import Corpus, Draft, Snapshot
 from featuredb.store.values import Values, stored_values
 from ingest.attached import AttachedSae
 from ingest.extract.batches import Batch
+from ingest.model.device import full_float32
 from ingest.model.hooks import HookPoint, forward_to_hooks
 from ingest.model.load import LoadedModel
+from ingest.model.maskless import has_experts, without_mask_code
 from ingest.sae.codes import SparseCodes
 
 
@@ -63,22 +65,85 @@ def run_batch(
 
     Raises `ModelError` for residuals and `SaeError` for activations that are not finite.
     """
-    residuals = forward(model, [attached.hook for attached in saes], batch)
     wanted = positions(batch.lengths, rule.skip_first)
     tokens = batch.token_ids[wanted]
-    return [_record(each, residuals[each.hook.name], wanted, tokens, rule.values) for each in saes]
+    with full_float32():
+        residuals = forward(model, [attached.hook for attached in saes], batch)
+        return [
+            _record(each, residuals[each.hook.name], wanted, tokens, rule.values) for each in saes
+        ]
 
 
 def forward(model: LoadedModel, hooks: Sequence[HookPoint], batch: Batch) -> dict[str, Tensor]:
     """Hidden states [b, t, d] by hook name, padding positions included.
 
-    Holds the model's lock for the pass. On an accelerator that only launches it.
+    Holds the model's lock for the pass.
     """
-    ids = torch.from_numpy(batch.token_ids).to(model.device, non_blocking=True)
     full = bool((batch.lengths == batch.token_ids.shape[1]).all())
-    mask = None if full else torch.from_numpy(_mask(batch)).to(model.device, non_blocking=True)
     with model.lock:
+        masked = not full and not _maskless(model, hooks)
+        return _pass(model, hooks, batch, masked=masked)
+
+
+def _pass(
+    model: LoadedModel, hooks: Sequence[HookPoint], batch: Batch, *, masked: bool
+) -> dict[str, Tensor]:
+    ids = upload(batch.token_ids, model.device)
+    if masked:
+        mask = upload(_mask(batch), model.device)
         return forward_to_hooks(model.model, hooks, ids, mask)
+    if model.device.type == "cpu":
+        return forward_to_hooks(model.model, hooks, ids, None)
+    with without_mask_code(model.model, ids.shape[1]):
+        return forward_to_hooks(model.model, hooks, ids, None)
+
+
+def upload(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """The array on a device, without waiting for what was launched there before."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+_TRIAL = (48, 29)
+"""The lengths of the two contexts on which a pass without a mask is tried."""
+
+
+def _maskless(model: LoadedModel, hooks: Sequence[HookPoint]) -> bool:
+    """Whether no real token is changed by padding on its right that no mask hides.
+
+    A causal model never looks there, and without a mask it takes a faster kernel, and a GPU does
+    not wait for the host to look at the mask. Tried out once, as there is no telling from a
+    configuration: the values must not depend on what the padding is, and on a CPU their bits must
+    be those under a mask. There a model with experts keeps its mask: padding is sent to experts
+    too, and how many rows an expert multiplies may decide the last bit of each.
+    """
+    key = tuple(sorted(hook.canonical for hook in hooks))
+    if key not in model.maskless and model.device.type == "cpu" and has_experts(model.model):
+        model.maskless[key] = False
+    if key not in model.maskless:
+        lengths = np.minimum(_TRIAL, model.context_length)
+        ids = np.random.default_rng(0).integers(0, model.vocab_size, (2, lengths[0]))
+        padded, otherwise = ids.copy(), ids.copy()
+        padded[1, lengths[1] :] = 0
+        passes = [(padded, False), (otherwise, False)]
+        if model.device.type == "cpu":
+            passes.append((padded, True))
+        real = _mask(Batch(np.arange(2), lengths, padded)).astype(bool)
+        seen = [
+            {
+                name: states.cpu()[torch.from_numpy(real)]
+                for name, states in _pass(
+                    model, hooks, Batch(np.arange(2), lengths, tokens), masked=masked
+                ).items()
+            }
+            for tokens, masked in passes
+        ]
+        model.maskless[key] = all(
+            torch.equal(states, seen[0][name]) for other in seen for name, states in other.items()
+        )
+    return model.maskless[key]
 
 
 def all_finite(x: Tensor, hook: str) -> Tensor:
@@ -108,6 +173,19 @@ def _mask(batch: Batch) -> npt.NDArray[np.int64]:
     return (columns[None, :] < batch.lengths[:, None]).astype(np.int64)
 
 
+def included(
+    attached: AttachedSae,
+    wanted: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    tokens: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The positions of tokens, one at each, that an SAE does not exclude."""
+    row, index = wanted
+    if not attached.excluded:
+        return row, index
+    recorded = ~np.isin(tokens, attached.excluded)
+    return row[recorded], index[recorded]
+
+
 def _record(
     attached: AttachedSae,
     residual: Tensor,
@@ -115,11 +193,8 @@ def _record(
     tokens: npt.NDArray[np.int64],
     values: Values,
 ) -> Recorded:
-    row, index = wanted
-    if attached.excluded:
-        recorded = ~np.isin(tokens, attached.excluded)
-        row, index = row[recorded], index[recorded]
-    flat = torch.from_numpy(row * residual.shape[1] + index).to(residual.device)
+    row, index = included(attached, wanted, tokens)
+    flat = upload(row * residual.shape[1] + index, residual.device)
     x = residual.reshape(-1, residual.shape[-1]).index_select(0, flat).float()
     norm = all_finite(x, attached.hook.name)
     sink_row = sink_index = np.empty(0, np.int64)

@@ -1,40 +1,36 @@
-"""Keep an accelerator busy: launch the next forward pass while a batch is processed."""
+"""How much of an ingest is under way at once."""
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-import torch
+import os
 
-from ingest.extract.runs import Order, stable_order
+import torch
 
 _AHEAD_ON_A_GPU = 2
 """One batch on the device while the one before is copied and rounded on the host."""
+
+_MOST_WRITERS = 6
+
+MOST_WRITING = 3
+"""Partitions that are sorted and written at once, at most. Each takes up to a quarter of the
+memory, and so does the one that the model runs on."""
 
 
 def batches_ahead(device: torch.device) -> int:
     """How many batches to have in flight at once. 0 runs them one after the other.
 
-    On a CPU nothing can overlap: the same cores do the forward pass and the rest.
+    On a CPU nothing can overlap: the same cores do the forward pass and the rest. Two threads that
+    use an Apple GPU abort the process (pytorch#197805).
     """
-    return 0 if device.type == "cpu" else _AHEAD_ON_A_GPU
+    return 0 if device.type in ("cpu", "mps") else _AHEAD_ON_A_GPU
 
 
-def order_on(device: torch.device) -> Order:
-    """The function that sorts feature ids: on an accelerator if present, otherwise on the CPU."""
+def writers_beside(device: torch.device) -> int:
+    """How many threads sort and write segments while the model runs.
+
+    Beside a GPU all cores but one, which launches its work. On a CPU the model takes much longer
+    than writing, and uses the cores itself.
+    """
     if device.type == "cpu":
-        return stable_order
-
-    def on_device(keys: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.intp]:
-        return sorted_by_torch(keys, device)
-
-    return on_device
-
-
-def sorted_by_torch(
-    keys: npt.NDArray[np.unsignedinteger], device: torch.device
-) -> npt.NDArray[np.intp]:
-    """Like `stable_order`, on `device`. Only keys and indices are copied."""
-    on_device = torch.from_numpy(keys.astype(np.int32)).to(device)
-    order: npt.NDArray[np.intp] = torch.sort(on_device, stable=True).indices.cpu().numpy()
-    return order
+        return 1
+    return max(1, min(_MOST_WRITERS, (os.cpu_count() or 1) - 1))

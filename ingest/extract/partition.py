@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from featuredb.store.corpora import Texts
 from featuredb.store.feature_order import FeatureOrder, read_feature_order
+from featuredb.store.files.memory import keep_freed_memory
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.layout import Layout
 from featuredb.store.positions import pack
@@ -19,9 +19,9 @@ from featuredb.store.snapshot import Corpus, Segment
 from ingest.attached import AttachedSae, ModelWithSaes
 from ingest.extract.batches import Batch, batches
 from ingest.extract.device import DeviceMemory
-from ingest.extract.forward import Recorded, Rule, run_batch
-from ingest.extract.in_order import in_order
-from ingest.extract.overlap import batches_ahead, order_on
+from ingest.extract.forward import Recorded, Rule
+from ingest.extract.overlap import batches_ahead
+from ingest.extract.pipeline import Pipeline, Results
 from ingest.extract.runs import Codes, Extent, Sinks, write_run
 from ingest.model.load import LoadedModel
 from ingest.run_plan import Partition, RunPlan, Summary, refuse_without_plan, run_id, write_summary
@@ -50,7 +50,8 @@ class Extractor:
 
     saes: those of the plan, in its order. sources: the corpora that partitions are of. memory: how
     much the device takes at once, shared by all partitions. writer: distinguishes the segments of
-    several processes. ahead: batches in flight at once (`ingest.extract.overlap`).
+    several processes. ahead: batches in flight at once (`ingest.extract.overlap`). per_row: what
+    `Pipeline` learns.
     """
 
     layout: Layout
@@ -61,10 +62,12 @@ class Extractor:
     memory: DeviceMemory
     writer: str = ""
     ahead: int = 0
+    per_row: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, layout: Layout, plan: RunPlan, loaded: ModelWithSaes) -> Extractor:
         """An extractor for the partitions of a plan."""
+        keep_freed_memory()
         texts = Texts(layout.root, plan.draft, ParquetFiles(layout.root))
         sources = [
             Source(
@@ -80,7 +83,10 @@ class Extractor:
             layout=layout,
             plan=plan,
             model=loaded.model,
-            saes=[replace(each, sink_norm=plan.sink_norms[each.name]) for each in loaded.saes],
+            saes=[
+                replace(each, sae=each.sae.encoder_only(), sink_norm=plan.sink_norms[each.name])
+                for each in loaded.saes
+            ],
             sources=sources,
             memory=DeviceMemory(plan.batch_tokens),
             ahead=batches_ahead(loaded.model.device),
@@ -94,13 +100,10 @@ class Extractor:
                 return source
         raise LookupError(partition)
 
-    def fitted(self, batch: Batch, rule: Rule) -> list[tuple[Batch, list[Recorded]]]:
-        """The batch in as many parts as the device's memory needs, with the result of each."""
-
-        def run(part: Batch) -> list[Recorded]:
-            return run_batch(self.model, self.saes, part, rule)
-
-        return list(self.memory.run(run, batch))
+    def results(self, queue: Iterable[Batch], rule: Rule) -> Iterator[Results]:
+        """The results of each batch, in the order of the batches."""
+        pipeline = Pipeline(self.model, self.saes, self.memory, self.per_row, rule)
+        return pipeline.results(queue, self.ahead)
 
 
 @dataclass
@@ -116,18 +119,19 @@ class _Pieces:
     recorded: int = 0
 
     def add(self, rows: Recorded, contexts: npt.NDArray[np.int64], bits: int, narrow: bool) -> None:
-        position = pack(contexts[rows.row], rows.token_index, bits)
-        self.position.append(position.astype(np.uint32))
+        context = contexts.astype(np.uint32)[rows.row]
+        self.position.append(pack(context, rows.token_index.astype(np.uint32), bits))
         self.feature_id.append(rows.feature_id.astype(np.uint16) if narrow else rows.feature_id)
         self.activation.append(rows.activation)
         self.sinks.append((contexts[rows.sink_row], rows.sink_index, rows.sink_norm))
         self.recorded += rows.recorded
 
     def codes(self) -> Codes:
+        """All of them. The pieces are gone then: a partition's may take gigabytes."""
+        position, feature_id, activation = self.position, self.feature_id, self.activation
+        self.position, self.feature_id, self.activation = [], [], []
         return Codes(
-            np.concatenate(self.position),
-            np.concatenate(self.feature_id),
-            np.concatenate(self.activation),
+            np.concatenate(position), np.concatenate(feature_id), np.concatenate(activation)
         )
 
     def all_sinks(self, first_context: int) -> Sinks:
@@ -150,24 +154,36 @@ class Collected:
 
 def collect(extractor: Extractor, number: int, report: Report) -> Collected:
     """Run the model and the SAEs over partition `number`."""
-    started = time.monotonic()
     plan = extractor.plan
     partition = plan.partitions[number]
     source = extractor.source(partition)
     first = partition.first_context - source.corpus.first_context
     end = partition.end_context - source.corpus.first_context
-    pieces = [_Pieces() for _ in extractor.saes]
-    bits = plan.draft.position_bits
     starts = source.starts[first : end + 1]
     queue = batches(source.tokens, starts, plan.batch_tokens)
-    for parts in in_order(partial(extractor.fitted, rule=source.rule), queue, extractor.ahead):
+    return gather(extractor, number, extractor.results(queue, source.rule), report)
+
+
+def gather(
+    extractor: Extractor,
+    number: int,
+    results: Iterable[Results],
+    report: Report,
+) -> Collected:
+    """Keep the activations of partition `number` in memory. results: of `Extractor.results`."""
+    started = time.monotonic()
+    pieces = [_Pieces() for _ in extractor.saes]
+    bits = extractor.plan.draft.position_bits
+    tokens = 0
+    for parts in results:
         for part, recorded in parts:
             activations = 0
             for attached, piece, rows in zip(extractor.saes, pieces, recorded, strict=True):
                 piece.add(rows, part.contexts, bits, attached.sae.d_sae <= 1 << 16)
                 activations += len(rows.row)
+            tokens += int(part.lengths.sum())
             report(int(part.lengths.sum()), activations)
-    return Collected(number, pieces, int(starts[-1] - starts[0]), started)
+    return Collected(number, pieces, tokens, started)
 
 
 def _feature_order(extractor: Extractor, sae: str) -> FeatureOrder:
@@ -182,25 +198,35 @@ def write(extractor: Extractor, collected: Collected) -> Summary:
 
     Raises `IngestError` if the plan is gone.
     """
+    saes = range(len(extractor.saes))
+    return finish(extractor, collected, [write_segment(extractor, collected, n) for n in saes])
+
+
+def write_segment(extractor: Extractor, collected: Collected, sae: int) -> Segment:
+    """Sort and write the segment of one SAE. Its activations are then gone from memory.
+
+    sae: its number. Raises as `write`.
+    """
     plan = extractor.plan
     refuse_without_plan(extractor.layout, plan.id)
     partition = plan.partitions[collected.number]
-    segments: list[Segment] = []
-    for index, (attached, piece) in enumerate(zip(extractor.saes, collected.pieces, strict=True)):
-        extent = Extent(partition.first_context, partition.end_context, piece.recorded)
-        segments.append(
-            write_run(
-                extractor.layout,
-                run_id(plan, collected.number, index, extractor.writer),
-                attached.name,
-                attached.sae.d_sae,
-                piece.codes(),
-                piece.all_sinks(partition.first_context),
-                extent,
-                _feature_order(extractor, attached.name),
-                order_on(extractor.model.device),
-            )
-        )
+    attached, piece = extractor.saes[sae], collected.pieces[sae]
+    collected.pieces[sae] = _Pieces()
+    return write_run(
+        extractor.layout,
+        run_id(plan, collected.number, sae, extractor.writer),
+        attached.name,
+        attached.sae.d_sae,
+        piece.codes(),
+        piece.all_sinks(partition.first_context),
+        Extent(partition.first_context, partition.end_context, piece.recorded),
+        _feature_order(extractor, attached.name),
+    )
+
+
+def finish(extractor: Extractor, collected: Collected, segments: Sequence[Segment]) -> Summary:
+    """Mark a partition as done. segments: one per SAE, in the plan's order. Raises as `write`."""
+    plan = extractor.plan
     summary = Summary(
         collected.number,
         collected.tokens,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +12,14 @@ import pyarrow.parquet as pq
 
 from featuredb.store import schemas
 from featuredb.store.by_feature import FeatureRows, directory_of, write_feature_file
-from featuredb.store.by_token import token_rows, write_token_file
+from featuredb.store.by_token import TokenRows, write_token_file
 from featuredb.store.feature_order import FeatureOrder
 from featuredb.store.files.atomic import folder_in_place, remove_tree
 from featuredb.store.history import file_entry
 from featuredb.store.layout import Layout
 from featuredb.store.positions import stride_of
 from featuredb.store.snapshot import FeatureFile, Segment, TokenFile
-from ingest.tokens.contexts import ranges
+from ingest.extract import sorting
 
 
 class Codes(NamedTuple):
@@ -47,40 +46,25 @@ class Extent(NamedTuple):
     recorded_tokens: int
 
 
-Order = Callable[[npt.NDArray[Any]], npt.NDArray[np.intp]]
-"""Gives the indices that stably sort unsigned keys [n]."""
+def sort_both_ways(
+    codes: Codes, directory: npt.NDArray[np.uint64], order: FeatureOrder
+) -> tuple[FeatureRows, TokenRows]:
+    """The rows of the by-feature copy, and those of the by-token copy with gaps for feature ids.
 
-
-def stable_order(keys: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-    """The indices that stably sort unsigned `keys` [n].
-
-    numpy sorts 16-bit keys by radix, several times faster than wider ones. So wider keys are sorted
-    by their low half, then stably by their high half.
+    codes: as of `write_run`. directory: as of `directory_of`.
     """
-    if keys.dtype.itemsize <= 2:
-        return np.argsort(keys, kind="stable")
-    low = np.argsort((keys & 0xFFFF).astype(np.uint16), kind="stable")
-    high = (keys >> 16).astype(np.uint16)
-    if not high.any():
-        return low
-    order: npt.NDArray[np.intp] = low[np.argsort(high[low], kind="stable")]
-    return order
-
-
-def by_position(codes: Codes) -> Codes:
-    """Sort by (position, feature_id), given that the entries of each token are adjacent.
-
-    Contexts in a batch are ordered by length, so tokens are out of order but the features of a
-    token are not. Sorting tokens and gathering is cheaper than sorting activations.
-    """
-    position = codes.position
-    if len(position) == 0:
-        return codes
-    starts = np.flatnonzero(np.concatenate(([True], position[1:] != position[:-1])))
-    order = np.argsort(position[starts], kind="stable")
-    lengths = np.diff(np.append(starts, len(position)))[order]
-    gather = ranges(starts[order], lengths)
-    return Codes(position[gather], codes.feature_id[gather], codes.activation[gather])
+    tokens = sorting.tokens_of(codes.position)
+    kind = codes.activation.dtype
+    bits = codes.activation.view(f"u{kind.itemsize}")
+    starts = directory.astype(np.int64)
+    token, feature_bits = sorting.by_feature(tokens, codes.feature_id, bits, starts)
+    offsets = np.concatenate(([0], np.cumsum(tokens.length))).astype(np.int64)
+    gaps, token_bits = sorting.by_token(token, feature_bits, starts, order.features, offsets)
+    feature_id = np.repeat(np.arange(len(starts) - 1, dtype=np.uint32), np.diff(starts))
+    return (
+        FeatureRows(feature_id, tokens.position[token], feature_bits.view(kind)),
+        TokenRows(tokens.position, offsets, gaps, token_bits.view(kind)),
+    )
 
 
 def write_run(
@@ -92,31 +76,24 @@ def write_run(
     sinks: Sinks,
     extent: Extent,
     order: FeatureOrder,
-    order_of: Order = stable_order,
 ) -> Segment:
     """Write both copies of an unmerged segment atomically.
 
     Replaces an unfinished segment of the same id. codes: the entries of each token adjacent, by
-    feature id. order: the feature order of the by-token copy. order_of: sorts the feature ids.
-    Raises `StorageError`.
+    feature id. order: the feature order of the by-token copy. Raises `StorageError`.
     """
     final = layout.segment(segment_id)
     remove_tree(final)
-    codes = by_position(codes)
     values = codes.activation.dtype.name
-    sort = order_of(codes.feature_id)
-    sorted_rows = FeatureRows(
-        codes.feature_id[sort].astype(np.uint32),
-        codes.position[sort],
-        codes.activation[sort],
-    )
-    counts = np.bincount(codes.feature_id, minlength=d_sae)
+    directory = directory_of(np.bincount(codes.feature_id, minlength=d_sae))
+    by_feature, by_token = sort_both_ways(codes, directory, order)
     with folder_in_place(final) as folder:
         # Any number above the last position keeps features apart.
-        stride = stride_of(int(codes.position[-1]) + 1 if len(codes.position) else 0, bits=0)
-        write_feature_file(folder / "fm.parquet", sorted_rows, values, stride)
-        write_token_file(folder / "tm.parquet", token_rows(*codes), values, d_sae, order)
-        np.save(folder / "directory.npy", directory_of(counts))
+        last = int(by_token.position[-1]) + 1 if len(by_token.position) else 0
+        stride = stride_of(last, bits=0)
+        write_feature_file(folder / "fm.parquet", by_feature, values, stride)
+        write_token_file(folder / "tm.parquet", by_token, values, d_sae)
+        np.save(folder / "directory.npy", directory)
         write_sinks(folder / "sinks.parquet", sinks)
         n = len(codes.position)
         feature_file = file_entry(layout, folder / "fm.parquet", folder, final, n)

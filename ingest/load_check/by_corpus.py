@@ -53,12 +53,13 @@ def _explained(
 
     A context's is 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖² over its positions, with the ȳ of its corpus.
     """
-    of_tokens, squared = _numbers(errors.context), errors.squared.cpu().numpy()
+    of_tokens, squared = _numbers(errors.context), errors.squared.numpy()
+    every_y = errors.y.cpu()
     results: list[tuple[float, float, float] | None] = []
     for number in range(corpus.max() + 1):
         here = corpus[of_tokens] == number
-        y = errors.y[np.flatnonzero(here)].double()
-        deviation = (y - y.mean(dim=0)).square().sum(dim=1).cpu().numpy()
+        y = every_y[np.flatnonzero(here)].double()
+        deviation = (y - y.mean(dim=0)).square().sum(dim=1).numpy()
         if not deviation.sum() > 0:
             results.append(None)
             continue

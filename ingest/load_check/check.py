@@ -85,7 +85,7 @@ def check_load(
     loaded: ModelWithSaes,
     sample: SampleTokens,
     *,
-    batch_tokens: int,
+    memory: DeviceMemory,
     sink_threshold: float | None,
     refuse: bool,
     bos_chosen: bool = False,
@@ -96,7 +96,7 @@ def check_load(
     Args:
         loaded: The model and the SAEs.
         sample: Contexts of the corpora.
-        batch_tokens: Padded tokens per forward pass.
+        memory: How much the device takes at once.
         sink_threshold: As in `IngestOptions`, None if sinks are recorded.
         refuse: Raise if an SAE does not explain what it reads.
         bos_chosen: Do not advise a BOS where none is stated.
@@ -106,7 +106,7 @@ def check_load(
         LoadCheckError: With `refuse`, if an SAE seems to be loaded wrongly.
         ModelError: If hidden states are NaN or infinite.
     """
-    measured = measure(loaded, sample, sink_threshold, DeviceMemory(batch_tokens), medians)
+    measured = measure(loaded, sample, sink_threshold, memory, medians)
     for attached, each in zip(loaded.saes, measured, strict=True):
         _report(attached, each)
         if refuse:

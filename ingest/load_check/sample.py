@@ -10,10 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ingest.extract.batches import batches
-from ingest.extract.device import DeviceMemory
+from ingest.extract.batches import Batch, batches
+from ingest.extract.device import DeviceMemory, in_pieces
 from ingest.extract.forward import all_finite, forward, positions
 from ingest.load_check.spread import Spread
+from ingest.model.device import full_float32
 from ingest.model.hooks import HookPoint
 from ingest.model.load import LoadedModel
 from ingest.sae import LoadedSae
@@ -130,8 +131,8 @@ class States(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """What a reconstruction of y leaves. squared: float64 [n], ‖y - ŷ‖². y: [n, d]. context: int64
-    [n], the context that each position is in."""
+    """What a reconstruction of y leaves. squared: float64 [n] on the CPU, ‖y - ŷ‖². y: [n, d].
+    context: int64 [n], the context that each position is in."""
 
     squared: Tensor
     y: Tensor
@@ -166,8 +167,13 @@ def read_states(
     """States by hook name. Raises `ModelError` if they are NaN or infinite."""
     gathered: dict[str, list[Tensor]] = {hook.name: [] for hook in hooks}
     places: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def run(batch: Batch) -> dict[str, Tensor]:
+        with full_float32():
+            return forward(model, hooks, batch)
+
     for batch in batches(sample.tokens, sample.starts, memory.batch_tokens):
-        for piece, residuals in memory.run(lambda b: forward(model, hooks, b), batch):
+        for piece, residuals in memory.run(run, batch):
             row, index = positions(piece.lengths, sample.skip_first)
             flat = torch.from_numpy(row * piece.token_ids.shape[1] + index)
             tokens, contexts = piece.token_ids[row, index], piece.contexts[row]
@@ -195,20 +201,22 @@ def explain(sae: LoadedSae, x: Tensor, y: Tensor | None, *, top: int | None = No
     """
     counts = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
     active = torch.zeros(len(x), dtype=torch.int64, device=sae.device)
-    squared = torch.zeros(len(x), dtype=torch.float64, device=sae.device)
-    for start in range(0, len(x), _ROWS):
-        part = x[start : start + _ROWS]
+    squared = torch.zeros(len(x), dtype=torch.float64)
+
+    def add(rows: slice) -> None:
+        part = x[rows]
         acts = sae.encode(part)
         if top is not None:
             largest = acts.topk(min(top, sae.d_sae), dim=1)
             acts = torch.zeros_like(acts).scatter_(1, largest.indices, largest.values)
         fires = acts != 0
-        rows = slice(start, start + _ROWS)
-        counts += fires.sum(dim=0)
-        active[rows] = fires.sum(dim=1)
         if y is not None:
-            rebuilt = sae.decode(acts, part)
-            squared[rows] = (y[rows].double() - rebuilt.double()).square().sum(dim=1)
+            squared[rows] = squared_errors(y[rows], sae.decode(acts, part))
+        active[rows] = fires.sum(dim=1)
+        counts.add_(fires.sum(dim=0))
+
+    with full_float32():
+        in_pieces(add, len(x), _ROWS, f"a token's activations of SAE {sae.name}")
     return Explained(
         0.0 if y is None else share_explained(float(squared.sum()), y),
         float(counts.sum()) / max(1, len(x)),
@@ -219,7 +227,13 @@ def explain(sae: LoadedSae, x: Tensor, y: Tensor | None, *, top: int | None = No
     )
 
 
+def squared_errors(y: Tensor, rebuilt: Tensor) -> Tensor:
+    """‖y - ŷ‖² of each row, float64 [n], on the CPU: Apple's GPUs have no float64."""
+    return (y.cpu().double() - rebuilt.cpu().double()).square().sum(dim=1)
+
+
 def share_explained(squared: float, y: Tensor) -> float:
     """1 - squared / Σ‖y - ȳ‖², with `squared` the error of a reconstruction of y [n, d]."""
-    variance = float((y.double() - y.double().mean(dim=0)).square().sum()) if len(y) else 0.0
+    y = y.cpu().double()
+    variance = float((y - y.mean(dim=0)).square().sum()) if len(y) else 0.0
     return 1.0 - squared / variance if variance else 0.0

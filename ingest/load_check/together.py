@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ingest.attached import AttachedSae
-from ingest.load_check.sample import Errors, States
+from ingest.load_check.sample import Errors, States, squared_errors
 from ingest.sae.codes import SparseCodes
 
 _ROWS = 1 << 14
@@ -70,7 +70,7 @@ def _explain(
             if given is not None and place >= given.first:
                 _add(rebuilt, codes[feeder], given.towards(place))
         y = states[hook.name].x[ordinary]
-        squared = (y.double() - rebuilt.double()).square().sum(dim=1)
+        squared = squared_errors(y, rebuilt)
         results[place] = Errors(squared, y, states[hook.name].context[ordinary])
     return results
 

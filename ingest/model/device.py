@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -31,17 +35,77 @@ def _best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the requested dtype. Raises `ModelError` for an unknown name."""
+def choose_dtype(
+    dtype: str | torch.dtype, device: torch.device, published: torch.dtype | None = None
+) -> torch.dtype:
+    """Return the requested dtype. Raises `ModelError` for an unknown name.
+
+    "auto" is bfloat16 where the device computes in it natively, else float16 for a model
+    `published` in it on a GPU, else float32.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        native = device.type != "cpu" or _cpu_has_bfloat16()
-        return torch.bfloat16 if native else torch.float32
+        if _has_bfloat16(device):
+            return torch.bfloat16
+        half = device.type == "cuda" and published == torch.float16
+        return torch.float16 if half else torch.float32
     named = getattr(torch, dtype, None)
     if not isinstance(named, torch.dtype) or not named.is_floating_point:
         raise ModelError(f"unknown dtype {dtype!r}: auto, float32, bfloat16 or float16")
     return named
+
+
+def empty_cache() -> None:
+    """Return what the device's allocator keeps for later to the device."""
+    for backend in (torch.cuda, torch.mps):
+        if backend.is_available():
+            backend.empty_cache()
+
+
+def release() -> None:
+    """Free what nothing refers to any more, on the device too: others may share it."""
+    gc.collect()
+    empty_cache()
+
+
+_PRECISION = threading.Lock()
+_exact_users = 0
+_precision_before = "highest"
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute float32 products in float32 inside a `with` block.
+
+    The environment or a notebook may have allowed TF32 or bfloat16, of 10 or 7 bits, and what is
+    stored must not depend on it. The setting is the process's: it returns to what it was when the
+    last of several threads leaves.
+    """
+    global _exact_users, _precision_before
+    with _PRECISION:
+        if _exact_users == 0:
+            _precision_before = torch.get_float32_matmul_precision()
+            if _precision_before != "highest":
+                torch.set_float32_matmul_precision("highest")
+        _exact_users += 1
+    try:
+        yield
+    finally:
+        with _PRECISION:
+            _exact_users -= 1
+            if _exact_users == 0 and _precision_before != "highest":
+                torch.set_float32_matmul_precision(_precision_before)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 natively: an NVIDIA GPU before Ampere emulates it."""
+    if device.type == "cpu":
+        return _cpu_has_bfloat16()
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return True
 
 
 def _cpu_has_bfloat16() -> bool:

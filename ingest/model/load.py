@@ -61,6 +61,9 @@ class LoadedModel:
     """The model's class, e.g. "LlamaForCausalLM"."""
     lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     """Held for a forward pass with hooks: they sit in the one model, and every pass fires them."""
+    maskless: dict[tuple[str, ...], bool] = field(default_factory=dict, init=False, repr=False)
+    """By hooks: whether real tokens are the same without a mask over padding, where it was tried.
+    See `ingest.extract.forward`."""
     _hooks: dict[str, HookPoint] = field(default_factory=dict, init=False, repr=False)
     """Hook points that were asked for, by name: a set of SAEs asks for each many times."""
 
@@ -102,21 +105,23 @@ def load_model(
 ) -> LoadedModel:
     """Load the model that `ref` names: a folder, a `.gguf` file, or a hub id.
 
-    `device` "auto" is the GPU if there is one. `dtype` "auto" is bfloat16 on a GPU, and on a CPU
-    that computes in it natively; else float32.
+    `device` "auto" is the GPU if there is one. `dtype` "auto" is bfloat16 on a GPU or CPU that
+    computes in it natively, else float16 on a GPU for a model published in it, else float32.
 
     Raises ModelError where the folder or its weights are missing, they or the tokenizer are
     damaged, the files leave out weights that the layers or the logit lens need, the architecture is
     not one transformers has, or the device is not one torch has here.
     """
     place = choose_device(device)
-    kind = choose_dtype(dtype, place)
+    choose_dtype(dtype, place)  # an unknown one is refused before anything is fetched
     folder, gguf, commit = locate(ref, revision)
     files = [folder / gguf] if gguf else weight_files(folder)
     extra = {"gguf_file": gguf} if gguf else {}
     with quiet():
         tokenizer = _load_tokenizer(folder, gguf)
-        model, missing = _load_weights(folder, kind, extra)
+        config = _load_config(folder, extra)
+        kind = choose_dtype(dtype, place, getattr(config, "dtype", None))
+        model, missing = _load_weights(folder, config, kind, extra)
     try:
         model = model.to(place).eval().requires_grad_(False)
     except (RuntimeError, NotImplementedError) as error:
@@ -290,14 +295,21 @@ def _refuse_missing(loaded: LoadedModel, missing: Sequence[str]) -> None:
     )
 
 
-def _load_weights(folder: Path, dtype: torch.dtype, extra: dict[str, Any]) -> tuple[Any, list[str]]:
-    """The model, and the tensors that its files leave out."""
+def _load_config(folder: Path, extra: dict[str, Any]) -> Any:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, **extra)
+        return transformers.AutoConfig.from_pretrained(folder, **extra)
     except Exception as error:  # ValueError for an unknown model_type, OSError, JSON errors
         raise ModelError(f"{folder}: {first_line(error)}") from error
+
+
+def _load_weights(
+    folder: Path, config: Any, dtype: torch.dtype, extra: dict[str, Any]
+) -> tuple[Any, list[str]]:
+    """The model, and the tensors that its files leave out."""
+    import transformers
+
     names = config.architectures or []
     named = getattr(transformers, names[0], None) if names else None
     is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)

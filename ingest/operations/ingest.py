@@ -26,6 +26,7 @@ from featuredb.store.unreferenced import clean_up
 from ingest.change import after_the_last_writer, tidy, writing
 from ingest.engines import Engine, engine_for
 from ingest.inputs import load_inputs
+from ingest.model.device import release
 from ingest.options import IngestOptions
 from ingest.prepare import RunSettings, logits_path, plan_ingest
 from ingest.publish import publish
@@ -96,6 +97,7 @@ def carry_out(
     base: Snapshot | None,
 ) -> Snapshot:
     """Run what is left of a plan and publish it on top of `base`, the snapshot before."""
+    release()  # where others do the work, the caller has just dropped its model
     with backend as engine:
         summaries = _run_partitions(layout, plan, engine)
         return _finalize(layout, plan, summaries, engine, memory, base)

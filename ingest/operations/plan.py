@@ -24,6 +24,7 @@ from featuredb.store.files.memory import Budget
 from featuredb.store.layout import Layout
 from featuredb.store.new_database import refuse_other_folders
 from featuredb.store.snapshot import Sae, Segment
+from ingest.extract.overlap import writers_beside
 from ingest.extract.partition import Extractor, collect, write
 from ingest.inputs import Inputs, load_inputs
 from ingest.load_check.check import SAMPLE_TOKENS
@@ -36,6 +37,9 @@ from queries.answers import Info
 
 _RATE_TOKENS = 4_096
 """Tokens on which the rate is measured, after the load check has warmed up caches."""
+
+_RATE_BATCHES = 2
+"""On a GPU, so many full batches instead: a part of one would leave most of it idle."""
 
 _DERIVED_BYTES_PER_FEATURE = 4_000
 """Statistics, three neighbor tables and examples of a feature."""
@@ -84,11 +88,17 @@ def estimate(path: Path, options: IngestOptions) -> Info:
         inputs = load_inputs(options)
         settings = RunSettings.of(options, inputs.loaded.model.device)
         log.info("counting the corpus's tokens")
-        counted, sample = _count(inputs)
+        counted, sample = _count(inputs, max(SAMPLE_TOKENS, _rate_tokens(inputs, settings)))
         with tempfile.TemporaryDirectory(prefix="featuredb-plan-") as folder:
             into = Layout(Path(folder) / "sample.fdb")
             measured = _measure(into, sample, settings, inputs.identity(options))
         return Info(_report(layout, inputs, settings.memory, counted, measured))
+
+
+def _rate_tokens(inputs: Inputs, settings: RunSettings) -> int:
+    """Tokens that the rate needs on a GPU. 0 on a CPU: the sample has enough."""
+    on_cpu = inputs.loaded.model.device.type == "cpu"
+    return 0 if on_cpu else _RATE_BATCHES * settings.batch_tokens
 
 
 def _measure(
@@ -101,14 +111,18 @@ def _measure(
     extractor = Extractor.of(layout, plan, inputs.loaded)
     (source,) = extractor.sources
     tokens = int(source.starts[-1])
-    end = int(np.searchsorted(source.starts, _RATE_TOKENS))
+    wanted = _rate_tokens(inputs, settings) or _RATE_TOKENS
+    end = int(np.searchsorted(source.starts, wanted))
     end = min(max(1, end), corpus.n_contexts)
     one = (Partition(corpus.first_context, corpus.first_context + end),)
     extractor = replace(extractor, plan=msgspec.structs.replace(plan, partitions=one))
     started = time.monotonic()
     collected = collect(extractor, 0, lambda *_: None)
-    seconds = time.monotonic() - started
+    collected_at = time.monotonic()
     summary = write(extractor, collected)
+    # The next partition runs while some are written: whichever takes longer decides.
+    writing = (time.monotonic() - collected_at) / writers_beside(inputs.loaded.model.device)
+    seconds = max(collected_at - started, writing)
     return _Measured(
         tokens=summary.tokens,
         tokens_per_second=summary.tokens / max(seconds, 1e-9),
@@ -126,10 +140,10 @@ def _bytes_per_activation(segment: Segment) -> float:
     return written / segment.rows if segment.rows else 0.0
 
 
-def _count(inputs: Inputs) -> tuple[_Counted, Inputs]:
+def _count(inputs: Inputs, sample_tokens: int) -> tuple[_Counted, Inputs]:
     """The corpus's size, and inputs of a sample of it."""
     started = time.monotonic()
-    sampler = Sampler(inputs, SAMPLE_TOKENS)
+    sampler = Sampler(inputs, sample_tokens)
     documents = tokens = 0
     lengths = [np.empty(0, np.int32)]
     for batch, tokenized in inputs.contexts():
@@ -201,8 +215,8 @@ def _report(
             "activations": f"L0 of the load check on {measured.saes[0].check.tokens} tokens from "
             "all of the corpus, times the recorded share of the tokens",
             "bytes": "both copies of the sample's activations as written, per activation",
-            "time": "tokenizing as just timed, the model and the SAEs at the sample's rate; "
-            "merging and statistics come on top",
+            "time": "tokenizing as just timed, the model and the SAEs, or writing "
+            "if it is slower, at the sample's rate; merging and statistics come on top",
         },
     }
 

@@ -2,7 +2,8 @@
 
 Each is a frozen dataclass with two views of one rule, for z [N, d_sae] in the SAE's dtype:
 `dense(z)` gives the activations [N, d_sae], zero where inactive; `sparse(z)` gives exactly the
-non-zeros of `dense(z)`. None of them looks across the rows of a batch, so a token's activations
+non-zeros of `dense(z)`. `launched(z, …)` gives them too, on an accelerator, without waiting for how
+many they are. None of them looks across the rows of a batch, so a token's activations
 do not depend on what else is in its batch.
 """
 
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ingest.sae.codes import SparseCodes, above, gather, select
+from ingest.sae.codes import LaunchedCodes, SparseCodes, above, compact, gather, in_rows, select
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class ReLU:
 
     def sparse(self, z: Tensor) -> SparseCodes:
         return above(z, z.new_zeros(()))
+
+    def launched(self, z: Tensor, keep: Tensor | None, capacity: int) -> LaunchedCodes:
+        return compact(z, z > 0, keep, capacity)
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,13 @@ class JumpReLU:
         return torch.where(z > self._floor(), z, torch.zeros_like(z))
 
     def sparse(self, z: Tensor) -> SparseCodes:
-        if self.clamp:
-            return above(z, self._floor())
-        return select(z, (z > self.threshold) & (z != 0))
+        return above(z, self._floor()) if self.clamp else select(z, self._active(z))
+
+    def launched(self, z: Tensor, keep: Tensor | None, capacity: int) -> LaunchedCodes:
+        return compact(z, self._active(z), keep, capacity)
+
+    def _active(self, z: Tensor) -> Tensor:
+        return z > self._floor() if self.clamp else (z > self.threshold) & (z != 0)
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,9 @@ class TopK:
     def sparse(self, z: Tensor) -> SparseCodes:
         return gather(*self._top(z))
 
+    def launched(self, z: Tensor, keep: Tensor | None, capacity: int) -> LaunchedCodes:
+        return in_rows(*self._top(z))
+
 
 @dataclass(frozen=True)
 class GroupMax:
@@ -99,6 +110,9 @@ class GroupMax:
 
     def sparse(self, z: Tensor) -> SparseCodes:
         return gather(*self._top(z))
+
+    def launched(self, z: Tensor, keep: Tensor | None, capacity: int) -> LaunchedCodes:
+        return in_rows(*self._top(z))
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,9 @@ class Gated:
 
     def sparse(self, z: Tensor) -> SparseCodes:
         return select(*self._magnitude(z))
+
+    def launched(self, z: Tensor, keep: Tensor | None, capacity: int) -> LaunchedCodes:
+        return compact(*self._magnitude(z), keep, capacity)
 
 
 Activation = ReLU | JumpReLU | TopK | GroupMax | Gated

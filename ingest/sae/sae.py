@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from featuredb.errors import SaeError
+from featuredb.errors import SaeError, first_line
 from ingest.sae.activations import Activation
-from ingest.sae.codes import SparseCodes
+from ingest.sae.codes import LaunchedCodes, SparseCodes, even_pieces, joined
 from ingest.sae.cross_layer import CrossLayer
 from ingest.sae.normalize import Normalization, normalize, undo
 
@@ -30,12 +31,29 @@ class Encoder:
     """[d_in]: what is subtracted from the input; None for nothing."""
     normalization: Normalization = "none"
 
+    def centered(self, x: Tensor) -> Tensor:
+        """norm(x) - b_pre [N, d_in], which W_enc multiplies."""
+        x = normalize(self.normalization, x)
+        return x if self.b_pre is None else x - self.b_pre
+
     def pre_activations(self, x: Tensor) -> Tensor:
         """z [N, d_sae] from x [N, d_in], both in the dtype of W_enc."""
-        x = normalize(self.normalization, x)
-        if self.b_pre is not None:
-            x = x - self.b_pre
+        return self.product(self.centered(x))
+
+    def product(self, x: Tensor) -> Tensor:
+        """z [N, d_sae] from what `centered` gives."""
         return x @ self.W_enc if self.b_enc is None else torch.addmm(self.b_enc, x, self.W_enc)
+
+    @cached_property
+    def largest_input(self) -> float:
+        """The norm that a row of `centered` may have without any sum of its products overflowing.
+
+        Each partial sum of z is at most ‖x‖ ‖w‖ + |b|, by Cauchy and Schwarz. Half of the dtype's
+        range is left for rounding.
+        """
+        norm = float(self.W_enc.float().norm(dim=0).max()) if self.W_enc.numel() else 0.0
+        bias = 0.0 if self.b_enc is None else float(self.b_enc.float().abs().max())
+        return (torch.finfo(self.W_enc.dtype).max / 2 - bias) / max(norm, 1e-30)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,10 +192,47 @@ class LoadedSae:
     def encode_sparse(self, x: Tensor) -> SparseCodes:
         """Exactly the non-zeros of encode(x), by row, then by feature; rows are flattened.
 
-        The dense matrix of activations is never built. No gradient flows through it.
+        The dense matrix of activations is never built, and its pre-activations only of some rows at
+        a time. No gradient flows through it.
+
+        Raises SaeError where the last dimension of x is not d_in, and where a finite x gives a NaN,
+        which no rule would take for active.
         """
         with torch.no_grad():
-            return self.encoder.activation.sparse(self.encoder.pre_activations(self._rows(x)))
+            pieces = even_pieces(self._rows(x), self.d_sae)
+            return joined([self._sparse(piece) for piece in pieces], list(map(len, pieces)))
+
+    def launch(
+        self, x: Tensor, keep: Tensor | None, per_row: float
+    ) -> tuple[list[LaunchedCodes], Tensor]:
+        """As `encode_sparse`, without waiting for the device: for each piece of the rows.
+
+        x [N, d_in]. keep: bool [N], the rows that are wanted; a rule with a fixed number of
+        features a row gives the others too. per_row: the most activations per row to leave room
+        for. The second result, bool [], is true where a sum may have overflowed.
+        """
+        with torch.no_grad():
+            pieces = even_pieces(self._rows(x), self.d_sae)
+            kept = [None] * len(pieces) if keep is None else keep.tensor_split(len(pieces))
+            launched, large = [], []
+            for piece, wanted in zip(pieces, kept, strict=True):
+                piece = self.encoder.centered(piece)
+                large.append((piece.norm(dim=1) > self.encoder.largest_input).any())
+                capacity = max(1, int(per_row * len(piece)))
+                z = self.encoder.product(piece)
+                launched.append(self.encoder.activation.launched(z, wanted, capacity))
+            return launched, torch.stack(large).any()
+
+    def _sparse(self, x: Tensor) -> SparseCodes:
+        x = self.encoder.centered(x)
+        z = self.encoder.product(x)
+        large = bool((x.norm(dim=1) > self.encoder.largest_input).any())
+        if large and bool((z.isnan() & x.isfinite().all(dim=1, keepdim=True)).any()):
+            raise SaeError(
+                f"SAE {self.name} gives NaN pre-activations, as its sums overflow {self.dtype}: "
+                "its weights, its scale or its hook are wrong"
+            )
+        return self.encoder.activation.sparse(z)
 
     def decode(self, acts: Tensor, x: Tensor | None = None) -> Tensor:
         """The reconstruction float32 [..., d_out] of acts [..., d_sae].
@@ -228,12 +283,24 @@ class LoadedSae:
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> LoadedSae:
-        """The same SAE with its tensors on `device` and in `dtype`; None leaves either alone."""
-        return replace(
-            self,
-            encoder=_moved(self.encoder, device, dtype),
-            decoder=_moved(self.decoder, device, dtype),
-        )
+        """The same SAE with its tensors on `device` and in `dtype`; None leaves either alone.
+
+        Raises SaeError where the device has too little memory for it.
+        """
+        try:
+            return replace(
+                self,
+                encoder=_moved(self.encoder, device, dtype),
+                decoder=_moved(self.decoder, device, dtype),
+            )
+        except RuntimeError as error:
+            raise SaeError(
+                f"SAE {self.name} does not fit on {device}: {first_line(error)}"
+            ) from error
+
+    def encoder_only(self) -> LoadedSae:
+        """The same SAE without the values of its decoder, for an ingest: it only encodes."""
+        return replace(self, decoder=_moved(self.decoder, "meta", None))
 
     def _refuse_before_values(self) -> None:
         """Raise SaeError where the SAE reads heads without the model's value bias."""

@@ -150,10 +150,10 @@ def test_notes_of_workers_are_passed_on() -> None:
 @pytest.mark.parametrize(
     ("total", "workers", "gpus", "share"),
     [
-        ({"CPU": 16, "GPU": 4}, None, 1.0, Share(4, 1.0, 1.0)),
-        ({"CPU": 16, "GPU": 4}, None, 0.5, Share(8, 1.0, 0.5)),
+        ({"CPU": 16, "GPU": 4}, None, 1.0, Share(4, 4.0, 1.0)),
+        ({"CPU": 16, "GPU": 4}, None, 0.5, Share(8, 2.0, 0.5)),
         ({"CPU": 2, "GPU": 4}, None, 1.0, Share(4, 0.5, 1.0)),
-        ({"CPU": 16, "GPU": 4}, 3, 2.0, Share(3, 1.0, 2.0)),
+        ({"CPU": 16, "GPU": 4}, 3, 2.0, Share(3, 5.0, 2.0)),
         ({"CPU": 16, "GPU": 4}, None, 0.0, Share(4, 4.0, 0.0)),
         ({"CPU": 10}, None, 1.0, Share(2, 5.0, 0.0)),
         ({"CPU": 2}, None, 1.0, Share(1, 2.0, 0.0)),
@@ -164,6 +164,12 @@ def test_a_cluster_is_shared_out(
     total: dict[str, float], workers: int | None, gpus: float, share: Share
 ) -> None:
     assert share_of(total, workers, gpus) == share
+
+
+def test_a_worker_with_a_gpu_asks_for_cores_that_are_beside_it() -> None:
+    assert share_of({"CPU": 64, "GPU": 4}, None, 1.0).cpus == 6.0
+    assert share_of({"CPU": 64, "GPU": 4}, None, 1.0, per_gpu=2.0).cpus == 2.0
+    assert share_of({"CPU": 64, "GPU": 4}, None, 0.5, per_gpu=1.0).cpus == 0.5
 
 
 def test_without_ray_the_engine_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import featuredb
 from featuredb.errors import HookError, LoadCheckError, ModelError
 from featuredb.store.snapshot import LoadCheck
+from ingest.extract.device import DeviceMemory
 from ingest.inputs import load_inputs
 from ingest.load_check.check import check_load
 from ingest.load_check.sample import SampleTokens
@@ -70,7 +71,7 @@ def check(
     measured = check_load(
         inputs.loaded,
         sample,
-        batch_tokens=512,
+        memory=DeviceMemory(512),
         sink_threshold=None if options.keep_sinks else options.sink_threshold,
         refuse=options.check,
     )

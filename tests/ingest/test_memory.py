@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -54,3 +56,31 @@ def test_memory_does_not_grow_with_the_corpus(
     # How far writing one partition overlaps collecting the next depends on timing, up to half as
     # much again. Keeping all of them would take several times as much.
     assert high < 2 * low
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc has such settings")
+def test_freed_arrays_are_used_again() -> None:
+    """The pages of the second array and of those after it are those of the first."""
+    script = """
+import resource, sys
+import numpy as np
+from featuredb.store.files.memory import keep_freed_memory, return_freed_memory
+kept = sys.argv[1] == "keep" and keep_freed_memory()
+np.ones(1 << 24, np.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    np.ones(1 << 24, np.uint8)
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+return_freed_memory()
+print(kept, faults)
+"""
+
+    def faults(how: str) -> tuple[str, int]:
+        run = subprocess.run([sys.executable, "-c", script, how], capture_output=True, check=True)
+        kept, number = run.stdout.decode().split()
+        return kept, int(number)
+
+    kept, few = faults("keep")
+    if kept == "False":
+        pytest.skip("another C library")
+    assert few * 10 < faults("leave")[1]

@@ -19,6 +19,7 @@ from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import File, Segment, TokenFile
 from featuredb.store.values import Values, stored_values
+from tests.gaps import to_gaps
 
 BITS = 4
 NONE = File("", 0, 0, "")
@@ -66,7 +67,7 @@ def test_tokens_come_back_as_they_were(
         counts = np.random.default_rng(seed).integers(0, 4, d_sae)
         path = write_feature_order(Layout(root), "sae", 1, counts).path
         order = read_feature_order(ParquetFiles(root), path)
-        write_token_file(root / "tm.parquet", rows, values, d_sae, order)
+        write_token_file(root / "tm.parquet", to_gaps(rows, order), values, d_sae)
         tokens, entry = reader(root, values, path)
         assert_same(tokens.file(entry), rows)
         for context in range(4):
@@ -95,7 +96,7 @@ def test_the_gaps_on_the_disk(tmp_path: Path) -> None:
         np.array([0, 2, 5, 1, 3]),
         np.array([1, 2, 3, 4, 5], np.float16),
     )
-    write_token_file(tmp_path / "tm.parquet", rows, "float16", 6, order)
+    write_token_file(tmp_path / "tm.parquet", to_gaps(rows, order), "float16", 6)
     table = pq.read_table(tmp_path / "tm.parquet")
     assert table.schema.equals(schemas.by_token("float16", 6))
     assert table["gaps"].to_pylist() == [[0, 1, 4], [2, 1]]
@@ -105,7 +106,7 @@ def test_the_gaps_on_the_disk(tmp_path: Path) -> None:
 def test_ranks_beyond_the_order_are_damage(tmp_path: Path) -> None:
     rows = made_rows([3, 3], 40, "float16", 0)
     everything = FeatureOrder("", np.arange(40, dtype=np.uint32))
-    write_token_file(tmp_path / "tm.parquet", rows, "float16", 40, everything)
+    write_token_file(tmp_path / "tm.parquet", to_gaps(rows, everything), "float16", 40)
     path = write_feature_order(Layout(tmp_path), "sae", 1, np.zeros(4, int)).path
     tokens, entry = reader(tmp_path, "float16", path)
     with pytest.raises(CorruptDatabaseError, match=r"tm\.parquet lists features that orders/sae"):
@@ -121,7 +122,7 @@ def test_encodings(tmp_path: Path, values: Values, encoding: str) -> None:
     rows = rows._replace(activation=stored_values(rows.activation, values))
     order = FeatureOrder("", np.arange(60, dtype=np.uint32))
     path = tmp_path / "tm.parquet"
-    write_token_file(path, rows, rows.activation.dtype.name, 60, order)
+    write_token_file(path, to_gaps(rows, order), rows.activation.dtype.name, 60)
     group = pq.read_metadata(path).row_group(0)
     assert "DELTA_BINARY_PACKED" in group.column(0).encodings
     assert "BYTE_STREAM_SPLIT" in group.column(1).encodings
@@ -147,7 +148,7 @@ def test_frequent_features_take_less_space_along_their_order(tmp_path: Path) -> 
     by_rank = read_feature_order(ParquetFiles(tmp_path), entry.path)
     sizes = []
     for order in (by_id, by_rank):
-        write_token_file(tmp_path / "tm.parquet", rows, "float16", 2_000, order)
+        write_token_file(tmp_path / "tm.parquet", to_gaps(rows, order), "float16", 2_000)
         group = pq.read_metadata(tmp_path / "tm.parquet").row_group(0)
         sizes.append(group.column(1).total_compressed_size)
     assert sizes[1] < 0.9 * sizes[0]

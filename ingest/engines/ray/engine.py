@@ -103,7 +103,10 @@ def ray_engine(
             raise IngestError(f"the Ray cluster has no GPU for --device {device}")
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
-        share = share_of(total, workers, gpus, largest or math.inf)
+        beside = [node.get("CPU", 0.0) / node["GPU"] for node in nodes if node.get("GPU")]
+        share = share_of(
+            total, workers, gpus, largest or math.inf, min(beside, default=0.0) or math.inf
+        )
         each = f"{share.gpus:g} GPUs" if share.gpus else f"{share.cpus:g} cores"
         log.info(f"Ray: {share.workers} workers of {each}")
         if device in ("auto", "cuda"):

@@ -32,6 +32,9 @@ _POLL_S = 1.0
 _CPUS_PER_WORKER = 4
 """Of a worker without a GPU, unless the number of workers is given."""
 
+_CPUS_PER_GPU = 6.0
+"""Of a worker with a GPU, at most: one launches the model's work, the others sort and write."""
+
 
 class Share(NamedTuple):
     """The number of workers, and what each requests of the cluster."""
@@ -42,7 +45,11 @@ class Share(NamedTuple):
 
 
 def share_of(
-    total: Mapping[str, float], workers: int | None, gpus: float, largest: float = math.inf
+    total: Mapping[str, float],
+    workers: int | None,
+    gpus: float,
+    largest: float = math.inf,
+    per_gpu: float = math.inf,
 ) -> Share:
     """Share out a cluster's resources.
 
@@ -51,14 +58,19 @@ def share_of(
         workers: Number of workers, None for as many as fit.
         gpus: GPUs that each worker requests, if the cluster has any.
         largest: Cores of the largest node. A worker that requests more would never start.
+        per_gpu: Cores for each GPU of the node that has fewest for it.
     """
     cpus = total.get("CPU", 1.0)
     if gpus and total.get("GPU"):
         count = workers or max(1, int(total["GPU"] / gpus))
-        return Share(count, min(1.0, cpus / count), gpus)
+        return Share(count, _cores(min(_CPUS_PER_GPU, cpus / count, per_gpu * gpus)), gpus)
     count = workers or max(1, int(cpus / min(_CPUS_PER_WORKER, largest)))
-    each = min(cpus / count, largest)
-    return Share(count, float(int(each)) if each >= 1 else each, 0.0)
+    return Share(count, _cores(min(cpus / count, largest)), 0.0)
+
+
+def _cores(share: float) -> float:
+    """Ray wants whole cores above one."""
+    return float(int(share)) if share >= 1 else share
 
 
 class _Call(NamedTuple):

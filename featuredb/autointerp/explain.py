@@ -22,6 +22,7 @@ from featuredb.render.progress import log, progress
 from featuredb.store.names import parse_feature
 from featuredb.store.outcomes import Explained
 from ingest.operations.user_data import refuse_no_writing
+from queries.answers import Row
 
 METHOD = "explained"
 """That of labels written here."""
@@ -203,9 +204,16 @@ def _ask_all(run: _Run, todo: Sequence[tuple[str, _Given | None]]) -> None:
                 if not pending:
                     return
                 ready, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in ready:
+                for future in sorted(ready, key=lambda each: each.exception() is not None):
                     run.take(future.result())
                     bar.advance(1)
+        except QueryError:
+            # Others may still get their answers, which are paid for.
+            pool.shutdown(cancel_futures=True)
+            for future in pending:
+                if not future.cancelled() and future.exception() is None:
+                    run.take(future.result())
+            raise
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -246,8 +254,8 @@ def _todo(
     return list(left), len(names) - len(left)
 
 
-def _scored(row: object, model: str, request: Request) -> bool:
-    there = {s["scorer"] for s in row["scores"] if s["model"] == model}  # type: ignore[index]
+def _scored(row: Row, model: str, request: Request) -> bool:
+    there = {score["scorer"] for score in row.scores if score["model"] == model}
     return there.issuperset(request.scores)
 
 
@@ -265,13 +273,9 @@ def _estimate(
         for found in [evidence(database, name, request.seed, scored=bool(request.scores))]
         if found is not None
     ]
+    costs = [_cost(each, request) for each in shown] or [(0.0, 0.0, 0.0)]
     requests, sent, answered = (
-        (
-            sum(part) / max(1, len(shown)) * len(todo)
-            for part in zip(*(_cost(each, request) for each in shown), strict=True)
-        )
-        if shown
-        else (0.0, 0.0, 0.0)
+        sum(part) / len(costs) * len(todo) for part in zip(*costs, strict=True)
     )
     text = (
         f"{len(todo):,} features, about {requests:,.0f} requests to {answers.endpoint.model}, "
@@ -296,9 +300,8 @@ def _cost(shown: Evidence, request: Request) -> tuple[float, float, float]:
         if scorer == "embedding":
             requests, sent = requests + 1, sent + len(tested) * passage / _CHARACTERS
             continue
-        asks = (
-            min(INTRUSIONS, len(shown.negatives)) if scorer == "intruder" else len(tested) / SHOWN
-        )
+        batches = -(-len(tested) // SHOWN)
+        asks = min(INTRUSIONS, len(shown.negatives)) if scorer == "intruder" else batches
         requests += asks
         sent += asks * (len(head) + SHOWN * passage) / _CHARACTERS
         answered += asks * _ANSWERED["number" if scorer == "intruder" else "choices"]

@@ -121,7 +121,7 @@ def test_a_judge_rates_instead(db: Database, judge: str) -> None:
     ("options", "words"),
     [
         ({"judge": "http://127.0.0.1:9/v1"}, "both its address and"),
-        ({"judge": "x", "judge_model": "y"}, "no address of a judge"),
+        ({"judge": "x", "judge_model": "y"}, "no address of an endpoint"),
         ({"judge": "http://127.0.0.1:9/v1", "judge_model": "y"}, "gives no answer"),
         ({"encoder": "/nowhere"}, "no sentence encoder"),
     ],

@@ -37,7 +37,7 @@ class Activations(FeatureAnswer):
 
     def view(self) -> View:
         """The first rows, under a heading that says of which feature."""
-        heading = Heading("feature ", self.feature, f" · {counted(len(self), 'activation')}")
+        heading = Heading("feature ", self.titled, f" · {counted(len(self), 'activation')}")
         if not len(self):
             return View([[heading]])
         rows = list(self[:_SHOWN])
@@ -86,7 +86,8 @@ def activations(reader: Reader, feature: int | str) -> Activations:
             "activation": pa.array(activation, pa.float32()),
         }
     )
-    return Activations(table, sae=sae.name, feature_id=number)
+    label = store.labels.preferred(sae, number)
+    return Activations(table, sae=sae.name, feature_id=number, label=label)
 
 
 def feature_activations(

@@ -164,11 +164,17 @@ class FeatureAnswer(Answer):
 
     sae: str
     feature_id: int
+    label: str | None = field(default=None, kw_only=True, metadata=FOR_DISPLAY)
 
     @property
     def feature(self) -> str:
         """`sae/1234`, as every question takes it."""
         return f"{self.sae}/{self.feature_id}"
+
+    @property
+    def titled(self) -> str:
+        """The feature, with its label if it has one."""
+        return f"{self.feature} {self.label}" if self.label else self.feature
 
 
 def of_feature(sae: str | None, feature_id: int | None, rows: int) -> tuple[pa.Array, pa.Array]:

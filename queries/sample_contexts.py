@@ -58,7 +58,7 @@ class SampledContexts(TopContexts):
         """The contexts bin by bin, the strongest first."""
         name = "range" if self.by == "width" else "quantiles"
         after = f" · {counted(len(self), 'context')} over the {name} of its activations"
-        sections: list[list[Part]] = [[Heading("feature ", self.feature, after)]]
+        sections: list[list[Part]] = [[Heading("feature ", self.titled, after)]]
         return View([*sections, *self.bins()])
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -167,6 +167,7 @@ def drawn(
         feature_id=number,
         max_activation=float(store.features.max_activation(sae)[number]),
         special=store.texts.special,
+        label=store.labels.preferred(sae, number),
         by=by,
         seed=seed,
     )

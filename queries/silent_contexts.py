@@ -62,7 +62,7 @@ class SilentContexts(TopContexts):
             "random": " at random",
         }[self.like]
         after = f" · silent in {counted(len(self), 'context')}{what}"
-        heading = Heading("feature ", self.feature, after)
+        heading = Heading("feature ", self.titled, after)
         return View([[heading], [self.passages()]] if len(self) else [[heading]])
 
     def passages(self) -> Passages:
@@ -170,6 +170,7 @@ def _answer(
         feature_id=number,
         max_activation=float(store.features.max_activation(sae)[number]),
         special=store.texts.special,
+        label=store.labels.preferred(sae, number),
         like=like,
         seed=seed,
     )

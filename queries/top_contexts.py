@@ -51,7 +51,7 @@ class TopContexts(FeatureAnswer):
         """The contexts under `feature sae/1234 · 20 contexts · maximum 14.23 in the store`."""
         count = numbers.plural(len(self), "context") if len(self) else "active in no such context"
         maximum = numbers.number(self.max_activation)
-        heading = Heading("feature ", self.feature, f" · {count} · maximum {maximum} in the store")
+        heading = Heading("feature ", self.titled, f" · {count} · maximum {maximum} in the store")
         return View([[heading], [self.passages()]] if len(self) else [[heading]])
 
     def passages(self) -> Passages:
@@ -105,6 +105,7 @@ def top_contexts(
         feature_id=number,
         max_activation=maximum,
         special=store.texts.special,
+        label=store.labels.preferred(sae, number),
     )
 
 

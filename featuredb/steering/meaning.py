@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def closeness(encoder: str | None, texts: Sequence[str], query: str) -> list[flo
     Each text is embedded once per encoder, and kept. Raises `ModelError`, `MissingExtraError` where
     no encoder is named and all-MiniLM-L6-v2 is not there.
     """
-    found = SentenceEncoder.find(encoder)
+    found = _encoder(encoder)
     if found is None:
         raise MissingExtraError(
             "searching by meaning needs a sentence encoder: name one with encoder, a folder or a "
@@ -36,6 +37,12 @@ def closeness(encoder: str | None, texts: Sequence[str], query: str) -> list[flo
     vectors = _vectors(found, encoder, texts)
     cosines: list[float] = (vectors @ found.vectors([query])[0]).tolist()
     return cosines
+
+
+@cache
+def _encoder(name: str | None) -> SentenceEncoder | None:
+    """Loaded once: a search takes less than that."""
+    return SentenceEncoder.find(name)
 
 
 def _vectors(

@@ -144,8 +144,9 @@ def test_options_that_the_pages_name_exist() -> None:
     for verb in VERBS:
         command = main.get_command(context, verb)
         assert command is not None
-        known |= {o for parameter in command.params for o in parameter.opts}
-        known |= {o for parameter in command.params for o in parameter.secondary_opts}
+        group = command.commands.values() if isinstance(command, click.Group) else ()
+        for parameter in (p for each in (command, *group) for p in each.params):
+            known |= {*parameter.opts, *parameter.secondary_opts}
     for page in pages():
         named = set(re.findall(r"`(--[\w-]+)", page.read_text(encoding="utf-8")))
         assert named <= known, page

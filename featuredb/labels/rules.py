@@ -93,12 +93,13 @@ def _what(tokens: Sequence[tuple[str, float]]) -> tuple[str, set[str]]:
             by_class[name] += share / total  # type: ignore[assignment]
     words = sorted(by_word, key=lambda word: -by_word[word])
     names = {name for name, share in by_class.items() if share >= MOST}
-    if by_word[words[0]] >= _HALF and words[0].isalpha():
+    if by_word[words[0]] >= MOST and words[0].isalpha():
         return _quoted(spelled[words[0]]), names
     if names:
         named = max(names, key=lambda name: (by_class[name], name))
         rest = [w for w in words if named not in classes_of(w) and by_word[w] >= 1 - MOST - 0.15]
         return " and ".join([named, *(_quoted(spelled[word]) for word in rest)]), names
+    first = words[0] if by_word[words[0]] >= _HALF and words[0].isalpha() else ""
     content = {w: share for w, share in by_word.items() if _is_content(w)}
     if (whole := sum(content.values())) >= CONTENT:
         by_word = {word: share / whole for word, share in content.items()}
@@ -107,6 +108,8 @@ def _what(tokens: Sequence[tuple[str, float]]) -> tuple[str, set[str]]:
         found = rule(by_word)
         if found:
             return found, names
+    if first:
+        return _quoted(spelled[first]), names
     # As many as it takes to have most of the mass, and none that has little of it.
     chosen: list[str] = []
     for word in words[:_WORDS]:

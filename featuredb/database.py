@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
+    from featuredb.monitors.guard import Guard
     from featuredb.monitors.listed import Monitors
+    from featuredb.monitors.new_alarms import NewAlarms
     from featuredb.steering.attribution import Attribution
     from featuredb.steering.edits import Edits
     from featuredb.steering.effects import Ablated
@@ -1294,6 +1296,104 @@ class Database:
         from queries.replay import replay
 
         return replay(self._reader, rule, where, window)
+
+    def watch(self, name: str | Sequence[str] | None, texts: Any, *, window: int = 8) -> NewAlarms:
+        """The alarms of monitors on new texts. Replaying texts that are stored gives the same.
+
+        Only the features that they watch are encoded, where the SAE allows it.
+
+        Args:
+            name: A monitor, several, or None for all that are enabled.
+            texts: Texts; pairs of an id and a text; a mapping of ids to texts; or chats, lists of
+                messages such as ``{"role": "user", "content": …}``.
+            window: Tokens shown on each side.
+
+        Returns:
+            One row per alarm, text by text.
+
+        Raises:
+            QueryError: There is no such monitor, or what is given is no text.
+            Error: As `fires_on`.
+        """
+        import pyarrow as pa
+
+        from featuredb.monitors.new_alarms import SCHEMA, NewAlarms
+
+        found = list(self.watch_batches(name, texts, window=window))
+        tables = [each.table for each in found] or [SCHEMA.empty_table()]
+        return NewAlarms(
+            pa.concat_tables(tables),
+            n_texts=sum(each.n_texts for each in found),
+            n_tokens=sum(each.n_tokens for each in found),
+        )
+
+    def watch_batches(
+        self,
+        name: str | Sequence[str] | None,
+        texts: Any,
+        *,
+        batch: int = 256,
+        window: int = 8,
+        first: int = 0,
+    ) -> Iterator[NewAlarms]:
+        """As `watch`, an answer for each batch of texts, as they are read.
+
+        Args:
+            name: As of `watch`.
+            texts: As of `watch`, any iterable.
+            batch: Texts that go through the model together.
+            window: As of `watch`.
+            first: The number of the first text.
+
+        Raises:
+            Error: As `watch`.
+        """
+        self._steering("monitoring")
+        from featuredb.monitors.readers import new_texts
+        from featuredb.monitors.watching import watch
+        from queries.rules.stored import listed
+
+        store = self._reader.store
+        monitors = listed(name, store)
+        yield from watch(store, monitors, new_texts(texts), self._model, batch, window, first)
+
+    def guard(
+        self,
+        name: str | Sequence[str] | None,
+        *,
+        abort: bool = False,
+        then: Edits | None = None,
+    ) -> AbstractContextManager[Guard]:
+        """Watch what the model generates, and stop or steer it when a monitor fires.
+
+        ::
+
+            with db.guard("bank", abort=True) as guard:
+                guard.model.generate(**db.tokenizer("I am", return_tensors="pt"))
+            guard.fired
+
+        Every token is read as soon as the model has read it: the prompt at once, then each new
+        one. One text at a time.
+
+        Args:
+            name: As of `watch`.
+            abort: Stop at the token after the alarm.
+            then: Edits, as of `intervene`, that act from the token after the first alarm on.
+
+        Returns:
+            A context manager that gives the guard: `model`, the Hugging Face model itself, and
+            after a generation `fired` and `alarms`.
+
+        Raises:
+            QueryError: There is no such monitor, or an edit is invalid.
+            Error: As `intervene`.
+        """
+        self._steering("monitoring")
+        from featuredb.monitors.guard import guard
+        from queries.rules.stored import listed
+
+        store = self._reader.store
+        return guard(store, listed(name, store), self._model, abort=abort, then=then)
 
     def calibrate(
         self,

@@ -46,10 +46,10 @@ class Alarms(Answer):
     monitor: str
     rule: str
 
-    def view(self) -> View:
+    def view(self, most: int = _SHOWN) -> View:
         """The rule, how many alarms there are, and the first of them in their texts."""
         many = numbers.plural(len(self), "alarm") if len(self) else "no alarm"
-        rows = list(self[:_SHOWN])
+        rows = list(self[:most])
         more = f" · the first {len(rows)}" if len(self) > len(rows) else ""
         rule = "" if self.rule == self.monitor else f" · {self.rule}"
         heading = Heading("alarms of ", self.monitor, f"{rule} · {many}{more}")

@@ -16,6 +16,7 @@ class ExitCode(IntEnum):
     INGEST = 5
     STORAGE = 6
     MISSING_EXTRA = 7
+    ALARM = 10
     INTERRUPTED = 130
     BROKEN_PIPE = 141
 
@@ -34,6 +35,7 @@ _MEANINGS = {
     ExitCode.INGEST: "invalid corpus, model or SAE",
     ExitCode.STORAGE: "disk or server error: full, read-only, no permission, unreachable",
     ExitCode.MISSING_EXTRA: "missing optional dependency",
+    ExitCode.ALARM: "a monitor fired (monitor run --fail)",
     ExitCode.INTERRUPTED: "interrupted",
     ExitCode.BROKEN_PIPE: "output closed",
 }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 import featuredb
 from featuredb.cli import options
+from featuredb.cli.exit_codes import ExitCode
 from featuredb.cli.output import Output
+from featuredb.errors import one_line
+from featuredb.render.characters import neutralize
 
 _NAME = click.argument("name", metavar="NAME")
 _RULE = click.argument("rule", metavar="NAME|RULE")
@@ -144,3 +149,68 @@ def calibrate(
     """
     with featuredb.open(db, snapshot=snapshot) as database:
         output.write(database.calibrate(rule, by=by, rate=rate, where=where))
+
+
+@command.command("run")
+@options.pinned_database
+@click.argument("names", metavar="[NAME]... FILE|-", nargs=-1, required=True)
+@click.option(
+    "--text-column",
+    metavar="NAME",
+    default="text",
+    show_default=True,
+    help="What a record's text is called.",
+)
+@click.option(
+    "--id-column",
+    metavar="NAME",
+    help="What a record's id is called. Default: id, where there is one.",
+)
+@click.option("--jsonl", is_flag=True, help="Standard input has JSON lines: texts or chats.")
+@click.option("--skip-broken", is_flag=True, help="Skip records that cannot be read; count them.")
+@click.option(
+    "--batch",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Texts read together. 1 answers each text at once.",
+)
+@click.option(
+    "--window",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=8,
+    show_default=True,
+    help="Tokens shown on each side.",
+)
+@click.option("--fail", is_flag=True, help="Exit with 10 if any monitor fires.")
+@options.model
+@options.output
+def run(
+    db: str,
+    snapshot: int | None,
+    names: tuple[str, ...],
+    jsonl: bool,
+    fail: bool,
+    model: str | None,
+    output: Output,
+    **how: Any,
+) -> None:
+    """Run monitors over new texts or chats: all that are enabled, or those named.
+
+    FILE: .jsonl has per line a text, a record with a text, or messages as of OpenAI; .eval is a
+    log of Inspect; .json, .csv, .tsv and .parquet are read too; any other file, and -, has a text
+    per line. With -o FILE.jsonl an interrupted run goes on where it was: run it again.
+    """
+    from featuredb.monitors.running import MonitorRun
+
+    *chosen, path = names
+    with featuredb.open(db, snapshot=snapshot, model=model) as database:
+        made = MonitorRun(database, tuple(chosen) or None, path, jsonl=jsonl, **how)
+        made.write(output)
+    for reason in made.broken[:10]:
+        click.echo(f"featuredb: skipped: {neutralize(one_line(reason))}", err=True)
+    click.echo(f"featuredb: {made.summary}", err=True)
+    if fail and made.alarms:
+        click.get_current_context().exit(ExitCode.ALARM)

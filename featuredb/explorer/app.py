@@ -35,6 +35,7 @@ from featuredb.explorer.pages import (
     find,
     home,
     map,
+    monitors,
     search,
     sql,
     steer,
@@ -76,6 +77,7 @@ PAGES: Mapping[str, PageOf] = {
     "/steer": steer.page,
     "/map": map.page,
     "/sql": sql.page,
+    "/monitors": monitors.page,
 }
 """Every page. Each also answers with `.json`, `.csv` or `.parquet` after its path."""
 

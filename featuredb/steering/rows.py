@@ -38,7 +38,7 @@ class CodeReader:
     def __init__(self, sae: LoadedSae, features: Sequence[int]) -> None:
         self._sae = sae
         self._ids = torch.tensor(features, device=sae.device)
-        self._encoder = _encoder_of(sae.encoder, self._ids)
+        self._encoder = encoder_of(sae.encoder, self._ids)
         self._apart = self._encoder is not sae.encoder
 
     def codes(self, x: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ def _directions(attached: AttachedSae, features: Sequence[int]) -> dict[HookPoin
     return places
 
 
-def _encoder_of(encoder: Encoder, ids: Tensor) -> Encoder:
+def encoder_of(encoder: Encoder, ids: Tensor) -> Encoder:
     """The encoder of some features, where they do not depend on others."""
     activation = encoder.activation
     if isinstance(activation, TopK | GroupMax):

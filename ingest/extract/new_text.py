@@ -11,12 +11,14 @@ import numpy.typing as npt
 from featuredb.store import schemas
 from featuredb.store.snapshot import Corpus
 from featuredb.store.store import Store
+from ingest.attached import ModelWithSaes
+from ingest.corpus.chat import Chat
 from ingest.extract.batches import batches
 from ingest.extract.forward import Rule, run_batch
 from ingest.extract.recorded import recorded
-from ingest.model.load import no_tokenizer
-from ingest.tokens.contexts import ranges
-from ingest.tokens.tokenize import tokenize_batch
+from ingest.model.load import LoadedModel, no_tokenizer
+from ingest.tokens.contexts import TokenizedBatch, ranges
+from ingest.tokens.tokenize import tokenize_batch, tokenize_chats
 
 _BATCH_TOKENS = 4_096
 _GPU_BATCH_TOKENS = 32_768
@@ -35,10 +37,11 @@ class EncodedTokens(NamedTuple):
 
 
 class EncodedText(NamedTuple):
-    """What fires on a text. tokens: the text of each token."""
+    """What fires on a text. tokens: the text of each token. roles: of a chat's tokens."""
 
     tokens: list[str]
     encoded: list[EncodedTokens]
+    roles: list[str] | None = None
 
 
 class EncodedContexts(NamedTuple):
@@ -59,21 +62,44 @@ def encode_texts(store: Store, texts: Sequence[str], where: str | None = None) -
     They are tokenized, cut and rounded as at ingest, without BOS and sinks. An empty text has no
     tokens and no activations. where: the model is now. Raises as `ingest.extract.recorded`.
     """
-    snapshot = store.snapshot
-    corpus = snapshot.corpora[0]
     loaded = recorded(store, where)
-    model, saes = loaded.model, loaded.saes
+    return encode_tokenized(store, loaded, tokenized_texts(store, loaded.model, texts))
+
+
+def tokenized_texts(store: Store, model: LoadedModel, texts: Sequence[str]) -> TokenizedBatch:
+    """Texts as contexts, cut as the database's own are. Raises `ModelError`."""
+    return _tokenized(store, model, tokenize_batch, texts)
+
+
+def tokenized_chats(store: Store, model: LoadedModel, chats: Sequence[Chat]) -> TokenizedBatch:
+    """Chats as contexts with a role per token. Raises `ModelError`, `CorpusError`."""
+    return _tokenized(store, model, tokenize_chats, chats)
+
+
+def _tokenized(store: Store, model: LoadedModel, tokenize: Any, given: Any) -> TokenizedBatch:
+    corpus = store.snapshot.corpora[0]
     if model.tokenizer is None:
         raise no_tokenizer(model.path)
     with model.lock:
-        tokenized = tokenize_batch(
+        made: TokenizedBatch = tokenize(
             model.tokenizer,
-            texts,
+            given,
             context_size=corpus.context_size,
             bos_id=corpus.bos_token_id,
             stride=corpus.stride,
             vocab_size=model.vocab_size,
         )
+    return made
+
+
+def encode_tokenized(
+    store: Store, loaded: ModelWithSaes, tokenized: TokenizedBatch
+) -> list[EncodedText]:
+    """What the SAEs of `loaded` have active on texts, see `encode_texts`."""
+    model, saes = loaded.model, loaded.saes
+    snapshot = store.snapshot
+    corpus = snapshot.corpora[0]
+    n_texts = len(tokenized.n_tokens)
     starts = np.concatenate(([0], np.cumsum(tokenized.context_lengths))).astype(np.int64)
     bos = int(corpus.bos_token_id is not None)
     # Where windows overlap, a token counts in the first that has it, as of a stored document.
@@ -82,7 +108,8 @@ def encode_texts(store: Store, texts: Sequence[str], where: str | None = None) -
     covered = np.concatenate(([0], (first + lengths)[:-1]))[: len(lengths)]
     covered = np.where(tokenized.context_index == 0, 0, covered)
     skipped = bos + covered - first
-    text_ids = tokenized.token_ids[ranges(starts[:-1] + skipped, lengths + bos - skipped)]
+    own = ranges(starts[:-1] + skipped, lengths + bos - skipped)
+    text_ids = tokenized.token_ids[own]
     rule = Rule(bool(bos), snapshot.recording.values)
     pieces: list[list[_Placed]] = [[] for _ in saes]
     most = _BATCH_TOKENS if model.device.type == "cpu" else _GPU_BATCH_TOKENS
@@ -101,11 +128,16 @@ def encode_texts(store: Store, texts: Sequence[str], where: str | None = None) -
             )
     token_texts = store.texts.token_texts
     ends = np.cumsum(tokenized.n_tokens)
-    tokens = [[token_texts[i] for i in ids] for ids in np.split(text_ids, ends)[: len(texts)]]
-    by_sae = [_by_text(a.name, p, len(texts)) for a, p in zip(saes, pieces, strict=True)]
+    by_sae = [_by_text(a.name, p, n_texts) for a, p in zip(saes, pieces, strict=True)]
+    roles: list[list[str] | None] = [None] * n_texts
+    if tokenized.roles is not None:
+        names = tokenized.role_names
+        roles = [[names[i] for i in r] for r in np.split(tokenized.roles[own], ends)[:n_texts]]
     return [
-        EncodedText(own, [encoded[number] for encoded in by_sae])
-        for number, own in enumerate(tokens)
+        EncodedText(
+            [token_texts[i] for i in ids], [encoded[number] for encoded in by_sae], roles[number]
+        )
+        for number, ids in enumerate(np.split(text_ids, ends)[:n_texts])
     ]
 
 

@@ -44,6 +44,9 @@ PAGES = {
     "map": "/map?sae=it%27s",
     "map-canvas": "/map?sae=a/sae&draw=canvas&find=script",
     "map-data": "/map?sae=a/sae&panel=map",
+    "monitors": "/monitors",
+    "monitors-rule": f"/monitors?rule={quote(f'{F} > 0.5')}&by=topic",
+    "monitors-refused": f"/monitors?rule={_ANY}",
     "not-found": f"/feature/{_ANY}/1",
     "unknown": f"/{_ANY}",
 }

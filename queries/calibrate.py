@@ -32,7 +32,7 @@ from queries.filters import contexts_where
 from queries.question import Question
 from queries.replay import alarm_rows, rule_of
 from queries.rules.compiled import Compiled, silent_level
-from queries.rules.rule import Rule
+from queries.rules.rule import FeatureRule
 from queries.rules.tree import Compare, Node, Not, Open, children, nodes, replaced
 from queries.sql import duckdb_errors
 
@@ -175,13 +175,13 @@ def calibrate(
     return Calibration(pa.Table.from_pylist(rows, _SCHEMA), monitor=name, rule=found.text, by=by)
 
 
-def alarm_rate(reader: Reader, rule: Rule, where: str | None = None) -> AlarmRate:
+def alarm_rate(reader: Reader, rule: FeatureRule, where: str | None = None) -> AlarmRate:
     """How often a rule fires on what is stored."""
     _, alarms, tokens = _counts(reader, rule, where)
     return AlarmRate.of(alarms, tokens)
 
 
-def threshold_for(reader: Reader, text: str, rate: str, where: str | None = None) -> Rule:
+def threshold_for(reader: Reader, text: str, rate: str, where: str | None = None) -> FeatureRule:
     """The rule with the smallest number in place of ``?`` at which it fires at most so often.
 
     At that number and at every larger one. where: only these stored documents count.
@@ -190,7 +190,7 @@ def threshold_for(reader: Reader, text: str, rate: str, where: str | None = None
         RuleError: It has not one ``?``, or not at the right of a ``>``.
         QueryError: The rate is none, or the rest of the rule alone fires more often.
     """
-    rule = Rule.parse(reader.store, text)
+    rule = FeatureRule.parse(reader.store, text)
     sought = _sought(rule, text)
     most = _rate(rate)
     compiled = Compiled(rule, reader.snapshot)
@@ -208,7 +208,7 @@ def threshold_for(reader: Reader, text: str, rate: str, where: str | None = None
         raise QueryError(
             f"with any number the rule {text} fires more often than {rate}: its other parts do"
         )
-    made = Rule(replaced(rule.tree, number), rule.features)
+    made = FeatureRule(replaced(rule.tree, number), rule.features)
     made.refuse_decided(reader.store)
     return made
 
@@ -243,7 +243,7 @@ def _smallest(
     )
 
 
-def _sought(rule: Rule, text: str) -> Compare:
+def _sought(rule: FeatureRule, text: str) -> Compare:
     """The comparison with the open number. Raises `RuleError`."""
     opened = [n for n in nodes(rule.tree) if isinstance(n, Open)]
     if len(opened) != 1:
@@ -273,7 +273,7 @@ def _rate(text: str) -> float:
     return float(match[1]) / (_UNITS.get(match[2]) or int(match[2]))
 
 
-def _counts(reader: Reader, rule: Rule, where: str | None) -> tuple[Int64, Int64, Int64]:
+def _counts(reader: Reader, rule: FeatureRule, where: str | None) -> tuple[Int64, Int64, Int64]:
     """(document_id, alarms, tokens) of each document, int64 [d]."""
     document, tokens = _tokens(reader, rule, where)
     rows = alarm_rows(reader, rule, "", where, 0)
@@ -283,7 +283,7 @@ def _counts(reader: Reader, rule: Rule, where: str | None) -> tuple[Int64, Int64
     return document, alarms, tokens
 
 
-def _tokens(reader: Reader, rule: Rule, where: str | None) -> tuple[Int64, Int64]:
+def _tokens(reader: Reader, rule: FeatureRule, where: str | None) -> tuple[Int64, Int64]:
     """(document_id, tokens) of the documents that the rule's SAEs have read, by id."""
     sql = Compiled(rule, reader.snapshot).tokens()
     with duckdb_errors(reader.location):

@@ -18,7 +18,7 @@ from queries.connection import Reader
 from queries.filters import contexts_where
 from queries.question import Macro, Question
 from queries.rules.alarms_sql import alarms_sql, macro_sql
-from queries.rules.rule import Rule, parse_rule
+from queries.rules.rule import FeatureRule, parse_rule
 from queries.rules.stored import NAME, alarms_macro, monitor_of
 from queries.show import feature_name
 from queries.sql import duckdb_errors
@@ -85,7 +85,7 @@ def replay(reader: Reader, rule: str, where: str | None = None, window: int = 8)
     return Alarms(alarm_rows(reader, found, named, where, window), monitor=named, rule=found.text)
 
 
-def rule_of(store: Store, text: str) -> tuple[str, Rule]:
+def rule_of(store: Store, text: str) -> tuple[str, FeatureRule]:
     """A monitor's name and its rule, or a rule that is given and as what it is shown."""
     if re.fullmatch(NAME, check_text(text, "the rule")) and not re.fullmatch(r"f\d+", text):
         monitor = monitor_of(store, text)
@@ -95,7 +95,7 @@ def rule_of(store: Store, text: str) -> tuple[str, Rule]:
 
 
 def alarm_rows(
-    reader: Reader, rule: Rule, name: str, where: str | None = None, window: int = 8
+    reader: Reader, rule: FeatureRule, name: str, where: str | None = None, window: int = 8
 ) -> pa.Table:
     """The columns of `Alarms`. where: a SQL condition on documents, contexts."""
     sql = alarms_sql(rule, reader.snapshot, name, str(min(check_window(window), _LONGEST)))

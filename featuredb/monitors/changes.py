@@ -25,7 +25,7 @@ from ingest.operations.user_data import (
 from queries.arguments import check_choice, check_text
 from queries.calibrate import alarm_rate, threshold_for
 from queries.connection import Reader
-from queries.rules.rule import Rule, parse_rule
+from queries.rules.rule import FeatureRule, parse_rule
 from queries.rules.stored import NAME, Monitor
 
 Row = Mapping[str, Any]
@@ -99,13 +99,13 @@ def _last(rows: Rows, name: str) -> Row | None:
     return max(own, key=lambda row: row["version"], default=None)
 
 
-def _made(reader: Reader, text: str, rate: str | None, where: str | None) -> Rule:
+def _made(reader: Reader, text: str, rate: str | None, where: str | None) -> FeatureRule:
     if rate is None:
         return parse_rule(reader.store, text)
     return threshold_for(reader, text, rate, where)
 
 
-def _notes(reader: Reader, rule: Rule) -> tuple[str, ...]:
+def _notes(reader: Reader, rule: FeatureRule) -> tuple[str, ...]:
     """What its maker should know."""
     notes = []
     if rule.holds_in_silence:

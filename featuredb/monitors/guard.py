@@ -26,7 +26,7 @@ from queries.rules.stored import Monitor
 
 
 @dataclass(eq=False)
-class Guard:
+class GenerationGuard:
     """A model whose generation is watched.
 
     model: the Hugging Face model itself. fired: the monitors that have fired in the last
@@ -140,13 +140,13 @@ def guard(
     *,
     abort: bool,
     then: Edits | None,
-) -> Iterator[Guard]:
+) -> Iterator[GenerationGuard]:
     """See `featuredb.Database.guard`."""
     watch = Watch(store, monitors, where)
     loaded = watch.watched.loaded
     made = None if then is None else ready(store, then, where, SteeringOptions())
     first = store.snapshot.corpora[0].bos_token_id
-    guarded = Guard(loaded.model.model, watch, first)
+    guarded = GenerationGuard(loaded.model.model, watch, first)
     facts = TokenFacts(first) if made is None else made.facts
     hooks = [sae.hook for sae in loaded.saes]
     with held(loaded.model) as model, model.editing([], facts, loaded.saes, hooks):
@@ -156,7 +156,7 @@ def guard(
 
 
 def _watched(
-    guarded: Guard,
+    guarded: GenerationGuard,
     model: HeldModel,
     plain: Callable[..., Any],
     abort: bool,

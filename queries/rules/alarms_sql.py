@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
 from queries.rules.compiled import Compiled
-from queries.rules.rule import Rule
+from queries.rules.rule import FeatureRule
 
 _WINDOW = "{window}"
 
@@ -15,7 +15,7 @@ TEXT_TOKENS = 32
 """Most tokens of an alarm that are shown as its text."""
 
 
-def alarms_sql(rule: Rule, snapshot: Snapshot, monitor: str, window: str) -> str:
+def alarms_sql(rule: FeatureRule, snapshot: Snapshot, monitor: str, window: str) -> str:
     """A SELECT of the columns of `queries.replay.Alarms`, in the order of the texts.
 
     window: SQL of how many tokens are shown on each side.
@@ -95,7 +95,7 @@ FROM contexts_of LEFT JOIN ranked ON i = which AND activation = strength JOIN te
 ORDER BY document_id, pos"""
 
 
-def macro_sql(rules: Mapping[str, Rule], snapshot: Snapshot) -> str:
+def macro_sql(rules: Mapping[str, FeatureRule], snapshot: Snapshot) -> str:
     """The body of the macro ``alarms``, for monitors by name."""
     known = ", ".join(rules) or "none"
     missing = literals.message(

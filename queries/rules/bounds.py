@@ -22,8 +22,8 @@ from queries.rules.tree import (
     Not,
     Number,
     Open,
-    Peak,
     Role,
+    RunningPeak,
     Some,
     Sum,
     Value,
@@ -98,7 +98,7 @@ def values(node: Value, within: Sequence[Interval]) -> Interval:
             choose = max if largest else min
             lows, highs = zip(*(values(p, within) for p in parts), strict=True)
             return choose(lows), choose(highs)
-        case Mean(value, _) | Peak(value):
+        case Mean(value, _) | RunningPeak(value):
             return values(value, within)
 
 

@@ -13,7 +13,7 @@ from featuredb.store.recorded import overlap, ranges_read
 from featuredb.store.snapshot import Corpus, Snapshot
 from queries.catalog import literals
 from queries.rules import silence
-from queries.rules.rule import Rule
+from queries.rules.rule import FeatureRule
 from queries.rules.tree import (
     FIRES,
     WINDOWS,
@@ -28,8 +28,8 @@ from queries.rules.tree import (
     Not,
     Number,
     Open,
-    Peak,
     Role,
+    RunningPeak,
     Some,
     Sum,
     Value,
@@ -61,7 +61,7 @@ class _Stages:
 class Compiled:
     """A rule as SQL, over one snapshot."""
 
-    def __init__(self, rule: Rule, snapshot: Snapshot) -> None:
+    def __init__(self, rule: FeatureRule, snapshot: Snapshot) -> None:
         self.rule = rule
         self._snapshot = snapshot
         self._stages = _Stages()
@@ -252,7 +252,7 @@ class Compiled:
                 silent = _number(silence.value_of(value))
                 total = f"sum({inner} - {silent}) OVER ({_last(tokens)})"
                 return self._stages.column(layer, f"{silent} + {total} / {tokens}")
-            case Peak(value):
+            case RunningPeak(value):
                 inner, layer = self._value(value)
                 silent = _number(silence.value_of(value))
                 largest_so_far = f"max({inner}) OVER ({_BY_TEXT} ROWS UNBOUNDED PRECEDING)"

@@ -20,8 +20,8 @@ from queries.rules.tree import (
     Not,
     Number,
     Open,
-    Peak,
     Role,
+    RunningPeak,
     Some,
     Sum,
     Value,
@@ -102,7 +102,7 @@ def value(node: Value, tokens: Tokens) -> Floats:
         case Mean(inner, n):
             silent = silence.value_of(inner)
             return silent + _over(value(inner, tokens) - silent, n, 0.0, tokens) / n
-        case Peak(inner):
+        case RunningPeak(inner):
             return _peak(value(inner, tokens), silence.value_of(inner), tokens)
 
 

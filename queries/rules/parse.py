@@ -23,8 +23,8 @@ from queries.rules.tree import (
     Not,
     Number,
     Open,
-    Peak,
     Role,
+    RunningPeak,
     Some,
     Sum,
     Value,
@@ -212,7 +212,7 @@ class _Reader:
             case "sum":
                 return Sum((1.0,) * len(given), tuple(map(self._plain, given)))
             case "peak" if len(given) == 1:
-                return Peak(self._plain(given[0]))
+                return RunningPeak(self._plain(given[0]))
             case "mean" if len(given) == 2 and given[1].data == "number":
                 return Mean(self._plain(given[0]), self._tokens(given[1].children[0]))
             case "peak":

@@ -17,7 +17,7 @@ MOST_FEATURES = 1_000
 
 
 @dataclass(frozen=True)
-class Rule:
+class FeatureRule:
     """A condition on the features of a token and of those before it in its text.
 
     tree: the condition, all its numbers in the SAEs' own units. features: those it reads, as (SAE,
@@ -28,7 +28,7 @@ class Rule:
     features: tuple[tuple[str, int], ...]
 
     @classmethod
-    def parse(cls, store: Store, text: str) -> Rule:
+    def parse(cls, store: Store, text: str) -> FeatureRule:
         """From text such as ``f12 > 5``.
 
         Raises:
@@ -90,9 +90,9 @@ class Rule:
             raise RuleError(f"the rule {self.text} {what}, whatever the activations")
 
 
-def parse_rule(store: Store, text: str) -> Rule:
-    """A rule without an open number, neither always nor never true. Raises as `Rule.parse`."""
-    rule = Rule.parse(store, text)
+def parse_rule(store: Store, text: str) -> FeatureRule:
+    """A rule without an open number that can hold and can fail. Raises as `FeatureRule.parse`."""
+    rule = FeatureRule.parse(store, text)
     if rule.is_open:
         raise QueryError(f"the rule {text} leaves a number open: give it, or a rate that sets it")
     rule.refuse_decided(store)

@@ -13,8 +13,8 @@ from queries.rules.tree import (
     Not,
     Number,
     Open,
-    Peak,
     Role,
+    RunningPeak,
     Some,
     Sum,
     Value,
@@ -35,7 +35,7 @@ def value_of(node: Value) -> float:
             return total
         case Extreme(largest, values):
             return (max if largest else min)(map(value_of, values))
-        case Mean(value, _) | Peak(value):
+        case Mean(value, _) | RunningPeak(value):
             return value_of(value)
 
 

@@ -15,7 +15,7 @@ from featuredb.store.snapshot import Snapshot
 from featuredb.store.store import Store
 from queries.catalog import literals
 from queries.rules.alarms_sql import macro_sql
-from queries.rules.rule import Rule
+from queries.rules.rule import FeatureRule
 from queries.rules.tree import Condition
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Monitor:
     name: str
     version: int
     state: str
-    rule: Rule
+    rule: FeatureRule
     given: str
     rate: str | None
     owner: str
@@ -80,7 +80,7 @@ class Monitor:
             row["monitor"],
             row["version"],
             row["state"],
-            Rule(tree, tuple(features)),
+            FeatureRule(tree, tuple(features)),
             row["given"],
             row["rate"],
             row["owner"],

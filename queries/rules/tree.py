@@ -50,7 +50,7 @@ class Mean(msgspec.Struct, frozen=True, tag="mean"):
     tokens: int
 
 
-class Peak(msgspec.Struct, frozen=True, tag="peak"):
+class RunningPeak(msgspec.Struct, frozen=True, tag="peak"):
     """The largest value so far in the text."""
 
     value: Value
@@ -95,12 +95,12 @@ class Lasting(msgspec.Struct, frozen=True, tag="lasting"):
     tokens: int
 
 
-Value = Feature | Number | Open | Sum | Extreme | Mean | Peak
+Value = Feature | Number | Open | Sum | Extreme | Mean | RunningPeak
 Condition = Compare | Role | Every | Some | Not | Lasting
 Node = Value | Condition
 
-VALUES = (Feature, Number, Open, Sum, Extreme, Mean, Peak)
-WINDOWS = (Mean, Peak, Lasting)
+VALUES = (Feature, Number, Open, Sum, Extreme, Mean, RunningPeak)
+WINDOWS = (Mean, RunningPeak, Lasting)
 
 FIRES = "!="
 
@@ -110,7 +110,7 @@ def children(node: Node) -> tuple[Node, ...]:
     match node:
         case Sum(_, values) | Extreme(_, values):
             return values
-        case Mean(value, _) | Peak(value):
+        case Mean(value, _) | RunningPeak(value):
             return (value,)
         case Compare(left, _, right):
             return left, right
@@ -148,7 +148,7 @@ def replaced(node: Condition, number: float) -> Condition:
 def reach(node: Node) -> int | None:
     """Tokens after an activation at which it can still matter. None for to the end of the text."""
     below = [reach(child) for child in children(node)]
-    if isinstance(node, Peak) or None in below:
+    if isinstance(node, RunningPeak) or None in below:
         return None
     own = node.tokens - 1 if isinstance(node, Mean | Lasting) else 0
     return own + max((each for each in below if each is not None), default=0)
@@ -176,7 +176,7 @@ def spelled(node: Node, name: Callable[[int], str]) -> str:
             return f"{'max' if largest else 'min'}({', '.join(map(of, values))})"
         case Mean(value, tokens):
             return f"mean({of(value)}, {tokens})"
-        case Peak(value):
+        case RunningPeak(value):
             return f"peak({of(value)})"
         case Compare(left, sign, right):
             return of(left) if sign == FIRES else f"{of(left)} {sign} {of(right)}"

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import featuredb
 from featuredb.cli import main
-from queries.rules.rule import Rule
+from queries.rules.rule import FeatureRule
 from tests.docs.pages import ROOT
 from tests.monitors.test_watch import CHAT, write_log
 
@@ -33,7 +33,7 @@ def test_every_rule_of_the_table(db: featuredb.Database) -> None:
     rules = re.findall(r"^\| `([^`]*)`", PAGE, re.MULTILINE)
     assert len(rules) == 15
     for rule in rules:
-        made = Rule.parse(db._store, _here(rule))
+        made = FeatureRule.parse(db._store, _here(rule))
         assert made.features[0] == ("early", 3)
 
 

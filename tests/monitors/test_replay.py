@@ -15,7 +15,7 @@ import featuredb
 from featuredb.database import Database
 from featuredb.errors import QueryError, RuleError
 from queries.rules.evaluate import Tokens, holds
-from queries.rules.rule import Rule
+from queries.rules.rule import FeatureRule
 from tests.make_store import MadeSae, World, make_store, stored
 from tests.monitors.rules import Text, Truth, rules
 from tests.queries.test_against_oracle import few as more
@@ -109,7 +109,7 @@ def _check_strengths(world: World, names: list[str], alarms: Any) -> None:
 
 
 def _check_evaluator(db: Database, world: World, names: list[str], rule: Truth) -> None:
-    made = Rule.parse(db._reader.store, rule[0])
+    made = FeatureRule.parse(db._reader.store, rule[0])
     features = [f"{sae}/{number}" for sae, number in made.features]
     every = [text for text, _ in texts(world, names)]
     flat = [token for text in every for token in text]

@@ -11,7 +11,7 @@ import pytest
 import featuredb
 from featuredb.database import Database
 from featuredb.errors import QueryError, RuleError, UnknownFeatureError
-from queries.rules.rule import Rule
+from queries.rules.rule import FeatureRule
 from tests.make_store import MadeSae, World, make_store
 
 
@@ -59,9 +59,9 @@ def db(path: Path) -> Iterator[Database]:
     ],
 )
 def test_what_is_read(db: Database, text: str, read: str) -> None:
-    rule = Rule.parse(db._reader.store, text)
+    rule = FeatureRule.parse(db._reader.store, text)
     assert rule.text == read
-    assert Rule.parse(db._reader.store, read) == rule
+    assert FeatureRule.parse(db._reader.store, read) == rule
 
 
 @pytest.mark.parametrize(

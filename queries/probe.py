@@ -13,6 +13,7 @@ Both classes weigh the same. Strengths are chosen without looking at the held-ou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from featuredb.render import numbers
 from queries.chosen import Compared
 from queries.connection import Reader
 from queries.pooled import Pairs
+from queries.rules.tree import feature_text
 from queries.scores import Scores
 from queries.sql import duckdb_errors
 
@@ -46,7 +48,8 @@ def probe(
     Returns:
         features: list of {feature, weight, scale}, strongest first: the score of a unit is
         ``intercept + Σ weight · activation / scale``, above 0 for A. auroc, auroc_words: on the
-        held-out units. n_train, n_held. about: the same in words.
+        held-out units. n_train, n_held. about: the same in words. rule: the same as the rule of a
+        monitor, which holds at the end of a document of A, None for others than documents' maxima.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -95,13 +98,17 @@ def probe(
         for i in chosen[order].tolist()
     ]
     shown = ", ".join(named[:8]) + (" …" if len(named) > 8 else "")
+    features = [
+        {"feature": name, "weight": float(weights[i]), "scale": float(scale[chosen[i]])}
+        for name, i in zip(named, order.tolist(), strict=True)
+    ]
+    intercept = float(model.intercept_[0])
+    whole = compared.pool == "max" and compared.units.kind == "document"
     beside = "no word" if words is None else f"{words:.3f} of a bag of words"
     return {
-        "features": [
-            {"feature": name, "weight": float(weights[i]), "scale": float(scale[chosen[i]])}
-            for name, i in zip(named, order.tolist(), strict=True)
-        ],
-        "intercept": float(model.intercept_[0]),
+        "features": features,
+        "intercept": intercept,
+        "rule": _rule(features, intercept) if whole else None,
         "auroc": auroc,
         "auroc_words": words,
         "n_train": int(is_train.sum()),
@@ -109,6 +116,16 @@ def probe(
         "about": f"{numbers.plural(len(chosen), 'feature')}, AUROC {auroc:.3f} on "
         f"{int(is_held.sum())} held out, beside {beside}: {shown}",
     }
+
+
+def _rule(features: Sequence[dict[str, Any]], intercept: float) -> str:
+    """The score above 0 as a rule: the largest activations so far are those of a document."""
+    terms = []
+    for each in features:
+        sae, _, number = each["feature"].rpartition("/")
+        weight = each["weight"] / each["scale"]
+        terms.append(f"{weight!r} * peak({feature_text(sae, int(number))})")
+    return f"{' + '.join(terms)} > {-intercept!r}"
 
 
 def _matrix(

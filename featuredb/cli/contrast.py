@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Fit a classifier of at most K features, beside a bag of words. Needs featuredb[probes].",
 )
+@click.option("--monitor", metavar="NAME", help="Store the --probe as the rule of a monitor.")
 @options.seed
 @options.model
 @options.limit(20, "features")
@@ -117,6 +118,7 @@ def command(
     covariate: tuple[str, ...],
     holdout: float | None,
     probe: int | None,
+    monitor: str | None,
     seed: int,
     model: str | None,
     k: int,
@@ -127,6 +129,8 @@ def command(
     The unit of the test is the document. The answer names the sets, the null hypothesis and how
     many features were tested, and shows a context of each side per feature.
     """
+    if monitor is not None and (probe is None or pool != "max" or unit != "document"):
+        raise click.UsageError("--monitor stores a --probe of documents' maxima: give --probe K")
     with featuredb.open(db, snapshot=snapshot, model=model) as database:
         answer = database.contrast(
             a,
@@ -146,3 +150,6 @@ def command(
             seed=seed,
         )
     output.write(answer)
+    if monitor is not None and answer.probe is not None:
+        note = f"a probe of {answer.a} against {answer.b}"
+        featuredb.add_monitor(db, monitor, answer.probe["rule"], note=note)

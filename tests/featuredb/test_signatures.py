@@ -99,7 +99,7 @@ _CALLS: dict[str, tuple[Any, str, set[str]]] = {
         {"db", "file", "chat", "model", "export", "sweep", "plot"}
         | {"encoder", "judge", "judge_model"},
     ),
-    "contrast": (_Database.contrast, "db", {"db", "model"}),
+    "contrast": (_Database.contrast, "db", {"db", "model", "monitor"}),
     "compare": (_Database.compare, "db 1 2", {"db"}),
     "search": (_Database.search, "db query", {"db"}),
     "sql": (_Database.sql, "db query", {"db", "k", "memory", "model"}),

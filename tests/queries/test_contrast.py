@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -399,7 +400,26 @@ def test_probe(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["auroc"] > 0.8
     assert found["auroc_words"] is not None
     assert "beside" in str(answer)
+    _check_rule(db, found)
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'featuredb\[probes\]'"):
         db.contrast("topic = 'war'", "topic = 'art'", probe=3)
+
+
+def _check_rule(db: Database, probe: dict[str, Any]) -> None:
+    """Its rule holds at the last token of the documents that it says are of A."""
+    score: Counter[int] = Counter()
+    for each in probe["features"]:
+        for row in db.document_features(each["feature"]):
+            score[row.document_id] += row.max_activation * each["weight"] / each["scale"]
+    n_tokens = dict(db.sql("SELECT document_id, n_tokens FROM documents").fetchall())
+    said = {d for d in n_tokens if score[d] + probe["intercept"] > 1e-9}
+    alarms = db.replay(probe["rule"])
+    bos = int(db.snapshot.corpora[0].bos_token_id is not None)
+    size = db.snapshot.corpora[0].context_size - bos
+    index = dict(db.sql("SELECT context_id, context_index FROM contexts").fetchall())
+    last = {
+        r.document_id: index[r.context_id] * size + r.token_index - bos + r.n_tokens for r in alarms
+    }
+    assert {d for d, end in last.items() if end == n_tokens[d]} == said

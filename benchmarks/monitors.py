@@ -220,7 +220,7 @@ def throughput(db: featuredb.Database, features: int, rounds: int) -> None:
     monitors = [Monitor("m", 1, "enabled", rule, "", None, "", "")]
     watched = WatchedFeatures(db._store, monitors, None)
     (attached,) = watched.loaded.saes
-    rows = db.sql("SELECT text FROM documents ORDER BY document_id LIMIT 64").fetchall()
+    rows = db.sql("SELECT text FROM documents ORDER BY document_id LIMIT 32").fetchall()
     texts = [text for (text,) in rows]
     watch = Watch(db._store, monitors, None)
     tokenized = tokenized_texts(db._store, watched.loaded.model, texts)
@@ -245,7 +245,7 @@ def throughput(db: featuredb.Database, features: int, rounds: int) -> None:
         spent = dict(seconds)
         if number:  # the first round warms up
             ratios.append(spent["with_monitor"] / spent["bare"])
-            print({name: round(tokens / s) for name, s in spent.items()})
+            print({name: round(tokens / s) for name, s in spent.items()}, flush=True)
     print(f"{sae}: {features} watched features take {np.median(ratios):.3f} x the bare pass")
 
 

@@ -172,7 +172,10 @@ _QUERIES = {
     "steer",
 }
 _ONLY_PYTHON = {"progress", "stream", "watch", "report", "storage_options", "params", "tables"} | {
-    "state"
+    "state",
+    "name",
+    "texts",
+    "first",
 }
 
 

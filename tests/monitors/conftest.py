@@ -21,7 +21,7 @@ def watched(steerable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "SELECT sae, arg_max(feature_id, density) FROM features GROUP BY sae ORDER BY sae"
         ).fetchall()
     one, two = (f"{sae}/{number}" for sae, number in dense)
-    featuredb.add_monitor(path, "often", f"{one} > q0.8")
+    featuredb.add_monitor(path, "often", f"{one} > q0.4")
     featuredb.add_monitor(path, "calm", f"mean({one}, 4) > 0.4x or {two} > q0.99")
     featuredb.add_monitor(path, "never", f"{one} > 1e6")
     return path

@@ -71,7 +71,7 @@ def test_several_monitors_batches_and_ids(db: Database) -> None:
 
 CHAT = [
     {"role": "user", "content": "river bridge stone water tower"},
-    {"role": "assistant", "content": "music paint planet orbit comet king queen"},
+    {"role": "assistant", "content": "music paint planet orbit comet king queen iron " * 12},
 ]
 
 

@@ -170,6 +170,8 @@ function start(points) {
   const fires = (i) => !count || count[i] > 0;
   let shares, low, high, lasso = [], chosen = null, hovered = -1, drawn = 0, lassoing = false;
   const view = { x: 0, y: 0, scale: 1 };
+  const held = new Map();
+  const moving = () => held.size > 0 && plane.dataset.mode !== "lasso";
   const pixels = () => devicePixelRatio || 1;
 
   const shown = (i) => controls.elements.silent.checked || fires(i);
@@ -258,7 +260,8 @@ function start(points) {
       pen.strokeText(text, across(i) + 5 * ratio, down(i) - 5 * ratio);
       pen.fillText(text, across(i) + 5 * ratio, down(i) - 5 * ratio);
     };
-    for (const i of names) {
+    // Not while it is moved: frames come first.
+    for (const i of moving() ? [] : names) {
       const [x, y] = [across(i), down(i)];
       if (x < 0 || y < 0 || x > plane.width - 90 * ratio || y > plane.height || !shown(i)) continue;
       const text = points.words[i].replaceAll("·", "").split("\t").slice(0, 2).join(" ").slice(0, 24);
@@ -281,7 +284,7 @@ function start(points) {
   }
   // Strongest first: the names that are kept where there is little room.
   const strong = points.column.max_activation ?? shares ?? points.x;
-  const names = [...points.x.keys()].filter((i) => points.words[i] && (!count || count[i] >= 20)).sort((a, b) => strong[b] - strong[a]).slice(0, 20000);
+  const names = [...points.x.keys()].filter((i) => points.words[i] && (!count || count[i] >= 20)).sort((a, b) => strong[b] - strong[a]).slice(0, 5000);
 
   function point(i) {
     if (i === hovered) return;
@@ -380,7 +383,6 @@ function start(points) {
     again();
   }
 
-  const held = new Map();
   let moved = 0;
   plane.addEventListener("pointerdown", (event) => {
     plane.setPointerCapture(event.pointerId);
@@ -411,6 +413,7 @@ function start(points) {
       const i = nearest(place(event));
       if (i >= 0) location.href = address(i);
     }
+    again();
     remember();
   };
   plane.addEventListener("pointerup", release);

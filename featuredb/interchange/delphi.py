@@ -25,7 +25,7 @@ from featuredb.errors import IngestError, first_line
 from featuredb.interchange.reading import Reading
 from featuredb.store.files.atomic import sha256_of
 from featuredb.store.snapshot import Sae
-from ingest.operations.import_activations import Activations, Sequences, SourceFacts
+from ingest.operations.import_activations import ImportedActivations, Sequences, SourceFacts
 
 _SPLITS = 5
 """Files per hook point, as Delphi's own default."""
@@ -100,14 +100,14 @@ class DelphiCache:
         return config
 
     @cached_property
-    def _rows(self) -> Activations:
+    def _rows(self) -> ImportedActivations:
         parts = []
         for split in self._splits:
             data = split.load()
             row, token, latent = data["locations"].astype(np.int64).T
             parts.append((row, token, latent + split.first, data["activations"].astype(np.float32)))
         row, token, latent, value = (np.concatenate(each) for each in zip(*parts, strict=True))
-        return Activations(row, token, latent, value).by_sequence()
+        return ImportedActivations(row, token, latent, value).by_sequence()
 
     @cached_property
     def facts(self) -> SourceFacts:
@@ -150,7 +150,7 @@ class DelphiCache:
             nothing = pa.RecordBatch.from_struct_array(pa.array([{}] * len(lengths), pa.struct([])))
             yield Sequences(tokens[kept].astype(np.uint32), lengths, nothing)
 
-    def activations(self, first: int, end: int) -> Activations:
+    def activations(self, first: int, end: int) -> ImportedActivations:
         return self._rows.between(first, end)
 
 

@@ -24,7 +24,7 @@ from featuredb.errors import IngestError, first_line
 from featuredb.interchange.reading import Reading
 from featuredb.store.files.atomic import sha256_of
 from featuredb.store.snapshot import Sae
-from ingest.operations.import_activations import Activations, Sequences, SourceFacts
+from ingest.operations.import_activations import ImportedActivations, Sequences, SourceFacts
 
 BATCH = 1_024
 """Features per file, as Neuronpedia's own export has them."""
@@ -133,11 +133,11 @@ class NeuronpediaFiles:
                 self._places[sequence, place, index] = value
 
     @cached_property
-    def _rows(self) -> Activations:
+    def _rows(self) -> ImportedActivations:
         keys = np.array(list(self._places), np.int64).reshape(-1, 3)
         values = np.array(list(self._places.values()), np.float32)
         sequence, token, feature = keys.T
-        return Activations(sequence, token, feature, values).by_sequence()
+        return ImportedActivations(sequence, token, feature, values).by_sequence()
 
     @cached_property
     def facts(self) -> SourceFacts:
@@ -165,7 +165,7 @@ class NeuronpediaFiles:
         nothing = pa.RecordBatch.from_struct_array(pa.array([{}] * len(lengths), pa.struct([])))
         yield Sequences(ids, lengths, nothing)
 
-    def activations(self, first: int, end: int) -> Activations:
+    def activations(self, first: int, end: int) -> ImportedActivations:
         return self._rows.between(first, end)
 
 

@@ -27,7 +27,7 @@ from featuredb.interchange.reading import Reading
 from featuredb.store.files.atomic import sha256_of
 from featuredb.store.files.scratch import spill_folder
 from featuredb.store.snapshot import Sae
-from ingest.operations.import_activations import Activations, Sequences, SourceFacts
+from ingest.operations.import_activations import ImportedActivations, Sequences, SourceFacts
 
 _NAMES = {
     "sequence_id": ("sequence_id", "context_id"),
@@ -201,7 +201,7 @@ class TokenTables:
                 yield Sequences(waiting[:taken], lengths[done : done + whole], metadata)
                 waiting, done = waiting[taken:], done + whole
 
-    def activations(self, first: int, end: int) -> Activations:
+    def activations(self, first: int, end: int) -> ImportedActivations:
         if not self._sorted:
             # Once, so that a range of sequences is a range of rows.
             self._run(
@@ -212,7 +212,7 @@ class TokenTables:
         columns = self._ask(
             f"FROM numbered WHERE number >= {first} AND number < {end}"
         ).to_arrow_table()
-        return Activations(*(column.to_numpy() for column in columns.columns))
+        return ImportedActivations(*(column.to_numpy() for column in columns.columns))
 
     def _one(self, query: str) -> Any:
         return self._ask(query).fetchall()[0]

@@ -19,7 +19,7 @@ _BLOCK = 16_384
 """Tokens, measured: 17 ns an activation, 30 with all at once, 25 with 4,096."""
 
 
-class Tokens(NamedTuple):
+class TokenEntries(NamedTuple):
     """Tokens with any active feature, by position, all [t].
 
     position: uint32 ascending. start, length: int64, which of the entries are each token's.
@@ -30,23 +30,23 @@ class Tokens(NamedTuple):
     length: npt.NDArray[np.int64]
 
 
-def tokens_of(position: npt.NDArray[np.uint32]) -> Tokens:
+def tokens_of(position: npt.NDArray[np.uint32]) -> TokenEntries:
     """The tokens of entries [n], given that those of each token are adjacent.
 
     Contexts in a batch are ordered by length, so tokens are out of order.
     """
     if len(position) == 0:
         none = np.empty(0, np.int64)
-        return Tokens(position, none, none)
+        return TokenEntries(position, none, none)
     start = np.flatnonzero(np.concatenate(([True], position[1:] != position[:-1])))
     length = np.diff(np.append(start, len(position)))
     order = np.argsort(position[start], kind="stable")
-    return Tokens(position[start][order], start[order], length[order])
+    return TokenEntries(position[start][order], start[order], length[order])
 
 
 @nb.njit(cache=True, nogil=True)
 def by_feature(
-    tokens: Tokens, feature: Array, bits: Array, directory: Array
+    tokens: TokenEntries, feature: Array, bits: Array, directory: Array
 ) -> tuple[Array, Array]:
     """The entries sorted by (feature, position): the token's number uint32 [n] and bits [n].
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from featuredb.errors import HookError, ModelError
 from ingest.attached import AttachedSae
 from ingest.extract.device import DeviceMemory
-from ingest.load_check.sample import Explained, SampleTokens, States, explain, read_states
+from ingest.load_check.sample import ExplainedVariance, SampleTokens, States, explain, read_states
 from ingest.model.hooks import HookPoint, layer_count
 from ingest.model.load import LoadedModel, bos_token_id
 from ingest.sae import LoadedSae
@@ -41,7 +41,7 @@ class Alternative:
     """A reading that explains more. how: completes "it does explain 0.83 of it …"."""
 
     how: str
-    explained: Explained
+    explained: ExplainedVariance
 
     def sentence(self) -> str:
         """What is likely wrong, in a clause."""
@@ -64,7 +64,7 @@ class _Trial:
         ordinary = read.ordinary(self.sink_threshold)
         return read.x[ordinary], rebuilt.x[ordinary]
 
-    def at(self, hook: HookPoint) -> Explained:
+    def at(self, hook: HookPoint) -> ExplainedVariance:
         """How well the SAE does when it reads at `hook`."""
         return explain(self.attached.sae, *self.pair(hook))
 
@@ -119,8 +119,8 @@ def begins_with_sinks(states: States, sink_threshold: float) -> bool:
 
 
 def _better(
-    other: Explained,
-    given: Explained,
+    other: ExplainedVariance,
+    given: ExplainedVariance,
     *,
     features: float,
     refused: bool,
@@ -178,7 +178,9 @@ def _named_as(given: HookPoint, hook: HookPoint) -> str:
     return hook.name if given.name.startswith(("blocks.", "hook_")) else hook.canonical
 
 
-def _normalized(attached: AttachedSae, x: Tensor, y: Tensor) -> Iterator[tuple[str, Explained]]:
+def _normalized(
+    attached: AttachedSae, x: Tensor, y: Tensor
+) -> Iterator[tuple[str, ExplainedVariance]]:
     """With the input normalized other than the SAE's files say."""
     sae, same_place = attached.sae, attached.hook_out is None
     stated_kind = sae.encoder.normalization
@@ -205,7 +207,7 @@ def _normalized(attached: AttachedSae, x: Tensor, y: Tensor) -> Iterator[tuple[s
 
 def _fewer(
     sae: LoadedSae, x: Tensor, y: Tensor, l0: float
-) -> Iterator[tuple[str, Explained, float]]:
+) -> Iterator[tuple[str, ExplainedVariance, float]]:
     """With only the largest activations, as after a top-k rule or a threshold. The last item is the
     `limit` of `_better`."""
     counts = [sae.stated_l0] if sae.stated_l0 else [l0 / 4, l0 / 16, l0 / 64]
@@ -229,7 +231,7 @@ def _other_bos(
     trial: _Trial,
     sample: SampleTokens,
     memory: DeviceMemory,
-    given: Explained,
+    given: ExplainedVariance,
 ) -> list[Alternative]:
     if sample.bos is not None:
         changed, how = sample.without_bos(), "without a BOS token: ingest with --no-bos"

@@ -144,7 +144,7 @@ class Errors(NamedTuple):
         return share_explained(float(self.squared.sum()), self.y)
 
 
-class Explained(NamedTuple):
+class ExplainedVariance(NamedTuple):
     """How well an SAE explains.
 
     variance_explained: 1 - Σ‖y - ŷ‖² / Σ‖y - ȳ‖². l0: mean active features. dead_share: features
@@ -194,7 +194,9 @@ def read_states(
 
 
 @torch.inference_mode()
-def explain(sae: LoadedSae, x: Tensor, y: Tensor | None, *, top: int | None = None) -> Explained:
+def explain(
+    sae: LoadedSae, x: Tensor, y: Tensor | None, *, top: int | None = None
+) -> ExplainedVariance:
     """Compare decode(encode(x)) with y. x [n, d_in], y [n, d_out] or None to compare nothing.
 
     top: only so many of each token's activations, the largest.
@@ -217,7 +219,7 @@ def explain(sae: LoadedSae, x: Tensor, y: Tensor | None, *, top: int | None = No
 
     with full_float32():
         in_pieces(add, len(x), _ROWS, f"a token's activations of SAE {sae.name}")
-    return Explained(
+    return ExplainedVariance(
         0.0 if y is None else share_explained(float(squared.sum()), y),
         float(counts.sum()) / max(1, len(x)),
         1.0 - float((counts > 0).float().mean()),

@@ -85,7 +85,7 @@ class Sequences(NamedTuple):
     metadata: pa.RecordBatch
 
 
-class Activations(NamedTuple):
+class ImportedActivations(NamedTuple):
     """Activations in any order, all [n]. sequence: its number in the source, from 0."""
 
     sequence: npt.NDArray[np.int64]
@@ -93,16 +93,18 @@ class Activations(NamedTuple):
     feature_id: npt.NDArray[np.int64]
     activation: npt.NDArray[np.float32]
 
-    def at(self, chosen: npt.NDArray[Any] | slice) -> Activations:
+    def at(self, chosen: npt.NDArray[Any] | slice) -> ImportedActivations:
         """Some of them."""
         sequence, token, feature, activation = self
-        return Activations(sequence[chosen], token[chosen], feature[chosen], activation[chosen])
+        return ImportedActivations(
+            sequence[chosen], token[chosen], feature[chosen], activation[chosen]
+        )
 
-    def by_sequence(self) -> Activations:
+    def by_sequence(self) -> ImportedActivations:
         """All of them, by sequence."""
         return self.at(np.argsort(self.sequence, kind="stable"))
 
-    def between(self, first: int, end: int) -> Activations:
+    def between(self, first: int, end: int) -> ImportedActivations:
         """Those of the sequences `first` to `end`, of activations by sequence."""
         low, high = np.searchsorted(self.sequence, [first, end])
         return self.at(slice(low, high))
@@ -120,7 +122,7 @@ class ActivationSource(Protocol):
     def sequences(self) -> Iterator[Sequences]:
         """All sequences in order."""
 
-    def activations(self, first: int, end: int) -> Activations:
+    def activations(self, first: int, end: int) -> ImportedActivations:
         """Those of the sequences `first` to `end`."""
 
 

@@ -16,6 +16,7 @@ from tests.docs.pages import ROOT
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 FEATURE_PAGE, OWN_PAGE = "what_does_this_feature_mean", "my_own_sae_and_corpus"
 CONTRAST_PAGE = "what_distinguishes_two_corpora"
+STEERING_PAGE = "what_does_this_feature_do"
 LARGEST = 300_000
 
 
@@ -36,7 +37,7 @@ def execute(name: str, parameters: dict[str, object], without: str = "") -> dict
     for number, cell in enumerate(cells(name)):
         source = "".join(cell["source"])
         if "parameters" in tags(cell):
-            assert set(parameters) <= set(re.findall(r"^(\w+) = ", source, re.MULTILINE))
+            assert set(parameters) <= set(re.findall(r"\b(\w+)(?=(?:, \w+)* = )", source))
             if parameters:
                 namespace |= parameters | {"Path": Path}
                 continue
@@ -45,8 +46,9 @@ def execute(name: str, parameters: dict[str, object], without: str = "") -> dict
     return namespace
 
 
-def test_there_are_three() -> None:
-    assert [path.stem for path in NOTEBOOKS] == sorted([CONTRAST_PAGE, FEATURE_PAGE, OWN_PAGE])
+def test_there_are_four() -> None:
+    pages = [CONTRAST_PAGE, FEATURE_PAGE, OWN_PAGE, STEERING_PAGE]
+    assert [path.stem for path in NOTEBOOKS] == sorted(pages)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -85,6 +87,36 @@ def test_an_sae_and_a_corpus_of_ones_own(tmp_path: Path, monkeypatch: pytest.Mon
     made = execute(OWN_PAGE, {"model": str(model), "sae": str(sae)})
     assert made["outcome"].fresh
     assert len(made["hits"]) > 0
+
+
+def test_what_a_feature_does(tmp_path: Path) -> None:
+    """With a model of random weights, which is steered like any other."""
+    tiny = pytest.importorskip("tests.tiny", reason="steering needs featuredb[ingest]")
+    featuredb.ingest(
+        tmp_path / "s.fdb",
+        corpus=str(tiny.write_jsonl(tmp_path / "c.jsonl", tiny.tiny_documents(20))),
+        model=str(tiny.tiny_model(tmp_path / "model")),
+        saes=[str(tiny.tiny_sae(tmp_path / "sae"))],
+        check=False,
+    )
+    with featuredb.open(tmp_path / "s.fdb") as db:
+        asked = "SELECT feature_id FROM features ORDER BY count DESC LIMIT 1"
+        ((feature,),) = db.sql(asked).fetchall()
+    parameters = {
+        "database": str(tmp_path / "s.fdb"),
+        "feature": feature,
+        "prompts": ["river bridge", "stone"],
+        "strengths": ["0x", "1x"],
+        "tokens": 4,
+        "text": "river bridge",
+        "word": " stone",
+        "phrase": "river stone",
+        "target": "river bridge stone",
+        "control": "river river",
+    }
+    made = execute(STEERING_PAGE, parameters, without="figure")
+    assert len(made["steered"].effects)
+    assert len(made["swept"])
 
 
 def _made(folder: Path) -> Path:

@@ -10,18 +10,22 @@ from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
 from queries.catalog.naming import naming_macros
 from queries.catalog.views import views
+from queries.rules.stored import alarms_view
 
 if TYPE_CHECKING:
     import duckdb
 
 
 def of_user_data(snapshot: Snapshot, connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
-    """DDL of the macros that user data decides, to run after `statements`."""
+    """DDL of the macros and views that user data decides, to run after `statements`."""
     for question in queries.QUESTIONS.values() if snapshot.user_data else ():
         for macro in question.macros:
             renewed = macro.renewed(snapshot, connection)
             if renewed is not None:
                 yield renewed
+    alarms = alarms_view(snapshot, connection)
+    if alarms is not None:
+        yield f"CREATE OR REPLACE VIEW alarms AS {alarms}"
 
 
 def statements(snapshot: Snapshot, root: str) -> list[str]:

@@ -126,6 +126,9 @@ COLUMNS = {
     "rate": "the rate of alarms that set the open number, null where none did",
     "owner": "who answers for it",
     "note": "what it is for",
+    "quantile": "share of the feature's stored activations that are no larger",
+    "before": "the text before it",
+    "after": "the text after it",
 }
 """By the column's name, where it is the same in every view that has it."""
 
@@ -161,6 +164,13 @@ _ELSE = {
     ("feature_map", "x"): "place on the map, from left to right",
     ("feature_map", "y"): "place on the map, from below to above",
     ("labels", "text"): "the label",
+    ("alarms", "sae"): "SAE of the rule's feature that is strongest in the alarm",
+    ("alarms", "feature_id"): "that feature's number, null where none is active",
+    ("alarms", "token_index"): "index of the token at which it begins, BOS counted",
+    ("alarms", "n_tokens"): "tokens at which the rule holds, one after another",
+    ("alarms", "strength"): "the feature's largest activation in it",
+    ("alarms", "score"): "the rule's largest left side, where it is one comparison",
+    ("alarms", "text"): "the text of these tokens",
     ("saes", "source"): "where it was loaded from",
     ("ingests", "tokens"): "number of tokens",
     ("ingests", "activations"): "number of activations",

@@ -278,6 +278,30 @@ def _monitors(snapshot: Snapshot) -> list[str]:
     ]
 
 
+def _alarms(snapshot: Snapshot) -> list[str]:
+    """No alarms, in their columns: `queries.macros.of_user_data` puts those of monitors there."""
+    columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in ALARM.items())
+    return [f"CREATE VIEW alarms AS SELECT {columns} WHERE false"]
+
+
+ALARM = {
+    "monitor": "VARCHAR",
+    "sae": "VARCHAR",
+    "feature_id": "BIGINT",
+    "context_id": "BIGINT",
+    "document_id": "BIGINT",
+    "token_index": "INTEGER",
+    "n_tokens": "INTEGER",
+    "strength": "FLOAT",
+    "quantile": "DOUBLE",
+    "score": "DOUBLE",
+    "before": "VARCHAR",
+    "text": "VARCHAR",
+    "after": "VARCHAR",
+}
+"""The columns of an alarm: `queries.replay.Alarms`."""
+
+
 def _monitor_history(snapshot: Snapshot) -> list[str]:
     rows = _table_rows(snapshot, user_data.MONITORS)
     return [
@@ -455,5 +479,8 @@ RELATIONS = (
         _monitor_history,
     ),
     Relation("monitors", "the monitors: rules over features (featuredb monitor add)", _monitors),
+    Relation(
+        "alarms", "the alarms of every monitor that is enabled, on everything stored", _alarms
+    ),
 )
 """Every view and table, in the order in which they are made."""

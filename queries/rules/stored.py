@@ -124,14 +124,29 @@ def monitor_of(store: Store, name: str) -> Monitor:
 
 def alarms_macro(snapshot: Snapshot, connection: duckdb.DuckDBPyConnection) -> str | None:
     """The body of the macro ``alarms``, None where there is no monitor."""
+    found = _that_can_fire(snapshot, connection)
+    if found is None:
+        return None
+    return macro_sql({m.name: m.rule for m in found}, snapshot)
+
+
+def alarms_view(snapshot: Snapshot, connection: duckdb.DuckDBPyConnection) -> str | None:
+    """The body of the view ``alarms``, None where no monitor is enabled."""
+    found = _that_can_fire(snapshot, connection) or []
+    calls = [f"FROM alarms({literals.text(m.name)})" for m in found if m.enabled]
+    return " UNION ALL ".join(calls) if calls else None
+
+
+def _that_can_fire(
+    snapshot: Snapshot, connection: duckdb.DuckDBPyConnection
+) -> list[Monitor] | None:
+    """The monitors that are not removed and whose SAEs are there, None where none was ever made."""
     path = next((d.file.path for d in snapshot.user_data if d.table == "monitors"), None)
     if path is None:
         return None
     rows = connection.sql(f"FROM {literals.file(path)} ORDER BY monitor, version")
-    table = rows.to_arrow_table()
-    found = last_versions(table, snapshot).values()
-    rules = {m.name: m.rule for m in found if m.state != "removed" and not m.lost}
-    return macro_sql(rules, snapshot)
+    found = last_versions(rows.to_arrow_table(), snapshot).values()
+    return [m for m in found if m.state != "removed" and not m.lost]
 
 
 def listed(names: str | Sequence[str] | None, store: Store) -> list[Monitor]:

@@ -142,11 +142,16 @@ def test_a_monitors_life(path: Path) -> None:
         assert db.replay("loud").table.to_pylist() == (
             db.sql("FROM alarms('loud')").to_arrow_table().to_pylist()
         )
+        every = db.sql("FROM alarms").to_arrow_table()
+        assert every.schema == db.sql("FROM alarms('loud')").to_arrow_table().schema
+        assert every.to_pylist() == db.replay("loud").table.to_pylist()
         with pytest.raises(QueryError, match="there is no monitor soft: there are loud, other"):
             db.replay("soft")
         with pytest.raises(QueryError, match="there is no monitor soft"):
             db.sql("FROM alarms('soft')").fetchall()
     featuredb.set_monitor(path, "loud", "disabled")
+    with featuredb.open(path) as db:
+        assert db.sql("FROM alarms").fetchall() == []
     with pytest.raises(QueryError, match="loud is disabled already"):
         featuredb.set_monitor(path, "loud", "disabled")
     gone = featuredb.set_monitor(path, "loud", "removed")

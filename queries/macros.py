@@ -10,7 +10,6 @@ from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
 from queries.catalog.naming import naming_macros
 from queries.catalog.views import views
-from queries.rules.stored import alarms_view
 
 if TYPE_CHECKING:
     import duckdb
@@ -23,9 +22,11 @@ def of_user_data(snapshot: Snapshot, connection: duckdb.DuckDBPyConnection) -> I
             renewed = macro.renewed(snapshot, connection)
             if renewed is not None:
                 yield renewed
-    alarms = alarms_view(snapshot, connection)
-    if alarms is not None:
-        yield f"CREATE OR REPLACE VIEW alarms AS {alarms}"
+        view = (
+            None if question.view_of_rows is None else question.view_of_rows(snapshot, connection)
+        )
+        if view is not None:
+            yield view
 
 
 def statements(snapshot: Snapshot, root: str) -> list[str]:

@@ -54,13 +54,15 @@ class Question:
 
     method: the method of `featuredb.Database`. verb: the command of the CLI, where there is one.
     answer: the class of the answer. macros: in the order in which they are created. Those whose
-    names begin with ``featuredb_`` are parts of the others.
+    names begin with ``featuredb_`` are parts of the others. view_of_rows: DDL that makes a view
+    anew from user data, None where there is none.
     """
 
     method: str
     answer: type[Shown]
     verb: str | None = None
     macros: tuple[Macro, ...] = ()
+    view_of_rows: Callable[[Snapshot, duckdb.DuckDBPyConnection], str | None] | None = None
 
     @property
     def public_macros(self) -> tuple[Macro, ...]:

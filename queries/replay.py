@@ -19,7 +19,7 @@ from queries.filters import contexts_where
 from queries.question import Macro, Question
 from queries.rules.alarms_sql import alarms_sql, macro_sql
 from queries.rules.rule import FeatureRule, parse_rule
-from queries.rules.stored import NAME, alarms_macro, monitor_of
+from queries.rules.stored import NAME, alarms_macro, alarms_view, monitor_of
 from queries.show import feature_name
 from queries.sql import duckdb_errors
 
@@ -119,4 +119,5 @@ QUESTION = Question(
             of_rows=alarms_macro,
         ),
     ),
+    alarms_view,
 )

@@ -131,10 +131,10 @@ def alarms_macro(snapshot: Snapshot, connection: duckdb.DuckDBPyConnection) -> s
 
 
 def alarms_view(snapshot: Snapshot, connection: duckdb.DuckDBPyConnection) -> str | None:
-    """The body of the view ``alarms``, None where no monitor is enabled."""
+    """DDL of the view ``alarms``, None where no monitor is enabled."""
     found = _that_can_fire(snapshot, connection) or []
     calls = [f"FROM alarms({literals.text(m.name)})" for m in found if m.enabled]
-    return " UNION ALL ".join(calls) if calls else None
+    return f"CREATE OR REPLACE VIEW alarms AS {' UNION ALL '.join(calls)}" if calls else None
 
 
 def _that_can_fire(

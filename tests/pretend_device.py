@@ -282,6 +282,9 @@ class _Module:
             "manual_seed_all": None,
             "get_amp_supported_dtype": [torch.float16, torch.bfloat16],
             "empty_cache": None,
+            # `torch.random.fork_rng` keeps the state of every device there is.
+            "get_rng_state": torch.empty(0, dtype=torch.uint8),
+            "set_rng_state": None,
         }
         if name not in plain:
             raise AttributeError(name)

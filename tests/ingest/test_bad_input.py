@@ -24,7 +24,7 @@ from featuredb.errors import (
 )
 from ingest import prepare
 from ingest.extract import forward as extract
-from ingest.extract import partition
+from ingest.extract import pipeline
 from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
 from tests.content import activations, assert_same_content
@@ -104,7 +104,7 @@ def _stopped(
 
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "partition_tokens", lambda *_: 400)
-        patch.setattr(partition, "run_batch", stopping)
+        patch.setattr(pipeline, "run_batch", stopping)
         with pytest.raises(KeyboardInterrupt):
             ingest(path, options)
 

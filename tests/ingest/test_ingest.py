@@ -27,7 +27,7 @@ from featuredb.store.layout import Layout
 from featuredb.store.values import FLOAT16_MAX
 from ingest import prepare, publish
 from ingest.extract import forward as extract
-from ingest.extract import partition
+from ingest.extract import pipeline
 from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
 from ingest.sae import load_sae
@@ -148,7 +148,7 @@ def test_interrupted_by_the_keyboard_it_continues_to_the_same_content(
 
     path = tmp_path / "resumed.fdb"
     with monkeypatch.context() as patch:
-        patch.setattr(partition, "run_batch", interrupted)
+        patch.setattr(pipeline, "run_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ingest(path, inputs)
     with pytest.raises(DatabaseNotReadyError):

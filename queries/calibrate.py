@@ -348,7 +348,8 @@ def _wilson(k: int, n: int) -> tuple[float, float, float]:
     share = k / n
     middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n * n))
-    return share, max(0.0, middle - half), min(1.0, middle + half)
+    # Both ends are exact where rounding would leave a trace of the difference.
+    return share, max(0.0, middle - half) if k else 0.0, min(1.0, middle + half) if k < n else 1.0
 
 
 QUESTION = Question("calibrate", Calibration)

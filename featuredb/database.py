@@ -1622,10 +1622,10 @@ def _prepare(
     from queries import compare, families, fires, near
 
     encode = partial(_encode, store, model)
-    fires.IN_PYTHON.register(connection, fires.fires_on_in_sql(store, encode))
-    families.IN_PYTHON.register(connection, families.families_in_sql(store))
+    fires.IN_PYTHON.register(connection, partial(fires.fires_on_in_sql, store, encode))
+    families.IN_PYTHON.register(connection, partial(families.families_in_sql, store))
     compare.IN_PYTHON.register(connection, partial(compare.cosine_in_sql, store))
     direction = partial(_token_direction, store, model)
-    near.IN_PYTHON.register(connection, near.near_token_in_sql(store, direction))
+    near.IN_PYTHON.register(connection, partial(near.near_token_in_sql, store, direction))
     if confined:
         confine(connection, store.location)

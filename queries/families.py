@@ -27,7 +27,7 @@ The parents of rank 1 make a forest: a parent is active on more tokens than its 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -47,6 +47,7 @@ from featuredb.store.store import Store
 from queries.answers import Answer
 from queries.arguments import check_k, is_whole
 from queries.association import ORDER_DECIMALS
+from queries.catalog.summaries import TYPES
 from queries.coactivation import Fired, fired
 from queries.in_python import InPython, elsewhere
 from queries.question import Question
@@ -365,26 +366,16 @@ IN_PYTHON = InPython(
         "p_a_given_b": "DOUBLE",
         "gain": "DOUBLE",
         "cosine": "FLOAT",
-        "density": "DOUBLE",
-        "max_activation": "FLOAT",
-        "top_tokens": "VARCHAR[]",
-        "promoted_tokens": "VARCHAR[]",
-        "label": "VARCHAR",
+        **TYPES,
     },
 )
 
 
-def families_in_sql(store: Store) -> Callable[..., list[dict[str, Any]]]:
+def families_in_sql(
+    store: Store, feature: str | None, k: int | None, coverage: float, gain: float, count: int
+) -> Families:
     """What `IN_PYTHON` asks."""
-
-    def rows(
-        feature: str | None, k: int | None, coverage: float, gain: float, count: int
-    ) -> list[dict[str, Any]]:
-        found = families(store, feature, k, min_coverage=coverage, min_gain=gain, min_count=count)
-        listed: list[dict[str, Any]] = found.table.to_pylist()
-        return listed
-
-    return rows
+    return families(store, feature, k, min_coverage=coverage, min_gain=gain, min_count=count)
 
 
 QUESTION = Question("families", Families, "families", (IN_PYTHON.macro,))

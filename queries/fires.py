@@ -28,6 +28,7 @@ from featuredb.store.store import Store
 from queries.answers import Answer, Row
 from queries.arguments import check_choice, check_k, check_text
 from queries.catalog.firing import PARAMETERS, statement_in, statement_on
+from queries.catalog.summaries import TYPES
 from queries.connection import Reader
 from queries.in_python import InPython
 from queries.question import Macro, Question
@@ -272,11 +273,7 @@ _ROW = {
     "token": "VARCHAR",
     "n_tokens": "INTEGER",
     "activations": "FLOAT[]",
-    "density": "DOUBLE",
-    "max_activation": "FLOAT",
-    "top_tokens": "VARCHAR[]",
-    "promoted_tokens": "VARCHAR[]",
-    "label": "VARCHAR",
+    **TYPES,
 }
 
 
@@ -295,20 +292,18 @@ IN_PYTHON = InPython(
 
 
 def fires_on_in_sql(
-    store: Store, encode: Encode
-) -> Callable[[str | None, int, str, float | None, float | None], list[dict[str, Any]]]:
+    store: Store,
+    encode: Encode,
+    text: str | None,
+    k: int,
+    ranked: str,
+    low: float | None,
+    high: float | None,
+) -> Firing | None:
     """What `IN_PYTHON` asks."""
-
-    def rows(
-        text: str | None, k: int, ranked: str, low: float | None, high: float | None
-    ) -> list[dict[str, Any]]:
-        if text is None:
-            return []
-        found = fires_on(store, text, Choice(k, ranked, low, high), encode)
-        listed: list[dict[str, Any]] = found.table.to_pylist()
-        return listed
-
-    return rows
+    if text is None:
+        return None
+    return fires_on(store, text, Choice(k, ranked, low, high), encode)
 
 
 QUESTION = Question(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from inspect import signature
+from typing import TYPE_CHECKING, Any
 
 from queries.catalog import literals
 from queries.question import Macro
@@ -22,16 +23,14 @@ class InPython:
 
     macro: the catalog's, with the signature. arguments: what the function is given, as SQL over
     the macro's parameters, to its type. returns: the type of the value, or of each column of the
-    rows, which are then a list of records.
+    rows, for which the function gives an `Answer`, or None for no rows.
     """
 
     macro: Macro
     arguments: Mapping[str, str]
     returns: str | Mapping[str, str]
 
-    def register(
-        self, connection: duckdb.DuckDBPyConnection, answer: Callable[..., object]
-    ) -> None:
+    def register(self, connection: duckdb.DuckDBPyConnection, answer: Callable[..., Any]) -> None:
         """Let a connection's SQL ask `answer`. Nothing is loaded until a statement does."""
         import duckdb
         from duckdb import func
@@ -39,10 +38,19 @@ class InPython:
         function = f"featuredb_python_{self.macro.name}"
         given = ", ".join(f"CAST({sql} AS {kind})" for sql, kind in self.arguments.items())
         call = f"{function}({given})"
-        table = not isinstance(self.returns, str)
+        columns = None if isinstance(self.returns, str) else list(self.returns)
+        table = columns is not None
+
+        def rows(*values: object) -> list[Any]:
+            found = answer(*values)
+            listed: list[Any] = [] if found is None else found.table.select(columns).to_pylist()
+            return listed
+
+        # DuckDB counts the parameters.
+        rows.__signature__ = signature(answer)  # type: ignore[attr-defined]
         connection.create_function(
             function,
-            answer,
+            rows if table else answer,
             [duckdb.sqltype(kind) for kind in self.arguments.values()],
             duckdb.sqltype(f"{self._row}[]" if table else self._row),
             null_handling=func.SPECIAL,

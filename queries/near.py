@@ -23,7 +23,7 @@ from queries import plots
 from queries.answers import Answer, Row, of_feature
 from queries.arguments import check_choice, check_k
 from queries.catalog import literals
-from queries.catalog.summaries import LABELS, SUMMARY, summaries
+from queries.catalog.summaries import LABELS, SUMMARY, TYPES, summaries
 from queries.coactive_sql import UNITS
 from queries.connection import Reader
 from queries.directions import Chance, chance, chance_among
@@ -398,26 +398,23 @@ IN_PYTHON = InPython(
         "sae": "VARCHAR",
         "feature_id": "BIGINT",
         "score": "FLOAT",
-        "density": "DOUBLE",
-        "max_activation": "FLOAT",
-        "top_tokens": "VARCHAR[]",
-        "promoted_tokens": "VARCHAR[]",
-        "label": "VARCHAR",
+        **TYPES,
     },
 )
 
 
-def near_token_in_sql(store: Store, direction: TokenDirection) -> Callable[..., list[Any]]:
+def near_token_in_sql(
+    store: Store,
+    direction: TokenDirection,
+    token: str,
+    k: int,
+    by: str,
+    matrix: str,
+    sae: str | None,
+    opposite: bool,
+) -> Neighbors:
     """What `IN_PYTHON` asks."""
-
-    def rows(
-        token: str, k: int, by: str, matrix: str, sae: str | None, opposite: bool
-    ) -> list[Any]:
-        found = near_token(store, token, k, by, matrix, sae, opposite=opposite, direction=direction)
-        listed: list[Any] = found.table.drop_columns(["of_sae", "of_feature_id"]).to_pylist()
-        return listed
-
-    return rows
+    return near_token(store, token, k, by, matrix, sae, opposite=opposite, direction=direction)
 
 
 QUESTION = Question(

@@ -8,6 +8,15 @@ from queries.catalog import literals
 SUMMARY = "f.density, f.max_activation, f.top_tokens, f.promoted_tokens, p.label"
 """The columns, from `summaries(snapshot) AS f` and what `LABELS` joins."""
 
+TYPES = {
+    "density": "DOUBLE",
+    "max_activation": "FLOAT",
+    "top_tokens": "VARCHAR[]",
+    "promoted_tokens": "VARCHAR[]",
+    "label": "VARCHAR",
+}
+"""Their types in DuckDB."""
+
 LABELS = (
     "LEFT JOIN (SELECT sae, feature_id, text AS label FROM labels WHERE preferred) AS p "
     "ON p.sae = f.sae AND p.feature_id = f.feature_id"

@@ -195,12 +195,12 @@ def test_labels_of_goodfire_survive(
     drawn: dict[int, tuple[str, str, float]],
 ) -> None:
     folder = tmp_path_factory.mktemp("goodfire")
-    rows = [(n, t, s, s, q, 0.5, "claude", "v0-dev") for n, (t, s, q) in sorted(drawn.items())]
+    rows = [(n, t, s, s, q, 0.5, "labeler", "v0-dev") for n, (t, s, q) in sorted(drawn.items())]
     path = _autointerp(folder / "autointerp.db", rows)
     database = Path(shutil.copytree(labeled, folder / "l.fdb"))
     featuredb.import_labels(database, path, "goodfire")
     assert _rows(database, "feature_id", "text", "method", "model") == [
-        (n, t, "goodfire v0-dev", "claude") for n, t, *_ in rows
+        (n, t, "goodfire v0-dev", "labeler") for n, t, *_ in rows
     ]
     featuredb.export_labels(database, folder / "out.db", "goodfire")
     with closing(sqlite3.connect(folder / "out.db")) as file:

@@ -25,6 +25,11 @@ def batches_ahead(device: torch.device) -> int:
     return 0 if device.type in ("cpu", "mps") else _AHEAD_ON_A_GPU
 
 
+def segments_at_once(threads: int, saes: int) -> int:
+    """How many segments so many threads sort and write at once: one thread does one."""
+    return min(threads, min(threads, MOST_WRITING) * saes)
+
+
 def writers_beside(device: torch.device) -> int:
     """How many threads sort and write segments while the model runs.
 

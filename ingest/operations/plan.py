@@ -24,7 +24,7 @@ from featuredb.store.files.memory import Budget
 from featuredb.store.layout import Layout
 from featuredb.store.new_database import refuse_other_folders
 from featuredb.store.snapshot import Sae, Segment
-from ingest.extract.overlap import writers_beside
+from ingest.extract.overlap import segments_at_once, writers_beside
 from ingest.extract.partition import Extractor, collect, write
 from ingest.inputs import Inputs, load_inputs
 from ingest.load_check.check import SAMPLE_TOKENS
@@ -121,7 +121,9 @@ def _measure(
     collected_at = time.monotonic()
     summary = write(extractor, collected)
     # The next partition runs while some are written: whichever takes longer decides.
-    writing = (time.monotonic() - collected_at) / writers_beside(inputs.loaded.model.device)
+    threads = writers_beside(inputs.loaded.model.device)
+    writing = time.monotonic() - collected_at
+    writing /= segments_at_once(threads, len(extractor.saes))
     seconds = max(collected_at - started, writing)
     return _Measured(
         tokens=summary.tokens,

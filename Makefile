@@ -27,13 +27,13 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/python -m featuredb.cli.reference --check README.md
+	$(BIN)/python -m featuredb.cli.reference --check docs/commands.md
 
 types: setup-dev
 	$(BIN)/mypy
 
 docs: setup-dev
-	$(BIN)/python -m featuredb.cli.reference --write README.md
+	$(BIN)/python -m featuredb.cli.reference --write docs/commands.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Under ten minutes on two cores; each is worth longer runs, as docs/benchmarks.md has them.

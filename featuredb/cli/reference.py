@@ -1,6 +1,6 @@
-"""The README's table of commands, generated from the commands.
+"""The table of commands, generated from the commands.
 
-`python -m featuredb.cli.reference --write README.md` updates the part between the two markers.
+`python -m featuredb.cli.reference --write docs/commands.md` updates what is between the markers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import click
 
 from featuredb.cli.root import commands, main
 
-BEGIN = "<!-- commands: made by `python -m featuredb.cli.reference --write README.md` -->"
+BEGIN = "<!-- commands: made by `python -m featuredb.cli.reference --write docs/commands.md` -->"
 END = "<!-- end of commands -->"
 
 

@@ -1,4 +1,4 @@
-"""Every command and option explains itself, the README's table is theirs, and help is quick."""
+"""Every command and option explains itself, the table of commands is theirs, and help is quick."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from featuredb.errors import QueryError, RuleError
 from queries.rules.evaluate import Tokens, holds
 from queries.rules.rule import FeatureRule
 from tests.make_store import MadeSae, World, make_store, stored
-from tests.monitors.rules import Text, Truth, rules
+from tests.monitors.rules import Text, Truth, numbers, rules
 from tests.queries.test_against_oracle import few as more
 from tests.queries.test_against_oracle import opened
 from tests.queries.worlds import worlds
@@ -123,22 +123,23 @@ def _check_evaluator(db: Database, world: World, names: list[str], rule: Truth) 
 @few
 def test_a_rate_sets_the_smallest_number_that_keeps_it(world: World, data: st.DataObject) -> None:
     names = _names(world, data)
-    spelled, truth = data.draw(rules(names, 0).filter(lambda r: " > " in r[0]))
-    left = spelled.rpartition(" > ")[0]
-    tokens = sum(len(text) for text, _ in texts(world, names))
+    spelled, value = data.draw(numbers(names))
+    made = texts(world, names)
+    tokens = sum(len(text) for text, _ in made)
     allowed = data.draw(st.sampled_from([1, 2, 5]))
+
+    def count(c: float) -> int:
+        return len(expected(world, names, (spelled, lambda text, t: value(text, t) > c)))
+
     with opened(world) as (db, _, _):
-        found = db.calibrate(f"{left} > ?", rate=f"{allowed}/{tokens}")
-        assert found[0].alarms <= allowed
-        number = float(found.rule.rpartition(" > ")[2])
-        levels = {c / 4 for c in range(-8, 45)} | {number}
-        for c in sorted(levels):
-            try:
-                n = db.calibrate(f"{left} > {c}")[0].alarms
-            except RuleError:
-                continue
-            assert n <= allowed if c >= number else True
-        assert truth is not None
+        found = db.calibrate(f"{spelled} > ?", rate=f"{allowed}/{tokens}")
+    number = float(found.rule.rpartition(" > ")[2])
+    assert found[0].alarms == count(number) <= allowed
+    # The count changes at values alone.
+    levels = sorted({value(text, t) for text, _ in made for t in range(len(text))})
+    assert all(count(c) <= allowed for c in levels if c >= number)
+    below = [c for c in levels if c < number]
+    assert not below or count(below[-1]) > allowed
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,8 @@ from queries.rules.compiled import Compiled, silent_level
 from queries.rules.rule import FeatureRule
 from queries.rules.tree import Compare, Node, Not, Open, children, nodes, replaced
 from queries.sql import duckdb_errors
+from queries.tails import Z95, wilson
 
-_Z = 1.959963984540054
 _RATE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*/\s*(M|k|\d+)\s*")
 _UNITS = {"M": 10**6, "k": 10**3}
 _SHOWN = 20
@@ -64,7 +64,7 @@ class AlarmRate:
     @property
     def share(self) -> tuple[float, float, float]:
         """The share of documents with an alarm, and its interval."""
-        return _wilson(self.alarmed, self.documents)
+        return wilson(self.alarmed, self.documents)
 
     @classmethod
     def of(cls, alarms: Int64, tokens: Int64) -> AlarmRate:
@@ -335,21 +335,10 @@ def _row(group: str | None, rate: AlarmRate) -> dict[str, object]:
 def _byar(a: float) -> tuple[float, float]:
     """Ends of the 95 % interval of a Poisson mean of which `a` were counted."""
     more = a + 1
-    high = more * (1 - 1 / (9 * more) + _Z / (3 * math.sqrt(more))) ** 3
+    high = more * (1 - 1 / (9 * more) + Z95 / (3 * math.sqrt(more))) ** 3
     if a == 0:
         return 0.0, high
-    return a * max(0.0, 1 - 1 / (9 * a) - _Z / (3 * math.sqrt(a))) ** 3, high
-
-
-def _wilson(k: int, n: int) -> tuple[float, float, float]:
-    """A share and the ends of its 95 % interval (Wilson, 1927)."""
-    if n == 0:
-        return 0.0, 0.0, 1.0
-    share = k / n
-    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n * n))
-    # Both ends are exact where rounding would leave a trace of the difference.
-    return share, max(0.0, middle - half) if k else 0.0, min(1.0, middle + half) if k < n else 1.0
+    return a * max(0.0, 1 - 1 / (9 * a) - Z95 / (3 * math.sqrt(a))) ** 3, high
 
 
 QUESTION = Question("calibrate", Calibration)

@@ -7,7 +7,7 @@ from queries.catalog import literals
 from queries.catalog.summaries import LABELS, summaries
 from queries.question import Macro
 from queries.scores import FEWEST, SHARE
-from queries.two_sets import Z95
+from queries.tails import Z95
 
 _A, _B, _K, _LEAST = "@a@", "@b@", "@k@", "@least@"
 """Where the statement has the macro's arguments."""

@@ -307,7 +307,6 @@ GROUP BY word ORDER BY word"""
 
 
 _ABOUT = "features by words of their labels, and that they fire on and promote (queries/search.py)"
-_ABOUT = "features by words of their labels, and that they fire on and promote (queries/search.py)"
 QUESTION = Question(
     "search",
     SearchHits,

@@ -11,6 +11,8 @@ import numpy.typing as npt
 Float64 = npt.NDArray[np.float64]
 
 _NORMAL = NormalDist()
+Z95 = 1.959963984540054
+"""Standard errors on each side of a normal 95 % interval."""
 
 
 def two_sided(z: Float64) -> Float64:
@@ -65,3 +67,14 @@ def _fraction(a: Float64, b: Float64, x: Float64) -> Float64:
 
 def _away(value: Float64, tiny: float) -> Float64:
     return np.where(np.abs(value) < tiny, tiny, value)
+
+
+def wilson(k: int, n: int) -> tuple[float, float, float]:
+    """A share and the ends of its 95 % interval (Wilson, 1927)."""
+    if n == 0:
+        return 0.0, 0.0, 1.0
+    share = k / n
+    middle = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
+    # Both ends are exact where rounding would leave a trace of the difference.
+    return share, max(0.0, middle - half) if k else 0.0, min(1.0, middle + half) if k < n else 1.0

@@ -33,10 +33,9 @@ import numpy as np
 import numpy.typing as npt
 
 from queries.pooled import Float32, Int32, Int64, Pairs
-from queries.tails import two_sided
+from queries.tails import Z95, two_sided
 
 Float64 = npt.NDArray[np.float64]
-Z95 = 1.959963984540054
 
 
 class Sides(NamedTuple):

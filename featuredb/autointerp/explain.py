@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -167,7 +168,8 @@ def explain(
     """See `featuredb.explain`."""
     refuse_no_writing(path, "explain")
     todo, already = _todo(database, features, answers.endpoint.model, request)
-    log.info(_estimate(database, todo, answers, request))
+    if log.isEnabledFor(logging.INFO):  # an estimate asks several questions
+        log.info(_estimate(database, todo, answers, request))
     run = _Run(database, path, request, answers)
     try:
         if not request.dry_run:

@@ -23,6 +23,7 @@ from featuredb.autointerp.examples import NEGATIVES, Evidence, Example
 from featuredb.endpoint import Endpoint
 from featuredb.errors import QueryError
 from featuredb.labels.delphi import above
+from queries.tails import wilson
 
 SHOWN = 5
 """Passages per question, as Delphi's default."""
@@ -109,7 +110,7 @@ def intruder(_: str, evidence: Evidence, answers: Answers, rng: random.Random) -
             right += answer == place + 1
     if not asked:
         return []
-    low, high = _interval(right, asked)
+    low, high = wilson(right, asked)[1:]
     return [Score("intruder", right / asked, {"n": asked, "low": low, "high": high})]
 
 
@@ -169,7 +170,7 @@ def _judged(
         recall = sum(e.weight * yes for e, yes in active) / weight
         low, high = (
             _precision(share, recall, rate)
-            for rate in reversed(_interval(sum(at_random), len(at_random)))
+            for rate in reversed(wilson(sum(at_random), len(at_random))[1:])
         )
         precision = _precision(share, recall, sum(at_random) / len(at_random))
         details = {
@@ -192,14 +193,6 @@ def _precision(share: float, recall: float, alarms: float) -> float:
 def _f1(precision: float, recall: float) -> float:
     both = precision + recall
     return 2 * precision * recall / both if both else 0.0
-
-
-def _interval(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    z = 1.959964
-    center = (successes + z * z / 2) / (n + z * z)
-    half = z * math.sqrt(successes * (n - successes) / n + z * z / 4) / (n + z * z)
-    return max(0.0, center - half), min(1.0, center + half)
 
 
 def _shuffled(examples: Sequence[Example], rng: random.Random) -> list[Example]:

@@ -9,8 +9,7 @@ import click
 
 import featuredb
 from featuredb.cli import completing, options
-from featuredb.errors import StorageError
-from featuredb.store.files.atomic import temporary_name
+from featuredb.store.files.atomic import output_in_place
 
 
 @click.command("card")
@@ -32,12 +31,5 @@ def command(db: str, snapshot: int | None, features: tuple[str, ...], output: st
     if output is None:
         sys.stdout.buffer.write(text)
         return
-    path = Path(output).absolute()
-    temporary = temporary_name(path)
-    try:
+    with output_in_place(Path(output)) as temporary:
         temporary.write_bytes(text)
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {output}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import click
 
-from featuredb.errors import StorageError, first_line
-from featuredb.store.files.atomic import temporary_name
+from featuredb.errors import StorageError
+from featuredb.store.files.atomic import output_in_place
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,18 +109,11 @@ class Output:
     @contextmanager
     def _file_in_place(self) -> Iterator[BinaryIO]:
         """A file under a temporary name, which gets its own at the end. Raises as `stream`."""
-        path = Path(cast("str", self.path)).absolute()
-        temporary = temporary_name(path)
-        try:
-            with open(temporary, "wb") as file:
-                yield file
-            temporary.replace(path)
-        except OSError as error:
-            raise StorageError(
-                f"cannot write {self.path}: {error.strerror or first_line(error)}"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            output_in_place(Path(cast("str", self.path))) as temporary,
+            open(temporary, "wb") as file,
+        ):
+            yield file
 
     def _append(self, file: BinaryIO, answers: Iterator[Answer]) -> None:
         import pyarrow.parquet as pq

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featuredb.errors import OptionError, StorageError, first_line
+from featuredb.errors import OptionError, StorageError
 from featuredb.interchange import circuit_tracer, delphi, neuronpedia, token_tables
 from featuredb.interchange.reading import Reading
-from featuredb.store.files.atomic import remove_tree, temporary_name
+from featuredb.store.files.atomic import output_in_place
 
 if TYPE_CHECKING:
     from featuredb.database import Database
@@ -53,15 +53,8 @@ def write(database: Database, sae: Sae, path: Path, name: str) -> int:
     assert writer is not None
     if path.exists():
         raise StorageError(f"there is something at {path} already: give another path")
-    temporary = temporary_name(path.absolute())
-    try:
-        count = writer(database, sae, temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {first_line(error)}") from error
-    finally:
-        remove_tree(temporary)
-    return count
+    with output_in_place(path) as temporary:
+        return writer(database, sae, temporary)
 
 
 def _format(name: str, act: str) -> ActivationFormat:

@@ -28,6 +28,7 @@ from featuredb.store.files.atomic import sha256_of
 from featuredb.store.files.scratch import spill_folder
 from featuredb.store.snapshot import Sae
 from ingest.operations.import_activations import ImportedActivations, Sequences, SourceFacts
+from queries.catalog import literals
 
 _NAMES = {
     "sequence_id": ("sequence_id", "context_id"),
@@ -49,8 +50,7 @@ def read_goodfire(path: Path, reading: Reading) -> TokenTables:
     """A DuckDB file with both tables. Raises `IngestError`."""
     connection = duckdb.connect()
     try:
-        spelled = str(path).replace("'", "''")
-        connection.execute(f"ATTACH '{spelled}' AS source (READ_ONLY)")
+        connection.execute(f"ATTACH {literals.text(str(path))} AS source (READ_ONLY)")
     except duckdb.Error as error:
         raise IngestError(f"{path} is not a DuckDB database: {first_line(error)}") from error
     return TokenTables(connection, {t: f"source.{t}" for t in _TABLES}, path, "goodfire", reading)
@@ -65,17 +65,18 @@ def read_tables(path: Path, reading: Reading) -> TokenTables:
         if len(found) != 1:
             what = "no" if not found else "more than one"
             raise IngestError(f"{path} has {what} {table}.parquet, {table}.csv or {table}.arrow")
-        spelled = str(found[0]).replace("'", "''")
+        spelled = literals.text(str(found[0]))
         if found[0].suffix == ".arrow":
             connection.register(f"{table}_file", _arrow(found[0]))
             where[table] = f"{table}_file"
         elif found[0].suffix == ".csv":
             # Every column is text, so that no token is taken for a number, a date or nothing.
             where[table] = (
-                f"read_csv('{spelled}', all_varchar = true, header = true, nullstr = '\\N')"
+                f"read_csv({spelled}, all_varchar = true, header = true, nullstr = '\\N', "
+                "hive_partitioning = false)"
             )
         else:
-            where[table] = f"read_parquet('{spelled}')"
+            where[table] = literals.rows(spelled)
     return TokenTables(connection, where, path, "tables", reading)
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featuredb.errors import LabelError, StorageError, first_line
+from featuredb.errors import LabelError, StorageError
 from featuredb.labels import delphi, goodfire, neuronpedia, openai, tables
 from featuredb.labels.batch import LabelBatch
-from featuredb.store.files.atomic import remove_tree, temporary_name
+from featuredb.store.files.atomic import output_in_place
 from featuredb.store.history import read_snapshot
 from featuredb.store.layout import Layout
 from featuredb.store.names import sae_named
@@ -87,13 +87,6 @@ def write_labels(
         labels = labels.filter(pc.equal(labels.column("sae"), sae_named(snapshot, sae).name))
     if path.exists():
         raise StorageError(f"{path} is there already: choose another name, or remove it")
-    part = temporary_name(path)
-    try:
+    with output_in_place(path) as part:
         write(labels, snapshot, part)
-        part.rename(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or first_line(error)}") from error
-    finally:
-        if part.exists():
-            remove_tree(part)
     return len(labels)

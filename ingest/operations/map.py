@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from featuredb.render.progress import log
 from featuredb.store.snapshot import Sae
 from featuredb.store.store import Store
 from featuredb.store.user_data import MAP
 from ingest.derive.layout import Graph, layout
 from ingest.operations.user_data import refuse_no_writing, write_user_data
-
-log = logging.getLogger("featuredb")
 
 NEIGHBORS = 15
 """Of the stored neighbors, how many a feature keeps near. UMAP's own default."""

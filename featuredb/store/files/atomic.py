@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from featuredb.errors import FeatureDBError, StorageError
+from featuredb.errors import FeatureDBError, StorageError, first_line
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SHORT_WRITE = re.compile(r"No space left|File too large|\d+ requested and \d+ written")
@@ -34,6 +34,22 @@ def storage_errors(where: Path) -> Iterator[None]:
         if refused is None:
             raise
         raise refused from error
+
+
+@contextmanager
+def output_in_place(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, for a file or a folder that gets the name at the end.
+
+    Raises `StorageError` where it cannot be written. Nothing is left then.
+    """
+    temporary = temporary_name(path.absolute())
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or first_line(error)}") from error
+    finally:
+        remove_tree(temporary)
 
 
 def refusal(error: Exception, where: Path) -> StorageError | None:

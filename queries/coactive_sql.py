@@ -73,6 +73,16 @@ def _order(snapshot: Snapshot, sae: str) -> str:
     return literals.below_root(f"CASE {sae} {branches} END")
 
 
+def _counted(snapshot: Snapshot, sae: str, unit: str, tokens: str) -> str:
+    """CTEs up to `counted`: ab, the units among `tokens` in which each feature is active."""
+    columns = "1 AS one" if unit == "token" else "document_id"
+    return f"""{_read_lists(snapshot, sae, columns, tokens)},
+counted AS (
+    SELECT feature_id, {_BOTH[unit]} AS ab FROM ranks
+    JOIN {_order(snapshot, sae)} AS o USING (rank) GROUP BY feature_id
+)"""
+
+
 def _counts(snapshot: Snapshot, unit: str) -> str:
     """feature_id, n, a, b, ab (both) of every other active feature of the SAE, as DOUBLE."""
     if unit == "token":
@@ -80,7 +90,7 @@ def _counts(snapshot: Snapshot, unit: str) -> str:
 units AS (
     SELECT recorded_tokens AS n, (SELECT count(*) FROM own) AS a FROM saes WHERE sae = {SAE}
 ),
-{_read_lists(snapshot, SAE, "1 AS one", "own")}"""
+{_counted(snapshot, SAE, unit, "own")}"""
     else:
         ctes = f"""{common_contexts(snapshot, SAE, SAE)},
 own AS (
@@ -91,13 +101,9 @@ places AS (
     SELECT document_id, context_id, unnest(range(c.n_tokens::BIGINT)) AS token_index
     FROM contexts AS c SEMI JOIN own USING (document_id)
 ),
-{_read_lists(snapshot, SAE, "document_id", "places")}"""
+{_counted(snapshot, SAE, unit, "places")}"""
     return f"""
-WITH {ctes},
-counted AS (
-    SELECT feature_id, {_BOTH[unit]} AS ab FROM ranks
-    JOIN {_order(snapshot, SAE)} AS o USING (rank) GROUP BY feature_id
-)
+WITH {ctes}
 SELECT f.feature_id, CAST(u.n AS DOUBLE) AS n, CAST(u.a AS DOUBLE) AS a,
     CAST(f.{_ALONE[unit]} AS DOUBLE) AS b, CAST(coalesce(c.ab, 0) AS DOUBLE) AS ab
 FROM features AS f LEFT JOIN counted AS c USING (feature_id), units AS u
@@ -127,22 +133,16 @@ def _counts_elsewhere(snapshot: Snapshot, unit: str) -> str:
         return "SELECT NULL AS feature_id"  # no macro calls it: each costs its binding
     if unit == "token":
         own, places = common_activations(snapshot, "feature"), "FROM own"
-        column = "1 AS one"
     else:
         own = f"SELECT DISTINCT document_id FROM ({common_activations(snapshot, 'feature')})"
         places = f"SELECT document_id, context_id, token_index FROM {_TOKENS} SEMI JOIN own AS o "
         places += f"USING (document_id) {kept(snapshot, 'c')}"
-        column = "document_id"
     return f"""
 WITH {common_contexts(snapshot, SAE, "partner")},
 own AS ({own}),
 {_UNITS[unit]},
 places AS ({places}),
-{_read_lists(snapshot, "partner", column, "places")},
-counted AS (
-    SELECT feature_id, {_BOTH[unit]} AS ab FROM ranks
-    JOIN {_order(snapshot, "partner")} AS o USING (rank) GROUP BY feature_id
-),
+{_counted(snapshot, "partner", unit, "places")},
 differ AS (SELECT 1 AS one WHERE NOT ({_same(snapshot)})),
 alone AS (
     SELECT feature_id, {_ALONE[unit]} AS b FROM features

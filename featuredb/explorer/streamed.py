@@ -13,9 +13,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from featuredb.errors import FeatureDBError, one_line
+from featuredb.explorer.generation import Tell
 from featuredb.explorer.guard import TooSlow
-
-Tell = Callable[[dict[str, Any]], None]
 
 
 class ReaderGone(Exception):

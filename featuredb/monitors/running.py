@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from featuredb.errors import QueryError, StorageError
-from featuredb.monitors.new_alarms import NewAlarms, alarm_line
+from featuredb.monitors.new_alarms import SCHEMA, NewAlarms, alarm_line
 from featuredb.render import numbers
 from featuredb.render.characters import neutralize
 from featuredb.render.formats import to_bytes
@@ -108,7 +108,7 @@ class MonitorRun:
             empty = False
             yield answer
         if empty:
-            yield NewAlarms(_no_rows(), n_texts=0, n_tokens=0)
+            yield NewAlarms(SCHEMA.empty_table(), n_texts=0, n_tokens=0)
 
     def _texts(self) -> Iterator[NewText]:
         from featuredb.monitors.readers import read_new_texts
@@ -168,9 +168,3 @@ def _progress(path: Path, same: str) -> dict[str, Any] | None:
             "end, or remove it"
         )
     return state
-
-
-def _no_rows() -> Any:
-    from featuredb.monitors.new_alarms import SCHEMA
-
-    return SCHEMA.empty_table()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from featuredb.errors import QueryError, RuleError, UnknownFeatureError
@@ -97,11 +96,6 @@ def parse_rule(store: Store, text: str) -> FeatureRule:
         raise QueryError(f"the rule {text} leaves a number open: give it, or a rate that sets it")
     rule.refuse_decided(store)
     return rule
-
-
-def named(features: Sequence[tuple[str, int]]) -> str:
-    """`sae/12, sae/14`."""
-    return ", ".join(f"{sae}/{number}" for sae, number in features)
 
 
 def _negative(store: Store, sae: str, number: int) -> bool:

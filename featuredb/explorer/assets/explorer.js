@@ -159,7 +159,6 @@ const STATES = {
   loading: (fact) => `The model is being loaded, once: ${Math.round(fact.seconds ?? 0)} s.`,
   waiting: () => "Waits until another generation has ended.",
   generating: () => "Being generated.",
-  measuring: () => "Being measured.",
 };
 
 // Both texts as they are generated, then what the edits changed.

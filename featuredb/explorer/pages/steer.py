@@ -37,7 +37,7 @@ class EditLine:
 def asked_of(asked: Address) -> SteeringRequest | None:
     """What an address asks to generate, None for nothing yet. Raises `QueryError`."""
     prompt = asked.raw("prompt")
-    edits = tuple(value.strip() for name, value in asked.pairs if name == "set" and value.strip())
+    edits = _edits(asked)
     if not (prompt.strip() and edits):
         return None
     if len(prompt) > _LONGEST or len(edits) > _MOST_EDITS:
@@ -99,8 +99,12 @@ def follow(site: Site, asked: Address, tell: Tell) -> None:
 
 def _lines(site: Site, asked: Address) -> list[EditLine]:
     """The edits of an address, and an empty line for one more."""
-    texts = [value.strip() for name, value in asked.pairs if name == "set" and value.strip()]
-    return [*(_line(site, text) for text in texts[:_MOST_EDITS]), EditLine("")]
+    return [*(_line(site, text) for text in _edits(asked)[:_MOST_EDITS]), EditLine("")]
+
+
+def _edits(asked: Address) -> tuple[str, ...]:
+    """The edits of an address as they are spelled, which may have commas."""
+    return tuple(value.strip() for name, value in asked.pairs if name == "set" and value.strip())
 
 
 def _line(site: Site, text: str) -> EditLine:

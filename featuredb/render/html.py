@@ -71,16 +71,20 @@ def _template(drawing: Drawing) -> Any:
 def bins(counts: Sequence[int], low: str, high: str, noun: str) -> list[tuple[str, str]]:
     """(height in percent, what it holds) of each bin of a histogram."""
     first, last = float(low), float(high)
-    edges = [
-        numbers.number(first + (last - first) * i / max(1, len(counts)))
-        for i in range(len(counts) + 1)
-    ]
+    width = (last - first) / max(1, len(counts))
+    # Places are whole: bins of 8 tokens end at 8, not at 8.000.
+    spelled_ = "{:.0f}".format if first == int(first) and width == int(width) else numbers.number
+    edges = [spelled_(first + width * i) for i in range(len(counts) + 1)]
     return [
         (f"{100 * share:.1f}", f"{start} to {end}: {numbers.plural(count, noun)}")
         for share, start, end, count in zip(
             heights(counts), edges[:-1], edges[1:], counts, strict=True
         )
     ]
+
+
+def _end(value: float) -> str:
+    return str(value) if isinstance(value, int) else numbers.number(value)
 
 
 def _marked(bars: Bars) -> tuple[str, str] | None:
@@ -128,7 +132,7 @@ class Drawing:
             case Passages():
                 return self._passages(part)
             case Bars():
-                ends = numbers.number(part.low), numbers.number(part.high)
+                ends = _end(part.low), _end(part.high)
                 return self.draw("bars", part.title, part.counts, *ends, _marked(part))
             case Group():
                 return self.draw("group", [self.joined(parts) for parts in part.blocks])

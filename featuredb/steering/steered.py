@@ -252,10 +252,11 @@ class Steered(Answer):
 
     def _moved(self) -> Table:
         rows = list(self.moved)[:_SHOWN_MOVED]
-        names = [f"{row.sae}/{row.feature_id}{' (edited)' if row.edited else ''}" for row in rows]
+        names = [f"{row.sae}/{row.feature_id}" for row in rows]
         return Table(
             [
-                Column("feature", names),
+                Column("feature", names, features=True),
+                Column("", ["edited" if row.edited else "" for row in rows], style="dim"),
                 Column("before", numbers.aligned([row.before for row in rows]), right=True),
                 Column("after", numbers.aligned([row.after for row in rows]), right=True),
                 TokenColumn("fires on", [row.top_tokens or [] for row in rows]),

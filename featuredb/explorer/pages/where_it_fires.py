@@ -97,7 +97,7 @@ def _places(rows: Rows, width: int, size: int) -> View:
     if not len(rows):
         return View([[Heading("it never fires on the recorded tokens")]])
     title = f"activations at each {width} tokens of a context, log scale"
-    return View([[Bars(title, "activation", counts, 0.0, float(len(counts) * width))]])
+    return View([[Bars(title, "activation", counts, 0, len(counts) * width)]])
 
 
 def _groups(rows: Rows, column: str, others: tuple[str, ...]) -> View:
@@ -107,7 +107,7 @@ def _groups(rows: Rows, column: str, others: tuple[str, ...]) -> View:
         Column(column, [numbers.MISSING if r.value is None else r.value for r in shown]),
         Column("documents", cells, right=True),
         BarColumn("share", [row.share for row in shown]),
-        Column("activations", [numbers.count(r.activations) for r in shown], right=True),
+        Column("tokens", [numbers.count(r.activations) for r in shown], right=True),
         Column("max", numbers.aligned([r.max_activation for r in shown]), right=True),
     ]
     parts: list[Part] = [Table(columns, more=len(rows) - len(shown))]

@@ -153,12 +153,12 @@ def _first_places(
         places.append(block[here])
     position, which = np.concatenate(at), np.concatenate(places).astype(np.int64)
     row = np.searchsorted(starts, position, side="right") - 1
+    if not len(row):
+        return row, which, position
     # Of each context the least place comes first, of several tokens with it the first.
-    order = np.lexsort((position, which, row))
-    row, position, which = row[order], position[order], which[order]
-    firsts = np.flatnonzero(np.concatenate(([True], row[1:] != row[:-1]))) if len(row) else row
-    row, position = row[firsts], position[firsts]
-    return row + corpus.first_context, which[firsts], position - starts[row]
+    firsts = np.flatnonzero(np.concatenate(([True], row[1:] != row[:-1])))
+    least = np.minimum.reduceat(which << 32 | (position - starts[row]), firsts)
+    return row[firsts] + corpus.first_context, least >> 32, least & 0xFFFFFFFF
 
 
 def _answer(

@@ -72,6 +72,7 @@ def ready(world: World, saes: int) -> list[Fed]:
         counts = np.diff(starts)[rows]
         at = ranges(starts[rows], counts)
         recorded = Recorded(
+            np.arange(len(at), dtype=np.int32),
             np.repeat(np.arange(len(rows)), counts),
             token_of(codes.position[at], BITS).astype(np.int64),
             codes.feature_id[at].astype(np.uint32),
@@ -127,7 +128,7 @@ class Feed:
     def batches(self) -> Iterator[Fed]:
         """The batches of one partition, none before its time."""
         for batch in self._fed:
-            count = sum(len(recorded.row) for _, each in batch for recorded in each)
+            count = sum(len(recorded.place) for _, each in batch for recorded in each)
             if self._rate:
                 self._due = max(self._due, time.perf_counter() - 0.1) + count / self._rate
                 time.sleep(max(0.0, self._due - time.perf_counter()))
@@ -143,7 +144,12 @@ def run(extractor: Extractor, fed: Sequence[Fed], threads: int, rate: float) -> 
     with Writers(extractor, threads) as writers:
         pending: deque[Future[Summary]] = deque()
         for number in range(len(extractor.plan.partitions)):
-            collected = gather(extractor, number, feed.batches(), lambda *_: None)
+            packed = (
+                [(part, [extractor.pack(n, part, each) for n, each in enumerate(recorded)])]
+                for parts in feed.batches()
+                for part, recorded in parts
+            )
+            collected = gather(extractor, number, packed, lambda *_: None)
             waits = time.perf_counter()
             if len(pending) == writers.partitions:
                 summaries.append(pending.popleft().result())

@@ -13,6 +13,7 @@ Run ``python -m benchmarks.ingest --help``.
 
 from __future__ import annotations
 
+import itertools
 import re
 import resource
 import shutil
@@ -109,6 +110,44 @@ def in_memory(extractor: Extractor, number: int) -> float:
         return path.stat().st_size / len(kept)
 
 
+def extractor_of(
+    folder: Path,
+    documents: int,
+    shape: str | None,
+    saes: int,
+    batch_tokens: int | None,
+    partitions: int = 1,
+    features: int | None = None,
+) -> Extractor:
+    """A planned ingest of Wikipedia summaries, in so many partitions of equally many contexts.
+
+    shape: of a random model and random SAEs, None for the demo's. features: of a random SAE, None
+    for the shape's.
+    """
+    model, references = str(model_folder()) if shape is None else "", [str(SAE_FOLDER)]
+    if shape is not None:
+        model = str(random_model(shape, folder / "model"))
+        references = [str(random_sae(shape, folder / f"sae{i}", i, features)) for i in range(saes)]
+    options = IngestOptions(
+        corpus=str(wikipedia_corpus(documents)),
+        model=model,
+        saes=references,
+        names=[f"sae{i}" for i in range(len(references))],
+        batch_tokens=batch_tokens,
+        check=False,
+        progress=False,
+    )
+    inputs = load_inputs(options)
+    layout = Layout(folder / "bench.fdb")
+    layout.root.mkdir()
+    settings = RunSettings.of(options, inputs.loaded.model.device)
+    plan = plan_ingest(layout, inputs, settings, inputs.identity(options))
+    edges = np.linspace(0, plan.draft.corpora[0].n_contexts, partitions + 1).astype(int).tolist()
+    cut_evenly = tuple(Partition(*edge) for edge in itertools.pairwise(edges))
+    plan = msgspec.structs.replace(plan, partitions=cut_evenly)
+    return Extractor.of(layout, plan, inputs.loaded)
+
+
 def _batches(extractor: Extractor, number: int) -> list[Batch]:
     partition = extractor.plan.partitions[number]
     (source,) = extractor.sources
@@ -132,28 +171,7 @@ def main(
 ) -> None:
     """Print tokens per second of each way and the ratios, by default with the demo's model."""
     folder = Path(tempfile.mkdtemp(prefix="featuredb-bench-"))
-    model, references = str(model_folder()), [str(SAE_FOLDER)]
-    if shape is not None:
-        model = str(random_model(shape, folder / "model"))
-        references = [str(random_sae(shape, folder / f"sae{i}", i)) for i in range(saes)]
-    options = IngestOptions(
-        corpus=str(wikipedia_corpus(documents)),
-        model=model,
-        saes=references,
-        names=[f"sae{i}" for i in range(len(references))],
-        batch_tokens=batch_tokens,
-        check=False,
-        progress=False,
-    )
-    inputs = load_inputs(options)
-    layout = Layout(folder / "bench.fdb")
-    layout.root.mkdir()
-    settings = RunSettings.of(options, inputs.loaded.model.device)
-    plan = plan_ingest(layout, inputs, settings, inputs.identity(options))
-    plan = msgspec.structs.replace(
-        plan, partitions=(Partition(0, plan.draft.corpora[0].n_contexts),)
-    )
-    extractor = Extractor.of(layout, plan, inputs.loaded)
+    extractor = extractor_of(folder, documents, shape, saes, batch_tokens)
     tokens = int(extractor.sources[0].starts[-1])
     ways: dict[str, Way] = {
         "bare loop": bare,

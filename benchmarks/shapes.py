@@ -64,6 +64,11 @@ SHAPES = {
 }
 
 
+def _fastest() -> torch.device:
+    """Where to draw billions of random numbers."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def random_model(name: str, folder: Path) -> Path:
     """A bfloat16 model of that shape with the demo's tokenizer, cut after the layer that is read.
 
@@ -81,24 +86,27 @@ def random_model(name: str, folder: Path) -> Path:
         **shape.sizes,
     )
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with _fastest():
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     for file in demo.glob("*token*"):
         shutil.copy(file, folder)
     return folder
 
 
-def random_sae(name: str, folder: Path, seed: int) -> Path:
-    """A top-k SAE of that shape in SAELens's format."""
+def random_sae(name: str, folder: Path, seed: int, d_sae: int | None = None) -> Path:
+    """A top-k SAE of that shape in SAELens's format. d_sae: None for the shape's."""
     shape = SHAPES[name]
+    d_sae = d_sae or shape.d_sae
     d = shape.sizes["hidden_size"]
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(shape.d_sae, d, generator=generator)
-    directions /= directions.norm(dim=1, keepdim=True)
+    torch.manual_seed(seed)
+    with _fastest():
+        directions = torch.randn(d_sae, d)
+    directions = (directions / directions.norm(dim=1, keepdim=True)).cpu()
     weights = {
         "W_enc": directions.T.contiguous(),
         "W_dec": directions.clone(),
-        "b_enc": torch.zeros(shape.d_sae),
+        "b_enc": torch.zeros(d_sae),
         "b_dec": torch.zeros(d),
     }
     folder.mkdir(parents=True)
@@ -107,7 +115,7 @@ def random_sae(name: str, folder: Path, seed: int) -> Path:
         "architecture": "topk",
         "k": shape.k,
         "d_in": d,
-        "d_sae": shape.d_sae,
+        "d_sae": d_sae,
         "dtype": "float32",
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
-from featuredb.errors import HookError, IngestError
+from featuredb.errors import HookError, IngestError, SaeError
 from featuredb.store.snapshot import Model
-from ingest.attached import AttachedSae, ModelWithSaes, hooks_written
+from ingest.attached import BY_PARTS, AttachedSae, ModelWithSaes, hooks_written
 from ingest.corpus import CorpusReader, open_corpus
 from ingest.load_check.check import fit
 from ingest.model.load import LoadedModel, load_model, no_tokenizer
 from ingest.options import Hooks, IngestOptions
 from ingest.sae import LoadedSae, load_sae, members
 from ingest.sae.centered_weights import on_plain_weights
+from ingest.sae.split import can_split
 from ingest.tokens.bos import Bos, choose_bos
 from ingest.tokens.contexts import TokenizedBatch
 from ingest.tokens.store import MAX_CONTEXT_SIZE
@@ -131,7 +132,7 @@ def load_inputs(options: IngestOptions, load: Load | None = None, bos: Bos | Non
 
 def load_model_with_saes(options: IngestOptions, revision: str | None = None) -> ModelWithSaes:
     """The model and the SAEs that `options` name. See `attach_saes`."""
-    return attach_saes(
+    loaded = attach_saes(
         options.model,
         options.saes,
         options.names,
@@ -142,6 +143,24 @@ def load_model_with_saes(options: IngestOptions, revision: str | None = None) ->
         revision=revision,
         check=options.check,
     )
+    return loaded if options.encode_dtype == "float32" else _by_parts(loaded)
+
+
+def _by_parts(loaded: ModelWithSaes) -> ModelWithSaes:
+    """The same, to be encoded in bfloat16x3. Raises `SaeError` where that is not possible."""
+    model = loaded.model
+    if model.device.type != "cuda":
+        raise SaeError(
+            f"encoding in {BY_PARTS} is for an NVIDIA GPU, and the model is on {model.device}: "
+            "leave --encode-dtype out"
+        )
+    for attached in loaded.saes:
+        if not can_split(attached.sae.encoder, model.dtype):
+            raise SaeError(
+                f"SAE {attached.name} cannot be encoded in {BY_PARTS}, which needs a bfloat16 "
+                "model and an SAE that does not normalize its input: leave --encode-dtype out"
+            )
+    return replace(loaded, saes=tuple(replace(each, by_parts=True) for each in loaded.saes))
 
 
 def attach_saes(

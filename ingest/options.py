@@ -13,6 +13,9 @@ from featuredb.store.values import Values
 if TYPE_CHECKING:
     from featuredb.store.snapshot import Recording
 
+EncodeDtype = Literal["float32", "bfloat16x3"]
+"""What encoders multiply in. bfloat16x3: float32 weights by parts, see `ingest.sae.split`."""
+
 EngineName = Literal["local", "processes", "ray"]
 ENGINES = get_args(EngineName)
 
@@ -43,6 +46,7 @@ class IngestOptions:
     batch_tokens: int | None = None
     device: str = "auto"
     dtype: str = "auto"
+    encode_dtype: EncodeDtype = "float32"
     memory: str = "4GB"
     sink_threshold: float = 10.0
     keep_sinks: bool = False
@@ -77,6 +81,9 @@ class IngestOptions:
         if self.values not in get_args(Values):
             known = ", ".join(get_args(Values))
             raise IngestError(f"values must be one of {known}, not {self.values!r}")
+        if self.encode_dtype not in get_args(EncodeDtype):
+            known = ", ".join(get_args(EncodeDtype))
+            raise IngestError(f"encode_dtype must be one of {known}, not {self.encode_dtype!r}")
         if self.exact and self.values == "log8":
             raise IngestError("exact activations cannot be log8: leave one of the two out")
         if self.corpus_name is not None:

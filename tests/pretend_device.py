@@ -68,10 +68,10 @@ class Device:
 
     def wait(self) -> None:
         """The host waits until everything that was launched is done."""
-        with self.lock:
+        with self.lock:  # until it is done: other threads may wait for the same
             queue, self.queue = self.queue, []
-        for work in queue:
-            work()
+            for work in queue:
+                work()
 
     def waited(self) -> None:
         self.waits[_caller()] += 1
@@ -259,10 +259,11 @@ class _Event:
 
     def synchronize(self) -> None:
         DEVICE.waits[_caller()] += 1
-        for work in self._queue:
-            if work in DEVICE.queue:
-                DEVICE.queue.remove(work)
-                work()
+        with DEVICE.lock:
+            for work in self._queue:
+                if work in DEVICE.queue:
+                    DEVICE.queue.remove(work)
+                    work()
 
 
 class _Module:

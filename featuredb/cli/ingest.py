@@ -94,6 +94,12 @@ _OPTIONS: dict[str, partial[Any]] = {
     ),
     "device": _option("device", "D", "Device: auto, cpu, cuda, cuda:1, mps."),
     "dtype": _option("dtype", "T", "What the model computes in: auto, float32, bfloat16, float16."),
+    "encode_dtype": _option(
+        "encode_dtype",
+        "T",
+        "What SAEs encode in: float32, or on an NVIDIA GPU bfloat16x3, which is faster.",
+        type=click.Choice(["float32", "bfloat16x3"]),
+    ),
     "memory": _option("memory", "SIZE", "Host memory to aim for."),
     "sink_threshold": _option(
         "sink_threshold",

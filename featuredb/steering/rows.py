@@ -14,8 +14,9 @@ from featuredb.steering.resolve import ResolvedEdit
 from ingest.attached import AttachedSae
 from ingest.model.hooks import HookPoint
 from ingest.sae.activations import GroupMax, TopK
+from ingest.sae.encoder import Encoder
 from ingest.sae.normalize import undoing
-from ingest.sae.sae import Encoder, LoadedSae
+from ingest.sae.sae import LoadedSae
 
 
 class CodeChange(NamedTuple):

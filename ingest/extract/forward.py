@@ -26,19 +26,31 @@ from ingest.sae.codes import SparseCodes
 class Recorded(NamedTuple):
     """The activations of one SAE on a batch.
 
-    row: int64 [n], the context's row in the batch. token_index int64 [n]. feature_id [n].
-    activation [n]: as stored. Sorted by (row, token_index, feature_id). recorded: how many
-    positions. sink_*: the positions left out, [s].
+    place: integer [n], the position of each, among those of `rows` (the context's row in the batch)
+    and `indices` (the token), int64 [p]. feature_id uint32 [n]. activation [n]: as stored. Sorted
+    by (row, token_index, feature_id). recorded: how many positions. sink_*: the positions left
+    out, [s].
     """
 
-    row: npt.NDArray[np.int64]
-    token_index: npt.NDArray[np.int64]
+    place: npt.NDArray[np.signedinteger]
+    rows: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
     feature_id: npt.NDArray[np.uint32]
     activation: schemas.FloatArray
     recorded: int
     sink_row: npt.NDArray[np.int64]
     sink_index: npt.NDArray[np.int64]
     sink_norm: npt.NDArray[np.float32]
+
+    @property
+    def row(self) -> npt.NDArray[np.int64]:
+        """int64 [n]: the context's row in the batch."""
+        return self.rows.take(self.place)
+
+    @property
+    def token_index(self) -> npt.NDArray[np.int64]:
+        """int64 [n]."""
+        return self.indices.take(self.place)
 
 
 class Rule(NamedTuple):
@@ -195,8 +207,8 @@ def _record(
 ) -> Recorded:
     row, index = included(attached, wanted, tokens)
     flat = upload(row * residual.shape[1] + index, residual.device)
-    x = residual.reshape(-1, residual.shape[-1]).index_select(0, flat).float()
-    norm = all_finite(x, attached.hook.name)
+    x = residual.reshape(-1, residual.shape[-1]).index_select(0, flat)
+    norm = all_finite(x.float(), attached.hook.name)
     sink_row = sink_index = np.empty(0, np.int64)
     sink_norm = np.empty(0, np.float32)
     if attached.sink_norm is not None:
@@ -215,8 +227,9 @@ def _record(
         )
     at, feature, value = _to_host(codes)
     return Recorded(
-        row[at],
-        index[at],
+        at,
+        row,
+        index,
         feature.astype(np.uint32),
         stored_values(value, values),
         len(row),

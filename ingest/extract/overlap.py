@@ -6,10 +6,11 @@ import os
 
 import torch
 
-_AHEAD_ON_A_GPU = 2
-"""One batch on the device while the one before is copied and rounded on the host."""
+_AHEAD_ON_A_GPU = 3
+"""One batch on the device, one launched behind it, and one that the host makes ready to be kept."""
 
-_MOST_WRITERS = 6
+_MOST_WRITERS = 8
+_MOST_FINISHING = 6
 
 MOST_WRITING = 3
 """Partitions that are sorted and written at once, at most. Each takes up to a quarter of the
@@ -23,6 +24,11 @@ def batches_ahead(device: torch.device) -> int:
     use an Apple GPU abort the process (pytorch#197805).
     """
     return 0 if device.type in ("cpu", "mps") else _AHEAD_ON_A_GPU
+
+
+def finishing_threads(saes: int) -> int:
+    """How many threads make ready what the device found, of several SAEs and of two batches."""
+    return max(1, min(_MOST_FINISHING, 2 * saes, (os.cpu_count() or 1) - 1))
 
 
 def segments_at_once(threads: int, saes: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,16 @@ from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.layout import Layout
 from featuredb.store.positions import pack
 from featuredb.store.snapshot import Corpus, Segment
-from ingest.attached import AttachedSae, ModelWithSaes
+from ingest.attached import BY_PARTS, AttachedSae, ModelWithSaes
 from ingest.extract.batches import Batch, batches
 from ingest.extract.device import DeviceMemory
 from ingest.extract.forward import Recorded, Rule
 from ingest.extract.overlap import batches_ahead
-from ingest.extract.pipeline import Pipeline, Results
+from ingest.extract.pipeline import Keep, Kept, Pipeline, Results
 from ingest.extract.runs import Codes, Extent, Sinks, write_run
 from ingest.model.load import LoadedModel
 from ingest.run_plan import Partition, RunPlan, Summary, refuse_without_plan, run_id, write_summary
+from ingest.sae.split import can_split
 
 Report = Callable[[int, int], None]
 """Called with (tokens, activations) after each batch. Tokens that are not recorded count too."""
@@ -83,10 +85,7 @@ class Extractor:
             layout=layout,
             plan=plan,
             model=loaded.model,
-            saes=[
-                replace(each, sae=each.sae.encoder_only(), sink_norm=plan.sink_norms[each.name])
-                for each in loaded.saes
-            ],
+            saes=[_encoding(each, plan, loaded.model) for each in loaded.saes],
             sources=sources,
             memory=DeviceMemory(plan.batch_tokens),
             ahead=batches_ahead(loaded.model.device),
@@ -100,46 +99,76 @@ class Extractor:
                 return source
         raise LookupError(partition)
 
-    def results(self, queue: Iterable[Batch], rule: Rule) -> Iterator[Results]:
+    def results(
+        self, queue: Iterable[Batch], rule: Rule, keep: Keep[Kept]
+    ) -> Iterator[Results[Kept]]:
         """The results of each batch, in the order of the batches."""
         pipeline = Pipeline(self.model, self.saes, self.memory, self.per_row, rule)
-        return pipeline.results(queue, self.ahead)
+        return pipeline.results(queue, self.ahead, keep)
+
+    def pack(self, sae: int, batch: Batch, recorded: Recorded) -> _Piece:
+        """What a partition keeps of an SAE's activations on a batch."""
+        context = batch.contexts[recorded.rows].astype(np.uint32)
+        bits = self.plan.draft.position_bits
+        position = pack(context, recorded.indices.astype(np.uint32), bits)
+        narrow = self.saes[sae].sae.d_sae <= 1 << 16
+        sinks = Sinks(
+            batch.contexts[recorded.sink_row],
+            recorded.sink_index.astype(np.int32),
+            recorded.sink_norm,
+        )
+        return _Piece(
+            Codes(
+                position[recorded.place],
+                recorded.feature_id.astype(np.uint16) if narrow else recorded.feature_id,
+                recorded.activation,
+            ),
+            sinks,
+            recorded.recorded,
+        )
+
+
+def _encoding(attached: AttachedSae, plan: RunPlan, model: LoadedModel) -> AttachedSae:
+    """An SAE as an ingest runs it. Where there is no NVIDIA GPU, what the plan wants encoded by
+    parts is encoded in float32, which is more precise."""
+    (entry,) = (sae for sae in plan.draft.saes if sae.name == attached.name)
+    sae = attached.sae.encoder_only()
+    by_parts = entry.encode_dtype == BY_PARTS and model.device.type == "cuda"
+    if by_parts and can_split(sae.encoder, model.dtype):
+        sae = sae.split()
+    return replace(attached, sae=sae, sink_norm=plan.sink_norms[attached.name])
+
+
+class _Piece(NamedTuple):
+    """One SAE's activations on a batch. recorded: how many positions."""
+
+    codes: Codes
+    sinks: Sinks
+    recorded: int
 
 
 @dataclass
 class _Pieces:
     """One SAE's recorded batches, until the partition is complete."""
 
-    position: list[npt.NDArray[np.uint32]] = field(default_factory=list)
-    feature_id: list[npt.NDArray[np.unsignedinteger]] = field(default_factory=list)
-    activation: list[npt.NDArray[np.floating]] = field(default_factory=list)
-    sinks: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]] = (
-        field(default_factory=list)
-    )
+    codes: list[Codes] = field(default_factory=list)
+    sinks: list[Sinks] = field(default_factory=list)
     recorded: int = 0
 
-    def add(self, rows: Recorded, contexts: npt.NDArray[np.int64], bits: int, narrow: bool) -> None:
-        context = contexts.astype(np.uint32)[rows.row]
-        self.position.append(pack(context, rows.token_index.astype(np.uint32), bits))
-        self.feature_id.append(rows.feature_id.astype(np.uint16) if narrow else rows.feature_id)
-        self.activation.append(rows.activation)
-        self.sinks.append((contexts[rows.sink_row], rows.sink_index, rows.sink_norm))
-        self.recorded += rows.recorded
+    def add(self, piece: _Piece) -> None:
+        self.codes.append(piece.codes)
+        self.sinks.append(piece.sinks)
+        self.recorded += piece.recorded
 
-    def codes(self) -> Codes:
+    def all_codes(self) -> Codes:
         """All of them. The pieces are gone then: a partition's may take gigabytes."""
-        position, feature_id, activation = self.position, self.feature_id, self.activation
-        self.position, self.feature_id, self.activation = [], [], []
-        return Codes(
-            np.concatenate(position), np.concatenate(feature_id), np.concatenate(activation)
-        )
+        codes, self.codes = self.codes, []
+        return Codes(*map(np.concatenate, zip(*codes, strict=True)))
 
     def all_sinks(self, first_context: int) -> Sinks:
-        context = np.concatenate([s[0] for s in self.sinks]) + first_context
-        index = np.concatenate([s[1] for s in self.sinks])
-        norm = np.concatenate([s[2] for s in self.sinks])
+        context, index, norm = map(np.concatenate, zip(*self.sinks, strict=True))
         order = np.lexsort((index, context))
-        return Sinks(context[order], index[order].astype(np.int32), norm[order])
+        return Sinks(context[order] + first_context, index[order], norm[order])
 
 
 @dataclass
@@ -161,26 +190,25 @@ def collect(extractor: Extractor, number: int, report: Report) -> Collected:
     end = partition.end_context - source.corpus.first_context
     starts = source.starts[first : end + 1]
     queue = batches(source.tokens, starts, plan.batch_tokens)
-    return gather(extractor, number, extractor.results(queue, source.rule), report)
+    return gather(extractor, number, extractor.results(queue, source.rule, extractor.pack), report)
 
 
 def gather(
     extractor: Extractor,
     number: int,
-    results: Iterable[Results],
+    results: Iterable[Results[_Piece]],
     report: Report,
 ) -> Collected:
     """Keep the activations of partition `number` in memory. results: of `Extractor.results`."""
     started = time.monotonic()
     pieces = [_Pieces() for _ in extractor.saes]
-    bits = extractor.plan.draft.position_bits
     tokens = 0
     for parts in results:
-        for part, recorded in parts:
+        for part, found in parts:
             activations = 0
-            for attached, piece, rows in zip(extractor.saes, pieces, recorded, strict=True):
-                piece.add(rows, part.contexts, bits, attached.sae.d_sae <= 1 << 16)
-                activations += len(rows.row)
+            for all_of_sae, piece in zip(pieces, found, strict=True):
+                all_of_sae.add(piece)
+                activations += len(piece.codes.position)
             tokens += int(part.lengths.sum())
             report(int(part.lengths.sum()), activations)
     return Collected(number, pieces, tokens, started)
@@ -217,7 +245,7 @@ def write_segment(extractor: Extractor, collected: Collected, sae: int) -> Segme
         run_id(plan, collected.number, sae, extractor.writer),
         attached.name,
         attached.sae.d_sae,
-        piece.codes(),
+        piece.all_codes(),
         piece.all_sinks(partition.first_context),
         Extent(partition.first_context, partition.end_context, piece.recorded),
         _feature_order(extractor, attached.name),

@@ -1,17 +1,20 @@
 """Batches through the model and the SAEs, several under way on an accelerator at once.
 
-One thread launches everything and waits once a batch: for the copies to the host, when the batches
-behind it are launched already. Whatever the host would have to ask before, such as how many
-activations there are, whether a value is finite, or where sinks are, is answered by flags and by
-buffers that have room to spare. Where a flag says no, the batch is run again step by step.
+One thread launches everything and never waits for the device. What is copied to the host is waited
+for once a batch, and made ready to be kept, by other threads, when the batches behind it are
+launched already. Whatever the host would have to ask before, such as how many activations there
+are, whether a value is finite, or where sinks are, is answered by flags and by buffers that have
+room to spare. Where a flag says no, the batch is run again step by step.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +34,19 @@ from ingest.extract.forward import (
     run_batch,
     upload,
 )
+from ingest.extract.overlap import finishing_threads
 from ingest.model.device import empty_cache, full_float32
 from ingest.model.load import LoadedModel
 from ingest.sae.codes import LaunchedCodes
 
-Results = list[tuple[Batch, list[Recorded]]]
-"""A batch in as many parts as the device's memory needs, with the activations of each SAE."""
+Kept = TypeVar("Kept")
+
+Results = list[tuple[Batch, list[Kept]]]
+"""A batch in as many parts as the device's memory needs, with what is kept of each SAE."""
+
+Keep = Callable[[int, Batch, Recorded], Kept]
+"""Makes what is kept of an SAE, given its number, the batch and its activations. Called in several
+threads at once where batches overlap."""
 
 _ROOM = 1.5
 """Room for so many times the activations per position that a batch has had."""
@@ -59,12 +69,21 @@ class _OnHost(NamedTuple):
     pieces: list[tuple[int, LaunchedCodes]]
 
 
-class _Launched(NamedTuple):
+@dataclass
+class _Launched:
     """A batch that is under way. event: None where nothing has to be waited for."""
 
     batch: Batch
     event: Any
     saes: list[_OnHost]
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def wait(self) -> None:
+        """Until its copies are there. The first thread waits for the device, others for it."""
+        with self._lock:
+            if self.event is not None:
+                self.event.synchronize()
+                self.event = None
 
 
 @dataclass(frozen=True)
@@ -81,33 +100,42 @@ class Pipeline:
     per_row: dict[str, float]
     rule: Rule
 
-    def results(self, batches: Iterable[Batch], ahead: int) -> Iterator[Results]:
+    def results(
+        self, batches: Iterable[Batch], ahead: int, keep: Keep[Kept]
+    ) -> Iterator[Results[Kept]]:
         """The results of each batch, in the order of the batches, `ahead` under way at once.
 
         ahead: 0 runs them one after the other. Raises as `run_batch` and `DeviceMemory.run`.
         """
-        waiting: deque[_Launched] = deque()
-        for batch in batches:
-            launched = self._launch(batch) if ahead else None
-            if launched is None:
-                # Alone on the device: what is under way takes memory too.
-                while waiting:
-                    yield self._finish(waiting.popleft())
-                yield self._step_by_step(batch)
-                continue
-            waiting.append(launched)
-            if len(waiting) >= ahead:
-                yield self._finish(waiting.popleft())
-        while waiting:
-            yield self._finish(waiting.popleft())
+        under_way: deque[tuple[Batch, list[Future[tuple[float, Kept] | None]]]] = deque()
+        with ThreadPoolExecutor(finishing_threads(len(self.saes)), "finish") as pool:
+            for batch in batches:
+                launched = self._launch(batch) if ahead else None
+                if launched is None:
+                    # Alone on the device: what is under way takes memory too.
+                    while under_way:
+                        yield self._finished(*under_way.popleft(), keep)
+                    yield self._step_by_step(batch, keep)
+                    continue
+                numbers = range(len(self.saes))
+                futures = [pool.submit(self._finish, launched, sae, keep) for sae in numbers]
+                under_way.append((batch, futures))
+                if len(under_way) >= ahead:
+                    yield self._finished(*under_way.popleft(), keep)
+            while under_way:
+                yield self._finished(*under_way.popleft(), keep)
 
-    def _step_by_step(self, batch: Batch) -> Results:
-        results = list(self.memory.run(self._run, batch))
-        for _, recorded in results:
-            for attached, each in zip(self.saes, recorded, strict=True):
-                seen = len(each.row) / max(1, each.recorded)
-                self.per_row[attached.name] = max(seen, self.per_row.get(attached.name, 0.0))
+    def _step_by_step(self, batch: Batch, keep: Keep[Kept]) -> Results[Kept]:
+        results: Results[Kept] = []
+        for part, recorded in self.memory.run(self._run, batch):
+            results.append((part, [keep(n, part, each) for n, each in enumerate(recorded)]))
+            for number, each in enumerate(recorded):
+                self._learn(number, _per_row(each))
         return results
+
+    def _learn(self, sae: int, per_row: float) -> None:
+        name = self.saes[sae].name
+        self.per_row[name] = max(per_row, self.per_row.get(name, 0.0))
 
     def _run(self, batch: Batch) -> list[Recorded]:
         return run_batch(self.model, self.saes, batch, self.rule)
@@ -140,8 +168,8 @@ class Pipeline:
     ) -> _OnHost:
         row, index = included(attached, wanted, tokens)
         flat = upload(row * states.shape[1] + index, states.device)
-        x = states.reshape(-1, states.shape[-1]).index_select(0, flat).float()
-        norm = x.norm(dim=1)
+        x = states.reshape(-1, states.shape[-1]).index_select(0, flat)
+        norm = x.float().norm(dim=1)
         sink = None if attached.sink_norm is None else norm > attached.sink_norm
         room = _ROOM * self.per_row[attached.name] + 1
         pieces, large = attached.sae.launch(x, None if sink is None else ~sink, room)
@@ -155,20 +183,37 @@ class Pipeline:
             [(n, _downloaded(codes)) for n, codes in zip(lengths, pieces, strict=True)],
         )
 
-    def _finish(self, launched: _Launched) -> Results:
-        """Wait for a batch. One that has not enough room, or of which a flag says that something
-        may be wrong, is run step by step, which raises the error if there is one."""
-        if launched.event is not None:
-            launched.event.synchronize()
-        recorded = []
-        for attached, each in zip(self.saes, launched.saes, strict=True):
-            result = _recorded(each, self.rule)
-            if result is None:
-                return self._step_by_step(launched.batch)
-            recorded.append(result)
-            seen = len(result.row) / max(1, result.recorded)
-            self.per_row[attached.name] = max(seen, self.per_row[attached.name])
-        return [(launched.batch, recorded)]
+    def _finish(self, launched: _Launched, sae: int, keep: Keep[Kept]) -> tuple[float, Kept] | None:
+        """Wait for one SAE's activations and keep them. None where there was not enough room, or a
+        flag says that something may be wrong."""
+        launched.wait()
+        recorded = _recorded(launched.saes[sae], self.rule)
+        if recorded is None:
+            return None
+        return _per_row(recorded), keep(sae, launched.batch, recorded)
+
+    def _finished(
+        self, batch: Batch, futures: list[Future[tuple[float, Kept] | None]], keep: Keep[Kept]
+    ) -> Results[Kept]:
+        """What all SAEs keep of a batch. Without one of them it is run step by step, which raises
+        the error if there is one."""
+        found = [future.result() for future in futures]
+        kept = []
+        for number, each in enumerate(found):
+            if each is None:
+                return self._step_by_step(batch, keep)
+            self._learn(number, each[0])
+            kept.append(each[1])
+        return [(batch, kept)]
+
+
+def as_recorded(sae: int, batch: Batch, recorded: Recorded) -> Recorded:
+    """Keeps activations as they are."""
+    return recorded
+
+
+def _per_row(recorded: Recorded) -> float:
+    return len(recorded.place) / max(1, recorded.recorded)
 
 
 def _recorded(given: _OnHost, rule: Rule) -> Recorded | None:
@@ -193,11 +238,11 @@ def _recorded(given: _OnHost, rule: Rule) -> Recorded | None:
     activation = np.concatenate(value)
     if not np.isfinite(activation).all():
         return None
-    where = np.concatenate(at)
     norm = np.empty(0, np.float32) if given.norm is None else given.norm.numpy()[sink]
     return Recorded(
-        given.row[where],
-        given.token_index[where],
+        np.concatenate(at),
+        given.row,
+        given.token_index,
         np.concatenate(feature).astype(np.uint32),
         stored_values(activation, rule.values),
         int(len(sink) - sink.sum()),
@@ -229,6 +274,6 @@ def _mark(device: torch.device) -> Any:
     if device.type == "cpu":
         return None
     module = torch.get_device_module(device)
-    event = module.Event()
+    event = module.Event(blocking=True)  # a thread that waits leaves its core to those that write
     event.record(module.current_stream(device))
     return event

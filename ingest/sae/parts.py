@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ingest.sae.cross_layer import CrossLayer
-from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.encoder import Encoder
+from ingest.sae.sae import Decoder
 
 
 @dataclass(frozen=True)

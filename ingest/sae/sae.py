@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,45 +14,9 @@ from featuredb.errors import SaeError, first_line
 from ingest.sae.activations import Activation
 from ingest.sae.codes import LaunchedCodes, SparseCodes, even_pieces, joined
 from ingest.sae.cross_layer import CrossLayer
-from ingest.sae.normalize import Normalization, normalize, undo
-
-
-@dataclass(frozen=True, eq=False)
-class Encoder:
-    """z = (norm(x) - b_pre) W_enc + b_enc, then the activation rule."""
-
-    W_enc: Tensor
-    """[d_in, d_sae]"""
-    activation: Activation
-    b_enc: Tensor | None = None
-    """[d_sae]; None where the activation carries its own biases (gated)."""
-    b_pre: Tensor | None = None
-    """[d_in]: what is subtracted from the input; None for nothing."""
-    normalization: Normalization = "none"
-
-    def centered(self, x: Tensor) -> Tensor:
-        """norm(x) - b_pre [N, d_in], which W_enc multiplies."""
-        x = normalize(self.normalization, x)
-        return x if self.b_pre is None else x - self.b_pre
-
-    def pre_activations(self, x: Tensor) -> Tensor:
-        """z [N, d_sae] from x [N, d_in], both in the dtype of W_enc."""
-        return self.product(self.centered(x))
-
-    def product(self, x: Tensor) -> Tensor:
-        """z [N, d_sae] from what `centered` gives."""
-        return x @ self.W_enc if self.b_enc is None else torch.addmm(self.b_enc, x, self.W_enc)
-
-    @cached_property
-    def largest_input(self) -> float:
-        """The norm that a row of `centered` may have without any sum of its products overflowing.
-
-        Each partial sum of z is at most ‖x‖ ‖w‖ + |b|, by Cauchy and Schwarz. Half of the dtype's
-        range is left for rounding.
-        """
-        norm = float(self.W_enc.float().norm(dim=0).max()) if self.W_enc.numel() else 0.0
-        bias = 0.0 if self.b_enc is None else float(self.b_enc.float().abs().max())
-        return (torch.finfo(self.W_enc.dtype).max / 2 - bias) / max(norm, 1e-30)
+from ingest.sae.encoder import Encoder
+from ingest.sae.normalize import Normalization, undo
+from ingest.sae.split import SplitEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +219,9 @@ class LoadedSae:
             raise SaeError(f"SAE {self.name} has {what}: pass the input too, as decode(acts, x)")
         self._refuse_before_values()
         flat = acts.reshape(-1, self.d_sae).to(self.device, self.dtype)
-        rows = self._rows(x) if x is not None and self.needs_input_to_decode else None
+        rows = (
+            self._rows(x).to(self.dtype) if x is not None and self.needs_input_to_decode else None
+        )
         y = self.decoder.reconstruct(flat, rows)
         return y.float().reshape(*acts.shape[:-1], self.d_out)
 
@@ -302,6 +267,10 @@ class LoadedSae:
         """The same SAE without the values of its decoder, for an ingest: it only encodes."""
         return replace(self, decoder=_moved(self.decoder, "meta", None))
 
+    def split(self) -> LoadedSae:
+        """The same SAE, which encodes bfloat16 rows by parts (`ingest.sae.split`)."""
+        return replace(self, encoder=SplitEncoder.of(self.encoder))
+
     def _refuse_before_values(self) -> None:
         """Raise SaeError where the SAE reads heads without the model's value bias."""
         if self.processed_weights and (self.hook or "").endswith("hook_z"):
@@ -319,7 +288,7 @@ class LoadedSae:
         if x.ndim == 0 or x.shape[-1] != self.d_in:
             raise SaeError(f"SAE {self.name} reads [..., {self.d_in}] inputs, not {_shape(x)}")
         self._refuse_before_values()
-        return x.reshape(-1, self.d_in).to(self.device, self.dtype)
+        return x.reshape(-1, self.d_in).to(self.device, self.encoder.row_dtype(x.dtype))
 
     def __repr__(self) -> str:
         where = f" at {self.hook}" if self.hook else ""

@@ -25,7 +25,8 @@ from featuredb.store.snapshot import File, Sae, Vectors
 from featuredb.store.vectors.directions import DirectionRows, Directions
 from ingest.sae.activations import Activation
 from ingest.sae.cross_layer import CrossLayer
-from ingest.sae.sae import Decoder, Encoder, LoadedSae
+from ingest.sae.encoder import Encoder
+from ingest.sae.sae import Decoder, LoadedSae
 
 _RULES: dict[str, type[Any]] = {rule.__name__: rule for rule in get_args(Activation)}
 _BY_ROW = torch.contiguous_format

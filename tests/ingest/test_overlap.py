@@ -66,7 +66,7 @@ def test_what_an_item_raises_is_raised_and_no_more_are_begun() -> None:
 
 def test_a_cpu_has_nothing_to_overlap_and_a_gpu_has() -> None:
     assert batches_ahead(torch.device("cpu")) == 0
-    assert batches_ahead(torch.device("cuda")) == 2
+    assert batches_ahead(torch.device("cuda")) >= 2
     assert batches_ahead(torch.device("mps")) == 0, "a second thread there aborts the process"
     assert writers_beside(torch.device("cpu")) == 1
     assert 1 <= writers_beside(torch.device("cuda")) <= 6

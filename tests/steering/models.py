@@ -18,8 +18,9 @@ from ingest.attached import AttachedSae
 from ingest.model.load import LoadedModel
 from ingest.sae import LoadedSae
 from ingest.sae.activations import Gated, GroupMax, JumpReLU, ReLU, TopK
+from ingest.sae.encoder import Encoder
 from ingest.sae.normalize import Normalization
-from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.sae import Decoder
 from tests.ingest.families import LAYERS, VOCAB, WIDTH, build
 
 Array = npt.NDArray[np.float64]

@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, JumpReLU, ReLU, TopK
 from ingest.sae.config import refuse_unheeded
+from ingest.sae.encoder import Encoder
 from ingest.sae.layout import SET_CONFIG
 from ingest.sae.parts import SaeFiles, SaeParts
-from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.sae import Decoder
 from ingest.sae.tensors import Tensors, companion, read_yaml
 
 NEEDS = f"circuit-tracer: {SET_CONFIG} and layer_{{L}}.safetensors"

@@ -20,10 +20,11 @@ from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, JumpReLU, ReLU
 from ingest.sae.config import refuse_unheeded
 from ingest.sae.cross_layer import CrossLayer
+from ingest.sae.encoder import Encoder
 from ingest.sae.formats import circuit_tracer, gemma_scope_2
 from ingest.sae.layout import MEMBER, SET_CONFIG
 from ingest.sae.parts import SaeFiles, SaeParts
-from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.sae import Decoder
 from ingest.sae.tensors import Tensors, companion, read_yaml, safetensors_shapes
 
 NEEDS = f"cross-layer transcoder of circuit-tracer: {SET_CONFIG}, W_enc_{{L}} and W_dec_{{L}}"

@@ -24,9 +24,10 @@ from torch import Tensor
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, Gated, JumpReLU, ReLU, TopK
 from ingest.sae.config import refuse_unheeded
+from ingest.sae.encoder import Encoder
 from ingest.sae.normalize import Normalization
 from ingest.sae.parts import SaeFiles, SaeParts
-from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.sae import Decoder
 from ingest.sae.tensors import Tensors, read_json, read_yaml
 
 CONFIG = "config.json"

@@ -11,8 +11,9 @@ import re
 from pathlib import PurePath
 
 from ingest.sae.activations import JumpReLU
+from ingest.sae.encoder import Encoder
 from ingest.sae.parts import SaeFiles, SaeParts
-from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.sae import Decoder
 from ingest.sae.tensors import Tensors
 
 WEIGHTS = "params.npz"

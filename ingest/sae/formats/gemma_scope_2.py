@@ -15,8 +15,9 @@ from typing import Any
 from featuredb.errors import SaeError
 from ingest.sae.activations import JumpReLU
 from ingest.sae.config import refuse_unheeded
+from ingest.sae.encoder import Encoder
 from ingest.sae.parts import SaeFiles, SaeParts
-from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.sae import Decoder
 from ingest.sae.tensors import Tensors, read_json
 
 CONFIG = "config.json"

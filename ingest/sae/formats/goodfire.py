@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 
 from ingest.sae.activations import ReLU
+from ingest.sae.encoder import Encoder
 from ingest.sae.parts import SaeFiles, SaeParts
-from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.sae import Decoder
 from ingest.sae.tensors import Tensors
 
 NEEDS = "Goodfire: a .pt or .pth with encoder_linear and decoder_linear"

@@ -12,8 +12,9 @@ from pathlib import Path
 from featuredb.errors import SaeError
 from ingest.sae.activations import ReLU
 from ingest.sae.config import refuse_unheeded
+from ingest.sae.encoder import Encoder
 from ingest.sae.parts import SaeFiles, SaeParts
-from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.sae import Decoder
 from ingest.sae.tensors import Tensors, read_json
 
 NEEDS = "Kissane's attention SAEs: {name}.pt and {name}_cfg.json"

@@ -18,8 +18,9 @@ import torch
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, JumpReLU, ReLU, TopK
 from ingest.sae.config import refuse_unheeded
+from ingest.sae.encoder import Encoder
 from ingest.sae.parts import SaeFiles, SaeParts, fold_decoder_norms
-from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.sae import Decoder
 from ingest.sae.tensors import Tensors, companion, read_json, require
 
 CONFIG = "hyperparams.json"

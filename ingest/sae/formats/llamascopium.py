@@ -22,10 +22,11 @@ from torch import Tensor
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, JumpReLU, ReLU, TopK
 from ingest.sae.config import refuse_unheeded
+from ingest.sae.encoder import Encoder
 from ingest.sae.normalize import Normalization
 from ingest.sae.parts import SaeFiles, SaeParts
 from ingest.sae.refused import refuse_sae_type
-from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.sae import Decoder
 from ingest.sae.tensors import Tensors, companion, read_json, require
 
 CONFIG = "config.json"

@@ -11,9 +11,10 @@ import re
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, ReLU, TopK
+from ingest.sae.encoder import Encoder
 from ingest.sae.normalize import Normalization
 from ingest.sae.parts import SaeFiles, SaeParts
-from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.sae import Decoder
 from ingest.sae.tensors import Tensors
 
 NEEDS = "OpenAI: a .pt with pre_bias, latent_bias, encoder.weight and decoder.weight"

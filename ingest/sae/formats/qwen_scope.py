@@ -11,8 +11,9 @@ import re
 
 from featuredb.errors import SaeError
 from ingest.sae.activations import TopK
+from ingest.sae.encoder import Encoder
 from ingest.sae.parts import SaeFiles, SaeParts
-from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.sae import Decoder
 from ingest.sae.tensors import Tensors
 
 NEEDS = "Qwen-Scope: layer{L}.sae.pt in a folder SAE-Res-{model}-W{n}K-L0_{k}"

@@ -17,8 +17,9 @@ from typing import Any
 from featuredb.errors import SaeError
 from ingest.sae.activations import Activation, GroupMax, TopK
 from ingest.sae.config import refuse_unheeded
+from ingest.sae.encoder import Encoder
 from ingest.sae.parts import SaeFiles, SaeParts
-from ingest.sae.sae import Decoder, Encoder
+from ingest.sae.sae import Decoder
 from ingest.sae.tensors import Tensors, companion, read_json, require
 
 WEIGHTS = "sae.safetensors"

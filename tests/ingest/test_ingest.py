@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +28,8 @@ from featuredb.store.history import read_snapshot
 from featuredb.store.layout import Layout
 from featuredb.store.values import FLOAT16_MAX
 from ingest import prepare, publish
-from ingest.extract import forward as extract
-from ingest.extract import pipeline
+from ingest.extract import partition
+from ingest.extract.batches import Batch, batches
 from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
 from ingest.sae import load_sae
@@ -137,18 +139,18 @@ def test_interrupted_by_the_keyboard_it_continues_to_the_same_content(
 ) -> None:
     ingest(tmp_path / "whole.fdb", inputs)
     calls = 0
-    run_batch = extract.run_batch
 
-    def interrupted(*args: object) -> object:
+    def interrupted(*args: Any) -> Iterator[Batch]:
         nonlocal calls
-        calls += 1
-        if calls > batches_before:
-            raise KeyboardInterrupt
-        return run_batch(*args)  # type: ignore[arg-type]
+        for batch in batches(*args):
+            calls += 1
+            if calls > batches_before:
+                raise KeyboardInterrupt
+            yield batch
 
     path = tmp_path / "resumed.fdb"
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "run_batch", interrupted)
+        patch.setattr(partition, "batches", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ingest(path, inputs)
     with pytest.raises(DatabaseNotReadyError):
@@ -170,6 +172,7 @@ ingest(path, options)
 """
 
 
+@pytest.mark.skipif("FEATUREDB_TEST_DEVICE" in os.environ, reason="it is not in new processes")
 def test_killed_at_any_moment_it_continues_to_the_same_content(
     inputs: IngestOptions, tmp_path: Path
 ) -> None:

@@ -1274,7 +1274,9 @@ class Database:
 
         return list_monitors(self._reader, name)
 
-    def replay(self, rule: str, *, where: str | None = None, window: int = 8) -> Alarms:
+    def replay(
+        self, rule: str, *, where: str | None = None, window: int = 8, k: int | None = None
+    ) -> Alarms:
         """The alarms of a monitor, or of any rule, on everything that is stored.
 
         An alarm is a run of tokens of one document at which the rule holds, through its contexts.
@@ -1283,9 +1285,10 @@ class Database:
             rule: A monitor's name, or a rule such as ``"f12 > 5"`` (`docs/guide/monitoring.md`).
             where: A SQL condition on documents and contexts: alarms that begin there.
             window: Tokens shown on each side.
+            k: The first k alarms alone. Default: all.
 
         Returns:
-            One row per alarm, in the order of the texts.
+            One row per alarm, in the order of the texts. `total` counts them, with those beyond k.
 
         Raises:
             RuleError: The rule cannot be read, can never fire, or always does.
@@ -1295,7 +1298,7 @@ class Database:
         """
         from queries.replay import replay
 
-        return replay(self._reader, rule, where, window)
+        return replay(self._reader, rule, where, window, k)
 
     def watch(self, name: str | Sequence[str] | None, texts: Any, *, window: int = 8) -> NewAlarms:
         """The alarms of monitors on new texts. Replaying texts that are stored gives the same.

@@ -30,7 +30,8 @@ from queries.catalog import literals
 from queries.connection import Reader
 from queries.filters import contexts_where
 from queries.question import Question
-from queries.replay import alarm_rows, rule_of
+from queries.replay import rule_of
+from queries.rules.alarms_sql import beginnings_sql
 from queries.rules.compiled import Compiled, silent_level
 from queries.rules.rule import FeatureRule
 from queries.rules.tree import Compare, Node, Not, Open, children, nodes, replaced
@@ -276,11 +277,13 @@ def _rate(text: str) -> float:
 def _counts(reader: Reader, rule: FeatureRule, where: str | None) -> tuple[Int64, Int64, Int64]:
     """(document_id, alarms, tokens) of each document, int64 [d]."""
     document, tokens = _tokens(reader, rule, where)
-    rows = alarm_rows(reader, rule, "", where, 0)
-    found = rows.column("document_id").to_numpy()
-    alarms = np.zeros(len(document), np.int64)
-    np.add.at(alarms, np.searchsorted(document, found), 1)
-    return document, alarms, tokens
+    with duckdb_errors(reader.location):
+        found = reader.cursor().sql(beginnings_sql(rule, reader.snapshot)).fetchnumpy()
+    context, of = (np.asarray(found[name], np.int64) for name in ("context_id", "document_id"))
+    if where is not None:
+        of = of[np.isin(context, contexts_where(reader, where))]
+    alarms = np.bincount(np.searchsorted(document, of), minlength=len(document))
+    return document, alarms.astype(np.int64), tokens
 
 
 def _tokens(reader: Reader, rule: FeatureRule, where: str | None) -> tuple[Int64, Int64]:

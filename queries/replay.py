@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from featuredb.render import numbers
 from featuredb.render.view import Heading, Passage, Passages, View
 from featuredb.store.store import Store
-from queries.answers import Answer, Row
-from queries.arguments import check_text, check_window
+from queries.answers import FOR_DISPLAY, Answer, Row
+from queries.arguments import check_k, check_text, check_window
 from queries.connection import Reader
 from queries.filters import contexts_where
 from queries.question import Macro, Question
-from queries.rules.alarms_sql import alarms_sql, macro_sql
+from queries.rules.alarms_sql import TEXT_TOKENS, macro_sql, places_sql
 from queries.rules.rule import FeatureRule, parse_rule
 from queries.rules.stored import NAME, alarms_macro, alarms_view, monitor_of
 from queries.show import feature_name
@@ -38,19 +39,22 @@ class Alarms(Answer):
     activations that are no larger), score f64 (the largest left side, of a rule that is one
     comparison), before, text and after string. In the order of the texts.
 
-    monitor: its name, or the rule. rule: it, every feature with its SAE.
+    monitor: its name, or the rule. rule: it, every feature with its SAE. total: how many alarms
+    there are, of which the rows may be the first. shown: how many of them a view has.
     """
 
     kind: ClassVar[str] = "alarms"
 
     monitor: str
     rule: str
+    total: int
+    shown: int = field(default=_SHOWN, metadata=FOR_DISPLAY)
 
-    def view(self, most: int = _SHOWN) -> View:
+    def view(self) -> View:
         """The rule, how many alarms there are, and the first of them in their texts."""
-        many = numbers.plural(len(self), "alarm") if len(self) else "no alarm"
-        rows = list(self[:most])
-        more = f" · the first {len(rows)}" if len(self) > len(rows) else ""
+        many = numbers.plural(self.total, "alarm") if self.total else "no alarm"
+        rows = list(self[: self.shown])
+        more = f" · the first {len(rows)}" if self.total > len(rows) else ""
         rule = "" if self.rule == self.monitor else f" · {self.rule}"
         heading = Heading("alarms of ", self.monitor, f"{rule} · {many}{more}")
         return View([[heading], [alarm_passages(rows)]] if rows else [[heading]])
@@ -79,10 +83,48 @@ def alarm_passages(rows: list[Row]) -> Passages:
     return Passages(items)
 
 
-def replay(reader: Reader, rule: str, where: str | None = None, window: int = 8) -> Alarms:
+def replay(
+    reader: Reader, rule: str, where: str | None = None, window: int = 8, k: int | None = None
+) -> Alarms:
     """See `featuredb.Database.replay`."""
+    if k is not None:
+        check_k(k)
     named, found = rule_of(reader.store, rule)
-    return Alarms(alarm_rows(reader, found, named, where, window), monitor=named, rule=found.text)
+    size = str(min(check_window(window), _LONGEST))
+    with duckdb_errors(reader.location):
+        sql = places_sql(found, reader.snapshot, named, size)
+        places = reader.cursor().sql(sql).to_arrow_table()
+    if where is not None:
+        chosen = pa.array(contexts_where(reader, where))
+        places = places.filter(pc.is_in(places.column("context_id"), value_set=chosen))
+    rows = _with_texts(reader.store, places.slice(0, k))
+    shown = _SHOWN if k is None else k
+    return Alarms(rows, monitor=named, rule=found.text, total=len(places), shown=shown)
+
+
+def _with_texts(store: Store, places: pa.Table) -> pa.Table:
+    """The columns of `Alarms`, from those of `places_sql`."""
+    columns = ("context_id", "first", "stop", "token_index", "n_tokens")
+    context, first, stop, start, n = (places.column(c).to_numpy() for c in columns)
+    length = (stop - first).astype(np.int64)
+    ends = np.cumsum(length)
+    token = np.arange(int(length.sum())) - np.repeat(ends - length - first, length)
+    store.texts.fetch(np.unique(context).tolist())
+    words = store.texts.read(store.texts.tokens_at(np.repeat(context, length), token))
+    shown = np.minimum(n, TEXT_TOKENS)
+    begin = ends - length
+    at = begin + start - first
+    cuts = np.stack([begin, at, np.minimum(at + shown, ends), ends], axis=1)
+    parts: list[list[str]] = [[], [], []]
+    for a, b, c, d in cuts.tolist():
+        for part, (one, two) in zip(parts, ((a, b), (b, c), (c, d)), strict=True):
+            part.append("".join(words[one:two]))
+    for i in np.flatnonzero(n > shown).tolist():
+        parts[1][i] += "…"
+    table = places.drop_columns(["first", "stop"])
+    for name, part in zip(("before", "text", "after"), parts, strict=True):
+        table = table.append_column(name, pa.array(part, pa.string()))
+    return table
 
 
 def rule_of(store: Store, text: str) -> tuple[str, FeatureRule]:
@@ -92,19 +134,6 @@ def rule_of(store: Store, text: str) -> tuple[str, FeatureRule]:
         return monitor.name, monitor.rule
     found = parse_rule(store, text)
     return text, found
-
-
-def alarm_rows(
-    reader: Reader, rule: FeatureRule, name: str, where: str | None = None, window: int = 8
-) -> pa.Table:
-    """The columns of `Alarms`. where: a SQL condition on documents, contexts."""
-    sql = alarms_sql(rule, reader.snapshot, name, str(min(check_window(window), _LONGEST)))
-    with duckdb_errors(reader.location):
-        rows = reader.cursor().sql(sql).to_arrow_table()
-    if where is not None:
-        chosen = contexts_where(reader, where)
-        rows = rows.filter(pc.is_in(rows.column("context_id"), value_set=pa.array(chosen)))
-    return rows
 
 
 QUESTION = Question(

@@ -9,6 +9,7 @@ import click
 import featuredb
 from featuredb.cli import completing, options
 from featuredb.cli.output import Output
+from featuredb.errors import RuleError
 
 if TYPE_CHECKING:
     from queries.encode import Pool
@@ -152,4 +153,10 @@ def command(
     output.write(answer)
     if monitor is not None and answer.probe is not None:
         note = f"a probe of {answer.a} against {answer.b}"
-        featuredb.add_monitor(db, monitor, answer.probe["rule"], note=note)
+        try:
+            featuredb.add_monitor(db, monitor, answer.probe["rule"], note=note)
+        except RuleError as error:
+            raise RuleError(
+                f"the probe is stored as no monitor: {error}. Give a larger --probe, or swap --a "
+                "and --b"
+            ) from None

@@ -118,13 +118,20 @@ def remove(db: str, name: str, output: Output) -> None:
     show_default=True,
     help="Tokens shown on each side.",
 )
+@options.limit(None, "alarms (default: all, of which a table shows 20)")
 @options.output
 def replay(
-    db: str, snapshot: int | None, rule: str, where: str | None, window: int, output: Output
+    db: str,
+    snapshot: int | None,
+    rule: str,
+    where: str | None,
+    window: int,
+    k: int | None,
+    output: Output,
 ) -> None:
     """Show the alarms of a monitor, or of a rule, on everything stored."""
     with featuredb.open(db, snapshot=snapshot) as database:
-        output.write(database.replay(rule, where=where, window=window))
+        output.write(database.replay(rule, where=where, window=window, k=k))
 
 
 @command.command("calibrate")

@@ -26,7 +26,7 @@ from queries.arguments import check_choice, check_text
 from queries.calibrate import alarm_rate, threshold_for
 from queries.connection import Reader
 from queries.rules.rule import FeatureRule, parse_rule
-from queries.rules.stored import NAME, Monitor
+from queries.rules.stored import NAME, Monitor, no_monitor
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -84,8 +84,9 @@ def set_monitor(path: Path, name: str, state: str) -> Monitors:
         old = _last(rows, name)
         if old is None or old["state"] == "removed":
             there = [n for n in dict.fromkeys(row["monitor"] for row in rows)]
-            known = ", ".join(n for n in there if (_last(rows, n) or {})["state"] != "removed")
-            raise QueryError(f"there is no monitor {name}: there are {known or 'none'}")
+            raise no_monitor(
+                name, [n for n in there if (_last(rows, n) or {})["state"] != "removed"]
+            )
         if old["state"] == state:
             raise QueryError(f"monitor {name} is {state} already")
         return {**old, "version": old["version"] + 1, "state": state}

@@ -89,14 +89,8 @@ class GenerationGuard:
         """The tokens of one more pass were read. Whether a monitor fires at the last of them."""
         self._ids = ids[0].tolist()
         self._columns.append(self._read(recorded))
-        grid, roles = self.grid(), self.roles()
-        n = grid.shape[1]
         new = self._columns[-1].shape[1]
-        firing = [
-            alarm["monitor"]
-            for alarm in self._watch.alarms(grid, roles)
-            if alarm["token_index"] + alarm["n_tokens"] > n - new
-        ]
+        firing = self._watch.firing(self.grid(), self.roles(), new)
         self.fired += [name for name in firing if name not in self.fired]
         return bool(firing)
 

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from featuredb.errors import QueryError
 from featuredb.render import numbers
 from featuredb.render.view import Column, Heading, View
 from featuredb.render.view import Table as TableOf
 from queries.answers import Answer
 from queries.connection import Reader
+from queries.rules.stored import no_monitor
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,8 +63,7 @@ def list_monitors(reader: Reader, name: str | None = None, notes: tuple[str, ...
         return Monitors(_rows(reader, "FROM monitors", []), notes=notes)
     rows = _rows(reader, "FROM monitor_history WHERE monitor = ? ORDER BY version DESC", [name])
     if not len(rows):
-        known = ", ".join(_rows(reader, "FROM monitors", []).column("monitor").to_pylist())
-        raise QueryError(f"there is no monitor {name}: there are {known or 'none'}")
+        raise no_monitor(name, _rows(reader, "FROM monitors", []).column("monitor").to_pylist())
     return Monitors(rows, of=name, notes=notes)
 
 

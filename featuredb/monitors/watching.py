@@ -28,7 +28,7 @@ from queries.activations import feature_activations
 from queries.rules import evaluate
 from queries.rules.alarms_sql import TEXT_TOKENS
 from queries.rules.stored import Monitor
-from queries.rules.tree import Compare
+from queries.rules.tree import Compare, reach
 
 Floats = npt.NDArray[np.float64]
 Feature = tuple[str, int]
@@ -142,12 +142,10 @@ class Watch:
 
     def alarms(self, grid: Floats, roles: Sequence[str | None] | None) -> Iterator[dict[str, Any]]:
         """The alarms of one text, from the activations [features, tokens] of the watched."""
-        n = grid.shape[1]
-        if not n:
+        if not grid.shape[1]:
             return
-        spoken = None if roles is None else np.array(roles, object)
         for monitor, own in zip(self.monitors, self._rows, strict=True):
-            tokens = evaluate.Tokens(grid[own], np.zeros(n, np.int64), spoken)
+            tokens = _tokens(grid[own], roles)
             held = evaluate.holds(monitor.rule.tree, tokens)
             if not held.any():
                 continue
@@ -163,6 +161,17 @@ class Watch:
                     "score": None if score is None else float(score[inside].max()),
                     **self._strongest(grid[own, inside], [self.watched.features[i] for i in own]),
                 }
+
+    def firing(self, grid: Floats, roles: Sequence[str | None] | None, new: int) -> list[str]:
+        """The monitors that hold at any of the last `new` tokens of a text, see `alarms`."""
+        found = []
+        for monitor, own in zip(self.monitors, self._rows, strict=True):
+            far = reach(monitor.rule.tree)
+            start = 0 if far is None else max(0, grid.shape[1] - new - far)
+            tokens = _tokens(grid[own, start:], None if roles is None else roles[start:])
+            if evaluate.holds(monitor.rule.tree, tokens)[-new:].any():
+                found.append(monitor.name)
+        return found
 
     def _strongest(self, grid: Floats, features: Sequence[Feature]) -> dict[str, Any]:
         """The feature that is largest relative to its maximum, the first of ties."""
@@ -211,6 +220,12 @@ def watch(
     while chunk := list(islice(reading, batch)):
         yield waiting.read(chunk, first, window)
         first += len(chunk)
+
+
+def _tokens(grid: Floats, roles: Sequence[str | None] | None) -> evaluate.Tokens:
+    """The tokens of one text, from the activations [features, tokens] of a rule's features."""
+    spoken = None if roles is None else np.array(roles, object)
+    return evaluate.Tokens(grid, np.zeros(grid.shape[1], np.int64), spoken)
 
 
 def _score(monitor: Monitor, tokens: evaluate.Tokens) -> Floats | None:

@@ -11,6 +11,8 @@ from queries.rules.rule import FeatureRule
 
 _WINDOW = "{window}"
 
+NO_MONITOR = "there is no monitor {name}: there are {known}"
+
 TEXT_TOKENS = 32
 """Most tokens of an alarm that are shown as its text."""
 
@@ -20,6 +22,31 @@ def alarms_sql(rule: FeatureRule, snapshot: Snapshot, monitor: str, window: str)
 
     window: SQL of how many tokens are shown on each side.
     """
+    return f"""
+WITH alarms AS MATERIALIZED ({places_sql(rule, snapshot, monitor, window)}
+),
+numbered AS (SELECT row_number() OVER () AS alarm, * FROM alarms),
+words AS (
+    SELECT alarm, v.text, place
+    FROM (
+        SELECT alarm, unnest(token_ids[first + 1:stop]) AS token_id,
+            generate_subscripts(token_ids[first + 1:stop], 1) AS place
+        FROM numbered JOIN contexts USING (context_id)
+    ) JOIN vocabulary AS v USING (token_id)
+),
+texts AS (SELECT alarm, list(text ORDER BY place) AS words FROM words GROUP BY alarm)
+SELECT monitor, sae, feature_id, context_id, document_id, token_index, n_tokens, strength, quantile,
+    score, array_to_string(words[:token_index - first], '') AS before,
+    array_to_string(words[token_index - first + 1:token_index - first + shown], '')
+        || CASE WHEN n_tokens > shown THEN '…' ELSE '' END AS text,
+    array_to_string(words[token_index - first + shown + 1:], '') AS after
+FROM (SELECT *, least(n_tokens, {TEXT_TOKENS}) AS shown FROM numbered) JOIN texts USING (alarm)
+ORDER BY alarm"""
+
+
+def places_sql(rule: FeatureRule, snapshot: Snapshot, monitor: str, window: str) -> str:
+    """A SELECT of the same without the texts, and first and stop: the tokens of the context that
+    the texts are of."""
     compiled = Compiled(rule, snapshot)
     n = len(rule.features)
     maxima = ", ".join(
@@ -49,8 +76,7 @@ found AS (
     FROM runs AS r GROUP BY document_id, run
 ),
 known AS (
-    SELECT row_number() OVER (ORDER BY document_id, pos) AS alarm,
-        document_id, pos, n_tokens, score,
+    SELECT document_id, pos, n_tokens, score,
         CASE WHEN share > 0 THEN best['which'] END AS which,
         CASE WHEN share > 0 THEN best['strength'] END AS strength
     FROM found
@@ -62,51 +88,48 @@ ranked AS (
     FROM counted
 ),
 contexts_of AS (
-    SELECT k.*, c.context_id, {compiled.token_index("k")} AS token_index, c.token_ids,
+    SELECT k.*, c.context_id, c.n_tokens AS size, {compiled.token_index("k")} AS token_index,
         {compiled.bos("k")} AS bos
     FROM known AS k JOIN contexts AS c ON {compiled.same_context("k")}
-),
-words AS (
-    SELECT alarm, v.text, place - token_index AS place, n_tokens
-    FROM (
-        SELECT alarm, n_tokens, token_index,
-            unnest(token_ids[first + 1:last]) AS token_id,
-            first + generate_subscripts(token_ids[first + 1:last], 1) - 1 AS place
-        FROM (
-            SELECT *, greatest(token_index - {window}, bos) AS first,
-                token_index + least(n_tokens, {TEXT_TOKENS}) + {window} AS last
-            FROM contexts_of
-        )
-    ) JOIN vocabulary AS v USING (token_id)
-),
-texts AS (
-    SELECT alarm, coalesce(string_agg(text, '' ORDER BY place) FILTER (place < 0), '') AS before,
-        coalesce(string_agg(text, '' ORDER BY place)
-            FILTER (place >= 0 AND place < least(n_tokens, {TEXT_TOKENS})), '')
-            || CASE WHEN any_value(n_tokens) > {TEXT_TOKENS} THEN '…' ELSE '' END AS text,
-        coalesce(string_agg(text, '' ORDER BY place)
-            FILTER (place >= least(n_tokens, {TEXT_TOKENS})), '') AS after
-    FROM words GROUP BY alarm
 )
 SELECT {literals.text(monitor)} AS monitor, [{names}][which + 1] AS sae,
     CAST([{ids}][which + 1] AS BIGINT) AS feature_id, context_id, document_id, token_index,
-    n_tokens, strength, CAST(quantile AS DOUBLE) AS quantile, score, before, text, after
-FROM contexts_of LEFT JOIN ranked ON i = which AND activation = strength JOIN texts USING (alarm)
+    n_tokens, strength, CAST(quantile AS DOUBLE) AS quantile, score,
+    greatest(token_index - {window}, bos) AS first,
+    least(token_index + least(n_tokens, {TEXT_TOKENS}) + {window}, size) AS stop
+FROM contexts_of LEFT JOIN ranked ON i = which AND activation = strength
 ORDER BY document_id, pos"""
 
 
-def macro_sql(rules: Mapping[str, FeatureRule], snapshot: Snapshot) -> str:
-    """The body of the macro ``alarms``, for monitors by name."""
-    known = ", ".join(rules) or "none"
-    missing = literals.message(
-        f"there is no monitor {{name}}: there are {known.replace('{', '').replace('}', '')}",
-        name="name",
-    )
-    whens = " ".join(
-        f"WHEN {literals.text(name)} "
-        f"THEN {literals.text(alarms_sql(rule, snapshot, name, _WINDOW))}"
+def beginnings_sql(rule: FeatureRule, snapshot: Snapshot) -> str:
+    """A SELECT of (context_id, document_id) of each alarm's first token, in no order."""
+    compiled = Compiled(rule, snapshot)
+    return f"""
+WITH {compiled.held()},
+begun AS (
+    SELECT document_id, pos, lag(pos) OVER (PARTITION BY document_id ORDER BY pos) AS before
+    FROM held
+)
+SELECT c.context_id, c.document_id
+FROM begun AS b JOIN contexts AS c ON {compiled.same_context("b")}
+WHERE before IS NULL OR before < pos - 1"""
+
+
+def macro_sql(rules: Mapping[str, FeatureRule | str], snapshot: Snapshot) -> str:
+    """The body of the macro ``alarms``, for monitors by name: their rules, or why they cannot
+    fire."""
+    known = literals.text(", ".join(rules) or "none")
+    chosen = f"error({literals.message(NO_MONITOR, name='name', known=known)})"
+    whens = [
+        f"WHEN {literals.text(name)} THEN "
+        + (
+            f"error({literals.text(rule)})"
+            if isinstance(rule, str)
+            else literals.text(alarms_sql(rule, snapshot, name, _WINDOW))
+        )
         for name, rule in rules.items()
-    )
-    chosen = f"CASE name {whens} ELSE error({missing}) END" if rules else f"error({missing})"
+    ]
+    if whens:
+        chosen = f"CASE name {' '.join(whens)} ELSE {chosen} END"
     size = "CAST(featuredb_window(window_size) AS VARCHAR)"
     return f"FROM query(replace({chosen}, {literals.text(_WINDOW)}, {size}))"

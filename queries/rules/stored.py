@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from featuredb.store import user_data
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.store import Store
 from queries.catalog import literals
-from queries.rules.alarms_sql import macro_sql
+from queries.rules.alarms_sql import NO_MONITOR, macro_sql
 from queries.rules.rule import FeatureRule
 from queries.rules.tree import Condition
 
@@ -88,13 +88,20 @@ class Monitor:
             tuple(lost),
         )
 
+    @property
+    def refusal(self) -> str | None:
+        """Why it cannot fire: an SAE that it reads is not in the database."""
+        if not self.lost:
+            return None
+        return (
+            f"monitor {self.name} reads {', '.join(self.lost)} of an SAE that this database does "
+            "not have: add the SAE, or remove the monitor"
+        )
+
     def refuse_lost(self) -> None:
-        """Raise `QueryError` where an SAE that it reads is not in the database."""
-        if self.lost:
-            raise QueryError(
-                f"monitor {self.name} reads {', '.join(self.lost)} of an SAE that this database "
-                "does not have: add the SAE, or remove the monitor"
-            )
+        """Raise `QueryError` where it cannot fire."""
+        if self.refusal is not None:
+            raise QueryError(self.refusal)
 
 
 def last_versions(rows: pa.Table, snapshot: Snapshot) -> dict[str, Monitor]:
@@ -112,41 +119,43 @@ def monitors_of(store: Store) -> dict[str, Monitor]:
     return {n: m for n, m in last_versions(rows, store.snapshot).items() if m.state != "removed"}
 
 
+def no_monitor(name: str, known: Iterable[str]) -> QueryError:
+    """The refusal of a name that no monitor has. known: those there are."""
+    return QueryError(NO_MONITOR.format(name=name, known=", ".join(known) or "none"))
+
+
 def monitor_of(store: Store, name: str) -> Monitor:
     """The monitor of that name. Raises `QueryError` listing those there are, or for a lost SAE."""
     found = monitors_of(store)
     if name not in found:
-        known = ", ".join(found) or "none"
-        raise QueryError(f"there is no monitor {name}: there are {known}")
+        raise no_monitor(name, found)
     found[name].refuse_lost()
     return found[name]
 
 
 def alarms_macro(snapshot: Snapshot, connection: duckdb.DuckDBPyConnection) -> str | None:
     """The body of the macro ``alarms``, None where there is no monitor."""
-    found = _that_can_fire(snapshot, connection)
+    found = _not_removed(snapshot, connection)
     if found is None:
         return None
-    return macro_sql({m.name: m.rule for m in found}, snapshot)
+    return macro_sql({m.name: m.refusal or m.rule for m in found}, snapshot)
 
 
 def alarms_view(snapshot: Snapshot, connection: duckdb.DuckDBPyConnection) -> str | None:
     """DDL of the view ``alarms``, None where no monitor is enabled."""
-    found = _that_can_fire(snapshot, connection) or []
-    calls = [f"FROM alarms({literals.text(m.name)})" for m in found if m.enabled]
+    found = _not_removed(snapshot, connection) or []
+    calls = [f"FROM alarms({literals.text(m.name)})" for m in found if m.enabled and not m.lost]
     return f"CREATE OR REPLACE VIEW alarms AS {' UNION ALL '.join(calls)}" if calls else None
 
 
-def _that_can_fire(
-    snapshot: Snapshot, connection: duckdb.DuckDBPyConnection
-) -> list[Monitor] | None:
-    """The monitors that are not removed and whose SAEs are there, None where none was ever made."""
+def _not_removed(snapshot: Snapshot, connection: duckdb.DuckDBPyConnection) -> list[Monitor] | None:
+    """The monitors, None where none was ever made."""
     path = next((d.file.path for d in snapshot.user_data if d.table == "monitors"), None)
     if path is None:
         return None
     rows = connection.sql(f"FROM {literals.file(path)} ORDER BY monitor, version")
     found = last_versions(rows.to_arrow_table(), snapshot).values()
-    return [m for m in found if m.state != "removed" and not m.lost]
+    return [m for m in found if m.state != "removed"]
 
 
 def listed(names: str | Sequence[str] | None, store: Store) -> list[Monitor]:

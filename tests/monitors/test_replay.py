@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import featuredb
 from featuredb.database import Database
 from featuredb.errors import QueryError, RuleError
+from queries.rules.alarms_sql import alarms_sql
 from queries.rules.evaluate import Tokens, holds
 from queries.rules.rule import FeatureRule
 from tests.make_store import MadeSae, World, make_store, stored
@@ -78,6 +79,14 @@ def test_replay_is_the_rule_token_by_token(world: World, data: st.DataObject) ->
                 continue
             found = [(r.context_id, r.token_index, r.n_tokens) for r in alarms]
             assert found == expected(world, names, rule), rule[0]
+            assert db.calibrate(rule[0])[0].alarms == len(found) == alarms.total
+            first = db.replay(rule[0], k=2)
+            assert (first.table.to_pylist(), first.total) == (
+                alarms[:2].table.to_pylist(),
+                len(found),
+            )
+            sql = alarms_sql(FeatureRule.parse(db._store, rule[0]), db.snapshot, rule[0], "8")
+            assert db.sql(sql).to_arrow_table().equals(alarms.table)
             _check_strengths(world, [n for n in names if f'"{n}"' in rule[0]], alarms)
             _check_evaluator(db, world, names, rule)
 

@@ -11,7 +11,7 @@ _SHOWN = 50
 
 def page(site: Site, asked: Address) -> WebPage:
     """All monitors, and the rate and the alarms of the one, or of the rule, that is asked about."""
-    rule, by = asked.text("rule"), asked.text("by")
+    rule, by, where = asked.text("rule"), asked.text("by") or None, asked.text("where") or None
     names = site.database.monitors.table.column("monitor").to_pylist()
     listed = Panel(
         "monitors",
@@ -22,19 +22,22 @@ def page(site: Site, asked: Address) -> WebPage:
     values = {"names": names, "rule": rule}
     if not rule:
         return WebPage("monitors.html", "Monitors", (listed,), values)
-    sql = f"FROM alarms('{rule}')" if rule in names else ""
-    options = {"by": by or None}
+    sql = (
+        f"FROM alarms('{rule}', window_size := 16) LIMIT {_SHOWN}"
+        if rule in names and not where
+        else ""
+    )
+    options = {"where": where, "window": 16, "k": _SHOWN}
     rate = Panel(
         "rate",
         "How often it fires",
-        lambda: site.database.calibrate(rule, by=by or None),
-        site.spelling("monitor calibrate", "calibrate", (rule,), options),
+        lambda: site.database.calibrate(rule, by=by, where=where),
+        site.spelling("monitor calibrate", "calibrate", (rule,), {"by": by, "where": where}),
     )
     alarms = Panel(
         "alarms",
         "Alarms",
-        lambda: site.database.replay(rule, where=asked.text("where") or None, window=16),
-        site.spelling("monitor replay", "replay", (rule,), {"window": 16}, sql=sql),
-        shown=lambda answer: answer.view(_SHOWN),
+        lambda: site.database.replay(rule, where=where, window=16, k=_SHOWN),
+        site.spelling("monitor replay", "replay", (rule,), options, sql=sql),
     )
     return WebPage("monitors.html", "Monitors", (alarms, rate, listed), values)

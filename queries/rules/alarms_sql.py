@@ -119,17 +119,19 @@ def macro_sql(rules: Mapping[str, FeatureRule | str], snapshot: Snapshot) -> str
     """The body of the macro ``alarms``, for monitors by name: their rules, or why they cannot
     fire."""
     known = literals.text(", ".join(rules) or "none")
-    chosen = f"error({literals.message(NO_MONITOR, name='name', known=known)})"
-    whens = [
-        f"WHEN {literals.text(name)} THEN "
-        + (
-            f"error({literals.text(rule)})"
-            if isinstance(rule, str)
-            else literals.text(alarms_sql(rule, snapshot, name, _WINDOW))
-        )
+    broken = {name: rule for name, rule in rules.items() if isinstance(rule, str)}
+    calls = {
+        name: alarms_sql(rule, snapshot, name, _WINDOW)
         for name, rule in rules.items()
-    ]
-    if whens:
-        chosen = f"CASE name {' '.join(whens)} ELSE {chosen} END"
+        if not isinstance(rule, str)
+    }
+    reason = _by_name(broken, literals.message(NO_MONITOR, name="name", known=known))
+    chosen = _by_name(calls, f"error({reason})")
     size = "CAST(featuredb_window(window_size) AS VARCHAR)"
     return f"FROM query(replace({chosen}, {literals.text(_WINDOW)}, {size}))"
+
+
+def _by_name(texts: Mapping[str, str], otherwise: str) -> str:
+    """The text of a monitor's name as SQL."""
+    whens = " ".join(f"WHEN {literals.text(n)} THEN {literals.text(t)}" for n, t in texts.items())
+    return f"CASE name {whens} ELSE {otherwise} END" if whens else otherwise

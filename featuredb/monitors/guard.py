@@ -20,8 +20,8 @@ from featuredb.steering.hooks import HeldModel, held
 from featuredb.steering.opened import ReadyEdits, SteeringOptions, ready
 from featuredb.steering.passes import TokenFacts
 from featuredb.store.store import Store
-from featuredb.store.values import stored_values
-from ingest.attached import AttachedSae
+from ingest.extract.forward import positions, record
+from ingest.model.device import full_float32
 from queries.rules.stored import Monitor
 
 
@@ -101,29 +101,16 @@ class GenerationGuard:
         tokens = next(iter(recorded.values())).shape[1]
         grid = np.zeros((len(watched.features), tokens))
         ids = np.array(self._ids[start : start + tokens])
+        bos = start == 0 and bool(len(ids)) and ids[0] == self._first
+        wanted = positions(np.array([tokens]), bos)
+        values = watched.store.snapshot.recording.values
         for number, sae in enumerate(watched.loaded.saes):
-            x = recorded[sae.hook.canonical][0].float()
-            kept = self._kept(sae, x, ids, start)
-            codes = sae.sae.encode_sparse(x[kept])
-            place = np.flatnonzero(kept.cpu().numpy())[codes.rows.cpu().numpy()]
-            column = watched.columns(number, codes.features.cpu().numpy())
+            with full_float32():
+                own = record(sae, recorded[sae.hook.canonical], wanted, ids[int(bos) :], values)
+            column = watched.columns(number, own.feature_id)
             known = column >= 0
-            values = stored_values(
-                codes.values.cpu().numpy(), watched.store.snapshot.recording.values
-            )
-            grid[column[known], place[known]] = values[known]
+            grid[column[known], own.token_index[known]] = own.activation[known]
         return grid
-
-    def _kept(self, sae: AttachedSae, x: Tensor, ids: Any, start: int) -> Tensor:
-        """Which tokens an ingest would record: no BOS, no sinks, none that the SAE excludes."""
-        kept = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        if start == 0 and len(ids) and ids[0] == self._first:
-            kept[0] = False
-        if sae.sink_norm is not None:
-            kept &= x.norm(dim=1) <= sae.sink_norm
-        if sae.excluded:
-            kept &= torch.from_numpy(~np.isin(ids, sae.excluded)).to(x.device)
-        return kept
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def run_batch(
     with full_float32():
         residuals = forward(model, [attached.hook for attached in saes], batch)
         return [
-            _record(each, residuals[each.hook.name], wanted, tokens, rule.values) for each in saes
+            record(each, residuals[each.hook.name], wanted, tokens, rule.values) for each in saes
         ]
 
 
@@ -198,13 +198,17 @@ def included(
     return row[recorded], index[recorded]
 
 
-def _record(
+def record(
     attached: AttachedSae,
     residual: Tensor,
     wanted: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
     tokens: npt.NDArray[np.int64],
     values: Values,
 ) -> Recorded:
+    """What is stored of an SAE on hidden states [b, t, d], at most at the positions `wanted`.
+
+    wanted: their rows and token indexes. tokens: their ids. Raises as `run_batch`.
+    """
     row, index = included(attached, wanted, tokens)
     flat = upload(row * residual.shape[1] + index, residual.device)
     x = residual.reshape(-1, residual.shape[-1]).index_select(0, flat)

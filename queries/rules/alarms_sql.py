@@ -126,7 +126,7 @@ def macro_sql(rules: Mapping[str, FeatureRule | str], snapshot: Snapshot) -> str
         if not isinstance(rule, str)
     }
     reason = _by_name(broken, literals.message(NO_MONITOR, name="name", known=known))
-    chosen = _by_name(calls, f"error({reason})")
+    chosen = _by_name(calls, f"error({reason})::VARCHAR")
     size = "CAST(featuredb_window(window_size) AS VARCHAR)"
     return f"FROM query(replace({chosen}, {literals.text(_WINDOW)}, {size}))"
 

@@ -108,4 +108,4 @@ def test_it_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(SaeError, match="is for an NVIDIA GPU, and the model is on cpu"):
         load_model_with_saes(options)
     with pytest.raises(IngestError, match="encode_dtype must be one of float32, bfloat16x3"):
-        replace(options, encode_dtype="float16")
+        replace(options, encode_dtype="float16")  # type: ignore[arg-type]

@@ -90,6 +90,8 @@ def application(site: Site) -> Starlette:
         Route("/model", lambda _: JSONResponse(site.model.status())),
         Route("/steer/stream", _following(site, steer.follow), methods=["GET"]),
         Route("/map/points", _points(site, turns)),
+        Route("/map/places", _placing(site), methods=["POST"]),
+        Route("/map/status", lambda _: JSONResponse(site.placing.status())),
         Route("/random", _answering(site, cache, turns, feature.random_page)),
     ]
     routes.append(Route("/label/{rest:path}", _labeling(site, cache), methods=["POST"]))
@@ -171,6 +173,19 @@ def _points(site: Site, turns: CapacityLimiter) -> Any:
         except FeatureDBError as error:
             return JSONResponse({"error": one_line(error)}, 400)
         return Response(data, media_type="application/octet-stream")
+
+    return endpoint
+
+
+def _placing(site: Site) -> Any:
+    """Begins to place features, which only a form that is sent can do, and leads to the map."""
+
+    async def endpoint(_: Request) -> Response:
+        try:
+            await to_thread.run_sync(site.placing.begin)
+        except FeatureDBError as error:
+            return _error(site, Address("/map", ()), error, "")
+        return RedirectResponse("/map", 303)
 
     return endpoint
 

@@ -20,6 +20,7 @@ from featuredb.explorer.console import Console
 from featuredb.explorer.generation import Generations
 from featuredb.explorer.guard import MOST_HEADERS, SLOWEST, Guard
 from featuredb.explorer.model import ModelLoader
+from featuredb.explorer.placing import Placing
 from featuredb.explorer.site import Site
 from featuredb.explorer.static.write import MARK
 from featuredb.store.store import Store
@@ -69,7 +70,8 @@ def prepare(database: Database, store: Store, host: str, port: int) -> Serving:
     """Listen. port: 0 for any that is free. Raises `OptionError` where it cannot be had."""
     model = ModelLoader(database)
     generations = Generations(database, model)
-    site = Site(database, Console(store), model, generations, str(database.location))
+    placing, name = Placing(database), str(database.location)
+    site = Site(database, Console(store), model, generations, placing, name)
     return _guarded(application(site), host, port)
 
 

@@ -13,6 +13,7 @@ from featuredb.explorer.console import Console
 from featuredb.explorer.generation import Generations
 from featuredb.explorer.model import ModelLoader
 from featuredb.explorer.panel import Panel, Spelling, call, method
+from featuredb.explorer.placing import Placing
 from featuredb.store.store import Store
 
 
@@ -27,6 +28,7 @@ class Site:
     console: Console
     model: ModelLoader
     generations: Generations
+    placing: Placing
     name: str
 
     @property
@@ -37,6 +39,11 @@ class Site:
     def label(self, feature: str, text: str) -> None:
         """Label a feature. Pages and the console see it then. Raises as `Database.label`."""
         self.database.label(feature, text)
+        self.console.move_on(self.store)
+
+    def move_on(self) -> None:
+        """Show the newest snapshot, if it is the next one."""
+        self.database._move_on(Store.open(self.store.root).snapshot)
         self.console.move_on(self.store)
 
     def feature(self, sae: str, number: int) -> str:

@@ -256,7 +256,8 @@ class Texts:
     def read(self, ids: Sequence[int] | npt.NDArray[np.unsignedinteger]) -> list[str]:
         """Each token id as text."""
         texts = self.token_texts
-        return [texts[i] for i in ids]
+        # As Python numbers: an array in a file gives them one by one, at a microsecond each.
+        return [texts[i] for i in np.asarray(ids).tolist()]
 
     @cached_property
     def metadata_schema(self) -> pa.Schema:

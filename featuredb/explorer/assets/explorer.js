@@ -44,10 +44,12 @@ async function wait(line) {
   const said = line.querySelector("span");
   for (;;) {
     await new Promise((resolve) => setTimeout(resolve, 1000));
-    const status = await (await fetch("/model")).json();
+    const status = await (await fetch(line.dataset.status ?? "/model")).json();
     if (status.state === "ready" || status.state === "failed") break;
-    said.textContent = `The model is being loaded, once: ${Math.round(status.seconds)} s.`;
+    const what = line.dataset.status ? "Features are being placed" : "The model is being loaded";
+    said.textContent = `${what}, once: ${Math.round(status.seconds)} s.`;
   }
+  if (line.dataset.status) return location.reload();
   // The form of the text page may have sent what an address does not hold.
   if (document.querySelector("form[method=post] textarea")?.value) location.reload();
   else replace(section, line.dataset.wait);

@@ -11,30 +11,46 @@ const dark = matchMedia("(prefers-color-scheme: dark)").matches;
 // Magma, from which neither end is lost on white or on black.
 const RAMP = [[59, 15, 112], [140, 41, 129], [222, 73, 104], [254, 159, 109], [252, 253, 191]];
 const SHADES = 64;
+// Okabe and Ito's, told apart by the color-blind: of a text column's values. The last is all others.
+const VALUES = [[0, 114, 178], [230, 159, 0], [0, 158, 115], [213, 94, 0], [86, 180, 233], [204, 121, 167], [240, 228, 66], [136, 136, 136]];
+const STOPS = VALUES.length;
 
 // ---- points
 
-async function load(url) {
+async function read(url) {
   const reply = await fetch(url);
   if (!reply.ok) throw new Error((await reply.json().catch(() => ({}))).error ?? "The points cannot be read.");
   const data = await reply.arrayBuffer();
   const length = new DataView(data).getUint32(0, true);
   const about = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, length)));
-  let at = 4 + length;
+  return { data, about, at: 4 + length };
+}
+
+async function load(url) {
+  let { data, about, at } = await read(url);
   const next = (kind) => {
     const array = new kind(data, at, about.n);
     at += 4 * about.n;
     return array;
   };
-  const made = { ...about, x: next(Float32Array), y: next(Float32Array), id: next(Uint32Array), column: {} };
+  const made = { ...about, x: next(Float32Array), y: next(Float32Array), id: next(Uint32Array), column: {}, values: {} };
   for (const name of about.columns) made.column[name] = next(Float32Array);
   made.words = new TextDecoder().decode(new Uint8Array(data, at)).split("\n");
   return made;
 }
 
-function shadeAt(share) {
-  const place = Math.min(0.9999, Math.max(0, share)) * (RAMP.length - 1);
-  const [from, to] = [RAMP[Math.floor(place)], RAMP[Math.floor(place) + 1]];
+// A column that is not among the points until it is chosen.
+async function more(points, name) {
+  const address = points.others.find(([text]) => text === name)?.[1];
+  if (!address || Object.hasOwn(points.column, name)) return;
+  const { data, about, at } = await read(address);
+  if (about.values) points.values[name] = about.values;
+  points.column[name] = new Float32Array(data, at, about.n);
+}
+
+function shadeAt(ramp, share) {
+  const place = Math.min(0.9999, Math.max(0, share)) * (ramp.length - 1);
+  const [from, to] = [ramp[Math.floor(place)], ramp[Math.floor(place) + 1]];
   return from.map((low, i) => Math.round(low + (to[i] - low) * (place % 1)));
 }
 
@@ -52,6 +68,14 @@ function ranked(values) {
   return { shares, low, high: known.length ? values[known.at(-1)] : NaN };
 }
 
+// The colors between which shares are mixed: each value of a text has one that is its own.
+const stops = (values) => (values ? VALUES : Array.from({ length: STOPS }, (_, i) => shadeAt(RAMP, i / (STOPS - 1))));
+// The place of a text's value among them: the last stop is that of all others.
+function told(values, codes) {
+  const others = values.at(-1) === "others" ? values.length - 1 : STOPS;
+  return { shares: Float32Array.from(codes, (code) => (Number.isFinite(code) ? (code === others ? 1 : code / (STOPS - 1)) : -1)) };
+}
+
 const short = (value) => (Number.isFinite(value) ? Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 }) : "none");
 
 // ---- drawing
@@ -59,12 +83,12 @@ const short = (value) => (Number.isFinite(value) ? Number(value.toPrecision(3)).
 const VERTEX = `#version 300 es
 in vec2 place; in float share; in float chosen;
 uniform vec2 middle; uniform vec2 zoom; uniform float size; uniform float dimmed;
-uniform vec3 ramp[5];
+uniform vec3 ramp[${STOPS}];
 out vec4 color;
 void main() {
   gl_Position = vec4((place - middle) * zoom, 0.0, 1.0);
   gl_PointSize = chosen < -0.5 ? 0.0 : (chosen > 0.5 ? size * 1.7 + 1.0 : size);
-  float at = clamp(share, 0.0, 0.9999) * 4.0; int from = int(at);
+  float at = clamp(share, 0.0, 0.9999) * ${STOPS - 1}.0; int from = int(at);
   vec3 tint = mix(ramp[from], ramp[from + 1], fract(at));
   color = share < 0.0 ? vec4(0.5, 0.5, 0.5, 0.5) : vec4(tint, 0.85);
   if (dimmed > 0.5 && chosen < 0.5) color.a *= 0.18;
@@ -106,12 +130,12 @@ function webgl(points) {
   buffer("place", 2)(both);
   const [share, chosen] = [buffer("share", 1), buffer("chosen", 1)];
   const uniform = (name) => gl.getUniformLocation(program, name);
-  gl.uniform3fv(uniform("ramp"), RAMP.flat().map((value) => value / 255));
   gl.enable(gl.BLEND);
   gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
   return {
     name: "webgl2",
-    set(shares, flags) {
+    set(shares, flags, colors) {
+      gl.uniform3fv(uniform("ramp"), colors.flat().map((value) => value / 255));
       share(shares);
       chosen(flags);
     },
@@ -130,12 +154,12 @@ function webgl(points) {
 
 function canvas2d(points) {
   const context = plane.getContext("2d");
-  const shades = Array.from({ length: SHADES }, (_, i) => `rgb(${shadeAt(i / (SHADES - 1)).join(" ")} / .85)`);
-  let order, shares, flags;
+  let order, shares, flags, shades;
   return {
     name: "canvas",
-    set(newShares, newFlags) {
+    set(newShares, newFlags, colors) {
       [shares, flags] = [newShares, newFlags];
+      shades = Array.from({ length: SHADES }, (_, i) => `rgb(${shadeAt(colors, i / (SHADES - 1)).join(" ")} / .85)`);
       // By color, so that the pen changes 64 times and not for each point.
       order = Array.from({ length: SHADES + 1 }, () => []);
       for (let i = 0; i < points.n; i += 1) {
@@ -225,16 +249,45 @@ function start(points) {
   const name = (i) => `${points.sae}/${points.id[i]}`;
   const address = (i) => root.dataset.feature + (root.dataset.feature.endsWith("=") ? encodeURIComponent(name(i)) : name(i).split("/").map(encodeURIComponent).join("/"));
 
+  // What points are colored by: a number's rank, or which of a text's values.
+  const by = () => controls.elements.color.value;
+  const texts = () => points.values[by()];
+  const said = (i) => {
+    const value = points.column[by()][i];
+    return texts() ? (texts()[value] ?? "none") : short(value);
+  };
+  async function recolor() {
+    const wanted = by();
+    try {
+      await more(points, wanted);
+    } catch (error) {
+      readout.textContent = error.message;
+      return;
+    }
+    if (wanted === by()) color();
+  }
   function color() {
-    ({ shares, low, high } = ranked(points.column[controls.elements.color.value]));
-    root.querySelector("[data-low]").textContent = `${controls.elements.color.selectedOptions[0].textContent} ${short(low)}`;
-    root.querySelector("[data-high]").textContent = short(high);
+    const values = texts();
+    ({ shares, low, high } = values ? told(values, points.column[by()]) : ranked(points.column[by()]));
+    root.querySelector("[data-low]").textContent = by().replaceAll("_", " ") + (values ? "" : ` ${short(low)}`);
+    root.querySelector("[data-high]").textContent = values ? "" : short(high);
+    root.querySelector(".ramp").hidden = Boolean(values);
+    const legend = root.querySelector("[data-values]");
+    legend.hidden = !values;
+    legend.replaceChildren(...(values ?? []).map((text, i) => {
+      const [entry, dot] = [document.createElement("span"), document.createElement("i")];
+      const at = text === "others" && i === values.length - 1 ? STOPS - 1 : i;
+      dot.className = `v${at}`;
+      entry.append(dot, text);
+      return entry;
+    }));
     flag();
+    if (chosen) choose(chosen);
   }
   function flag() {
     const flags = new Float32Array(points.n);
     for (let i = 0; i < points.n; i += 1) flags[i] = shown(i) ? (chosen?.has(i) ? 1 : 0) : -1;
-    drawing.set(shares, flags);
+    drawing.set(shares, flags, stops(texts()));
     again();
   }
   function again() {
@@ -289,7 +342,7 @@ function start(points) {
   function point(i) {
     if (i === hovered) return;
     hovered = i;
-    const value = i < 0 ? "" : ` · ${controls.elements.color.selectedOptions[0].textContent} ${short(points.column[controls.elements.color.value][i])}`;
+    const value = i < 0 ? "" : ` · ${by().replaceAll("_", " ")} ${said(i)}`;
     readout.textContent = i < 0 ? "" : `${name(i)} · ${points.words[i].replaceAll("\t", " ") || "never fires"}${value}`;
     again();
   }
@@ -304,11 +357,11 @@ function start(points) {
       const predicate = `sae = '${points.sae.replaceAll("'", "''")}' AND feature_id IN (${ids.join(", ") || "NULL"})`;
       root.querySelector("[data-count]").textContent = `${list.length.toLocaleString("en")} feature${list.length === 1 ? "" : "s"} chosen`;
       root.querySelector("[data-predicate]").textContent = predicate;
-      root.querySelector("[data-column]").textContent = controls.elements.color.selectedOptions[0].textContent;
+      root.querySelector("[data-column]").textContent = by().replaceAll("_", " ");
       const rows = list.slice(0, 200).map((i) => {
         const [row, link, number, tokens] = [document.createElement("tr"), document.createElement("a"), document.createElement("td"), document.createElement("td")];
         link.href = address(i), link.textContent = name(i), link.className = "nowrap";
-        number.textContent = short(points.column[controls.elements.color.value][i]), number.className = "number";
+        number.textContent = said(i), number.className = "number";
         for (const word of points.words[i].split("\t").filter(Boolean)) {
           const chip = document.createElement("span");
           chip.className = "chip", chip.textContent = word;
@@ -356,7 +409,7 @@ function start(points) {
 
   function remember() {
     const set = (name_, value) => (value ? state.set(name_, value) : state.delete(name_));
-    set("color", controls.elements.color.selectedIndex ? controls.elements.color.value : "");
+    set("color", controls.elements.color.selectedIndex ? by() : "");
     set("find", controls.elements.find.value.trim());
     set("silent", controls.elements.silent.checked ? "1" : "");
     set("at", view.scale === view.base ? "" : [view.x.toFixed(3), view.y.toFixed(3), (view.scale / view.base).toFixed(2)].join(","));
@@ -448,8 +501,7 @@ function start(points) {
       return;
     }
     if (event.target.name === "silent") resize();
-    color();
-    if (chosen) choose(chosen);
+    recolor();
     remember();
   });
   controls.elements.find.addEventListener("input", () => {
@@ -469,8 +521,9 @@ function start(points) {
   });
   new ResizeObserver(resize).observe(plane);
 
-  controls.elements.color.replaceChildren(...points.columns.map((text) => new Option(text.replaceAll("_", " "), text)));
-  controls.elements.color.value = points.columns.includes(state.get("color")) ? state.get("color") : points.columns[0];
+  const columns = [...points.columns, ...points.others.map(([text]) => text)];
+  controls.elements.color.replaceChildren(...columns.map((text) => new Option(text.replaceAll("_", " "), text)));
+  controls.elements.color.value = Object.hasOwn(points.column, state.get("color")) ? state.get("color") : columns[0];
   controls.elements.find.value = state.get("find") ?? "";
   controls.elements.silent.checked = state.get("silent") === "1";
   resize();
@@ -486,7 +539,9 @@ function start(points) {
 try {
   // Of a site of files, a file for each SAE.
   const files = JSON.parse(root.dataset.files || "{}");
-  start(await load(files[state.get("sae")] ?? root.dataset.points));
+  const points = await load(files[state.get("sae")] ?? root.dataset.points);
+  await more(points, state.get("color"));
+  start(points);
 } catch (error) {
   readout.textContent = error.message;
   readout.className = "failure";

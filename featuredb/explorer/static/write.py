@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,10 +105,14 @@ def _write(database: Database, store: Store, folder: Path, say: Callable[[str], 
     manifest["files"]["tokens"] = _file(data / "tokens.parquet")
     maps = {}
     for i, sae in enumerate(store.snapshot.saes):
-        packed = map_page.packed(Rows(database.sql(map_page.points(sae.name)).to_arrow_table()))
+        begin = f"map.{i}"
+        packed = map_page.packed(database, sae.name, partial("data/{0}.{1}.bin".format, begin))
         if packed is not None:
-            (data / f"map.{i}.bin").write_bytes(packed)
-            maps[sae.name] = f"data/map.{i}.bin"
+            (data / f"{begin}.bin").write_bytes(packed)
+            maps[sae.name] = f"data/{begin}.bin"
+            for j, column in enumerate(map_page.other_columns(database, sae.name)):
+                packed = map_page.packed_column(database, column)
+                (data / f"{begin}.{j}.bin").write_bytes(packed)
     text = json.dumps(manifest, ensure_ascii=False, separators=(",", ":"))
     (folder / MARK).write_text(text, encoding="utf-8")
     _write_pages(database, folder, text, maps)

@@ -1055,6 +1055,7 @@ def site(
     out: str | os.PathLike[str],
     *,
     snapshot: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> WrittenSite:
     """Write pages that any host of files serves, and that read the database by ranges.
@@ -1063,9 +1064,10 @@ def site(
     folder, so it says what the database says, and cannot be asked anything else.
 
     Args:
-        path: A database folder.
+        path: A folder or a URL, as of `open`.
         out: A new or empty folder, or one with a site, which is replaced.
         snapshot: The number of an older snapshot. Default: the newest.
+        storage_options: Passed to fsspec.
         progress: Say on standard error what is being written.
 
     Returns:
@@ -1073,15 +1075,13 @@ def site(
 
     Raises:
         OptionError: `out` has something else.
-        StorageError: `out` cannot be written, or the database is behind a URL.
+        StorageError: `out` cannot be written.
     """
-    from featuredb.database import Database
     from featuredb.explorer.static.write import write_site
-    from featuredb.store.store import Store
 
-    store = Store.open(local_folder(path, "making a site of it"), snapshot, None, None)
-    with Database(store) as database:
-        return write_site(database, store, Path(out), _say if progress else lambda _: None)
+    say = _say if progress else lambda _: None
+    with open(path, snapshot=snapshot, storage_options=storage_options) as database:
+        return write_site(database, database._store, Path(out), say)
 
 
 def _say(line: str) -> None:

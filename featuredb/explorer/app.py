@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 
@@ -110,14 +110,18 @@ async def _asset(request: Request) -> Response:
     name = request.path_params["name"]
     if name not in _ASSETS:
         raise HTTPException(404)
-    data = files("featuredb.explorer").joinpath("assets", name).read_bytes()
     return Response(
-        data,
+        _bytes_of(name),
         media_type=_ASSETS[name],
         headers={
             "cache-control": "max-age=31536000, immutable" if request.url.query else "no-cache"
         },
     )
+
+
+@cache
+def _bytes_of(name: str) -> bytes:
+    return files("featuredb.explorer").joinpath("assets", name).read_bytes()
 
 
 def _answering(site: Site, cache: PageCache, turns: CapacityLimiter, page: PageOf) -> Any:

@@ -43,7 +43,7 @@ class Site:
 
     def move_on(self) -> None:
         """Show the newest snapshot, if it is the next one."""
-        self.database._move_on(Store.open(self.store.root).snapshot)
+        self.database._move_on(Store.open(self.database.path).snapshot)
         self.console.move_on(self.store)
 
     def feature(self, sae: str, number: int) -> str:

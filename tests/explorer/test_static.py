@@ -182,3 +182,10 @@ def test_a_site_replaces_a_site_and_nothing_else(database: Path, tmp_path: Path)
     with pytest.raises(OptionError, match="is no site: make one"):
         server.prepare_site(other, "127.0.0.1", 0)
     assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
+
+
+def test_a_site_of_a_database_behind_a_url(database: Path, site: Path, tmp_path: Path) -> None:
+    with plainly_served(database) as served:
+        out = featuredb.site(served.base, tmp_path / "out").folder
+    for path in (site / "data").iterdir():
+        assert (out / "data" / path.name).read_bytes() == path.read_bytes(), path.name

@@ -216,7 +216,7 @@ def packed_column(database: Database, column: MapColumn) -> bytes:
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
     """NaN for null."""
-    return column.cast(pa.float64()).to_numpy().astype("<f4")
+    return np.asarray(column.cast(pa.float64()).to_numpy(), "<f4")
 
 
 def _with_header(about: dict[str, Any], arrays: Sequence[np.ndarray[Any, Any]]) -> bytes:

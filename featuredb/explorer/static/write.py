@@ -25,6 +25,7 @@ from featuredb.explorer.static.cards import FEATURES_A_GROUP, write_cards
 from featuredb.explorer.static.data import plain_table
 from featuredb.explorer.static.words import write_words
 from featuredb.store.files.atomic import storage_errors
+from featuredb.store.files.location import location_of
 from featuredb.store.store import Store
 from featuredb.version import __version__
 from queries.answers import Rows
@@ -52,7 +53,7 @@ def write_site(
 
     Raises:
         OptionError: `out` has something else.
-        StorageError: It cannot be written, or the database is behind a URL.
+        StorageError: It cannot be written.
     """
     out = out.absolute()
     if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
@@ -90,14 +91,16 @@ def _write(database: Database, store: Store, folder: Path, say: Callable[[str], 
         "files": {"words": _file(data / "words.parquet")},
     }
     derived = store.snapshot.derived
-    for by, file in (
-        ("decoder", derived.neighbors_decoder),
-        ("encoder", derived.neighbors_encoder),
-        ("coactivation", derived.coactivation),
-    ):
-        path = data / f"near.{by}.parquet"
-        shutil.copyfile(database.path / file.path, path)
-        manifest["files"][by] = _file(path)
+    near = {
+        "decoder": derived.neighbors_decoder,
+        "encoder": derived.neighbors_encoder,
+        "coactivation": derived.coactivation,
+    }
+    with location_of(store.root).copied("derived", list(near.values())) as root:
+        for by, file in near.items():
+            path = data / f"near.{by}.parquet"
+            shutil.copyfile(root / file.path, path)
+            manifest["files"][by] = _file(path)
     # The database's own has lists of tokens as they are, not as they are shown.
     summary = "SELECT [t.token FOR t IN top_tokens[:6]] AS top_tokens FROM features"
     shown = plain_table(database.sql(summary).to_arrow_table())

@@ -174,7 +174,12 @@ class FeatureAnswer(Answer):
     @property
     def titled(self) -> str:
         """The feature, with its label if it has one."""
-        return f"{self.feature} {self.label}" if self.label else self.feature
+        return titled(self.feature, self.label)
+
+
+def titled(feature: str, label: str | None) -> str:
+    """A feature in a heading: its name, and its label if it has one."""
+    return f"{feature} {label}" if label else feature
 
 
 def of_feature(sae: str | None, feature_id: int | None, rows: int) -> tuple[pa.Array, pa.Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from featuredb.store.positions import pack
 from featuredb.store.recorded import CommonTokens, documents_of, members
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.store import Store
-from queries.answers import FeatureAnswer, of_feature
+from queries.answers import FOR_DISPLAY, FeatureAnswer, of_feature, titled
 from queries.association import (
     COUNTS,
     MEASURES,
@@ -50,6 +50,7 @@ class Coactivation(FeatureAnswer):
 
     other_sae: str
     other_id: int
+    other_label: str | None = field(default=None, kw_only=True, metadata=FOR_DISPLAY)
 
     @property
     def other(self) -> str:
@@ -58,7 +59,8 @@ class Coactivation(FeatureAnswer):
 
     def view(self) -> View:
         """A column for tokens, one for documents."""
-        heading = Heading("", f"A {self.feature} · B {self.other}", " together")
+        other = titled(self.other, self.other_label)
+        heading = Heading("", f"A {self.titled} · B {other}", " · together")
         return View([[heading], [self.counts()]])
 
     def counts(self) -> Table:
@@ -149,6 +151,8 @@ def together(
         feature_id=one[1],
         other_sae=other[0].name,
         other_id=other[1],
+        label=store.labels.preferred(*one),
+        other_label=store.labels.preferred(*other),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from featuredb.store.recorded import CommonTokens
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.statistics import SUMMARY_COLUMNS
 from queries import plots
-from queries.answers import Answer, of_feature
+from queries.answers import FOR_DISPLAY, Answer, of_feature, titled
 from queries.arguments import check_choice, check_k
 from queries.association import (
     COUNTS,
@@ -78,6 +78,7 @@ class Coactive(Answer):
     by: str
     min_both: int
     n: int
+    label: str | None = field(default=None, kw_only=True, metadata=FOR_DISPLAY)
 
     @property
     def feature(self) -> str:
@@ -89,7 +90,7 @@ class Coactive(Answer):
         where = "on the same tokens" if self.unit == "token" else "in the same documents"
         after = f" {where} · {counted(len(self), 'feature')}, each at least {self.min_both} times"
         after += f" of {numbers.plural(self.n, self.unit)}"
-        heading = [Heading("active with ", self.feature, after)]
+        heading = [Heading("active with ", titled(self.feature, self.label), after)]
         return View([heading, [self.features()]] if len(self) else [heading])
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -181,6 +182,7 @@ def coactive(
         by=by,
         min_both=min_both,
         n=counts.n,
+        label=store.labels.preferred(own, number),
     )
 
 

@@ -16,7 +16,7 @@ from featuredb.store.positions import pack
 from featuredb.store.recorded import recorded_by
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.store import Store
-from queries.answers import Answer, of_feature
+from queries.answers import FOR_DISPLAY, Answer, of_feature, titled
 from queries.arguments import is_whole
 from queries.catalog import literals
 from queries.connection import Reader
@@ -50,6 +50,7 @@ class WholeDocument(Answer):
     sae: str | None = None
     feature_id: int | None = None
     scale: float = 1.0
+    label: str | None = field(default=None, kw_only=True, metadata=FOR_DISPLAY)
 
     @property
     def feature(self) -> str | None:
@@ -63,7 +64,7 @@ class WholeDocument(Answer):
         firing = sum(value != 0 for value in activations)
         after = f" · {len(self):,} tokens"
         if self.feature is not None:
-            after += f" · {self.feature} fires on {firing:,}"
+            after += f" · {titled(self.feature, self.label)} · fires on {firing:,}"
         parts: list[Part] = [Heading("document ", str(self.document_id), after)]
         facts = {name: value for name, value in self.metadata.items() if value is not None}
         if facts:
@@ -111,10 +112,11 @@ def document(
         else [None] * len(ids)
     )
     activation = pa.nulls(len(ids), pa.float32())
-    scale = 1.0
+    scale, label = 1.0, None
     if named is not None:
         activation = _activation(store, named, context, index)
         scale = float(np.nan_to_num(store.features.max_activation(named[0])[named[1]])) or 1.0
+        label = store.labels.preferred(*named)
     sae, feature_id = (named[0].name, named[1]) if named is not None else (None, None)
     asked = of_feature(sae, feature_id, len(ids))
     table = {
@@ -138,6 +140,7 @@ def document(
         sae=sae,
         feature_id=feature_id,
         scale=scale,
+        label=label,
     )
 
 

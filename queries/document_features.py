@@ -40,7 +40,7 @@ class DocumentFeatures(FeatureAnswer):
         by_maximum = self.table.sort_by([("max_activation", "descending")])
         more = len(self) - _SHOWN
         shown = [Heading(f"… {more:,} more")] if more > 0 else []
-        heading = Heading("feature ", self.feature, f" · in {counted(len(self), self.unit)}")
+        heading = Heading("feature ", self.titled, f" · in {counted(len(self), self.unit)}")
         return View([[heading], [Records(by_maximum.slice(0, _SHOWN)), *shown]])
 
 
@@ -70,7 +70,10 @@ def document_features(
     columns["max_activation"] = pa.array(maxima, pa.float32())
     columns["sum_activation"] = pa.array(np.add.reduceat(wide, starts) if some else wide)
     columns["n_tokens"] = pa.array(np.diff(starts, append=len(place)), pa.int64())
-    return DocumentFeatures(pa.table(columns), sae=sae.name, feature_id=number, unit=unit)
+    label = store.labels.preferred(sae, number)
+    return DocumentFeatures(
+        pa.table(columns), sae=sae.name, feature_id=number, unit=unit, label=label
+    )
 
 
 QUESTION = Question("document_features", DocumentFeatures)

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -44,7 +44,7 @@ from featuredb.store.recorded import CommonTokens, members
 from featuredb.store.snapshot import Sae
 from featuredb.store.statistics import SUMMARY_COLUMNS
 from featuredb.store.store import Store
-from queries.answers import Answer
+from queries.answers import FOR_DISPLAY, Answer, titled
 from queries.arguments import check_k, is_whole
 from queries.association import ORDER_DECIMALS
 from queries.catalog.summaries import TYPES
@@ -85,13 +85,15 @@ class Families(Answer):
     min_coverage: float
     min_gain: float
     min_count: int
+    label: str | None = field(default=None, kw_only=True, metadata=FOR_DISPLAY)
 
     def view(self) -> View:
         """The relatives under a heading that says what makes one."""
         rule = f" · coverage {self.min_coverage:g}, gain {self.min_gain:g}"
         what = "relative" if self.feature else "pair"
         after = f" · {counted(len(self), what)}{rule}"
-        heading = Heading("families of ", self.feature or "all features", after)
+        name = titled(self.feature, self.label) if self.feature else "all features"
+        heading = Heading("families of ", name, after)
         return View([[heading], [self._table()]] if len(self) else [[heading]])
 
     def _table(self) -> Table:
@@ -160,6 +162,7 @@ def families(
         min_coverage=float(min_coverage),
         min_gain=float(min_gain),
         min_count=int(min_count),
+        label=None if named is None else store.labels.preferred(*named),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from featuredb.errors import QueryError
 from featuredb.render import numbers
-from featuredb.render.view import Heading, Passages, View
+from featuredb.render.view import Column, Heading, Part, Passages, Table, View
 from featuredb.store.names import BAD_LEAST, BAD_UNIT, BAD_WITHIN
 from featuredb.store.positions import context_of, token_of
 from featuredb.store.recorded import token_ids_at
@@ -46,6 +46,7 @@ class Matches(Answer):
     strength: of the features of `all` the smallest activation relative to the feature's stored
     maximum, since a match is as strong as its weakest part. Without `all`, the largest of `any`.
     asked: the conditions. unit: what matches. total: how many do, of which the rows are the first.
+    labels: of the features that have one, by name.
     """
 
     kind: ClassVar[str] = "matches"
@@ -53,14 +54,19 @@ class Matches(Answer):
     asked: str
     unit: str
     total: int
+    labels: Mapping[str, str] = field(default_factory=dict, kw_only=True, metadata=FOR_DISPLAY)
     special: frozenset[str] = field(default=frozenset(), kw_only=True, metadata=FOR_DISPLAY)
 
     def view(self) -> View:
-        """What was asked, how many match, and the first of them."""
+        """What was asked, the features' labels, how many match, and the first of them."""
         count = numbers.plural(self.total, self.unit) if self.total else f"no {self.unit}"
         more = f" · the strongest {len(self)}" if len(self) < self.total else ""
-        heading = Heading("find ", self.asked, f" · {count}{more}")
-        return View([[heading], [self.passages()]] if len(self) else [[heading]])
+        heading: list[Part] = [Heading("find ", self.asked, f" · {count}{more}")]
+        if self.labels:
+            names = Column("", list(self.labels), features=True)
+            labels = Column("", list(self.labels.values()), wrap=True)
+            heading.append(Table([names, labels]))
+        return View([heading, [self.passages()]] if len(self) else [heading])
 
     def passages(self) -> Passages:
         """The places, tokens shaded by the feature that is most active relative to its maximum."""
@@ -121,8 +127,20 @@ def find(
         at + 1, "feature_activations", values
     )
     asked = _asked(groups, within, ordered, at_least, token, where)
-    special = store.texts.special
-    return Matches(table, asked=asked, unit=unit, total=len(order), special=special)
+    labels = {
+        f"{c.sae.name}/{c.feature}": label
+        for group in groups
+        for c in group
+        if (label := store.labels.preferred(c.sae, c.feature))
+    }
+    return Matches(
+        table,
+        asked=asked,
+        unit=unit,
+        total=len(order),
+        labels=labels,
+        special=store.texts.special,
+    )
 
 
 def _listed(group: Sequence[int | str], name: str) -> Sequence[int | str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from featuredb.store.statistics import SUMMARY_COLUMNS
 from featuredb.store.store import Store
 from featuredb.store.vectors.directions import comparable, length
 from queries import plots
-from queries.answers import Answer, Row, of_feature
+from queries.answers import FOR_DISPLAY, Answer, Row, of_feature, titled
 from queries.arguments import check_choice, check_k
 from queries.catalog import literals
 from queries.catalog.summaries import LABELS, SUMMARY, TYPES, summaries
@@ -84,6 +84,7 @@ class Neighbors(Answer):
     opposite: bool = False
     token: str | None = None
     matrix: str | None = None
+    label: str | None = field(default=None, kw_only=True, metadata=FOR_DISPLAY)
 
     @property
     def feature(self) -> str:
@@ -99,7 +100,7 @@ class Neighbors(Answer):
         if self.method == "ivf":
             after += f" · approximate, recall@10 {self.recall:.3f}"
         before = "opposite of " if self.opposite else "near "
-        parts: list[Part] = [Heading(before, self.feature, after)]
+        parts: list[Part] = [Heading(before, titled(self.feature, self.label), after)]
         if self.chance and len(self):
             parts.append(Heading("", "", self.chance))
         return View([parts, [self.features()]] if len(self) else [parts])
@@ -308,6 +309,9 @@ def _answer(
     asked = of_feature(of_sae, of_feature_id, len(nearest.scores))
     columns = {"of_sae": asked[0], "of_feature_id": asked[1]}
     columns |= _columns(store, nearest.names, nearest.numbers, nearest.scores)
+    label = None
+    if of_sae is not None and of_feature_id is not None:
+        label = store.labels.preferred(store.snapshot.sae(of_sae), of_feature_id)
     return Neighbors(
         pa.table(columns),
         of_sae=of_sae,
@@ -315,6 +319,7 @@ def _answer(
         by=by,
         method=nearest.method,
         recall=nearest.recall,
+        label=label,
         **about,
     )
 

@@ -55,6 +55,9 @@ FEW = 10
 AUTOMATIC = 1 / 3
 """What a word of an automatic label weighs against one of another."""
 
+OF_LABEL = f"CASE WHEN method = 'automatic' THEN {AUTOMATIC} ELSE 1 END / sqrt(len(of))"
+"""What each word of a label weighs, of the list `of` of its words."""
+
 COMMON = 0.01
 """Share of the features above which a word is common."""
 
@@ -64,7 +67,7 @@ PIECE = 3
 _LIKE = 0.8
 """Jaro-Winkler similarity from which on a token is suggested for a word that matched nothing."""
 
-_LETTER = r"\p{L}\p{N}\p{M}_"
+LETTER = r"\p{L}\p{N}\p{M}_"
 
 
 @dataclass(frozen=True, repr=False)
@@ -178,9 +181,9 @@ def _did_you_mean(words: tuple[str, ...]) -> str:
 def _words_and_spellings(snapshot: Snapshot, query: str) -> str:
     """Tables for a WITH: words of the query, the vocabulary, spellings (word, token, part)."""
     trimmed = r"lower(trim(text, E' \t\n\r'))"
-    edges = f"'^[^{_LETTER}]+|[^{_LETTER}]+$'"
+    edges = f"'^[^{LETTER}]+|[^{LETTER}]+$'"
     return f"""
-split AS (SELECT regexp_extract_all(lower({query}), '[{_LETTER}]+\\*?') AS words),
+split AS (SELECT regexp_extract_all(lower({query}), '[{LETTER}]+\\*?') AS words),
 words AS (
     SELECT rtrim(w, '*') AS word, bool_or(suffix(w, '*')) AS prefix
     FROM (SELECT unnest(CASE WHEN len(words) > 0 THEN words
@@ -193,7 +196,7 @@ vocabulary AS (
 ),
 -- Strings are compared before patterns are tried: a vocabulary has up to 262,144 tokens.
 near_whole AS (
-    SELECT word, prefix, token, CASE WHEN regexp_matches(word, '[{_LETTER}]')
+    SELECT word, prefix, token, CASE WHEN regexp_matches(word, '[{LETTER}]')
         THEN regexp_replace(bare, {edges}, '', 'g') ELSE bare END AS spelled
     FROM vocabulary JOIN words ON contains(bare, word)
 ),
@@ -250,8 +253,8 @@ labeled AS (
         first(text ORDER BY share DESC, text) AS matched
     FROM (
         SELECT sae, feature_id, text, unnest(list_distinct(of)) AS of_label,
-            CASE WHEN method = 'automatic' THEN {AUTOMATIC} ELSE 1 END / sqrt(len(of)) AS share
-        FROM (SELECT *, regexp_extract_all(lower(text), '[{_LETTER}]+') AS of FROM labels)
+            {OF_LABEL} AS share
+        FROM (SELECT *, regexp_extract_all(lower(text), '[{LETTER}]+') AS of FROM labels)
     ) JOIN words ON CASE WHEN prefix THEN starts_with(of_label, word) ELSE of_label = word END
     GROUP BY sae, feature_id, word
 ),
@@ -297,7 +300,7 @@ missed AS (
 ),
 candidates AS (
     SELECT DISTINCT word, lower(trim(token)) AS other FROM missed, met
-    WHERE regexp_full_match(token, '[^{_LETTER}][{_LETTER}]{{{PIECE},}}')
+    WHERE regexp_full_match(token, '[^{LETTER}][{LETTER}]{{{PIECE},}}')
         AND jaro_winkler_similarity(word, lower(trim(token))) >= {_LIKE}
 )
 SELECT word, coalesce(list(other ORDER BY jaro_winkler_similarity(word, other) DESC, other)

@@ -35,7 +35,7 @@ class ShadedText(FeatureAnswer):
         peak = int(np.argmax(activations)) if firing else None
         passage = Passage(self.table.column("token").to_pylist(), activations, peak)
         ending = f" · fires on {firing} of {len(activations)} tokens"
-        return View([[Heading("", self.feature, ending), Passages([passage], self.scale)]])
+        return View([[Heading("", self.titled, ending), Passages([passage], self.scale)]])
 
 
 def shaded_text(
@@ -60,4 +60,5 @@ def shaded_text(
     )
     largest = np.nan_to_num(store.features.max_activation(sae)[number])
     scale = float(max(largest, values.max(initial=0))) or 1.0
-    return ShadedText(table, sae.name, number, scale)
+    label = store.labels.preferred(sae, number)
+    return ShadedText(table, sae.name, number, scale, label=label)

@@ -28,6 +28,9 @@ class TopContextsOfMany(Answer):
     kind: ClassVar[str] = "top_contexts_of_many"
 
     max_activations: Mapping[str, float]
+    labels: Mapping[str, str | None] = field(
+        default_factory=dict, kw_only=True, metadata=FOR_DISPLAY
+    )
     special: frozenset[str] = field(default=frozenset(), kw_only=True, metadata=FOR_DISPLAY)
 
     def view(self) -> View:
@@ -39,7 +42,12 @@ class TopContextsOfMany(Answer):
             sae, _, number = feature.rpartition("/")
             rows = counts[sae, int(number)]
             part = TopContexts(
-                self.table.slice(first, rows), sae, int(number), maximum, special=self.special
+                self.table.slice(first, rows),
+                sae,
+                int(number),
+                maximum,
+                label=self.labels.get(feature),
+                special=self.special,
             )
             sections += [list(parts) for parts in part.view()]
             first += rows
@@ -60,7 +68,8 @@ def top_contexts_of(
         raise QueryError("no feature is named: give at least one")
     table = pa.concat_tables([answer.table for answer in answers.values()])
     maxima = {name: answer.max_activation for name, answer in answers.items()}
-    return TopContextsOfMany(table, maxima, special=reader.store.texts.special)
+    labels = {name: answer.label for name, answer in answers.items()}
+    return TopContextsOfMany(table, maxima, labels=labels, special=reader.store.texts.special)
 
 
 QUESTION = Question("top_contexts", TopContextsOfMany)

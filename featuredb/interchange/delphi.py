@@ -42,18 +42,26 @@ class _Split:
     first: int
     last: int
 
-    def load(self) -> dict[str, npt.NDArray[Any]]:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+    def load(self, *names: str) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of these names, as far as there are any. No others are read."""
+        from safetensors import SafetensorError, safe_open
 
         try:
-            data: dict[str, npt.NDArray[Any]] = load_file(self.path)
+            with safe_open(self.path, "np") as file:
+                there = set(file.keys())
+                return {name: file.get_tensor(name) for name in names if name in there}
         except (SafetensorError, OSError) as error:
             raise IngestError(f"{self.path} cannot be read: {first_line(error)}") from error
+
+    def activations(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """(row, token, latent) int64 [n, 3] and the activations float32 [n]."""
+        data = self.load("locations", "activations")
         for name, shape in (("locations", 2), ("activations", 1)):
             if name not in data or data[name].ndim != shape:
                 raise IngestError(f"{self.path} has no {name} as Delphi caches them")
-        return data
+        places = data["locations"].astype(np.int64)
+        places[:, 2] += self.first
+        return places, data["activations"].astype(np.float32)
 
 
 def read(path: Path, reading: Reading) -> DelphiCache:
@@ -84,7 +92,8 @@ class DelphiCache:
         self._folder = folder
         self._splits = splits
         self._reading = reading
-        data = splits[0].load()
+        # Every file has the tokens.
+        data = splits[0].load("tokens", "lengths")
         if "tokens" not in data or data["tokens"].ndim != 2 or not data["tokens"].size:
             raise IngestError(f"{folder} was cached without its tokens: cache it with them")
         self._tokens = data["tokens"].astype(np.int64)
@@ -101,13 +110,10 @@ class DelphiCache:
 
     @cached_property
     def _rows(self) -> ImportedActivations:
-        parts = []
-        for split in self._splits:
-            data = split.load()
-            row, token, latent = data["locations"].astype(np.int64).T
-            parts.append((row, token, latent + split.first, data["activations"].astype(np.float32)))
-        row, token, latent, value = (np.concatenate(each) for each in zip(*parts, strict=True))
-        return ImportedActivations(row, token, latent, value).by_sequence()
+        parts = [split.activations() for split in self._splits]
+        places, values = (np.concatenate(each) for each in zip(*parts, strict=True))
+        row, token, latent = places.T
+        return ImportedActivations(row, token, latent, values).by_sequence()
 
     @cached_property
     def facts(self) -> SourceFacts:

@@ -7,10 +7,7 @@ activation. Equal texts of several features become one context.
 
 from __future__ import annotations
 
-import gzip
 import json
-import re
-import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +19,14 @@ import pyarrow as pa
 from featuredb.database import Database
 from featuredb.errors import IngestError, first_line
 from featuredb.interchange.reading import Reading
+from featuredb.labels.json_lines import json_lines
+from featuredb.labels.neuronpedia import BATCH, batch_files, write_batch
 from featuredb.store.files.atomic import sha256_of
 from featuredb.store.snapshot import Sae
 from ingest.operations.import_activations import ImportedActivations, Sequences, SourceFacts
 
-BATCH = 1_024
-"""Features per file, as Neuronpedia's own export has them."""
+_ROWS = 2_048
+"""Examples that are in memory as Python's objects at once."""
 
 _MOST = 20
 """Top contexts per feature. Of each fifth the store has no more than four."""
@@ -35,35 +34,11 @@ _MOST = 20
 
 def read(path: Path, reading: Reading) -> NeuronpediaFiles:
     """A folder of a source, or of SAEDashboard, or one file of either. Raises `IngestError`."""
-    files = [path] if path.is_file() else []
-    for pattern in ("activations/batch-*.jsonl*", "batch-*.jsonl*", "batch-*.json"):
-        files = files or sorted(path.glob(pattern), key=_number)
+    patterns = ("activations/batch-*.jsonl*", "batch-*.jsonl*", "batch-*.json")
+    files = batch_files(path, *patterns)
     if not files:
         raise IngestError(f"{path} has no batch-N.json, and no activations/batch-N.jsonl.gz")
     return NeuronpediaFiles(path, files, reading)
-
-
-def _number(path: Path) -> tuple[int, str]:
-    digits = re.search(r"\d+", path.name)
-    return int(digits[0]) if digits else -1, path.name
-
-
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, which may be gzipped. Raises `IngestError`."""
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for line in file:
-                number += 1
-                if line.strip():
-                    value = json.loads(line)
-                    if not isinstance(value, dict):
-                        raise ValueError("not an object")
-                    yield value
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise IngestError(
-            f"{path} cannot be read, at line {number}: {first_line(error)}"
-        ) from error
 
 
 class NeuronpediaFiles:
@@ -99,7 +74,7 @@ class NeuronpediaFiles:
                     f"{file} is no batch of SAEDashboard: {first_line(error)}"
                 ) from error
             return
-        for line in json_lines(file):
+        for line in json_lines(file, IngestError):
             if not {"index", "tokens", "values"} <= line.keys():
                 raise IngestError(f"{file} has a line without index, tokens and values")
             self._model = self._model or str(line.get("modelId", ""))
@@ -177,18 +152,20 @@ def write(database: Database, sae: Sae, path: Path) -> int:
         (path / folder).mkdir(parents=True)
     for number, first in enumerate(range(0, sae.d_sae, BATCH)):
         asked = [sae.name, first, first + BATCH]
-        features = database.sql(FEATURES, asked).to_arrow_table().to_pylist()
         named = {"modelId": model, "layer": source}
-        _write(
-            path / "features" / f"batch-{number}.jsonl.gz", (named | _feature(f) for f in features)
+        features = (named | _feature(row) for row in _rows(database, FEATURES, asked))
+        write_batch(path / "features", number, features)
+        examples = (
+            {"id": f"{source}-{first}-{i}"} | named | _example(row)
+            for i, row in enumerate(_rows(database, EXAMPLES, asked))
         )
-        examples = database.sql(EXAMPLES, asked).to_arrow_table().to_pylist()
-        _write(
-            path / "activations" / f"batch-{number}.jsonl.gz",
-            ({"id": f"{source}-{first}-{i}"} | named | _example(e) for i, e in enumerate(examples)),
-        )
-        total += len(examples)
+        total += write_batch(path / "activations", number, examples)
     return total
+
+
+def _rows(database: Database, statement: str, asked: list[Any]) -> Iterator[dict[str, Any]]:
+    for rows in database.sql(statement, asked).to_arrow_reader(_ROWS):
+        yield from rows.to_pylist()
 
 
 FEATURES = """SELECT feature_id, density, min_activation, max_activation, quantiles,
@@ -246,9 +223,3 @@ def _example(row: dict[str, Any]) -> dict[str, Any]:
         "binMax": None,
         "binContains": None,
     }
-
-
-def _write(path: Path, lines: Iterator[dict[str, Any]]) -> None:
-    with gzip.GzipFile(path, "wb", mtime=0) as file:
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from featuredb.errors import LabelError
+from featuredb.errors import FeatureDBError, LabelError
 from featuredb.labels.tables import read_bytes
 
 
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, gzipped where its name ends so. Raises `LabelError`."""
-    for number, line in enumerate(read_bytes(path).splitlines(), 1):
+def json_lines(path: Path, raising: type[FeatureDBError] = LabelError) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines, gzipped where its name ends so. Raises `raising`."""
+    for number, line in enumerate(read_bytes(path, raising).splitlines(), 1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
         except ValueError as error:
-            raise LabelError(f"{path}, line {number}, is not JSON: {error}") from None
+            raise raising(f"{path}, line {number}, is not JSON: {error}") from None
         if not isinstance(value, dict):
-            raise LabelError(f"{path}, line {number}, is not a JSON object")
+            raise raising(f"{path}, line {number}, is not a JSON object")
         yield value

@@ -21,7 +21,7 @@ import pyarrow.csv as pc
 import pyarrow.feather as pf
 import pyarrow.parquet as pq
 
-from featuredb.errors import LabelError, first_line
+from featuredb.errors import FeatureDBError, LabelError, first_line
 from featuredb.labels.batch import LabelBatch
 from featuredb.store.snapshot import Snapshot
 
@@ -94,16 +94,16 @@ def write_arrow(labels: pa.Table, snapshot: Snapshot, path: Path) -> None:
     pf.write_feather(_with_saes(labels, snapshot), str(path), compression="zstd")
 
 
-def read_bytes(path: Path) -> bytes:
-    """A file, decompressed where its name ends in ``.gz``. Raises `LabelError`."""
+def read_bytes(path: Path, raising: type[FeatureDBError] = LabelError) -> bytes:
+    """A file, decompressed where its name ends in ``.gz``. Raises `raising`."""
     try:
         data = path.read_bytes()
         return gzip.decompress(data) if path.suffix == ".gz" else data
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         what = first_line(error)
-        raise LabelError(f"{path} is a damaged gzip file ({what}): get it again") from None
+        raise raising(f"{path} is a damaged gzip file ({what}): get it again") from None
     except OSError as error:
-        raise LabelError(f"cannot read {path}: {error.strerror or first_line(error)}") from None
+        raise raising(f"cannot read {path}: {error.strerror or first_line(error)}") from None
 
 
 def _with_saes(labels: pa.Table, snapshot: Snapshot) -> pa.Table:

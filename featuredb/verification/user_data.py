@@ -1,4 +1,4 @@
-"""User data: columns, keys, and features that exist."""
+"""User data: columns, keys, features that exist, one preferred label at most."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featuredb.store.snapshot import UserData
-from featuredb.store.user_data import USER_TABLES, rows_of_sae
+from featuredb.store.user_data import LABELS, USER_TABLES, rows_of_sae
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem
 from featuredb.verification.scope import Scope
 
 
 def check_user_data(scope: Scope, data: UserData) -> Iterator[Problem]:
-    """One row per key, in order, about features that their SAEs have. Tables of newer versions are
-    checked by their bytes alone."""
+    """One row per key, in order, about features that their SAEs have, and of each feature's labels
+    one that answers show. Tables of newer versions are checked by their bytes alone."""
     table = USER_TABLES.get(data.table)
     scope.bar.advance(data.file.bytes)
     if table is None:
@@ -31,6 +31,11 @@ def check_user_data(scope: Scope, data: UserData) -> Iterator[Problem]:
         yield Problem(path, "is not sorted by its key", remedy(path))
     if len(keys.group_by(list(table.key)).aggregate([])) < len(keys):
         yield Problem(path, "has two rows with one key", remedy(path))
+    if table is LABELS:
+        feature = list(table.key[:3])
+        shown = rows.filter(rows.column("preferred")).select(feature)
+        if len(shown.group_by(feature).aggregate([])) < len(shown):
+            yield Problem(path, "has two preferred labels of one feature", remedy(path))
     for sae in scope.snapshot.saes if "feature_id" in table.key else ():
         features = rows_of_sae(rows, sae).column("feature_id")
         if len(features) and not _between(features, sae.d_sae):

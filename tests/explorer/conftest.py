@@ -49,6 +49,11 @@ HOSTILE = (*_MARKUP, *_CONTROLS, *_BIDI, *_PIECES, *_LONG)
 """Over a hundred tokens."""
 
 
+LABEL = "viaducts\u202e\t<script>hacked=1</script>"
+SHOWN_LABEL = "viaducts<U+202E>⇥<script>hacked=1</script>"
+"""Of feature 5 of the first SAE, as it is written and as it is shown."""
+
+
 @dataclass(frozen=True)
 class Running:
     """A server that answers. url: with its token. base: without."""
@@ -114,6 +119,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("explorer") / "it's <b>.fdb"
     make_store(path, hostile_world())
     featuredb.map_features(path)
+    with featuredb.open(path) as db:
+        db.label("a/sae/5", LABEL)
     return path
 
 

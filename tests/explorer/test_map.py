@@ -20,7 +20,7 @@ from featuredb.labels.write import add_labels
 from featuredb.store.store import Store
 from featuredb.store.user_data import MEASURED
 from ingest.operations.user_data import write_user_data
-from tests.explorer.conftest import Running, hostile_world, serving
+from tests.explorer.conftest import SHOWN_LABEL, Running, hostile_world, serving
 from tests.make_store import make_store
 from tests.user_rows import measured
 
@@ -46,8 +46,11 @@ def test_points_are_the_views_rows(running: Running, database: Path) -> None:
         found = row.view("<u4") if name == "feature_id" else row
         assert np.allclose(found, expected.astype(np.float64), equal_nan=True), name
     assert about["columns"] == list(COLUMNS)
-    tokens = data[-about["tokens"] :].decode().split("\n")
-    assert len(tokens) == about["n"] == 40
+    lines = [line.split("\t") for line in data[-about["words"] :].decode().split("\n")]
+    assert len(lines) == about["n"] == 40
+    assert [line[0] for line in lines] == [SHOWN_LABEL * (i == 5) for i in range(40)]
+    assert all(len(line) == 5 for i, line in enumerate(lines) if i != 3)
+    assert lines[3] == [""]
     assert running.get("/map/points?sae=nothing")[0] == 400
 
 
@@ -187,6 +190,8 @@ def test_choosing_on_the_map(browser: Any, running: Running, database: Path, dra
         firing = db.sql(fire).fetchall()
         predicate = page.inner_text("[data-predicate]")
         chosen = db.sql(f"SELECT feature_id FROM features WHERE {predicate} ORDER BY 1").fetchall()
+        place = "SELECT x, y FROM feature_map WHERE sae = 'a/sae' AND feature_id = 5"
+        ((x, y),) = db.sql(place).fetchall()
     assert page.inner_text("[data-count]") == f"{len(firing)} features chosen"
     assert chosen == firing
     # The address has the lasso: another person sees the same.
@@ -198,6 +203,11 @@ def test_choosing_on_the_map(browser: Any, running: Running, database: Path, dra
     named = page.locator("[data-chosen] tbody tr").all_inner_texts()
     assert named
     assert all("hacked" in text for text in named)
+    page.fill("[name=find]", "Viaduct")
+    assert page.inner_text("[data-last]") == "label · fires on"
+    (named,) = page.locator("[data-chosen] tbody tr").all_inner_texts()
+    assert f"{SAE}/5" in named
+    assert SHOWN_LABEL in named
     page.select_option("[name=color]", "max_activation")
     page.focus("[data-plane]")
     page.keyboard.press("+")
@@ -205,6 +215,12 @@ def test_choosing_on_the_map(browser: Any, running: Running, database: Path, dra
     page.keyboard.press("ArrowRight")
     assert "at=" in page.url
     assert SAE in page.inner_text("#readout")
+    page.goto(f"{running.base}/map?sae={quote(SAE)}&at={x},{y},100")
+    page.wait_for_selector("[data-ready]")
+    page.focus("[data-plane]")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowRight")
+    assert f"{SAE}/5 · {SHOWN_LABEL} · " in page.inner_text("#readout")
     page.keyboard.press("Enter")
     page.wait_for_url("**/feature/a/sae/*")
     assert errors == []

@@ -18,7 +18,7 @@ import pytest
 import featuredb
 from featuredb.errors import OptionError
 from featuredb.explorer import server
-from tests.explorer.conftest import Running
+from tests.explorer.conftest import SHOWN_LABEL, Running
 from tests.explorer.range_server import Plain, plainly_served
 
 _ROOT = Path(featuredb.__file__).parent
@@ -82,6 +82,8 @@ def test_a_feature_is_what_the_server_shows(
         if name != "a/sae/3":  # which never fires
             shown = _texts(ours, "Top contexts").partition("inthestore")[2]
             assert _texts(page, "Top contexts") == shown, name
+        labels = [each.locator(".title .meaning").all_inner_texts() for each in (page, ours)]
+        assert labels == [[SHOWN_LABEL] * (name == "a/sae/5")] * 2
         assert page.errors == []
         assert page.evaluate("window.hacked === undefined")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -120,6 +122,14 @@ def test_search_near_and_keys(page: Any, plain: Plain, database: Path) -> None:
     page.goto(f"{plain.base}/near.html?f=a/sae/5")
     page.wait_for_selector("h2 >> text=By coactivation")
     assert page.locator("section.panel").first.locator("td a").all_inner_texts() == near
+    assert SHOWN_LABEL in page.inner_text("h1")
+    # Its label stands beside it in lists: of a neighbor's card and page, and of what is found.
+    neighbor = quote(near[0])
+    for where in (f"near.html?f={neighbor}", f"feature.html?f={neighbor}", "search.html?q=viaduct"):
+        page.goto(f"{plain.base}/{where}" + "s" * where.startswith("search"))
+        row = page.locator("tr", has=page.get_by_text("a/sae/5", exact=True)).first
+        assert SHOWN_LABEL in row.inner_text(), where
+        assert "label · fires on" in page.text_content("main"), where
     page.goto(f"{plain.base}/search.html?q={quote('a/sae/5')}")
     page.wait_for_url("**/feature.html?f=a%2Fsae%2F5")
     page.wait_for_selector("a[rel=next]")
@@ -129,6 +139,7 @@ def test_search_near_and_keys(page: Any, plain: Plain, database: Path) -> None:
     page.wait_for_selector("[data-ready]")
     page.fill("[name=find]", "script")
     assert page.locator("[data-chosen] tbody tr").count() > 0
+    assert page.inner_text("[data-last]") == "fires on"
     assert page.evaluate("window.hacked === undefined")
     assert page.errors == []
     page.goto(f"{plain.base}/feature.html?f=a/sae/999")

@@ -16,6 +16,9 @@ import featuredb
 from featuredb.errors import LabelError, StorageError, UnknownFeatureError
 from featuredb.labels.batch import LabelBatch
 from featuredb.labels.write import add_labels
+from featuredb.store.snapshot import Snapshot
+from featuredb.store.user_data import LABELS
+from ingest.operations.user_data import Tables, change_user_data
 from tests.explorer.conftest import serving
 from tests.make_store import make_store
 from tests.queries.test_questions import small_world
@@ -78,6 +81,60 @@ def test_written_preferred_voted_for_and_removed(folder: Path) -> None:
             ("other", "dates"),
         ]
     assert featuredb.verify(folder, all_snapshots=True).ok
+
+
+def test_every_answer_about_a_feature_has_its_label(folder: Path) -> None:
+    with featuredb.open(folder) as db:
+        db.label("demo/3", "dates <i>")
+        db.label("demo/4", "music")
+        three = {
+            "top": db.top_contexts("demo/3", 2),
+            "many": db.top_contexts(["demo/3", "demo/1"], 2),
+            "sample": db.sample_contexts("demo/3", 4, 2),
+            "silent": db.silent_contexts("demo/3", 2, "random"),
+            "activations": db.activations("demo/3"),
+            "documents": db.document_features("demo/3"),
+            "document": db.document(0, "demo/3"),
+            "find": db.find(all=["demo/3"], none=["demo/4"]),
+            "near": db.near("demo/3", 2),
+            "coactive": db.coactive("demo/3", 2, min_both=1),
+            "families": db.families("demo/3"),
+            "card": db.feature("demo/3"),
+            "of another": db.near("demo/1", 9),
+        }
+        both = {
+            "find": three["find"],
+            "pair": db.coactivation("demo/3", "demo/4"),
+            "compare": db.compare("demo/3", "demo/4"),
+            "many": db.top_contexts(["demo/3", "demo/4"], 2),
+        }
+    for name, answer in three.items():
+        assert "dates <i>" in str(answer), name
+        assert "dates &lt;i&gt;" in answer._repr_html_(), name
+    for name, answer in both.items():
+        assert "music" in str(answer), name
+        assert "music" in answer._repr_html_(), name
+    # It is drawn, and is not data.
+    assert "label" not in three["find"].attributes()
+    assert "dates" not in str(three["document"].attributes())
+
+
+def test_verify_finds_two_preferred_labels(folder: Path) -> None:
+    with featuredb.open(folder) as db:
+        db.label("demo/3", "music")
+        db.label("demo/3", "songs")
+        db.label("other/3", "music")
+    assert featuredb.verify(folder).ok
+
+    def all_preferred(_: Snapshot, tables: Tables) -> Tables:
+        rows = tables["labels"]
+        shown = pa.array([True] * len(rows))
+        at = rows.column_names.index("preferred")
+        return {"labels": rows.set_column(at, rows.schema.field(at), shown)}
+
+    change_user_data(folder, [LABELS], all_preferred, "label")
+    (problem,) = featuredb.verify(folder).problems
+    assert "has two preferred labels of one feature" in str(problem)
 
 
 def test_a_handle_on_an_older_snapshot_stays_there(folder: Path) -> None:

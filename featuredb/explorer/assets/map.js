@@ -35,7 +35,11 @@ async function load(url) {
   };
   const made = { ...about, x: next(Float32Array), y: next(Float32Array), id: next(Uint32Array), column: {}, values: {} };
   for (const name of about.columns) made.column[name] = next(Float32Array);
-  made.words = new TextDecoder().decode(new Uint8Array(data, at)).split("\n");
+  made.label = [], made.words = [];
+  for (const line of new TextDecoder().decode(new Uint8Array(data, at)).split("\n")) {
+    const [label, ...words] = line.split("\t");
+    made.label.push(label), made.words.push(words);
+  }
   return made;
 }
 
@@ -246,6 +250,9 @@ function start(points) {
     return best;
   }
 
+  // A label that is too long for the plane says little where it is cut.
+  const fits = (text) => text && text.length <= 24;
+  const brief = (i) => (fits(points.label[i]) ? points.label[i] : points.words[i].slice(0, 2).join(" ").replaceAll("·", "").slice(0, 24));
   const name = (i) => `${points.sae}/${points.id[i]}`;
   const address = (i) => root.dataset.feature + (root.dataset.feature.endsWith("=") ? encodeURIComponent(name(i)) : name(i).split("/").map(encodeURIComponent).join("/"));
 
@@ -316,11 +323,12 @@ function start(points) {
     // Not while it is moved: frames come first.
     for (const i of moving() ? [] : names) {
       const [x, y] = [across(i), down(i)];
-      if (x < 0 || y < 0 || x > plane.width - 90 * ratio || y > plane.height || !shown(i)) continue;
-      const text = points.words[i].replaceAll("·", "").split("\t").slice(0, 2).join(" ").slice(0, 24);
+      if (x < 0 || y < 0 || x > plane.width || y > plane.height || !shown(i)) continue;
+      const text = brief(i);
       const [column, row] = [Math.floor(x / (110 * ratio)), Math.floor(y / (30 * ratio))];
       const near = [-1, 0, 1].flatMap((a) => [-1, 0, 1].map((b) => `${column + a} ${row + b}`));
       if (said.has(text) || (chosen && !chosen.has(i)) || near.some((at) => taken.has(at))) continue;
+      if (x + 5 * ratio + pen.measureText(text).width > plane.width) continue;
       taken.add(`${column} ${row}`), said.add(text);
       write(i, text);
     }
@@ -337,13 +345,14 @@ function start(points) {
   }
   // Strongest first: the names that are kept where there is little room.
   const strong = points.column.max_activation ?? shares ?? points.x;
-  const names = [...points.x.keys()].filter((i) => points.words[i] && (!count || count[i] >= 20)).sort((a, b) => strong[b] - strong[a]).slice(0, 5000);
+  const names = [...points.x.keys()].filter((i) => brief(i) && (!count || count[i] >= 20)).sort((a, b) => strong[b] - strong[a]).slice(0, 5000);
 
   function point(i) {
     if (i === hovered) return;
     hovered = i;
     const value = i < 0 ? "" : ` · ${by().replaceAll("_", " ")} ${said(i)}`;
-    readout.textContent = i < 0 ? "" : `${name(i)} · ${points.words[i].replaceAll("\t", " ") || "never fires"}${value}`;
+    const about = i < 0 ? [] : [name(i), points.label[i], points.words[i].join(" ") || "never fires"];
+    readout.textContent = about.filter(Boolean).join(" · ") + value;
     again();
   }
 
@@ -357,12 +366,18 @@ function start(points) {
       const predicate = `sae = '${points.sae.replaceAll("'", "''")}' AND feature_id IN (${ids.join(", ") || "NULL"})`;
       root.querySelector("[data-count]").textContent = `${list.length.toLocaleString("en")} feature${list.length === 1 ? "" : "s"} chosen`;
       root.querySelector("[data-predicate]").textContent = predicate;
+      root.querySelector("[data-last]").textContent = points.label.some(Boolean) ? "label · fires on" : "fires on";
       root.querySelector("[data-column]").textContent = by().replaceAll("_", " ");
       const rows = list.slice(0, 200).map((i) => {
         const [row, link, number, tokens] = [document.createElement("tr"), document.createElement("a"), document.createElement("td"), document.createElement("td")];
         link.href = address(i), link.textContent = name(i), link.className = "nowrap";
         number.textContent = said(i), number.className = "number";
-        for (const word of points.words[i].split("\t").filter(Boolean)) {
+        if (points.label[i]) {
+          const label = document.createElement("b");
+          label.textContent = points.label[i];
+          tokens.append(label, " ");
+        }
+        for (const word of points.words[i]) {
           const chip = document.createElement("span");
           chip.className = "chip", chip.textContent = word;
           tokens.append(chip);
@@ -400,10 +415,12 @@ function start(points) {
     for (let i = 0; i < points.n; i += 1) if (shown(i) && within(i)) which.add(i);
     choose(which);
   }
-  function byTokens() {
+  function byWords() {
     const text = controls.elements.find.value.trim().toLowerCase();
     const which = new Set();
-    points.words.forEach((words, i) => text && shown(i) && words.toLowerCase().includes(text) && which.add(i));
+    for (let i = 0; i < points.n; i += 1) {
+      if (text && shown(i) && [points.label[i], ...points.words[i]].some((words) => words.toLowerCase().includes(text))) which.add(i);
+    }
     choose(text ? which : null);
   }
 
@@ -506,7 +523,7 @@ function start(points) {
   });
   controls.elements.find.addEventListener("input", () => {
     lasso = [];
-    byTokens();
+    byWords();
     remember();
   });
   root.querySelector("[data-lasso]").addEventListener("click", (event) => {
@@ -532,7 +549,7 @@ function start(points) {
   if (times > 0) Object.assign(view, { x, y, scale: view.base * times });
   lasso = (state.get("lasso") ?? "").split(";").filter(Boolean).map((pair) => pair.split(",").map(Number));
   if (lasso.length > 2) byLasso();
-  else if (controls.elements.find.value) byTokens();
+  else if (controls.elements.find.value) byWords();
   root.dataset.ready = "true";
 }
 

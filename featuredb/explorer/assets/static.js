@@ -103,10 +103,12 @@ const draw = {
   dim: (text) => el("span", { class: "dim" }, text),
   nowrap: (text) => el("span", { class: "nowrap" }, text),
   feature: (name) => el("a", { class: "nowrap", href: address(name) }, name),
-  tokens: (labels, more = 0) =>
+  tokens: (labels, more = 0, title = "") => [
+    title ? [el("b", {}, title), " "] : "",
     labels.length === 1 && !more
       ? el("span", { class: "chip nowrap" }, labels[0])
       : el("span", { class: "tokens" }, labels.map((text) => [el("span", { class: "chip" }, text), " "]), more ? draw.dim(`+${more}`) : ""),
+  ],
   bar: (percent) =>
     el("svg", { class: "share", width: 64, height: 8, role: "img", "aria-label": `${percent} percent` },
       el("rect", { class: "bin", width: 64, height: 8 }), el("rect", { class: "bar", width: `${percent}%`, height: 8 })),
@@ -160,8 +162,9 @@ const section = (inside) => el("div", { class: "part" }, part(inside));
 const panel = (title, inside) => el("section", { class: "panel" }, el("h2", {}, title), inside);
 
 function features(list, scores) {
-  return draw.table(["", "feature", ...scores, "fires on"], list.map((each, i) => [
-    String(i + 1), ["feature", each.name], ...each.scores, ["tokens", each.tokens, 0],
+  const last = list.some((each) => each.label) ? "label · fires on" : "fires on";
+  return draw.table(["", "feature", ...scores, last], list.map((each, i) => [
+    String(i + 1), ["feature", each.name], ...each.scores, ["tokens", each.tokens, 0, each.label],
   ]), [0, ...scores.map((_, i) => i + 2)]);
 }
 
@@ -178,6 +181,7 @@ const pages = {
     const step = (to, text, rel) => (to >= 0 && to < sae.d_sae ? el("a", { rel, href: address(`${sae.name}/${to}`) }, text) : "");
     const title = el("div", { class: "title" },
       el("h1", {}, el("span", { class: "dim" }, `${sae.name} / `), String(number)),
+      shown.label ? el("p", { class: "meaning" }, shown.label) : "",
       el("p", { class: "name" }, shown.top.map((text) => [el("span", { class: "chip" }, text), " "])),
       el("nav", { class: "steps", "aria-label": "Features" },
         step(number - 1, "Previous", "prev"), step(number + 1, "Next", "next"),
@@ -191,14 +195,15 @@ const pages = {
     const { sae, number } = feature(asked.get("f") ?? "");
     const name = `${sae.name}/${number}`;
     document.title = `Near ${name} · featuredb`;
-    main.append(el("h1", {}, "Near ", el("a", { href: address(name) }, name)));
+    const { label } = await about(sae.name, number);
+    main.append(el("h1", {}, "Near ", el("a", { href: address(name) }, name), label ? ` ${label}` : ""));
     for (const [by, score] of [["decoder", "cosine"], ["encoder", "cosine"], ["coactivation", "jaccard"]]) {
       const near = (await rowsWith(site.files[by], "feature_id", (low, high) => low <= number && number <= high))
         .filter((row) => row.sae === sae.name && Number(row.feature_id) === number);
       near.sort((a, b) => a.rank - b.rank);
       const list = await Promise.all(near.map(async (row) => ({
         name: `${row.neighbor_sae}/${row.neighbor_id}`, scores: [row.score.toFixed(3)],
-        tokens: await tokensOf(row.neighbor_sae, Number(row.neighbor_id)),
+        ...(await about(row.neighbor_sae, Number(row.neighbor_id))),
       })));
       main.append(panel(`By ${by}`, list.length ? features(list, [score]) : el("p", { class: "dim" }, "none")));
     }
@@ -214,7 +219,7 @@ const pages = {
       location.replace(address(query.trim()));
       return;
     }
-    const words = [...new Set(query.toLowerCase().match(/[\p{L}\p{N}_]+/gu) ?? [])];
+    const words = [...new Set(query.toLowerCase().match(/[\p{L}\p{N}\p{M}_]+/gu) ?? [])];
     const hits = new Map();
     for (const word of words) {
       const found = (await rowsWith(site.files.words, "word", (low, high) => low <= word && word <= high)).filter((row) => row.word === word);
@@ -222,23 +227,26 @@ const pages = {
       const weight = 1 / Math.log2(2 + found.length);
       for (const row of found) {
         const name = `${row.sae}/${row.feature_id}`;
-        const hit = hits.get(name) ?? { name, score: 0, matched: [], tokens: row.top_tokens.split("\t"), density: row.density };
+        const hit = hits.get(name) ?? { name, score: 0, matched: [], tokens: split(row.top_tokens), label: row.label, density: row.density };
         hit.score += weight * row.share;
         hit.matched.push(word);
         hits.set(name, hit);
       }
     }
     const best = [...hits.values()].sort((a, b) => b.matched.length - a.matched.length || b.score - a.score).slice(0, 40);
-    for (const hit of best) hit.scores = [hit.matched.join(" "), `1 in ${Math.round(1 / hit.density).toLocaleString("en")}`];
+    for (const hit of best) hit.scores = [hit.matched.join(" "), hit.density ? `1 in ${Math.round(1 / hit.density).toLocaleString("en")}` : "never"];
     main.append(panel(best.length ? "Features" : "No features", best.length ? features(best, ["matched", "density"])
-      : el("p", { class: "dim" }, "No feature has these among the tokens it fires on most. Words of several tokens are found with featuredb search --by evidence.")));
+      : el("p", { class: "dim" }, "No feature has these in its label or among the tokens it fires on most. Words of several tokens are found with featuredb search --by evidence.")));
   },
 };
 
 const GROUP = 512;
 const groups = new Map();
 
-async function tokensOf(name, number) {
+const split = (text) => (text ? text.split("\t") : []);
+
+// A feature's tokens and label.
+async function about(name, number) {
   let row = number;
   for (const sae of site.saes) {
     if (sae.name === name) break;
@@ -249,8 +257,8 @@ async function tokensOf(name, number) {
     const end = open(site.files.tokens).then(({ metadata }) => Math.min(first + GROUP, Number(metadata.num_rows)));
     groups.set(first, end.then((until) => rows(site.files.tokens, first, until)));
   }
-  const text = (await groups.get(first))[row - first].top_tokens;
-  return text ? text.split("\t") : [];
+  const { top_tokens: tokens, label } = (await groups.get(first))[row - first];
+  return { tokens: split(tokens), label };
 }
 
 document.addEventListener("keydown", (event) => {

@@ -20,6 +20,7 @@ from featuredb.render.characters import label, neutralize
 from featuredb.store.names import sae_named
 from queries.answers import Rows
 from queries.catalog.literals import name as quoted
+from queries.catalog.summaries import LABELS
 
 COLUMNS = (
     "density",
@@ -32,6 +33,9 @@ COLUMNS = (
 """What points are colored by as soon as they are there. Others are fetched once they are chosen."""
 
 _TOKENS = 4
+_LABEL = 100
+"""Characters of a label."""
+
 _NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE")
 _LABELS = "(SELECT * FROM labels WHERE preferred)"
 _VIEWS = (("", "features"), ("effect ", "effects"), ("label ", _LABELS))
@@ -141,8 +145,8 @@ def points(sae: str) -> str:
     columns = ", ".join(f"f.{column}" for column in COLUMNS)
     return (
         f"SELECT m.sae, m.feature_id, m.x, m.y, {columns}, "
-        f"[t.token FOR t IN f.top_tokens[:{_TOKENS}]] AS top_tokens "
-        "FROM feature_map AS m JOIN features AS f USING (sae, feature_id) "
+        f"[t.token FOR t IN f.top_tokens[:{_TOKENS}]] AS top_tokens, p.label "
+        f"FROM feature_map AS m JOIN features AS f USING (sae, feature_id) {LABELS} "
         f"WHERE m.sae = {literal(sae)} ORDER BY m.feature_id"
     )
 
@@ -167,18 +171,19 @@ def packed(database: Database, sae: str, address_of: Callable[[int, str], str]) 
     """Rows of `points` as a page reads them, None for none. address_of: of each other column.
 
     The length of a JSON header (uint32, little-endian), the header, padded by spaces to four bytes:
-    n, sae, columns, others ([name, address] of each), tokens (their bytes). Then float32 [n] for x,
-    y, feature_id as uint32 [n], and float32 [n] for each column, NaN for null. Then the features'
-    tokens, UTF-8: tokens apart by tabs, features by line feeds.
+    n, sae, columns, others ([name, address] of each), words (their bytes). Then float32 [n] for x,
+    y, feature_id as uint32 [n], and float32 [n] for each column, NaN for null. Then a line for each
+    feature, UTF-8: its label, or nothing, and its tokens, apart by tabs.
     """
     table = database.sql(points(sae)).to_arrow_table()
     if not len(table):
         return None
+    names = (table.column(name).to_pylist() for name in ("label", "top_tokens"))
     lines = [
-        "\t".join(label(token).replace("\n", " ").replace("\t", " ") for token in tokens or [])
-        for tokens in table.column("top_tokens").to_pylist()
+        "\t".join([neutralize(_cut(name or "")), *map(label, tokens or [])])
+        for name, tokens in zip(*names, strict=True)
     ]
-    tokens = "\n".join(lines).encode()
+    words = "\n".join(lines).encode()
     columns = {name: _floats(table.column(name)) for name in ("x", "y", *COLUMNS)}
     shown = [name for name in COLUMNS if np.isfinite(columns[name]).any()]
     others = [column.name for column in other_columns(database, sae)]
@@ -186,12 +191,16 @@ def packed(database: Database, sae: str, address_of: Callable[[int, str], str]) 
         "n": len(table),
         "columns": shown,
         "others": [[name, address_of(i, name)] for i, name in enumerate(others)],
-        "tokens": len(tokens),
+        "words": len(words),
         "sae": sae,
     }
     numbers = table.column("feature_id").to_numpy().astype("<u4")
     arrays = [columns["x"], columns["y"], numbers, *(columns[name] for name in shown)]
-    return _with_header(about, arrays) + tokens
+    return _with_header(about, arrays) + words
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _LABEL else f"{name[:_LABEL]}…"
 
 
 def packed_column(database: Database, column: MapColumn) -> bytes:

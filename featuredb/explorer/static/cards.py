@@ -14,16 +14,17 @@ import pyarrow.parquet as pq
 
 from featuredb.database import Database
 from featuredb.explorer.static.data import DataDrawing
-from featuredb.render.characters import label
-from featuredb.render.view import Column, Facts, Heading, Part, Table, TokenColumn, View
+from featuredb.render.characters import label, neutralize
+from featuredb.render.view import Column, Facts, Heading, Part, Table, View
 from featuredb.store.snapshot import File, Sae
 from featuredb.store.store import Store
 from queries.answers import Rows
 from queries.catalog import literals
 from queries.catalog.documents import metadata
+from queries.catalog.summaries import LABELS
 from queries.feature import feature_numbers
 from queries.peaks import passages
-from queries.show import score_column
+from queries.show import fires_on, score_column
 
 _FEATURES_A_FILE = 4_096
 FEATURES_A_GROUP = 8
@@ -89,6 +90,7 @@ def _cards(
         scale = abs(row.max_activation or 0.0)
         shown = passages(contexts.get(number, []), scale, store.texts.special)
         yield {
+            "label": neutralize(numbers.labels[0]["text"]) if numbers.labels else "",
             "top": top,
             "numbers": drawing.sections(View([facts, *rest])),
             "contexts": drawing.part(shown) if shown.items else None,
@@ -101,10 +103,9 @@ def _near(by: str, rows: list[Any]) -> list[Part]:
         return [Heading("nearest by ", by), Facts({"": "none"})]
     names = [f"{row.neighbor_sae}/{row.neighbor_id}" for row in rows]
     score = score_column("jaccard" if by == "co-activation" else "cosine", rows, "score")
-    tokens = TokenColumn("fires on", [row.top_tokens or [] for row in rows], most=4)
     return [
         Heading("nearest by ", by),
-        Table([Column("feature", names, features=True), score, tokens]),
+        Table([Column("feature", names, features=True), score, fires_on(rows, 4)]),
     ]
 
 
@@ -128,9 +129,9 @@ def _contexts(database: Database, store: Store, sae: Sae, first: int, end: int) 
 def _neighbors(database: Database, file: File, sae: Sae, first: int, end: int) -> pa.Table:
     return database.sql(
         f"""SELECT n.feature_id, n.neighbor_sae, n.neighbor_id, n.score,
-            [t.token FOR t IN f.top_tokens[:4]] AS top_tokens
+            [t.token FOR t IN f.top_tokens[:4]] AS top_tokens, p.label
         FROM {literals.file(file.path)} AS n
-        JOIN features AS f ON f.sae = n.neighbor_sae AND f.feature_id = n.neighbor_id
+        JOIN features AS f ON f.sae = n.neighbor_sae AND f.feature_id = n.neighbor_id {LABELS}
         WHERE n.sae = ? AND n.feature_id >= ? AND n.feature_id < ? AND n.rank <= {_NEIGHBORS}
         ORDER BY n.feature_id, n.rank""",
         [sae.name, first, end],

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from featuredb.render.characters import label
+from featuredb.render.characters import label, neutralize
 from featuredb.render.html import Drawing, bins, harmless
 from featuredb.render.view import Part, Passage, View
 
@@ -32,12 +32,15 @@ class DataDrawing(Drawing):
 
 
 def plain_table(table: pa.Table) -> pa.Table:
-    """A table for a page: its lists of tokens as labels, joined by tabs."""
+    """A table for a page: its lists of tokens joined by tabs, these and its labels harmless."""
     for i, field in enumerate(table.schema):
         if pa.types.is_list(field.type):
             lists = table.column(i).to_pylist()
             joined = ["\t".join(map(label, tokens or [])) for tokens in lists]
             table = table.set_column(i, field.name, pa.array(joined, pa.string()))
+        elif field.name == "label":
+            shown = [neutralize(text or "") for text in table.column(i).to_pylist()]
+            table = table.set_column(i, field.name, pa.array(shown, pa.string()))
     return table
 
 

@@ -29,6 +29,7 @@ from featuredb.store.files.location import location_of
 from featuredb.store.store import Store
 from featuredb.version import __version__
 from queries.answers import Rows
+from queries.catalog.summaries import LABELS
 
 ASSETS = ("explorer.css", "static.js", "hyparquet.js", "hyparquet.LICENSE.txt", "map.js")
 PAGES = {"index": "", "search": "Search", "feature": "Feature", "near": "Near", "map": "Map"}
@@ -102,7 +103,11 @@ def _write(database: Database, store: Store, folder: Path, say: Callable[[str], 
             shutil.copyfile(root / file.path, path)
             manifest["files"][by] = _file(path)
     # The database's own has lists of tokens as they are, not as they are shown.
-    summary = "SELECT [t.token FOR t IN top_tokens[:6]] AS top_tokens FROM features"
+    summary = (
+        "SELECT [t.token FOR t IN f.top_tokens[:6]] AS top_tokens, p.label FROM features AS f "
+        f"JOIN (SELECT sae, sae_index FROM saes) USING (sae) {LABELS} "
+        "ORDER BY sae_index, f.feature_id"
+    )
     shown = plain_table(database.sql(summary).to_arrow_table())
     pq.write_table(shown, data / "tokens.parquet", compression="zstd", row_group_size=512)
     manifest["files"]["tokens"] = _file(data / "tokens.parquet")

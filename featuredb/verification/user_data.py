@@ -1,4 +1,4 @@
-"""User data: columns, keys, features that exist, one preferred label at most."""
+"""User data: columns, keys, features that exist, one preferred label of each."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def check_user_data(scope: Scope, data: UserData) -> Iterator[Problem]:
     if len(keys.group_by(list(table.key)).aggregate([])) < len(keys):
         yield Problem(path, "has two rows with one key", remedy(path))
     if table is LABELS:
-        feature = list(table.key[:3])
-        shown = rows.filter(rows.column("preferred")).select(feature)
-        if len(shown.group_by(feature).aggregate([])) < len(shown):
-            yield Problem(path, "has two preferred labels of one feature", remedy(path))
+        features = rows.group_by(list(table.key[:3])).aggregate([("preferred", "sum")])
+        if not pc.all(pc.equal(features.column("preferred_sum"), 1)).as_py():
+            what = "has labels of a feature of which not exactly one is preferred"
+            yield Problem(path, what, remedy(path))
     for sae in scope.snapshot.saes if "feature_id" in table.key else ():
         features = rows_of_sae(rows, sae).column("feature_id")
         if len(features) and not _between(features, sae.d_sae):

@@ -119,22 +119,23 @@ def test_every_answer_about_a_feature_has_its_label(folder: Path) -> None:
     assert "dates" not in str(three["document"].attributes())
 
 
-def test_verify_finds_two_preferred_labels(folder: Path) -> None:
+@pytest.mark.parametrize("preferred", [True, False])
+def test_verify_finds_two_preferred_labels_and_none(folder: Path, preferred: bool) -> None:
     with featuredb.open(folder) as db:
         db.label("demo/3", "music")
         db.label("demo/3", "songs")
         db.label("other/3", "music")
     assert featuredb.verify(folder).ok
 
-    def all_preferred(_: Snapshot, tables: Tables) -> Tables:
+    def all_so(_: Snapshot, tables: Tables) -> Tables:
         rows = tables["labels"]
-        shown = pa.array([True] * len(rows))
+        shown = pa.array([preferred] * len(rows))
         at = rows.column_names.index("preferred")
         return {"labels": rows.set_column(at, rows.schema.field(at), shown)}
 
-    change_user_data(folder, [LABELS], all_preferred, "label")
+    change_user_data(folder, [LABELS], all_so, "label")
     (problem,) = featuredb.verify(folder).problems
-    assert "has two preferred labels of one feature" in str(problem)
+    assert "of which not exactly one is preferred" in str(problem)
 
 
 def test_a_handle_on_an_older_snapshot_stays_there(folder: Path) -> None:

@@ -65,6 +65,7 @@ def test_by_meaning(
         assert answer[0].feature_id == feature, query
         assert answer[0].score > answer[1].score
     assert answer[0].matched == "the courts and the law"
+    assert "the\u00a0courts" in str(answer)
     # Vectors are kept: a second handle embeds the query alone.
     assert list((tmp_path / "meaning").glob("*.lance"))
     monkeypatch.setattr(

@@ -82,7 +82,7 @@ def test_documents(world: World, data: st.DataObject) -> None:
 def test_what_is_shown_and_what_cannot_be_asked(made_document: Path) -> None:
     with featuredb.open(made_document) as db:
         shown = str(db.document(1, 0)).splitlines()
-        assert shown[0] == "document 1 · 3 tokens · s/0 fires on 1"
+        assert shown[0] == "document 1 · 3 tokens · s/0 · fires on 1"
         assert "a title" in shown[2]
         assert shown[-1] == " a «b» a"
         for options, message in (

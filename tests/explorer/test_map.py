@@ -20,7 +20,7 @@ from featuredb.labels.write import add_labels
 from featuredb.store.store import Store
 from featuredb.store.user_data import MEASURED
 from ingest.operations.user_data import write_user_data
-from tests.explorer.conftest import SHOWN_LABEL, Running, hostile_world, serving
+from tests.explorer.conftest import LABEL, SHOWN_LABEL, Running, hostile_world, serving
 from tests.make_store import make_store
 from tests.user_rows import measured
 
@@ -68,6 +68,8 @@ def told(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "method": ["<b>" if i < 20 else f"method {i % 8}" for i in features],
     }
     scores = {"row": [0, 4, 4], "scorer": ["it's", "it's", "fuzz"], "value": [0.5, 0.25, 0.75]}
+    with featuredb.open(path) as db:
+        db.remove_label(f"{SAE}/5", LABEL)  # a person's, which no import takes over from
     batch = LabelBatch(pa.table(labels), pa.table(scores), sae=SAE)
     add_labels(path, batch)
     return path

@@ -54,7 +54,6 @@ _TYPES = {
     "parquet": "application/vnd.apache.parquet",
 }
 _ASSETS = {
-    "explorer.css": "text/css",
     "explorer.js": "text/javascript",
     "map.js": "text/javascript",
     "icon.svg": "image/svg+xml",

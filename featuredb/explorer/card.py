@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
-
-from markupsafe import Markup
 
 from featuredb.database import Database
 from featuredb.errors import OptionError
@@ -30,10 +27,6 @@ def card(database: Database, features: Sequence[int | str]) -> str:
         views = passaged(view), statistics(view), nearest(view)
         drawn = [section_of(each, linked=False) for each in views]
         cards.append((sae.name, number, top, *drawn))
-    # Ours, and inside <style>, where nothing is escaped.
-    style = Markup(
-        files("featuredb.explorer").joinpath("assets", "explorer.css").read_text("utf-8")
-    )
     about = f"{database.snapshot.model.id} · snapshot {database.snapshot.number}"
     title = ", ".join(f"{sae}/{number}" for sae, number, *_ in cards)
-    return render("card.html", cards=cards, style=style, about=about, title=title)
+    return render("card.html", cards=cards, about=about, title=title)

@@ -10,6 +10,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from featuredb.explorer.drawing import style_source
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -24,7 +26,7 @@ SLOWEST = 10.0
 """Seconds that a client has for its headers, and for each piece of a body."""
 
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self' {style}; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors {ancestors}; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
@@ -151,7 +153,8 @@ def _bounded(receive: Receive) -> Receive:
 
 
 def _with_headers(send: Send, embedded: bool) -> Send:
-    policy = _POLICY.format(ancestors=_LOCAL if embedded else "'none'").encode()
+    ancestors = _LOCAL if embedded else "'none'"
+    policy = _POLICY.format(style=style_source(), ancestors=ancestors).encode()
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":

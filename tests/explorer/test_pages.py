@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import featuredb
+from featuredb.explorer.drawing import style
 from featuredb.render.numbers import number
 from featuredb.render.view import Shown
 from tests.explorer.conftest import Running, serving
@@ -55,6 +56,10 @@ def test_a_page_is_drawn_and_hostile_text_is_inert(running: Running, name: str) 
     html = body.decode()
     assert status == REFUSED.get(name, 200), html[-500:]
     assert "default-src 'none'" in headers["content-security-policy"]
+    # Our own sheet, which the policy allows by its hash, and no other.
+    sheet = f"<style>{style()}</style>"
+    assert html.count(sheet) == 1
+    html = html.replace(sheet, "")
     page = _Tags()
     page.feed(html)
     assert set(page.tags) <= set(_TAGS.split())

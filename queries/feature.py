@@ -120,13 +120,7 @@ class FeatureCard(Answer):
         if len(self.silent):
             heading = Heading("", "silent", " though one of its tokens is there")
             sections.append([heading, self.silent.passages()])
-        near_to = [
-            _near(each, Chance(**self.chance[each.by]))
-            for each in (self.neighbors, self.coactive)
-            if len(each)
-        ]
-        if near_to:
-            sections.append([Group(near_to)])
+        sections += _near((self.neighbors, self.coactive), self.chance)
         return View(sections)
 
     def _not_above(self, parts: Sequence[Part]) -> list[Part]:
@@ -172,6 +166,12 @@ def feature_numbers(store: Store, sae: Sae, number: int) -> FeatureNumbers:
     return FeatureNumbers(row, measured_row(store, sae, number), store.labels.of(sae, number))
 
 
+def feature_neighbors(reader: Reader, sae: Sae, number: int) -> View:
+    """A feature's neighbors alone, as its card shows them, without reading texts."""
+    near_to = [near_on_card(reader, sae, number, NEIGHBORS, by) for by in _KINDS]
+    return View(_near(near_to, _chances(reader.store, sae, number)))
+
+
 def feature_card(reader: Reader, feature: int | str, k: int | None = None) -> FeatureCard:
     """The feature's row of ``features``, contexts of each kind and its neighbors.
 
@@ -184,18 +184,14 @@ def feature_card(reader: Reader, feature: int | str, k: int | None = None) -> Fe
     contexts = feature_contexts(store, sae, number)
     silent = SILENT if store.texts.scannable else 0
     most = NEIGHBORS if k is None else k
-    near_to = [near_on_card(reader, sae, number, most, by) for by in _KINDS]
     return FeatureCard(
         _row(store, sae, store.features.card(sae, number), contexts),
         contexts=top,
         sample=drawn(store, sae, number, contexts, FIFTHS * PER_FIFTH, FIFTHS),
         silent=with_tokens(store, sae, number, contexts.context_id, silent),
-        neighbors=near_to[0],
-        coactive=near_to[1],
-        chance={
-            "decoder": chance(store, sae, "decoder")._asdict(),
-            "coactivation": _coactive_by_chance(store, sae, number)._asdict(),
-        },
+        neighbors=near_on_card(reader, sae, number, most, "decoder"),
+        coactive=near_on_card(reader, sae, number, most, "coactivation"),
+        chance=_chances(store, sae, number),
         measured=measured_row(store, sae, number),
         labels=store.labels.of(sae, number),
     )
@@ -329,7 +325,23 @@ def _logits(name: str, entries: Sequence[Mapping[str, Any]]) -> Table:
     return Table(columns, more=len(entries) - len(shown))
 
 
-def _near(neighbors: Neighbors, chance: Chance) -> list[Part]:
+def _chances(store: Store, sae: Sae, number: int) -> dict[str, dict[str, float | None]]:
+    """By way of being near, what chance gives: fields of `Chance`."""
+    return {
+        "decoder": chance(store, sae, "decoder")._asdict(),
+        "coactivation": _coactive_by_chance(store, sae, number)._asdict(),
+    }
+
+
+def _near(
+    near_to: Sequence[Neighbors], chances: Mapping[str, Mapping[str, float | None]]
+) -> list[list[Part]]:
+    """A section of neighbors by each way of being near, none without any."""
+    blocks = [_near_by(each, Chance(**chances[each.by])) for each in near_to if len(each)]
+    return [[Group(blocks)]] if blocks else []
+
+
+def _near_by(neighbors: Neighbors, chance: Chance) -> list[Part]:
     by = "co-activation" if neighbors.by == "coactivation" else neighbors.by
     shown = []
     if chance.random is not None:

@@ -15,6 +15,7 @@ from featuredb.explorer.model import ModelLoader
 from featuredb.explorer.panel import Panel, Spelling, call, method
 from featuredb.explorer.placing import Placing
 from featuredb.store.store import Store
+from queries.connection import Reader
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Site:
     def store(self) -> Store:
         """The database's, which moves on when a label is written."""
         return self.database._store
+
+    @property
+    def reader(self) -> Reader:
+        """Of what is served."""
+        return self.database._reader
 
     def label(self, feature: str, text: str) -> None:
         """Label a feature. Pages and the console see it then. Raises as `Database.label`."""

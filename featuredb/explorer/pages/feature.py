@@ -11,12 +11,12 @@ from featuredb.explorer.address import Address, feature_url
 from featuredb.explorer.pages.text import firing_on
 from featuredb.explorer.pages.where_it_fires import where_it_fires
 from featuredb.explorer.panel import Panel, literal, macro
-from featuredb.explorer.parts_of_card import examples, nearest
+from featuredb.explorer.parts_of_card import examples
 from featuredb.explorer.site import Site, WebPage
 from featuredb.render.view import View
 from featuredb.store.names import parse_feature
 from featuredb.store.snapshot import Sae
-from queries.feature import FeatureCard, FeatureNumbers, feature_numbers
+from queries.feature import FeatureCard, FeatureNumbers, feature_neighbors, feature_numbers
 from queries.shaded_text import ShadedText
 
 _SHOWN = ("top", "sample", "silent")
@@ -54,7 +54,14 @@ def page(site: Site, asked: Address) -> WebPage:
     panels = [
         Panel("feature", "Statistics", card, spelling, drawn=lambda: _numbers(numbers, mark())),
         _contexts(site, asked, name, full),
-        Panel("nearest", "Nearest", card, spelling, lazy=True, shown=_nearest),
+        Panel(
+            "nearest",
+            "Nearest",
+            card,
+            spelling,
+            lazy=True,
+            drawn=lambda: feature_neighbors(site.reader, sae, number),
+        ),
         _near(site, asked, name, full, "encoder"),
         *(_coactive(site, name, full, unit) for unit in ("token", "document")),
         *where_it_fires(site, asked, full),
@@ -99,10 +106,6 @@ def _numbers(numbers: FeatureNumbers, mark: float | None) -> View:
 
 def _range(card: FeatureCard) -> View:
     return examples(card.view())
-
-
-def _nearest(card: FeatureCard) -> View:
-    return nearest(card.view())
 
 
 def random_page(site: Site, asked: Address) -> WebPage:

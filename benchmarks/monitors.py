@@ -48,16 +48,18 @@ def throughput(db: featuredb.Database, features: int, rounds: int) -> None:
 
     ratios = []
     for number in range(rounds + 1):
-        seconds = []
+        spent = {}
         for run in (bare, with_monitor) if number % 2 else (with_monitor, bare):
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             run()
-            seconds.append((run.__name__, time.perf_counter() - start))
-        spent = dict(seconds)
+            spent[run.__name__] = time.perf_counter() - start, time.process_time() - cpu
         if number:  # the first round warms up
-            ratios.append(spent["with_monitor"] / spent["bare"])
-            print({name: round(tokens / s) for name, s in spent.items()}, flush=True)
-    print(f"{sae}: {features} watched features take {np.median(ratios):.3f} x the bare pass")
+            pairs = zip(spent["with_monitor"], spent["bare"], strict=True)
+            ratios.append([watched / bare for watched, bare in pairs])
+            print({name: round(tokens / s) for name, (s, _) in spent.items()}, flush=True)
+    wall, cpu = np.median(ratios, axis=0)
+    print(f"{sae}: {features} watched features take {wall:.3f} x the time of the bare pass")
+    print(f"and {cpu:.3f} x its CPU time; rounds {np.round(np.array(ratios)[:, 1], 3)}")
 
 
 def replays(db: featuredb.Database, rounds: int) -> None:

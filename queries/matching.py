@@ -66,7 +66,7 @@ class Conditions:
             for places in (self.every, self.some, self.none)
         )
         leading = every[:1] or some
-        keys = np.unique(np.concatenate([unit.key for unit in leading]))
+        keys = _union([unit.key for unit in leading])
         for other in every[1:]:
             keys = keys[_row_of(other.key, keys) >= 0]
         keys = _with_some(keys, self.least, [_row_of(s.key, keys) >= 0 for s in some])
@@ -83,7 +83,7 @@ class Conditions:
 
     def _places(self, store: Store) -> Matched:
         """Places of the first of `every`, else of any of `some`, by what is in their reach."""
-        position = np.unique(np.concatenate([p.position for p in self.every[:1] or self.some]))
+        position = _union([p.position for p in self.every[:1] or self.some])
         first, last = _ends(store, self.unit, self.within, position)
         held = np.ones(len(position), bool)
         columns: list[Floats] = [p.activation for p in self.every[:1]]
@@ -115,10 +115,28 @@ class _Strongest(NamedTuple):
 
 
 def _strongest(places: Places, keys: Ints) -> _Strongest:
-    # The last of equal keys in this order is the strongest place, of ties the first.
-    order = np.lexsort((-places.position, places.activation, keys))
-    last = np.flatnonzero(np.append(keys[1:] != keys[:-1], True)) if len(keys) else order
-    return _Strongest(keys[last], places.position[order][last], places.activation[order][last])
+    """keys: of each place, ascending as places do."""
+    first = np.flatnonzero(_new(keys))
+    if len(first) == len(keys):  # tokens
+        return _Strongest(keys, places.position, places.activation)
+    unit = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(keys))))
+    largest = np.maximum.reduceat(places.activation, first)
+    at = np.flatnonzero(places.activation == largest[unit])
+    at = at[_new(unit[at])]
+    return _Strongest(keys[at], places.position[at], places.activation[at])
+
+
+def _new(keys: Ints) -> Bools:
+    """Whether each of ascending keys is another than the one before."""
+    return np.append(np.ones(min(len(keys), 1), bool), keys[1:] != keys[:-1])
+
+
+def _union(several: Sequence[Ints]) -> Ints:
+    """The distinct values of arrays that ascend and have none twice, ascending."""
+    if len(several) == 1:
+        return several[0]
+    values = np.sort(np.concatenate(several))
+    return values[_new(values)]
 
 
 def _with_some(rows: Ints, least: int, met: Sequence[Bools]) -> Ints:

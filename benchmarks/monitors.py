@@ -2,7 +2,7 @@
 
 `--throughput` times 64 watched features over a bare forward pass of the same batches. `--replay`
 times replays of rules over all that a database stores; it needs no model. Without either, spam is
-the example, see `benchmarks.spam`. What was encoded for it is kept beside `--tarball`.
+the example, see `benchmarks.spam`. What was encoded for it is kept in the cache of the demo.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -103,7 +102,6 @@ def replays(db: featuredb.Database, rounds: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("db")
-    parser.add_argument("--tarball", type=Path, default=Path("spam-assassin.tgz"))
     parser.add_argument("--most", type=int, default=10_000, help="mails of each set")
     parser.add_argument("--tokens", type=int, default=128, help="of each mail")
     parser.add_argument("--stored", type=int, default=500, help="texts of the database")
@@ -122,4 +120,4 @@ if __name__ == "__main__":
             from benchmarks.spam import example
 
             how = (given.most, given.tokens, given.stored, given.seed)
-            example(database, given.tarball, *how)
+            example(database, *how)

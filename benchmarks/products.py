@@ -20,17 +20,9 @@ from rich.table import Table
 from torch import Tensor
 
 from ingest.sae.codes import compact, in_rows
+from ingest.sae.split import bfloat16_parts
 
 _CHECKED_ROWS = 512
-
-
-def parts(weights: Tensor, count: int) -> list[Tensor]:
-    """bfloat16 tensors that add up to float32 weights, 8 bits each."""
-    found, rest = [], weights
-    for _ in range(count):
-        found.append(rest.bfloat16())
-        rest = rest - found[-1].float()
-    return found
 
 
 def by_parts(x: Tensor, weights: list[Tensor]) -> Tensor:
@@ -82,7 +74,7 @@ def products(rows: int, d: int, d_sae: int, table: Table) -> None:
     x[:, :4] *= 30  # a few large dimensions, as in residuals
     weights = torch.randn(d, d_sae, device="cuda") / d**0.5
     flops = 2.0 * rows * d * d_sae
-    two, three = parts(weights, 2), parts(weights, 3)
+    two, three = bfloat16_parts(weights, 2), bfloat16_parts(weights, 3)
     long_two, long_three = torch.cat(two[::-1]), torch.cat(three[::-1])
     wide = x.float()
     ways: dict[str, Callable[[], Tensor]] = {

@@ -38,10 +38,10 @@ class SplitEncoder(Encoder):
     def of(cls, encoder: Encoder) -> SplitEncoder:
         """The same encoder, which must not normalize."""
         weights = encoder.W_enc
-        parts = _parts(weights)
+        parts = bfloat16_parts(weights)
         bias = _folded_bias(encoder)
         rows = torch.zeros(_BIAS_ROWS, weights.shape[1], device=weights.device)
-        for number, part in enumerate(_parts(bias)):
+        for number, part in enumerate(bfloat16_parts(bias)):
             rows[number] = part
         stacked = torch.cat([*reversed(parts), rows.bfloat16()])  # the smallest first
         return cls(
@@ -82,11 +82,11 @@ def can_split(encoder: Encoder, model_dtype: torch.dtype) -> bool:
     return exact and model_dtype == torch.bfloat16
 
 
-def _parts(values: Tensor) -> list[Tensor]:
-    """bfloat16 tensors whose sum is `values`, the largest first, as many as it takes."""
+def bfloat16_parts(values: Tensor, most: int = _MOST_PARTS) -> list[Tensor]:
+    """bfloat16 tensors that add up to `values`, the largest first, as many as it takes."""
     found: list[Tensor] = []
     rest = values.float()
-    while len(found) < _MOST_PARTS and (not found or bool(rest.any())):
+    while len(found) < most and (not found or bool(rest.any())):
         found.append(rest.bfloat16())
         rest = rest - found[-1].float()
     return found

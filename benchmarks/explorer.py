@@ -2,16 +2,18 @@
 
 Prints the tables of docs/benchmarks.md. Per page: milliseconds on the server (median and 95th
 percentile over different features or contexts, none asked for before), CPU of the server for one,
-and bytes. Then, by headless Chromium with an empty cache: the first contentful paint, requests and
-bytes. Then many clients (`--clients`, `--seconds`), each with a page a second: requests, failures,
-50th and 99th percentile, how the server's memory grew. `--no-load` leaves that out: on a machine
-that others use, the CPU column is what can be trusted.
+and bytes. Then, by headless Chromium with an empty cache: the first contentful paint beside that of
+an empty page, by turns, requests and bytes. Then many clients (`--clients`, `--seconds`), each on a
+page of its own: people, who read for 5 s on average before the next page, and programs with a page
+a second each: requests, failures, 50th and 99th percentile, the server's CPU, how its memory grew.
+`--no-load` leaves that out: on a machine that others use, CPU is what can be trusted.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import http.server
 import os
 import random
 import shutil
@@ -28,6 +30,7 @@ from urllib.parse import quote, urlsplit
 import featuredb
 
 Page = Callable[[random.Random], str]
+_PAINTS = 15
 _WORDS = ("music", "river", "war", "king", "bridge", "island", "disease", "science", "church")
 
 
@@ -126,53 +129,85 @@ def main() -> None:
             size = statistics.median(size for _, size, _ in answers) / 1e3
             print(f"| {name} | {times[9]:.0f} | {times[18]:.0f} | {cpu:.0f} | {size:.0f} |")
         print(f"\nThe server answers {start:.1f} s after it is started.")
-        paint(server, asked["feature"](random.Random(1)))
+        paint(server, asked["feature"])
         if not options.no_load:
-            load(server, asked["feature"], options.clients, options.seconds)
+            for who, every, least in (("people", 5.0, 2.0), ("programs", 1.0, 1.0)):
+                load(server, asked["feature"], who, options.clients, options.seconds, every, least)
 
 
-def paint(server: Server, path: str) -> None:
-    """How soon a browser with an empty cache shows something of a feature's page."""
+def paint(server: Server, page: Page) -> None:
+    """How soon a browser with an empty cache shows something of features' pages."""
     chromium = shutil.which("chromium")
     if chromium is None:
         print("no chromium: first contentful paint not measured")
         return
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright:
+    draw = random.Random(1)
+    with sync_playwright() as playwright, empty_page() as empty:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        paints, sizes, requests = [], [], 0
-        for _ in range(7):
-            context = browser.new_context()
-            tab = context.new_page()
-            context.request.get(server.url)
-            tab.goto(server.base + path, wait_until="load")
-            tab.wait_for_timeout(200)
-            entry = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
-            # Not wait_for_function: the pages' policy allows no eval.
-            paints.append(tab.evaluate(entry))
-            loaded = tab.evaluate(
-                "[...performance.getEntriesByType('navigation'), "
-                "...performance.getEntriesByType('resource')].map((e) => e.transferSize)"
-            )
-            requests, sizes = len(loaded), [*sizes, sum(loaded)]
-            context.close()
+        paints: dict[str, list[float]] = {"an empty page": [], "a feature": []}
+        sizes, requests = [], 0
+        for _ in range(_PAINTS):
+            for name, address in zip(paints, (empty, server.base + page(draw)), strict=True):
+                context = browser.new_context()
+                tab = context.new_page()
+                context.request.get(server.url)
+                # The browser loads pages of its own beside a new tab's first.
+                tab.wait_for_timeout(700)
+                tab.goto(address, wait_until="load")
+                tab.wait_for_timeout(300)
+                entry = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+                # Not wait_for_function: the pages' policy allows no eval.
+                paints[name].append(tab.evaluate(entry))
+                loaded = tab.evaluate(
+                    "[...performance.getEntriesByType('navigation'), "
+                    "...performance.getEntriesByType('resource')].map((e) => e.transferSize)"
+                )
+                requests = len(loaded)
+                if address != empty:
+                    sizes.append(sum(loaded))
+                context.close()
         browser.close()
-    print(
-        f"first contentful paint {statistics.median(paints):.0f} ms, {requests} requests, "
-        f"{statistics.median(sizes) / 1e3:.0f} KB"
-    )
+    for name, times in paints.items():
+        marks = statistics.quantiles(times, n=4)
+        print(
+            f"first contentful paint, {name}: {marks[1]:.0f} ms ({marks[0]:.0f} to {marks[2]:.0f})"
+        )
+    print(f"a feature: {requests} requests, {statistics.median(sizes) / 1e3:.0f} KB")
 
 
-def load(server: Server, page: Page, clients: int, seconds: float) -> None:
-    """Many clients, each with a page a second."""
+@contextmanager
+def empty_page() -> Iterator[str]:
+    """The address of a page with a word."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<!doctype html><title>empty</title><p>empty")
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def load(
+    server: Server, page: Page, who: str, clients: int, seconds: float, every: float, least: float
+) -> None:
+    """Many clients, each with a page every so many seconds on average, and at least `least`."""
     times: list[float] = []
     failures: list[object] = []
-    before, until = server.memory, time.monotonic() + seconds
+    before, cpu, until = server.memory, server.cpu, time.monotonic() + seconds
 
     def client(number: int) -> None:
         draw = random.Random(number)
-        time.sleep(draw.random())
+        time.sleep(every * draw.random())
         while time.monotonic() < until:
             try:
                 status, _, took = server.get(page(draw))
@@ -182,7 +217,8 @@ def load(server: Server, page: Page, clients: int, seconds: float) -> None:
             times.append(1e3 * took)
             if status != 200:
                 failures.append(status)
-            time.sleep(max(0.0, 1.0 - took))
+            wait = least + (every - least) * 2 * draw.random()
+            time.sleep(max(0.0, min(wait - took, until - time.monotonic())))
 
     threads = [threading.Thread(target=client, args=(n,)) for n in range(clients)]
     for thread in threads:
@@ -191,9 +227,11 @@ def load(server: Server, page: Page, clients: int, seconds: float) -> None:
         thread.join()
     marks = statistics.quantiles(times, n=100)
     grown = (server.memory - before) / 1e6
+    spent = 1e3 * (server.cpu - cpu) / len(times)
     print(
-        f"{clients} clients for {seconds:.0f} s: {len(times):,} pages, {len(failures)} failed, "
-        f"p50 {marks[49]:.0f} ms, p99 {marks[98]:.0f} ms, memory {grown:+.0f} MB"
+        f"{clients} {who} for {seconds:.0f} s: {len(times):,} pages, {len(failures)} failed, "
+        f"p50 {marks[49]:.0f} ms, p99 {marks[98]:.0f} ms, CPU {spent:.0f} ms a page, "
+        f"memory {grown:+.0f} MB"
     )
 
 

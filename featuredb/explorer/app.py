@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any
@@ -26,7 +28,8 @@ from featuredb.errors import (
 )
 from featuredb.explorer.address import Address, feature_url
 from featuredb.explorer.cache import PageCache
-from featuredb.explorer.drawing import render, section_of
+from featuredb.explorer.drawing import generate, render, section_of
+from featuredb.explorer.early import MARK, Early
 from featuredb.explorer.guard import TooMuch, TooSlow
 from featuredb.explorer.pages import (
     compare,
@@ -61,6 +64,9 @@ _ASSETS = {
 
 _AT_ONCE = 4
 """Pages drawn at the same time. More only wait for one another, each with its memory."""
+
+_RUN = secrets.token_hex(8)
+"""Of this process: what another drew may look otherwise."""
 
 _FOLLOWED = 8
 """Generations that are followed, or wait for their turn, at the same time."""
@@ -131,15 +137,33 @@ def _answering(site: Site, cache: PageCache, turns: CapacityLimiter, page: PageO
             pairs += await _form(request)
         asked = Address(path, tuple(pairs))
         key = (request.method, form, asked)
+        tag = _tag(site, form, asked)
         kept = cache.get(key)
         if kept is not None:
-            return kept
+            same = tag in request.headers.get("if-none-match", "")
+            return Response(status_code=304, headers=_asked_again(tag)) if same else kept
         made, lasting = await to_thread.run_sync(answer, site, page, asked, form, limiter=turns)
-        if lasting and request.method == "GET":
+        lasting = lasting and request.method == "GET"
+        if lasting:
+            made.headers.update(_asked_again(tag))
+        if isinstance(made, Early):
+            made.turns, made.whole = turns, partial(cache.put, key) if lasting else None
+        elif lasting:
             cache.put(key, made)
         return made
 
     return endpoint
+
+
+def _tag(site: Site, form: str, asked: Address) -> str:
+    """Of what an address shows: the same as long as the server and its snapshot are."""
+    facts = (_RUN, site.store.snapshot.number, form, asked.path, asked.pairs)
+    return f'"{hashlib.blake2b(repr(facts).encode(), digest_size=12).hexdigest()}"'
+
+
+def _asked_again(tag: str) -> dict[str, str]:
+    """A browser keeps the page, and asks each time whether it still is the same."""
+    return {"etag": tag, "cache-control": "no-cache"}
 
 
 def _labeling(site: Site, cache: PageCache) -> Any:
@@ -244,12 +268,7 @@ def _of_page(site: Site, page: WebPage, asked: Address, form: str) -> Response:
     if asked.flag("fragment") and panel is not None:
         return Response(str(drawn(panel, asked)), media_type="text/html")
     shown = (panel,) if name and panel is not None else page.panels
-    return _html(site, page, asked, [(p, _placed(p, asked, lazy=not name)) for p in shown])
-
-
-def _placed(panel: Panel, asked: Address, *, lazy: bool) -> Markup | None:
-    """The panel, or None where the page asks for it later."""
-    return None if panel.lazy and lazy else drawn(panel, asked)
+    return _html(site, page, asked, shown)
 
 
 def drawn(panel: Panel, asked: Address) -> Markup:
@@ -261,8 +280,12 @@ def drawn(panel: Panel, asked: Address) -> Markup:
         waiting = True
     except FeatureDBError as error:
         failure = one_line(error)
-    values = {"inside": inside, "failure": failure, "waiting": waiting}
-    return Markup(render("panel.html", panel=panel, asked=asked, **values))
+    return _section(panel, asked, inside=inside, failure=failure, waiting=waiting)
+
+
+def _section(panel: Panel, asked: Address, **values: Any) -> Markup:
+    none = {"inside": "", "failure": "", "waiting": False}
+    return Markup(render("panel.html", panel=panel, asked=asked, **none | values))
 
 
 def _data(panel: Panel, form: str) -> Response:
@@ -271,21 +294,42 @@ def _data(panel: Panel, form: str) -> Response:
     return Response(data, media_type=_TYPES[form], headers={"content-disposition": name})
 
 
-def _html(
-    site: Site, page: WebPage, asked: Address, panels: list[tuple[Panel, Markup | None]]
-) -> Response:
-    text = render(
+class _Panels(dict[str, Panel]):
+    """Panels by name, each drawn as a template comes to it."""
+
+    def __init__(self, panels: Sequence[Panel], asked: Address) -> None:
+        super().__init__({panel.name: panel for panel in panels})
+        self._asked = asked
+        self.broken = False
+
+    def drawn(self, name: str) -> Markup | None:
+        """None where the page asks for it later."""
+        panel = self[name]
+        if panel.lazy and not self._asked.text("panel"):
+            return None
+        try:
+            return drawn(panel, self._asked)
+        except Exception as error:
+            # The page's beginning may be sent: only the panel can say so.
+            self.broken = True
+            return _section(panel, self._asked, failure=_bug(self._asked.path, error))
+
+
+def _html(site: Site, page: WebPage, asked: Address, panels: Sequence[Panel] = ()) -> Response:
+    drawings = _Panels(panels, asked)
+    pieces = generate(
         page.template,
         site=site,
         page=page,
         asked=asked,
-        panels={panel.name: (panel, inside) for panel, inside in panels},
+        panels=drawings,
         alone=len(panels) == 1 and bool(asked.text("panel")),
         embedded=asked.flag("embed"),
         version=__version__,
+        early=MARK,
         **page.values,
     )
-    return Response(text, page.status, media_type="text/html")
+    return Early(pieces, page.status, lambda: not drawings.broken)
 
 
 def _error(site: Site, asked: Address, error: FeatureDBError, form: str) -> Response:
@@ -295,7 +339,7 @@ def _error(site: Site, asked: Address, error: FeatureDBError, form: str) -> Resp
         return JSONResponse({"error": one_line(error)}, status)
     page = WebPage("error.html", "Not found" if missing else "No answer", (), {}, status)
     page = WebPage(page.template, page.title, (), {"reason": one_line(error)}, status)
-    return _html(site, page, asked, [])
+    return _html(site, page, asked)
 
 
 def _refused(site: Site) -> Any:
@@ -303,16 +347,21 @@ def _refused(site: Site) -> Any:
         asked = Address(request.url.path)
         reason = "there is no such page" if error.status_code == 404 else error.detail
         page = WebPage("error.html", "No such page", (), {"reason": reason}, error.status_code)
-        return _html(site, page, asked, [])
+        return _html(site, page, asked)
 
     return handle
 
 
 def _failed(site: Site) -> Any:
     def handle(request: Request, error: Exception) -> Response:
-        _log.error("%s: %s", request.url.path, first_line(error), exc_info=error)
-        reason = f"an error of featuredb itself ({type(error).__name__}), which `serve` has logged"
+        reason = _bug(request.url.path, error)
         page = WebPage("error.html", "An error", (), {"reason": reason}, 500)
-        return _html(site, page, Address(request.url.path), [])
+        return _html(site, page, Address(request.url.path))
 
     return handle
+
+
+def _bug(path: str, error: Exception) -> str:
+    """Logs an error of ours. Returns what a reader is told."""
+    _log.error("%s: %s", path, first_line(error), exc_info=error)
+    return f"an error of featuredb itself ({type(error).__name__}), which `serve` has logged"

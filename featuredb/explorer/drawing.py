@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -82,3 +82,8 @@ def environment() -> jinja2.Environment:
 def render(template: str, **values: Any) -> str:
     """A page."""
     return environment().get_template(template).render(**values)
+
+
+def generate(template: str, **values: Any) -> Iterator[str]:
+    """A page, piece by piece as it is drawn."""
+    return environment().get_template(template).generate(**values)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import featuredb
+from featuredb.errors import QueryError
 from featuredb.explorer.drawing import style
 from featuredb.render.numbers import number
 from featuredb.render.view import Shown
@@ -214,12 +217,59 @@ def test_an_error_of_ours_is_logged_and_says_so(
     with serving(database) as served:
         status, body, headers = served.get("/")
         assert served.get("/feature/a/sae/5")[0] == 200
-    assert status == 500
+        assert served.get("/index.json?panel=info")[0] == 500
+        monkeypatch.undo()
+        # It was not kept.
+        again = served.get("/", headers={"If-None-Match": headers["etag"]})
+    # One panel says so, and the page's others are there.
+    assert status == 200
     assert "an error of featuredb itself (RuntimeError)" in body.decode()
+    assert b'id="provenance"' in body
+    assert again[0] == 200
+    assert b"an error of featuredb" not in again[1]
     assert b"with <b>" not in body
     assert b"Traceback" not in body
     assert "default-src 'none'" in headers["content-security-policy"]
     assert "a bug, with <b>" in caplog.text
+
+
+def test_a_page_begins_before_its_panels_are_drawn(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+
+    def slow(self: featuredb.Database, *_: object, **__: object) -> None:
+        assert go.wait(30)
+        raise QueryError("late")
+
+    monkeypatch.setattr(featuredb.Database, "top_contexts", slow)
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
+    cookie = f"featuredb-{running.port}={running.token}"
+    connection.request("GET", f"/feature/{F}?k=7", headers={"Cookie": cookie})
+    answer = connection.getresponse()
+    begun = b""
+    while b"Test a text" not in begun:
+        begun += answer.read1(65_536)
+    assert b'id="contexts"' not in begun
+    go.set()
+    rest = answer.read()
+    connection.close()
+    assert b"late" in rest
+    assert rest.rstrip().endswith(b"</html>")
+    assert b"\0" not in begun + rest
+
+
+def test_a_page_that_is_the_same_is_not_sent_again(running: Running) -> None:
+    path = f"/feature/{F}?k=6"
+    status, body, headers = running.get(path)
+    assert (status, headers["cache-control"]) == (200, "no-cache")
+    asked = {"If-None-Match": headers["etag"]}
+    assert running.get(path, headers=asked)[:2] == (304, b"")
+    assert running.get(path)[:2] == (200, body)
+    assert running.get(f"/feature/{F}?k=5", headers=asked)[0] == 200
+    # What depends on the model, on chance or on what was sent is asked for anew.
+    for other in ("/random", "/sql?q=FROM+features"):
+        assert "etag" not in running.get(other)[2], other
 
 
 def test_a_database_behind_a_url_is_served(database: Path, object_store: ObjectStore) -> None:

@@ -164,7 +164,7 @@ class FeatureAnswer(Answer):
 
     sae: str
     feature_id: int
-    label: str | None = field(default=None, kw_only=True, metadata=FOR_DISPLAY)
+    label: str | None = field(default=None, kw_only=True)
 
     @property
     def feature(self) -> str:

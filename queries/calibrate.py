@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from featuredb.errors import QueryError, RuleError
 from featuredb.render import numbers
-from featuredb.render.view import Column, Heading, Table, View
+from featuredb.render.view import Column, Heading, Part, Table, View
 from featuredb.store.names import folded
 from queries.answers import Answer
 from queries.arguments import check_text
@@ -30,11 +30,12 @@ from queries.catalog import literals
 from queries.connection import Reader
 from queries.filters import contexts_where
 from queries.question import Question
-from queries.replay import rule_of
+from queries.replay import rule_labels, rule_of
 from queries.rules.alarms_sql import beginnings_sql
 from queries.rules.compiled import Compiled, silent_level
 from queries.rules.rule import FeatureRule
 from queries.rules.tree import Compare, Node, Not, Open, children, nodes, replaced
+from queries.show import label_table
 from queries.sql import duckdb_errors
 from queries.tails import Z95, wilson
 
@@ -117,7 +118,7 @@ class Calibration(Answer):
     f64 (of documents with an alarm), share_low and share_high f64. The groups by rate descending.
 
     monitor: its name, or the rule. rule: every feature with its SAE, every number given. by: the
-    column of documents that groups them.
+    column of documents that groups them. labels: of the rule's features that have one, by name.
     """
 
     kind: ClassVar[str] = "calibration"
@@ -125,6 +126,7 @@ class Calibration(Answer):
     monitor: str
     rule: str
     by: str | None
+    labels: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
     def view(self) -> View:
         """The rates, highest first."""
@@ -134,21 +136,22 @@ class Calibration(Answer):
         heading = Heading("rate of ", self.monitor, rule)
         columns = [
             Column(self.by or "", ["all" if r.group is None else r.group for r in shown]),
-            Column("documents", [f"{r.documents:,}" for r in shown], right=True),
-            Column("tokens", [f"{r.tokens:,}" for r in shown], right=True),
             Column("alarms", [f"{r.alarms:,}" for r in shown], right=True),
             Column("per M tokens", [_range(r, "per_million") for r in shown], right=True),
             Column("of documents", [_range(r, "share", 100, " %") for r in shown], right=True),
+            Column("documents", [f"{r.documents:,}" for r in shown], right=True),
+            Column("tokens", [f"{r.tokens:,}" for r in shown], right=True),
         ]
-        return View([[heading], [Table(columns, more=len(rows) - len(shown))]])
+        first: list[Part] = [heading, *label_table(self.labels)]
+        return View([first, [Table(columns, more=len(rows) - len(shown))]])
 
 
 def _range(row: object, name: str, scale: float = 1.0, unit: str = "") -> str:
     value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))  # type: ignore[index]
-    text = f"{numbers.number(scale * value)}{unit}"
+    text = f"{numbers.short(scale * value)}{unit}"
     if low is None:
         return text
-    return f"{text} ({numbers.number(scale * low)} to {numbers.number(scale * high)})"
+    return f"{text} ({numbers.short(scale * low)}–{numbers.short(scale * high)})"
 
 
 def calibrate(
@@ -173,7 +176,13 @@ def calibrate(
             for value in np.unique(group)
         ]
         rows += sorted(made, key=lambda row: (-float(str(row["per_million"])), str(row["group"])))
-    return Calibration(pa.Table.from_pylist(rows, _SCHEMA), monitor=name, rule=found.text, by=by)
+    return Calibration(
+        pa.Table.from_pylist(rows, _SCHEMA),
+        monitor=name,
+        rule=found.text,
+        by=by,
+        labels=rule_labels(reader.store, found),
+    )
 
 
 def alarm_rate(reader: Reader, rule: FeatureRule, where: str | None = None) -> AlarmRate:

@@ -16,7 +16,7 @@ from featuredb.store.positions import pack
 from featuredb.store.recorded import CommonTokens, documents_of, members
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.store import Store
-from queries.answers import FOR_DISPLAY, FeatureAnswer, of_feature, titled
+from queries.answers import FeatureAnswer, of_feature, titled
 from queries.association import (
     COUNTS,
     MEASURES,
@@ -50,7 +50,7 @@ class Coactivation(FeatureAnswer):
 
     other_sae: str
     other_id: int
-    other_label: str | None = field(default=None, kw_only=True, metadata=FOR_DISPLAY)
+    other_label: str | None = field(default=None, kw_only=True)
 
     @property
     def other(self) -> str:

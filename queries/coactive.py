@@ -17,7 +17,7 @@ from featuredb.store.recorded import CommonTokens
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.statistics import SUMMARY_COLUMNS
 from queries import plots
-from queries.answers import FOR_DISPLAY, Answer, of_feature, titled
+from queries.answers import Answer, of_feature, titled
 from queries.arguments import check_choice, check_k
 from queries.association import (
     COUNTS,
@@ -78,7 +78,7 @@ class Coactive(Answer):
     by: str
     min_both: int
     n: int
-    label: str | None = field(default=None, kw_only=True, metadata=FOR_DISPLAY)
+    label: str | None = field(default=None, kw_only=True)
 
     @property
     def feature(self) -> str:

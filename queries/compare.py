@@ -188,6 +188,7 @@ def compare(reader: Reader, feature: int | str, other: int | str, k: int = 3) ->
         pa.table(columns),
         sae=one[0].name,
         feature_id=one[1],
+        label=store.labels.preferred(*one),
         other_sae=two[0].name,
         other_id=two[1],
         nearest=str(chance(store, one[0], "decoder")),

@@ -16,7 +16,7 @@ from featuredb.store.positions import pack
 from featuredb.store.recorded import recorded_by
 from featuredb.store.snapshot import Sae, Snapshot
 from featuredb.store.store import Store
-from queries.answers import FOR_DISPLAY, Answer, of_feature, titled
+from queries.answers import Answer, of_feature, titled
 from queries.arguments import is_whole
 from queries.catalog import literals
 from queries.connection import Reader
@@ -50,7 +50,7 @@ class WholeDocument(Answer):
     sae: str | None = None
     feature_id: int | None = None
     scale: float = 1.0
-    label: str | None = field(default=None, kw_only=True, metadata=FOR_DISPLAY)
+    label: str | None = field(default=None, kw_only=True)
 
     @property
     def feature(self) -> str | None:

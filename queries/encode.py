@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, cast, get_args
 
@@ -15,10 +15,11 @@ from featuredb.errors import QueryError
 from featuredb.render import numbers
 from featuredb.render.view import Heading, Records, View
 from featuredb.store.store import Store
-from queries.answers import Answer
+from queries.answers import FOR_DISPLAY, Answer
 from queries.arguments import check_choice, check_k, check_text
 from queries.fires import Encode, active_in_document, stored_document
 from queries.question import Question
+from queries.show import feature_name
 from queries.specificity import ActiveText
 
 Pool = Literal["max", "sum", "mean"]
@@ -44,10 +45,15 @@ class Encoded(Answer):
     kind: ClassVar[str] = "encoded"
 
     pool: Pool | None
+    labels: Mapping[str, str] = field(default_factory=dict, kw_only=True, metadata=FOR_DISPLAY)
+    """Of the features of the first rows, by name."""
 
     def view(self) -> View:
-        """The first rows."""
+        """The first rows, with labels."""
         shown = self.table.slice(0, _SHOWN)
+        if self.labels:
+            names = map(feature_name, self[:_SHOWN])
+            shown = shown.append_column("label", pa.array(map(self.labels.get, names), pa.string()))
         more = len(self) - len(shown)
         ending = [Heading(f"… {numbers.plural(more, 'more row')}")] if more else []
         return View([[Records(shown), *ending]])
@@ -62,7 +68,7 @@ class Named(NamedTuple):
 def encode(store: Store, texts: Texts, pool: Pool | None, k: int | None, run: Encode) -> Encoded:
     """See `featuredb.Database.encode`. run: the model and the SAEs."""
     tables = [each.table for each in encode_batches(store, texts, pool, k, run)]
-    return Encoded(pa.concat_tables(tables), pool=pool)
+    return _labeled(store, Encoded(pa.concat_tables(tables), pool=pool))
 
 
 def encode_batches(
@@ -82,7 +88,15 @@ def _encoded(
     store: Store, texts: Texts, pool: Pool | None, k: int | None, run: Encode
 ) -> Iterator[Encoded]:
     for group in _groups(_named(texts)):
-        yield Encoded(_table(group, active_on(store, group, run), pool, k), pool=pool)
+        table = _table(group, active_on(store, group, run), pool, k)
+        yield _labeled(store, Encoded(table, pool=pool))
+
+
+def _labeled(store: Store, answer: Encoded) -> Encoded:
+    """With the labels of the features that `view` shows."""
+    shown = dict.fromkeys((row.sae, row.feature_id) for row in answer[:_SHOWN])
+    named = ((store.snapshot.sae(sae), number) for sae, number in shown)
+    return replace(answer, labels=store.labels.named(named))
 
 
 def active_on(store: Store, group: Sequence[Named], run: Encode) -> list[ActiveText]:

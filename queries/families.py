@@ -44,7 +44,7 @@ from featuredb.store.recorded import CommonTokens, members
 from featuredb.store.snapshot import Sae
 from featuredb.store.statistics import SUMMARY_COLUMNS
 from featuredb.store.store import Store
-from queries.answers import FOR_DISPLAY, Answer, titled
+from queries.answers import Answer, titled
 from queries.arguments import check_k, is_whole
 from queries.association import ORDER_DECIMALS
 from queries.catalog.summaries import TYPES
@@ -76,7 +76,8 @@ class Families(Answer):
     p_a_given_b f64 (not corrected for chance), gain f64 (of the child's contribution the share that
     the parent's explains, of duplicates the smaller of the two), cosine f32 (of the decoder
     directions); then density f64, max_activation f32, top_tokens list<string>, promoted_tokens
-    list<string> of B. By A, parents before children before duplicates, rank.
+    list<string>, label string (the preferred one, or null) of B. By A, parents before children
+    before duplicates, rank.
     """
 
     kind: ClassVar[str] = "families"
@@ -85,7 +86,7 @@ class Families(Answer):
     min_coverage: float
     min_gain: float
     min_count: int
-    label: str | None = field(default=None, kw_only=True, metadata=FOR_DISPLAY)
+    label: str | None = field(default=None, kw_only=True)
 
     def view(self) -> View:
         """The relatives under a heading that says what makes one."""

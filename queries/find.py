@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from featuredb.errors import QueryError
 from featuredb.render import numbers
-from featuredb.render.view import Column, Heading, Part, Passages, Table, View
+from featuredb.render.view import Heading, Part, Passages, View
 from featuredb.store.names import BAD_LEAST, BAD_UNIT, BAD_WITHIN
 from featuredb.store.positions import context_of, token_of
 from featuredb.store.recorded import token_ids_at
@@ -27,6 +27,7 @@ from queries.matching import UNITS, Conditions, Matched, best_of_each_unit
 from queries.peaks import Peak, passages, peak_columns
 from queries.question import Question
 from queries.sets import MACROS
+from queries.show import label_table
 
 _NAMES = pa.list_(pa.field("element", pa.string()))
 _VALUES = pa.list_(pa.field("element", pa.float32()))
@@ -54,7 +55,7 @@ class Matches(Answer):
     asked: str
     unit: str
     total: int
-    labels: Mapping[str, str] = field(default_factory=dict, kw_only=True, metadata=FOR_DISPLAY)
+    labels: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     special: frozenset[str] = field(default=frozenset(), kw_only=True, metadata=FOR_DISPLAY)
 
     def view(self) -> View:
@@ -62,10 +63,7 @@ class Matches(Answer):
         count = numbers.plural(self.total, self.unit) if self.total else f"no {self.unit}"
         more = f" · the strongest {len(self)}" if len(self) < self.total else ""
         heading: list[Part] = [Heading("find ", self.asked, f" · {count}{more}")]
-        if self.labels:
-            names = Column("", list(self.labels), features=True)
-            labels = Column("", list(self.labels.values()), wrap=True)
-            heading.append(Table([names, labels]))
+        heading += label_table(self.labels)
         return View([heading, [self.passages()]] if len(self) else [heading])
 
     def passages(self) -> Passages:
@@ -127,18 +125,12 @@ def find(
         at + 1, "feature_activations", values
     )
     asked = _asked(groups, within, ordered, at_least, token, where)
-    labels = {
-        f"{c.sae.name}/{c.feature}": label
-        for group in groups
-        for c in group
-        if (label := store.labels.preferred(c.sae, c.feature))
-    }
     return Matches(
         table,
         asked=asked,
         unit=unit,
         total=len(order),
-        labels=labels,
+        labels=store.labels.named((c.sae, c.feature) for group in groups for c in group),
         special=store.texts.special,
     )
 

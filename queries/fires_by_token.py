@@ -27,7 +27,8 @@ class FiringByToken(Answer):
 
     Columns: token_index i32, token string, rank i32 (on the token), sae string, feature_id i64,
     specificity f32, activation f32, density f64, max_activation f32, top_tokens list<string>,
-    promoted_tokens list<string>. By token, then rank. Ties by SAE and feature id.
+    promoted_tokens list<string>, label string (the preferred one, or null). By token, then rank.
+    Ties by SAE and feature id.
     """
 
     kind: ClassVar[str] = "firing_by_token"
@@ -48,16 +49,18 @@ class FiringByToken(Answer):
             ]
             return View([[head, *([feature_table(rows, columns)] if rows else [])]])
         several = len({row.sae for row in rows}) > 1
+        known = "its label, or " if any(row.label for row in rows) else ""
         cells = ["" for _ in self.tokens]
         for row in rows:
             name = feature_name(row) if several else str(row.feature_id)
-            about = f" {label(row.top_tokens[0])}" if row.top_tokens else ""
+            what = row.label or (label(row.top_tokens[0]) if row.top_tokens else "")
+            about = f" {what}" if what else ""
             cells[row.token_index] += f"{', ' if cells[row.token_index] else ''}{name}{about}"
         table = Table(
             [
                 Column("", [str(i) for i in range(len(cells))], right=True, style="dim"),
                 Column("token", [label(token) for token in self.tokens], style="bold"),
-                Column("features, each with what it mostly fires on", cells, wrap=True),
+                Column(f"features, each with {known}what it mostly fires on", cells, wrap=True),
             ]
         )
         return View([[Heading(numbers.plural(len(cells), "token"))], *([[table]] if cells else [])])

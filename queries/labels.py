@@ -11,6 +11,7 @@ import pyarrow as pa
 from featuredb.render import numbers
 from featuredb.render.view import Column, Facts, Heading, Table, View
 from featuredb.store.names import parse_feature
+from featuredb.store.store import Store
 from queries.answers import Answer, Row
 from queries.connection import Reader
 from queries.question import Question
@@ -70,6 +71,13 @@ def _by(row: Row | Mapping[str, Any]) -> str:
 
 def _scores(row: Row) -> str:
     return " ".join(f"{s['scorer']} {numbers.number(s['value'])}" for s in row.scores)
+
+
+def with_labels(store: Store, table: pa.Table) -> pa.Table:
+    """The rows with `label` last: the preferred one of the feature of each, null where it has
+    none. They have columns sae and feature_id."""
+    names = (table.column(name).to_pylist() for name in ("sae", "feature_id"))
+    return table.append_column("label", store.labels.column(*names))
 
 
 def labels(reader: Reader, feature: int | str | Sequence[int | str] | None = None) -> Labels:

@@ -20,7 +20,7 @@ from featuredb.store.statistics import SUMMARY_COLUMNS
 from featuredb.store.store import Store
 from featuredb.store.vectors.directions import comparable, length
 from queries import plots
-from queries.answers import FOR_DISPLAY, Answer, Row, of_feature, titled
+from queries.answers import Answer, Row, of_feature, titled
 from queries.arguments import check_choice, check_k
 from queries.catalog import literals
 from queries.catalog.summaries import LABELS, SUMMARY, TYPES, summaries
@@ -84,7 +84,7 @@ class Neighbors(Answer):
     opposite: bool = False
     token: str | None = None
     matrix: str | None = None
-    label: str | None = field(default=None, kw_only=True, metadata=FOR_DISPLAY)
+    label: str | None = field(default=None, kw_only=True)
 
     @property
     def feature(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,17 +12,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featuredb.render import numbers
-from featuredb.render.view import Heading, Passage, Passages, View
+from featuredb.render.view import Heading, Part, Passage, Passages, View
 from featuredb.store.store import Store
 from queries.answers import FOR_DISPLAY, Answer, Row
 from queries.arguments import check_k, check_text, check_window
 from queries.connection import Reader
 from queries.filters import contexts_where
+from queries.labels import with_labels
 from queries.question import Macro, Question
 from queries.rules.alarms_sql import TEXT_TOKENS, macro_sql, places_sql
 from queries.rules.rule import FeatureRule, parse_rule
 from queries.rules.stored import NAME, alarms_macro, alarms_view, monitor_of
-from queries.show import feature_name
+from queries.show import feature_name, label_table
 from queries.sql import duckdb_errors
 
 _SHOWN = 20
@@ -37,10 +39,12 @@ class Alarms(Answer):
     document_id i64, token_index i32 (where the alarm begins, BOS counted), n_tokens i32, strength
     f32 (the feature's largest activation in it), quantile f64 (the share of the feature's stored
     activations that are no larger), score f64 (the largest left side, of a rule that is one
-    comparison), before, text and after string. In the order of the texts.
+    comparison), before, text and after string, label string (the feature's preferred one, or
+    null). In the order of the texts.
 
     monitor: its name, or the rule. rule: it, every feature with its SAE. total: how many alarms
-    there are, of which the rows may be the first. shown: how many of them a view has.
+    there are, of which the rows may be the first. labels: of the rule's features that have one, by
+    name. shown: how many of the rows a view has.
     """
 
     kind: ClassVar[str] = "alarms"
@@ -48,6 +52,7 @@ class Alarms(Answer):
     monitor: str
     rule: str
     total: int
+    labels: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     shown: int = field(default=_SHOWN, metadata=FOR_DISPLAY)
 
     def view(self) -> View:
@@ -57,7 +62,8 @@ class Alarms(Answer):
         more = f" · the first {len(rows)}" if self.total > len(rows) else ""
         rule = "" if self.rule == self.monitor else f" · {self.rule}"
         heading = Heading("alarms of ", self.monitor, f"{rule} · {many}{more}")
-        return View([[heading], [alarm_passages(rows)]] if rows else [[heading]])
+        first: list[Part] = [heading, *label_table(self.labels)]
+        return View([first, [alarm_passages(rows)]] if rows else [first])
 
 
 def alarm_passages(rows: list[Row]) -> Passages:
@@ -66,8 +72,7 @@ def alarm_passages(rows: list[Row]) -> Passages:
     for number, row in enumerate(rows, 1):
         where = [f"context {row.context_id} token {row.token_index}"]
         if row.sae is not None:
-            where.append(feature_name(row))
-            where.append(f"q{row.quantile:.4g}")
+            where += feature_parts(row)
         items.append(
             Passage(
                 [row.before, row.text, row.after],
@@ -81,6 +86,11 @@ def alarm_passages(rows: list[Row]) -> Passages:
             )
         )
     return Passages(items)
+
+
+def feature_parts(row: Row) -> list[str]:
+    """The feature of an alarm, how high its strength is, and its label, which may be long."""
+    return [feature_name(row), f"q{row.quantile:.4g}", *([row.label] if row.label else [])]
 
 
 def replay(
@@ -99,7 +109,14 @@ def replay(
         places = places.filter(pc.is_in(places.column("context_id"), value_set=chosen))
     rows = _with_texts(reader.store, places.slice(0, k))
     shown = _SHOWN if k is None else k
-    return Alarms(rows, monitor=named, rule=found.text, total=len(places), shown=shown)
+    return Alarms(
+        rows,
+        monitor=named,
+        rule=found.text,
+        total=len(places),
+        labels=rule_labels(reader.store, found),
+        shown=shown,
+    )
 
 
 def _with_texts(store: Store, places: pa.Table) -> pa.Table:
@@ -124,7 +141,12 @@ def _with_texts(store: Store, places: pa.Table) -> pa.Table:
     table = places.drop_columns(["first", "stop"])
     for name, part in zip(("before", "text", "after"), parts, strict=True):
         table = table.append_column(name, pa.array(part, pa.string()))
-    return table
+    return with_labels(store, table)
+
+
+def rule_labels(store: Store, rule: FeatureRule) -> dict[str, str]:
+    """The labels of a rule's features, by name. Only of those that have one."""
+    return store.labels.named((store.snapshot.sae(sae), number) for sae, number in rule.features)
 
 
 def rule_of(store: Store, text: str) -> tuple[str, FeatureRule]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from featuredb.render import numbers
 from featuredb.render.view import AnyColumn, Column, Table, TokenColumn
 from queries.answers import Row
+
+_LABELED = 20
+"""Features that `label_table` has at most."""
 
 
 def counted(n: int, noun: str) -> str:
@@ -39,6 +42,22 @@ def fires_on(rows: Sequence[Row], most: int = 10) -> TokenColumn:
     return TokenColumn(
         "fires on", [row.top_tokens or [] for row in rows], most, [row.label for row in rows]
     )
+
+
+def label_column(rows: Sequence[Row]) -> list[Column]:
+    """The labels of the features, as the last column of a table. None where there are none."""
+    if not any(row.label for row in rows):
+        return []
+    return [Column("label", [row.label or "" for row in rows], wrap=True)]
+
+
+def label_table(labels: Mapping[str, str]) -> list[Table]:
+    """Features and their labels, under a heading that names them. None where there are none."""
+    if not labels:
+        return []
+    names, texts = (list(each)[:_LABELED] for each in (labels, labels.values()))
+    columns = [Column("", names, features=True), Column("", texts, wrap=True)]
+    return [Table(columns, more=len(labels) - len(names))]
 
 
 def score_column(name: str, rows: Sequence[Row], key: str) -> Column:

@@ -28,9 +28,7 @@ class TopContextsOfMany(Answer):
     kind: ClassVar[str] = "top_contexts_of_many"
 
     max_activations: Mapping[str, float]
-    labels: Mapping[str, str | None] = field(
-        default_factory=dict, kw_only=True, metadata=FOR_DISPLAY
-    )
+    labels: Mapping[str, str | None] = field(default_factory=dict, kw_only=True)
     special: frozenset[str] = field(default=frozenset(), kw_only=True, metadata=FOR_DISPLAY)
 
     def view(self) -> View:

@@ -13,6 +13,7 @@ from featuredb.render.view import Table as TableOf
 from queries.answers import Answer
 from queries.connection import Reader
 from queries.rules.stored import no_monitor
+from queries.show import label_table
 
 
 @dataclass(frozen=True, repr=False)
@@ -20,8 +21,9 @@ class Monitors(Answer):
     """The monitors of a database by name, or the versions of one, the last first.
 
     Columns: those of the view ``monitors``: monitor, version i32, state (enabled, disabled or
-    removed), rule, given, rate, owner, note, features list<string>, author, created. notes: what a
-    reader should know of the one that was made.
+    removed), rule, given, rate, owner, note, features list<string>, author, created. Then labels
+    list<string>: of each of the features the preferred label, or null. notes: what a reader should
+    know of the one that was made.
     """
 
     kind: ClassVar[str] = "monitors"
@@ -50,7 +52,9 @@ class Monitors(Answer):
             Column("rule", [_about(r.rule, r.note, r.rate) for r in rows], wrap=True),
         ]
         notes = [Heading(f"note: {note}") for note in self.notes]
-        return View([[heading], [TableOf(columns)], *([notes] if notes else [])])
+        pairs = (pair for row in rows for pair in zip(row.features, row.labels, strict=True))
+        labels = label_table({feature: label for feature, label in pairs if label})
+        return View([part for part in ([heading], [TableOf(columns)], labels, notes) if part])
 
 
 def _about(rule: str, note: str, rate: str | None) -> str:
@@ -68,4 +72,13 @@ def list_monitors(reader: Reader, name: str | None = None, notes: tuple[str, ...
 
 
 def _rows(reader: Reader, sql: str, params: list[str]) -> pa.Table:
-    return reader.cursor().sql(sql, params=params).to_arrow_table()
+    """Of the view, with labels."""
+    rows = reader.cursor().sql(sql, params=params).to_arrow_table()
+    known = {sae.name: sae for sae in reader.snapshot.saes}
+
+    def label(feature: str) -> str | None:
+        sae, _, number = feature.rpartition("/")
+        return reader.store.labels.preferred(known[sae], int(number)) if sae in known else None
+
+    labels = [list(map(label, features)) for features in rows.column("features").to_pylist()]
+    return rows.append_column("labels", pa.array(labels, pa.list_(pa.string())))

@@ -10,7 +10,7 @@ import pyarrow as pa
 from featuredb.render import numbers
 from featuredb.render.view import Heading, Passage, Passages, View
 from queries.answers import Answer, Row
-from queries.show import feature_name
+from queries.replay import feature_parts
 
 SCHEMA = pa.schema(
     [
@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         ("before", pa.string()),
         ("text", pa.string()),
         ("after", pa.string()),
+        ("label", pa.string()),
     ]
 )
 
@@ -71,7 +72,8 @@ def alarm_line(row: Row) -> str:
         about.append(row.role)
     if row.sae is not None:
         strength = numbers.number(row.strength)
-        about.append(f"{feature_name(row)} {strength} q{row.quantile:.4g}")
+        feature, *rest = feature_parts(row)
+        about += [f"{feature} {strength}", *rest]
     return f"{' · '.join(about)} · {row.before}[{row.text}]{row.after}"
 
 
@@ -81,7 +83,7 @@ def _passage(number: int, row: Row) -> Passage:
     if row.role is not None:
         where.append(row.role)
     if row.sae is not None:
-        where += [feature_name(row), f"q{row.quantile:.4g}"]
+        where += feature_parts(row)
     return Passage(
         [row.before, row.text, row.after],
         [0.0, 1.0, 0.0],

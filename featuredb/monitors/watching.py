@@ -68,6 +68,10 @@ class WatchedFeatures:
             for sae, ids in pairs
         ]
         self._stored: dict[Feature, tuple[Floats, Floats]] = {}
+        self.labels = {
+            (name, number): store.labels.preferred(store.snapshot.sae(name), number)
+            for name, number in self.features
+        }
         self.maxima = np.array(
             [
                 store.features.max_activation(store.snapshot.sae(name))[number]
@@ -179,11 +183,12 @@ class Watch:
         shares = np.nan_to_num(grid / maxima[:, None], nan=0.0)
         token, row = divmod(int(shares.T.argmax()), len(features))
         if shares[row, token] <= 0:
-            return {"sae": None, "feature_id": None, "strength": None, "quantile": None}
+            return dict.fromkeys(("sae", "feature_id", "label", "strength", "quantile"))
         strength = float(grid[row, token])
         return {
             "sae": features[row][0],
             "feature_id": features[row][1],
+            "label": self.watched.labels[features[row]],
             "strength": strength,
             "quantile": self.watched.quantile(features[row], strength),
         }

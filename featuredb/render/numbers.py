@@ -25,6 +25,11 @@ def number(value: float | None) -> str:
     return f"{rounded:.{_decimals(rounded)}f}"
 
 
+def short(value: float, digits: int = 3) -> str:
+    """Three significant digits, of thousands all before the point: 0.0123, 746, 17,405."""
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.{digits}g}"
+
+
 def aligned(values: Sequence[float | None]) -> list[str]:
     """Numbers of one column, all with the decimals that suit the largest."""
     finite = [abs(v) for v in values if v is not None and math.isfinite(v)]

@@ -14,6 +14,7 @@ from featuredb.store.store import Store
 from featuredb.store.user_data import ABLATED
 from ingest.operations.user_data import refuse_no_writing, write_user_data
 from queries.connection import Reader
+from queries.labels import with_labels
 
 
 def effect(
@@ -43,9 +44,10 @@ def effect(
 
 
 def _named(reader: Reader, rows: pa.Table) -> pa.Table:
-    """The rows with the SAE's name for what it is."""
+    """The rows with the SAE's name for what it is, and labels."""
     names = {(s.sha256, s.hook): s.name for s in reader.snapshot.saes}
     keys = zip(rows.column("sae_sha256").to_pylist(), rows.column("hook").to_pylist(), strict=True)
     sae = pa.array([names[key] for key in keys])
     named = rows.drop(["sae_sha256", "hook"]).add_column(0, "sae", sae)
-    return named.sort_by([("sae", "ascending"), ("feature_id", "ascending")])
+    ordered = named.sort_by([("sae", "ascending"), ("feature_id", "ascending")])
+    return with_labels(reader.store, ordered)

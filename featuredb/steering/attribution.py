@@ -40,6 +40,8 @@ from ingest.model.load import LoadedModel, final_norm, no_tokenizer, unembedding
 from ingest.sae.normalize import undoing
 from queries.answers import Answer
 from queries.arguments import check_text
+from queries.labels import with_labels
+from queries.show import label_column
 from queries.token_named import token_named
 
 _SHOWN = 20
@@ -64,9 +66,10 @@ class Attribution(Answer):
 
     Columns: sae string, part string (``feature``, ``error``, ``bias`` or ``after``), feature_id
     i64, token_index i64 (of the text's tokens, without BOS, -1 for BOS), token string, activation
-    f32, direct f32 (its share of the logit by the direct path, null but at the last token) and
-    attribution f32 (activation × gradient, null for ``after``). By SAE, features first, by the
-    size of the attribution descending, ties by token and feature id.
+    f32, direct f32 (its share of the logit by the direct path, null but at the last token),
+    attribution f32 (activation × gradient, null for ``after``) and label string (the feature's
+    preferred one, or null). By SAE, features first, by the size of the attribution descending, ties
+    by token and feature id.
 
     target: the token. logit and probability: of it, as the next. For each SAE the direct parts
     add up to the logit.
@@ -92,6 +95,7 @@ class Attribution(Answer):
                 _numbers("activation", [r.activation for r in shown]),
                 _numbers("direct", [r.direct for r in shown]),
                 _numbers("attribution", [r.attribution for r in shown]),
+                *label_column(shown),
             ],
             more=len(rows) - len(shown),
         )
@@ -133,7 +137,7 @@ def attribute(store: Store, text: str, token: str | int, where: str | None = Non
     pass_ = _Pass.run(model, loaded.saes, [*before, *ids], target)
     rows = [row for sae in loaded.saes for row in _rows(sae, pass_, names, len(before))]
     return Attribution(
-        pa.Table.from_pylist(rows, schema=_ROW),
+        with_labels(store, pa.Table.from_pylist(rows, schema=_ROW)),
         target=store.texts.token_texts[target],
         logit=pass_.logit,
         probability=pass_.probability,

@@ -12,6 +12,7 @@ from featuredb.render import numbers
 from featuredb.render.view import Column, Heading, Table, TokenColumn, View
 from queries.answers import Answer, Row
 from queries.connection import Reader
+from queries.labels import with_labels
 from queries.show import feature_name
 
 _SHOWN = 20
@@ -21,7 +22,8 @@ _SHOWN = 20
 class Measured(Answer):
     """What steering with features does, from the view ``effects``, by SAE and feature id.
 
-    Columns: sae, feature_id, and those of the table ``measured`` in docs/format.md.
+    Columns: sae, feature_id, those of the table ``measured`` in docs/format.md, and label string
+    (the feature's preferred one, or null).
     """
 
     kind: ClassVar[str] = "measured"
@@ -38,7 +40,7 @@ class Measured(Answer):
             _column("moved", rows, "moved"),
             _column("collateral", rows, "collateral"),
             _column("forecast", rows, "collateral_forecast"),
-            TokenColumn("raises", [[t["token"] for t in row.raised_tokens] for row in rows]),
+            _tokens("raises", rows, "raised_tokens"),
         ]
         return View([[heading], [Table(columns, more=len(self) - len(rows))]])
 
@@ -47,7 +49,8 @@ class Measured(Answer):
 class Ablated(Answer):
     """What taking features away does where they fire, by SAE and feature id.
 
-    Columns: sae, feature_id, and those of the table ``ablated`` in docs/format.md.
+    Columns: sae, feature_id, those of the table ``ablated`` in docs/format.md, and label string
+    (the feature's preferred one, or null).
     """
 
     kind: ClassVar[str] = "ablated"
@@ -62,17 +65,17 @@ class Ablated(Answer):
             Column("control", [_between(row, "control_change") for row in rows], right=True),
             _column("documents", rows, "n_documents"),
             _column("q", rows, "q"),
-            TokenColumn("carries", [[t["token"] for t in row.carried_tokens] for row in rows]),
+            _tokens("carries", rows, "carried_tokens"),
         ]
         return View([[heading], [Table(columns, more=len(self) - len(rows))]])
 
 
 def _between(row: Row, name: str) -> str:
-    mean, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    """The mean and how far its interval reaches on both sides."""
+    mean, high = row[name], row[f"{name}_high"]
     if mean is None:
         return "none"
-    ends = "" if low is None else f" ({low:+.3f} to {high:+.3f})"
-    return f"{mean:+.3f}{ends}"
+    return f"{mean:+.3f}" if high is None else f"{mean:+.3f} ±{high - mean:.3f}"
 
 
 def ablated(reader: Reader, features: Sequence[tuple[str, int]] | None = None) -> Ablated:
@@ -102,12 +105,20 @@ def _rows(reader: Reader, features: Sequence[tuple[str, int]] | None, table: str
         )
         cursor.register("featuredb_chosen", chosen)
         wanted = "SEMI JOIN featuredb_chosen USING (sae, feature_id)"
-    return cursor.sql(
+    rows = cursor.sql(
         f"SELECT sae, feature_id, {columns} FROM effects {wanted} "
         f"WHERE {table} IS NOT NULL ORDER BY sae, feature_id"
-    ).to_arrow_table()
+    )
+    return with_labels(reader.store, rows.to_arrow_table())
+
+
+def _tokens(title: str, rows: Sequence[Row], name: str) -> TokenColumn:
+    """The labels of the features, where they have any, and some tokens of each."""
+    tokens = [[each["token"] for each in row[name]] for row in rows]
+    return TokenColumn(title, tokens, titles=[row.label for row in rows])
 
 
 def _column(title: str, rows: Sequence[Row], name: str) -> Column:
-    cells = ["" if row[name] is None else numbers.number(row[name]) for row in rows]
+    spelled = numbers.count if name.startswith("n_") else numbers.number
+    cells = ["" if row[name] is None else spelled(row[name]) for row in rows]
     return Column(title, cells, right=True)

@@ -92,6 +92,7 @@ def steer(
         table,
         edited=_edited(made, edited, n_new["steered"]),
         random_feature=about,
+        labels=edited_labels(made),
         **_measured(made, scores, watched),
     )
 
@@ -112,6 +113,11 @@ def batches(made: ReadyEdits, prompts: Sequence[EncodedPrompt]) -> list[PromptBa
     return [
         batch_of(prompts[start : start + _BATCH], pad) for start in range(0, len(prompts), _BATCH)
     ]
+
+
+def edited_labels(made: ReadyEdits) -> dict[str, str]:
+    """The labels of the edited features, by name. Only of those that have one."""
+    return made.store.labels.named((edit.sae, edit.feature) for edit in made.resolved)
 
 
 def with_roles(made: ReadyEdits, batch: PromptBatch | GeneratedBatch) -> ReadyEdits:
@@ -280,7 +286,7 @@ def _moved(
                     "difference": interval.mean,
                     "low": interval.low,
                     "high": interval.high,
-                    "top_tokens": summary.column("top_tokens")[0].as_py(),
+                    **summary.select(["top_tokens", "label"]).to_pylist()[0],
                 }
             )
     rows.sort(key=lambda row: -abs(row["difference"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,10 +17,10 @@ from featuredb.render.view import (
     Passage,
     Passages,
     Table,
-    TokenColumn,
     View,
 )
 from queries.answers import Answer, Row
+from queries.show import feature_name, fires_on, label_table
 
 TEXTS = pa.schema(
     [
@@ -66,6 +66,7 @@ MOVED = pa.schema(
         ("low", pa.float64()),
         ("high", pa.float64()),
         ("top_tokens", pa.list_(pa.string())),
+        ("label", pa.string()),
     ]
 )
 EDITED = pa.schema(
@@ -136,7 +137,8 @@ class MovedFeatures(Answer):
 
     At the hook of the first edit and later ones, on the steered text, with the edits and without.
     Columns: sae string, feature_id i64, edited bool, before, after, difference f64, its 95 %
-    interval over prompts low, high f64, top_tokens list<string>.
+    interval over prompts low, high f64, top_tokens list<string>, label string (the preferred one,
+    or null).
     """
 
     kind: ClassVar[str] = "moved_features"
@@ -160,6 +162,8 @@ class Steered(Answer):
     moved_table: pa.Table = field(default_factory=MOVED.empty_table)
     random_feature: str = ""
     """Which feature stands for which in the control."""
+    labels: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    """Of the edited features that have one, by name."""
 
     def attributes(self) -> dict[str, Any]:
         return {
@@ -168,6 +172,7 @@ class Steered(Answer):
             "next_tokens": self.next_table.to_pylist(),
             "moved": self.moved_table.to_pylist(),
             "random_feature": self.random_feature,
+            "labels": dict(self.labels),
         }
 
     @property
@@ -192,7 +197,8 @@ class Steered(Answer):
 
     def view(self) -> View:
         """Both texts side by side, then what the edits changed."""
-        sections: list[list[Part]] = [[Heading("", "; ".join(self._edits()))]]
+        edits = Heading("", "; ".join(self._edits()))
+        sections: list[list[Part]] = [[edits, *label_table(self.labels)]]
         by_prompt: dict[int, list[Row]] = {}
         for row in self:
             by_prompt.setdefault(row.prompt_index, []).append(row)
@@ -252,14 +258,13 @@ class Steered(Answer):
 
     def _moved(self) -> Table:
         rows = list(self.moved)[:_SHOWN_MOVED]
-        names = [f"{row.sae}/{row.feature_id}" for row in rows]
         return Table(
             [
-                Column("feature", names, features=True),
+                Column("feature", list(map(feature_name, rows)), features=True),
                 Column("", ["edited" if row.edited else "" for row in rows], style="dim"),
                 Column("before", numbers.aligned([row.before for row in rows]), right=True),
                 Column("after", numbers.aligned([row.after for row in rows]), right=True),
-                TokenColumn("fires on", [row.top_tokens or [] for row in rows]),
+                fires_on(rows),
             ],
             more=len(self.moved_table) - len(rows),
         )
@@ -278,11 +283,7 @@ def _short(text: str, most: int = 70) -> str:
 def _spelled(row: Row) -> str:
     """The mean and half of its interval, or its ends where they are not as far."""
     if row.low is None or row.high is None:
-        return _short_number(row.mean)
+        return numbers.short(row.mean)
     if row.measure == "perplexity":
-        return f"{_short_number(row.mean)} ({_short_number(row.low)}–{_short_number(row.high)})"
-    return f"{_short_number(row.mean)} ±{_short_number(row.high - row.mean, 2)}"
-
-
-def _short_number(value: float, digits: int = 3) -> str:
-    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.{digits}g}"
+        return f"{numbers.short(row.mean)} ({numbers.short(row.low)}–{numbers.short(row.high)})"
+    return f"{numbers.short(row.mean)} ±{numbers.short(row.high - row.mean, 2)}"

@@ -33,7 +33,7 @@ from featuredb.steering.opened import SteeringOptions, ready
 from featuredb.steering.prompts import EncodedPrompt, Prompts, encode_prompts
 from featuredb.steering.scoring import Floats, Target, TextScores, score
 from featuredb.steering.sentences import SentenceEncoder
-from featuredb.steering.steer import batches, refuse_beyond, with_roles
+from featuredb.steering.steer import batches, edited_labels, refuse_beyond, with_roles
 from featuredb.steering.swept import STRENGTHS, SWEPT_TEXTS, Swept
 from featuredb.store.store import Store
 from queries.strength import Strength
@@ -118,7 +118,8 @@ def sweep(
                     axes = _axes(found, own, close)
                 rows += _rows(first, chunk, strength, texts, found, axes)
             first += len(batch.ids)
-    return _answer(rows, range_, about, "judge" if judge else None, encoder is not None)
+    answer = _answer(rows, range_, about, "judge" if judge else None, encoder is not None)
+    return replace(answer, labels=edited_labels(made[0]))
 
 
 def _at(edits: Sequence[Edit], strength: Strength) -> list[Edit]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from featuredb.render.view import Column, Heading, Part, Table, View
 from featuredb.steering.intervals import Interval
 from queries import plots
 from queries.answers import Answer
+from queries.show import label_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,6 +75,8 @@ class Swept(Answer):
     """Whether the axes are a judge's."""
     has_closeness: bool = False
     """Whether there is an axis of closeness."""
+    labels: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    """Of the features that have one, by name."""
 
     def attributes(self) -> dict[str, Any]:
         return {
@@ -80,6 +84,7 @@ class Swept(Answer):
             "judged": self.judged,
             "best": self.best,
             "working_range": self.working_range,
+            "labels": dict(self.labels),
             "texts": self.texts.to_pylist(),
         }
 
@@ -112,8 +117,10 @@ class Swept(Answer):
         heading = Heading(
             "sweep of ", self.features, f" · {numbers.plural(prompts, 'prompt')}, {by}"
         )
-        parts: list[Part] = [heading, Table(columns)]
-        return View([parts, [Heading(self._suggestion())], self._examples()])
+        parts: list[list[Part]] = [[heading, Table(columns)]]
+        if self.labels:
+            parts = [[heading, *label_table(self.labels)], [Table(columns)]]
+        return View([*parts, [Heading(self._suggestion())], self._examples()])
 
     def _suggestion(self) -> str:
         best = next((row for row in self if row.best), None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.snapshot import Sae, Snapshot
@@ -19,6 +21,7 @@ class StoredLabels:
     def __init__(self, snapshot: Snapshot, files: ParquetFiles) -> None:
         listed = (data.file.path for data in snapshot.user_data if data.table == "labels")
         self._path = next(listed, None)
+        self._saes = {sae.name: sae for sae in snapshot.saes}
         self._files = files
         self._ends: list[tuple[_Key, _Key]] | None = None
         self._groups: dict[int, dict[_Key, list[dict[str, Any]]]] = {}
@@ -26,6 +29,26 @@ class StoredLabels:
     def preferred(self, sae: Sae, feature: int) -> str | None:
         """The label that answers show, if there is any."""
         return next((row["text"] for row in self.of(sae, feature) if row["preferred"]), None)
+
+    def named(self, features: Iterable[tuple[Sae, int]]) -> dict[str, str]:
+        """The preferred labels of some features, by `sae/1234`. Only of those that have one."""
+        return {
+            f"{sae.name}/{number}": label
+            for sae, number in features
+            if (label := self.preferred(sae, number)) is not None
+        }
+
+    def column(self, saes: Sequence[str | None], features: Sequence[int | None]) -> pa.Array:
+        """The preferred label of each row's feature, string, null where it has none."""
+        if self._path is None:
+            return pa.nulls(len(saes), pa.string())
+        pairs = list(zip(saes, features, strict=True))
+        found: dict[tuple[str | None, int | None], str | None] = {
+            (sae, number): self.preferred(self._saes[sae], number)
+            for sae, number in set(pairs)
+            if sae is not None and number is not None
+        }
+        return pa.array([found.get(pair) for pair in pairs], pa.string())
 
     def every(self) -> dict[_Key, str]:
         """All preferred labels, by the SAE's hash and hook and the feature's number."""

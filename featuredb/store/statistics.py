@@ -29,7 +29,6 @@ class Features:
     """Statistics of one snapshot's features. Rows are in the order of `schemas.FEATURES`."""
 
     def __init__(self, snapshot: Snapshot, files: ParquetFiles, labels: StoredLabels) -> None:
-        self._saes = {sae.name: sae for sae in snapshot.saes}
         self._labels = labels
         self._path = snapshot.derived.features.path
         self._files = files
@@ -83,11 +82,7 @@ class Features:
         ]
         found = pa.concat_tables(pieces or [self._group(0).slice(0, 0)]).combine_chunks()
         names = (found.column(name).to_pylist() for name in ("sae", "feature_id"))
-        labels = [
-            self._labels.preferred(self._saes[sae], feature)
-            for sae, feature in zip(*names, strict=True)
-        ]
-        return found.append_column("label", pa.array(labels, pa.string()))
+        return found.append_column("label", self._labels.column(*names))
 
     @cached_property
     def _numbers(self) -> pa.Table:

@@ -129,6 +129,7 @@ COLUMNS = {
     "quantile": "share of the feature's stored activations that are no larger",
     "before": "the text before it",
     "after": "the text after it",
+    "label": "the feature's preferred label",
 }
 """By the column's name, where it is the same in every view that has it."""
 

@@ -298,6 +298,7 @@ ALARM = {
     "before": "VARCHAR",
     "text": "VARCHAR",
     "after": "VARCHAR",
+    "label": "VARCHAR",
 }
 """The columns of an alarm: `queries.replay.Alarms`."""
 

@@ -22,6 +22,7 @@ def alarms_sql(rule: FeatureRule, snapshot: Snapshot, monitor: str, window: str)
 
     window: SQL of how many tokens are shown on each side.
     """
+    ids = _ids(rule)
     return f"""
 WITH alarms AS MATERIALIZED ({places_sql(rule, snapshot, monitor, window)}
 ),
@@ -39,8 +40,11 @@ SELECT monitor, sae, feature_id, context_id, document_id, token_index, n_tokens,
     score, array_to_string(words[:token_index - first], '') AS before,
     array_to_string(words[token_index - first + 1:token_index - first + shown], '')
         || CASE WHEN n_tokens > shown THEN '…' ELSE '' END AS text,
-    array_to_string(words[token_index - first + shown + 1:], '') AS after
+    array_to_string(words[token_index - first + shown + 1:], '') AS after, label
 FROM (SELECT *, least(n_tokens, {TEXT_TOKENS}) AS shown FROM numbered) JOIN texts USING (alarm)
+LEFT JOIN (
+    SELECT sae, feature_id, text AS label FROM labels WHERE preferred AND feature_id IN ({ids})
+) USING (sae, feature_id)
 ORDER BY alarm"""
 
 
@@ -53,7 +57,7 @@ def places_sql(rule: FeatureRule, snapshot: Snapshot, monitor: str, window: str)
         f"max(max_activation) FILTER (sae = {literals.text(sae)} AND feature_id = {number}) AS m{i}"
         for i, (sae, number) in enumerate(rule.features)
     )
-    ids = ", ".join(str(number) for _, number in rule.features)
+    ids = _ids(rule)
     shares = [f"coalesce(a{i} / m{i}, 0)" for i in range(n)]
     share = f"greatest({', '.join(shares)})" if n > 1 else shares[0]
     which = " ".join(f"WHEN {one} = share THEN {i}" for i, one in enumerate(shares))
@@ -99,6 +103,10 @@ SELECT {literals.text(monitor)} AS monitor, [{names}][which + 1] AS sae,
     least(token_index + least(n_tokens, {TEXT_TOKENS}) + {window}, size) AS stop
 FROM contexts_of LEFT JOIN ranked ON i = which AND activation = strength
 ORDER BY document_id, pos"""
+
+
+def _ids(rule: FeatureRule) -> str:
+    return ", ".join(str(number) for _, number in rule.features)
 
 
 def beginnings_sql(rule: FeatureRule, snapshot: Snapshot) -> str:

@@ -41,7 +41,7 @@ def test_json_bytes(small: Neighbors) -> None:
     assert to_bytes(small, "json").decode() == (
         '{"kind": "neighbors", "of_sae": "sae", "of_feature_id": 7, "by": "decoder", '
         '"method": "exact", "recall": 1.0, "chance": "", "unit": "token", "opposite": false, '
-        '"token": null, "matrix": null, "rows": [\n'
+        '"token": null, "matrix": null, "label": null, "rows": [\n'
         '{"rank": 1, "score": 0.1, "top_tokens": [" a,b", "\\"\\n"], "note": "é\\u001b[0m"},\n'
         '{"rank": 2, "score": null, "top_tokens": null, "note": null}\n'
         "]}\n"
@@ -78,6 +78,7 @@ def test_parquet_bytes_hold_the_table_and_the_attributes(small: Neighbors) -> No
         "opposite": False,
         "token": None,
         "matrix": None,
+        "label": None,
     }
 
 

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import duckdb
-
 from featuredb.store.files.atomic import fsync_path, storage_errors, temporary_name
 from featuredb.store.files.location import LocalFiles
 from featuredb.store.files.scratch import scratch_folder
 from featuredb.store.layout import Layout
 from featuredb.store.snapshot import Snapshot
 from queries.connection import create
+from queries.made_macros import workshop
 from queries.schema import comment
 
 
@@ -30,10 +29,13 @@ def built_catalog(layout: Layout, snapshot: Snapshot) -> Iterator[Path]:
     temporary = temporary_name(layout.catalog)
     with storage_errors(layout.catalog):
         try:
-            with _writable(temporary) as path, duckdb.connect(str(path)) as connection:
-                create(connection, snapshot, location, _root_of(location, snapshot))
-                comment(connection, snapshot)
-                connection.execute("CHECKPOINT")
+            with _writable(temporary) as path, workshop() as shop:
+                root = _root_of(location, snapshot)
+                made = create(shop.connection, snapshot, location, root, shop.copy_most)
+                comment(shop.connection, snapshot, made.copied)
+                shop.copy_to(path)
+                if made.copied != made.macros.keys():
+                    shop.keep(made.macros)
             fsync_path(temporary)
             yield temporary
         finally:

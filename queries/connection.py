@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from featuredb.errors import CorruptDatabaseError, first_line
@@ -13,9 +15,19 @@ from featuredb.store.files.location import Location
 from featuredb.store.files.scratch import spill_folder
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.store import Store
+from queries import made_macros
 
 if TYPE_CHECKING:
     import duckdb
+
+
+@dataclass(frozen=True)
+class Made:
+    """The macros of a catalog, DDL by name, and the names of those that were copied."""
+
+    macros: Mapping[str, str]
+    copied: frozenset[str]
+
 
 _BYTES_PER_THREAD = 125 * 10**6
 """What a thread needs to sort or group without failing, as DuckDB's manual has it."""
@@ -100,7 +112,8 @@ def connect(
     if memory is not None:
         bound(connection, memory)
     location.prefetch_footers(_first_files(snapshot))
-    create(connection, snapshot, location, location.duckdb_root)
+    copy = partial(made_macros.copy_all, connection)
+    create(connection, snapshot, location, location.duckdb_root, copy)
     return connection
 
 
@@ -136,20 +149,39 @@ def _first_files(snapshot: Snapshot) -> list[str]:
 
 
 def create(
-    connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, location: Location, root: str
-) -> None:
-    """Run the catalog's statements. root: see `statements`. Raises `CorruptDatabaseError`."""
+    connection: duckdb.DuckDBPyConnection,
+    snapshot: Snapshot,
+    location: Location,
+    root: str,
+    copy: Callable[[Mapping[str, str]], Collection[str]],
+) -> Made:
+    """Make the catalog of `snapshot` in an empty database.
+
+    root: see `queries.macros.root_macro`. copy: puts there what it has of the macros that it is
+    given, DDL by name, and says which it did. Raises `CorruptDatabaseError`.
+    """
     import duckdb
 
-    from queries.macros import of_user_data, statements
+    from queries import macros
+    from queries.catalog.views import views
 
+    wanted = macros.macros(snapshot)
+    copied = copy(wanted)
     try:
-        for statement in statements(snapshot, root):
+        connection.execute(macros.root_macro(root))
+        for statement in views(snapshot):
             connection.execute(statement)
-        for statement in of_user_data(snapshot, connection):
+        for name, statement in wanted.items():
+            if name not in copied:
+                connection.execute(statement)
+        renewed = macros.macros_of_user_data(snapshot, connection)
+        for statement in renewed.values():
+            connection.execute(statement)
+        for statement in macros.views_of_user_data(snapshot, connection):
             connection.execute(statement)
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
         raise CorruptDatabaseError(
             f"the tables of {location.address[0]} cannot be opened ({first_line(error)}): "
             "run `featuredb verify` to see what is damaged, and restore it from a copy"
         ) from error
+    return Made(wanted | renewed, frozenset(copied) - renewed.keys())

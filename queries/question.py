@@ -35,17 +35,16 @@ class Macro:
         return self.signature.partition("(")[0].strip('"')
 
     def statement(self, snapshot: Snapshot) -> str:
-        """DDL that creates it."""
-        body = self.sql if isinstance(self.sql, str) else self.sql(snapshot)
-        return f"CREATE MACRO {self._as(body)}"
+        """DDL that creates it, in place of one of its name."""
+        return self._ddl(self.sql if isinstance(self.sql, str) else self.sql(snapshot))
 
     def renewed(self, snapshot: Snapshot, connection: duckdb.DuckDBPyConnection) -> str | None:
         """DDL that makes it anew from user data, None where there is none."""
         body = None if self.of_rows is None else self.of_rows(snapshot, connection)
-        return None if body is None else f"CREATE OR REPLACE MACRO {self._as(body)}"
+        return None if body is None else self._ddl(body)
 
-    def _as(self, body: str) -> str:
-        return f"{self.signature} AS {'TABLE ' if self.table else ''}{body}"
+    def _ddl(self, body: str) -> str:
+        return f"CREATE OR REPLACE MACRO {self.signature} AS {'TABLE ' * self.table}{body}"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, ClassVar
@@ -99,6 +99,7 @@ def _rows(
     columns: dict[str, list[tuple[str, str]]] = {}
     listed = (
         "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal "
+        "AND database_name = current_database() "
         "ORDER BY table_name, column_index"
     )
     for relation, column, kind in connection.execute(listed).fetchall():
@@ -119,12 +120,19 @@ def _row(*values: str | None) -> dict[str, str | None]:
     return dict(zip(_ROW.names, values, strict=True))
 
 
-def comment(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
-    """Let the catalog of a connection say what it holds, to any client."""
+def comment(
+    connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, copied: Collection[str]
+) -> None:
+    """Let the catalog of a connection say what it holds, to any client.
+
+    copied: names of the macros that have their comments.
+    """
     tables = {m.name: m.table for q in queries.QUESTIONS.values() for m in q.macros}
     statements = []
     for row in _rows(connection, snapshot):
         kind, name = row["kind"] or "", literals.name(row["name"] or "")
+        if kind == "macro" and row["name"] in copied:
+            continue
         if row["column"] is not None:
             kind, name = "column", f"{name}.{literals.name(row['column'])}"
         elif kind == "macro" and tables[row["name"] or ""]:

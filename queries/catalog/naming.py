@@ -14,6 +14,7 @@ import re
 from featuredb.store import names
 from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
+from queries.question import Macro
 
 _WHOLE = "CAST(feature AS VARCHAR)"
 _OFFSET = literals.name("offset")
@@ -30,7 +31,7 @@ def first_rows(snapshot: Snapshot) -> dict[str, int]:
     return rows
 
 
-def naming_macros(snapshot: Snapshot) -> list[str]:
+def naming_macros(snapshot: Snapshot) -> list[Macro]:
     """`featuredb_sae`, `featuredb_number`, the rows and the checks of context, k and window.
 
     All fold to constants, so that a table macro may choose its file by them.
@@ -43,26 +44,27 @@ def naming_macros(snapshot: Snapshot) -> list[str]:
     )
     spans = literals.text(names.context_spans(snapshot))
     no_context = literals.message(names.NO_CONTEXT, context="context", spans=spans)
-    return [
-        f"CREATE MACRO featuredb_sae(feature) AS {sae}",
-        f"CREATE MACRO featuredb_number(feature) AS {_NUMBER}",
-        f"CREATE MACRO featuredb_plain_row(feature) AS {_plain_row(snapshot)}",
-        f"CREATE MACRO featuredb_row(feature) AS {_row(snapshot)}",
-        f"CREATE MACRO featuredb_context(context) AS CASE WHEN {known or 'false'} "
+    bodies = {
+        "featuredb_sae(feature)": sae,
+        "featuredb_number(feature)": _NUMBER,
+        "featuredb_plain_row(feature)": _plain_row(snapshot),
+        "featuredb_row(feature)": _row(snapshot),
+        "featuredb_context(context)": f"CASE WHEN {known or 'false'} "
         f"THEN CAST(context AS BIGINT) ELSE error({no_context}) END",
-        "CREATE MACRO featuredb_k(k) AS CASE WHEN k >= 1 AND TRY_CAST(k AS BIGINT) = k "
+        "featuredb_k(k)": "CASE WHEN k >= 1 AND TRY_CAST(k AS BIGINT) = k "
         f"THEN TRY_CAST(k AS BIGINT) ELSE error({literals.message(names.BAD_COUNT, k='k')}) END",
-        f"CREATE MACRO featuredb_offset({_OFFSET}) AS CASE WHEN {_OFFSET} >= 0 "
+        f"featuredb_offset({_OFFSET})": f"CASE WHEN {_OFFSET} >= 0 "
         f"AND TRY_CAST({_OFFSET} AS BIGINT) = {_OFFSET} THEN TRY_CAST({_OFFSET} AS BIGINT) "
         f"ELSE error({literals.message(names.BAD_OFFSET, offset=_OFFSET)}) END",
-        "CREATE MACRO featuredb_seed(seed) AS CASE WHEN seed >= 0 "
+        "featuredb_seed(seed)": "CASE WHEN seed >= 0 "
         "AND TRY_CAST(seed AS BIGINT) = seed THEN TRY_CAST(seed AS BIGINT) "
         f"ELSE error({literals.message(names.BAD_SEED, seed='seed')}) END",
         # No context is as long as 2^30 tokens. A token's index may be added to that as an INTEGER.
-        "CREATE MACRO featuredb_window(size) AS CASE WHEN size >= 0 "
+        "featuredb_window(size)": "CASE WHEN size >= 0 "
         "AND TRY_CAST(size AS BIGINT) = size THEN least(TRY_CAST(size AS BIGINT), 1073741824) "
         f"ELSE error({literals.message(names.BAD_WINDOW, window='size')}) END",
-    ]
+    }
+    return [Macro(signature, body, table=False) for signature, body in bodies.items()]
 
 
 def _plain_row(snapshot: Snapshot) -> str:

@@ -172,8 +172,8 @@ def test_a_context_of_a_corpus_that_was_dropped_is_unknown(one: Database) -> Non
     snapshot = replace_struct(one.snapshot, corpora=corpora)
     texts = Texts(one.path, snapshot, ParquetFiles(one.path))
     with duckdb.connect() as client:
-        for statement in naming_macros(snapshot):
-            client.execute(statement)
+        for macro in naming_macros(snapshot):
+            client.execute(macro.statement(snapshot))
         for context in range(-1, 12):
             if context in {0, 1, 2, 5, 6, 9}:
                 texts.locate(context)

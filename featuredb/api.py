@@ -729,8 +729,8 @@ def import_activations(
         from featuredb.interchange.formats import opened
         from featuredb.interchange.reading import Reading
         from ingest.operations.import_activations import import_activations as run
-    reading = Reading(name, hook, model_name, features, tokenizer)
     budget = Budget.parse(memory)
+    reading = Reading(name, hook, model_name, features, tokenizer, budget.bytes // 2)
     return run(folder, opened(Path(source), format, reading), values, budget, progress=progress)
 
 

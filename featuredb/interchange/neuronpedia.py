@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import cached_property
+from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -42,22 +45,36 @@ def read(path: Path, reading: Reading) -> NeuronpediaFiles:
 
 
 class NeuronpediaFiles:
-    """See `ingest.operations.import_activations.ActivationSource`. Held in memory."""
+    """See `ingest.operations.import_activations.ActivationSource`.
+
+    The files are read once, into tables that spill to disk. The vocabulary is in memory, and of
+    SAEDashboard's files one at a time.
+    """
 
     def __init__(self, path: Path, files: list[Path], reading: Reading) -> None:
         self._path = path
         self._files = files
         self._reading = reading
         self._tokens: dict[str, int] = {}
-        self._sequences: dict[tuple[tuple[str, ...], int], int] = {}
-        self._seen: dict[tuple[int, tuple[str, ...]], list[list[float]]] = {}
-        self._places: dict[tuple[int, int, int], float] = {}
         self._model, self._source, self._last = reading.model, "", 0
-        for file in files:
-            for feature, tokens, values in self._examples(file):
-                self._add(file, feature, tokens, values)
-        if not self._sequences:
+        self._connection = reading.scratch()
+        self._run(
+            "CREATE TABLE examples (row BIGINT, feature BIGINT, words BLOB, key BLOB, "
+            "ids UINTEGER[], places INTEGER[], activations FLOAT[])"
+        )
+        examples = (self._row(f, *each) for f in files for each in self._examples(f))
+        number = 0
+        while rows := list(islice(examples, _ROWS)):
+            given = pa.Table.from_pylist(rows, _EXAMPLE)
+            numbers = pa.array(range(number, number + len(rows)), pa.int64())
+            self._connection.register("given", given.add_column(0, "row", numbers))
+            self._run("INSERT INTO examples FROM given")
+            self._connection.unregister("given")
+            number += len(rows)
+        if not number:
             raise IngestError(f"{path} has no activations")
+        for statement in _TABLES:
+            self._run(statement)
 
     def _examples(self, file: Path) -> Iterator[tuple[Any, Any, Any]]:
         if file.name.endswith(".json"):
@@ -81,42 +98,40 @@ class NeuronpediaFiles:
             self._source = self._source or str(line.get("layer", ""))
             yield line["index"], line["tokens"], line["values"]
 
-    def _add(self, file: Path, feature: Any, tokens: Any, values: Any) -> None:
+    def _row(self, file: Path, feature: Any, tokens: Any, values: Any) -> dict[str, Any]:
+        """An example as a row of `_EXAMPLE`."""
         try:
             index = int(feature)
-            words = tuple(str(token) for token in tokens)
-            numbers = [float(value) for value in values]
+            words = [str(token) for token in tokens]
+            numbers = np.array([float(value) for value in values])
         except (TypeError, ValueError) as error:
             raise IngestError(f"{file}: feature {feature!r}: {first_line(error)}") from error
+        if not 0 <= index < 1 << 31:
+            raise IngestError(f"{file}: there is no feature {index}")
         if len(words) != len(numbers) or not words:
             raise IngestError(
                 f"{file}: an activation of feature {index} has {len(words)} tokens and "
                 f"{len(numbers)} values"
             )
         self._last = max(self._last, index)
-        for word in words:
-            self._tokens.setdefault(word, len(self._tokens))
-        known = self._seen.setdefault((index, words), [])
-        if numbers in known:
-            return  # in the top and in an interval
-        # Cut from other places, equal words may have other activations: a context of its own.
-        key = words, len(known)
-        known.append(numbers)
-        sequence = self._sequences.setdefault(key, len(self._sequences))
-        for place, value in enumerate(numbers):
-            if value:
-                self._places[sequence, place, index] = value
-
-    @cached_property
-    def _rows(self) -> ImportedActivations:
-        keys = np.array(list(self._places), np.int64).reshape(-1, 3)
-        values = np.array(list(self._places.values()), np.float32)
-        sequence, token, feature = keys.T
-        return ImportedActivations(sequence, token, feature, values).by_sequence()
+        known = self._tokens
+        ids = np.array([known.setdefault(word, len(known)) for word in words], np.uint32)
+        with np.errstate(over="ignore"):  # what is no finite float32 is refused later
+            narrow = numbers.astype(np.float32)
+        places = np.flatnonzero(narrow).astype(np.int32)
+        return {
+            "feature": index,
+            "words": blake2b(ids.tobytes(), digest_size=16).digest(),
+            "key": blake2b(narrow.tobytes(), digest_size=16).digest(),
+            "ids": ids,
+            "places": places,
+            "activations": narrow[places],
+        }
 
     @cached_property
     def facts(self) -> SourceFacts:
-        lengths = [len(words) for words, _ in self._sequences]
+        longest, tokens = self._one("SELECT max(n), sum(n)::BIGINT FROM sequences")
+        (n_activations,) = self._one("SELECT count(*) FROM activations")
         return SourceFacts(
             format="neuronpedia",
             source=str(self._path),
@@ -125,23 +140,68 @@ class NeuronpediaFiles:
             hook=self._reading.hook,
             model=self._model,
             d_sae=self._reading.features or self._last + 1,
-            context_size=max(lengths),
-            n_tokens=sum(lengths),
-            n_activations=len(self._places),
+            context_size=longest,
+            n_tokens=tokens,
+            n_activations=n_activations,
             metadata=pa.schema([]),
         )
+
+    def _run(self, statement: str) -> None:
+        try:
+            self._connection.execute(statement)
+        except duckdb.Error as error:  # no room to spill to
+            raise IngestError(f"{self._path} cannot be read: {first_line(error)}") from error
+
+    def _one(self, query: str) -> Any:
+        return self._connection.sql(query).fetchall()[0]
 
     def vocabulary(self) -> list[str]:
         return list(self._tokens)
 
     def sequences(self) -> Iterator[Sequences]:
-        lengths = np.array([len(words) for words, _ in self._sequences], np.int32)
-        ids = np.array([self._tokens[w] for words, _ in self._sequences for w in words], np.uint32)
-        nothing = pa.RecordBatch.from_struct_array(pa.array([{}] * len(lengths), pa.struct([])))
-        yield Sequences(ids, lengths, nothing)
+        query = "SELECT ids FROM sequences JOIN examples USING (row) ORDER BY number"
+        for batch in self._connection.sql(query).to_arrow_reader(_ROWS):
+            ids = batch.column(0)
+            lengths = np.diff(ids.offsets.to_numpy()).astype(np.int32)
+            nothing = pa.RecordBatch.from_struct_array(pa.array([{}] * len(ids), pa.struct([])))
+            yield Sequences(ids.flatten().to_numpy(), lengths, nothing)
 
     def activations(self, first: int, end: int) -> ImportedActivations:
-        return self._rows.between(first, end)
+        query = f"FROM activations WHERE number >= {first} AND number < {end}"
+        columns = self._connection.sql(query).to_arrow_table().columns
+        return ImportedActivations(*(column.to_numpy() for column in columns))
+
+
+_EXAMPLE = pa.schema(
+    [
+        ("feature", pa.int64()),
+        ("words", pa.binary()),
+        ("key", pa.binary()),
+        ("ids", pa.list_(pa.uint32())),
+        ("places", pa.list_(pa.int32())),
+        ("activations", pa.list_(pa.float32())),
+    ]
+)
+"""An example. words and key: hashes of its tokens and of the activations of all of them."""
+
+_TABLES = (
+    # An example may be in the top and in an interval. Cut from other places, equal words may have
+    # other activations, and need a context of their own: a copy.
+    """CREATE TABLE kept AS
+SELECT row, feature, words, row_number() OVER (PARTITION BY feature, words ORDER BY row) AS copy
+FROM (SELECT min(row) AS row, feature, words FROM examples GROUP BY feature, words, key)""",
+    """CREATE TABLE sequences AS
+SELECT s.*, len(ids) AS n, row_number() OVER (ORDER BY row) - 1 AS number
+FROM (SELECT min(row) AS row, words, copy FROM kept GROUP BY words, copy) AS s
+JOIN examples USING (row)""",
+    # By number, so that a range of sequences is a range of rows.
+    """CREATE TABLE activations AS
+SELECT number, unnest(places)::BIGINT AS place, feature, unnest(activations) AS activation
+FROM (
+    SELECT s.number, k.row FROM kept AS k JOIN sequences AS s USING (words, copy)
+) JOIN examples USING (row) ORDER BY number""",
+)
+"""Which examples count, the sequences they are of, and their activations."""
 
 
 def write(database: Database, sae: Sae, path: Path) -> int:

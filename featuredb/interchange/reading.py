@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import duckdb
+
+from featuredb.store.files.scratch import spill_folder
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -11,7 +15,7 @@ class Reading:
 
     name: of the SAE. hook, model: where and on what it ran, empty if unknown. features: how many
     the SAE has, None for as many as the source shows. tokenizer: a folder or a hub name, for
-    sources with token ids only.
+    sources with token ids only. memory: limit in bytes of what a source holds, None for DuckDB's.
     """
 
     name: str | None = None
@@ -19,3 +23,12 @@ class Reading:
     model: str = ""
     features: int | None = None
     tokenizer: str | None = None
+    memory: int | None = None
+
+    def scratch(self) -> duckdb.DuckDBPyConnection:
+        """A database in memory, which spills to disk beyond the limit."""
+        connection = duckdb.connect()
+        connection.execute("SET temp_directory = ?", [str(spill_folder() or "")])
+        if self.memory is not None:
+            connection.execute(f"SET memory_limit = '{self.memory} bytes'")
+        return connection

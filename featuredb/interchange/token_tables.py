@@ -25,7 +25,6 @@ from featuredb.database import Database
 from featuredb.errors import IngestError, first_line
 from featuredb.interchange.reading import Reading
 from featuredb.store.files.atomic import sha256_of
-from featuredb.store.files.scratch import spill_folder
 from featuredb.store.snapshot import Sae
 from ingest.operations.import_activations import ImportedActivations, Sequences, SourceFacts
 from queries.catalog import literals
@@ -48,7 +47,7 @@ _BATCH = 1 << 18
 
 def read_goodfire(path: Path, reading: Reading) -> TokenTables:
     """A DuckDB file with both tables. Raises `IngestError`."""
-    connection = duckdb.connect()
+    connection = reading.scratch()
     try:
         connection.execute(f"ATTACH {literals.text(str(path))} AS source (READ_ONLY)")
     except duckdb.Error as error:
@@ -58,7 +57,7 @@ def read_goodfire(path: Path, reading: Reading) -> TokenTables:
 
 def read_tables(path: Path, reading: Reading) -> TokenTables:
     """A folder with both tables, as Parquet, CSV or Arrow. Raises `IngestError`."""
-    connection = duckdb.connect()
+    connection = reading.scratch()
     where = {}
     for table in _TABLES:
         found = [p for e in ("parquet", "csv", "arrow") if (p := path / f"{table}.{e}").is_file()]
@@ -103,7 +102,6 @@ class TokenTables:
         self._form = form
         self._reading = reading
         self._sorted = False
-        connection.execute("SET temp_directory = ?", [str(spill_folder() or "")])
         for table, columns in _TABLES.items():
             self._view(table, where[table], columns)
         self._number()

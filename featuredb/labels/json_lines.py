@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from featuredb.errors import FeatureDBError, LabelError
-from featuredb.labels.tables import read_bytes
+from featuredb.labels.tables import read_lines
 
 
 def json_lines(path: Path, raising: type[FeatureDBError] = LabelError) -> Iterator[dict[str, Any]]:
     """The objects of a file of JSON lines, gzipped where its name ends so. Raises `raising`."""
-    for number, line in enumerate(read_bytes(path, raising).splitlines(), 1):
+    for number, line in enumerate(read_lines(path, raising), 1):
         if not line.strip():
             continue
         try:

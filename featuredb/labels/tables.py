@@ -12,7 +12,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,14 @@ def write_arrow(labels: pa.Table, snapshot: Snapshot, path: Path) -> None:
 
 def read_bytes(path: Path, raising: type[FeatureDBError] = LabelError) -> bytes:
     """A file, decompressed where its name ends in ``.gz``. Raises `raising`."""
+    return b"".join(read_lines(path, raising))
+
+
+def read_lines(path: Path, raising: type[FeatureDBError] = LabelError) -> Iterator[bytes]:
+    """Its lines, one after another, as `read_bytes`."""
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield from file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         what = first_line(error)
         raise raising(f"{path} is a damaged gzip file ({what}): get it again") from None

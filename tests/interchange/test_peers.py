@@ -165,6 +165,29 @@ def test_explanations_of_neuronpedia_come_and_go(database: Path, tmp_path: Path)
     assert (again.labels, again.duplicates) == (0, 2)
 
 
+def test_equal_texts_of_neuronpedia_are_one_context(tmp_path: Path) -> None:
+    """Of one feature an example counts once, and other activations on equal words stand apart."""
+    lines = [
+        {"index": index, "tokens": tokens, "values": values, "modelId": "m", "layer": "1-res"}
+        for index, tokens, values in (
+            ("2", ["a", "b"], [0, 1.5]),
+            ("0", ["a", "b"], [2, 0]),
+            ("2", ["a", "b"], [0, 1.5]),  # in the top and in an interval
+            ("2", ["b"], [4.0]),
+            ("2", ["a", "b"], [0, 0.5]),
+            ("0", ["a", "b"], [0.25, 0]),
+        )
+    ]
+    neuronpedia_file(tmp_path / "np" / "activations" / "batch-0.jsonl.gz", lines[:3])
+    neuronpedia_file(tmp_path / "np" / "activations" / "batch-1.jsonl.gz", lines[3:])
+    featuredb.import_activations(tmp_path / "n.fdb", tmp_path / "np", "neuronpedia")
+    with featuredb.open(tmp_path / "n.fdb") as db:
+        assert db.sql("SELECT text FROM documents").fetchall() == [("ab",), ("b",), ("ab",)]
+        rows = db.sql("SELECT * EXCLUDE sae FROM activations ORDER BY context_id, feature_id")
+        first = [(0, 0, 0, 2.0), (2, 0, 1, 1.5), (2, 1, 0, 4.0)]
+        assert rows.fetchall() == [*first, (0, 2, 0, 0.25), (2, 2, 1, 0.5)]
+
+
 def _autointerp(path: Path, rows: list[tuple[Any, ...]]) -> Path:
     with closing(sqlite3.connect(path)) as file, file:
         file.execute(
@@ -348,10 +371,20 @@ def test_bad_labels_are_one_line_and_store_nothing(
             "has 1 tokens and 0 values",
         ),
         ("neuronpedia", _text("activations/batch-0.jsonl", ""), "has no activations"),
+        (
+            "neuronpedia",
+            _text("activations/batch-0.jsonl", '{"index": 1e20, "tokens": [], "values": []}'),
+            "there is no feature 100000000000000000000",
+        ),
+        (
+            "neuronpedia",
+            _text("activations/batch-0.jsonl", '{"index": 1, "tokens": ["a"], "values": [1e99]}'),
+            "an activation that is no finite number",
+        ),
         ("parquet", lambda f: f, "has no tokens.parquet, tokens.csv or tokens.arrow"),
         ("parquet", _text("tokens.parquet", "x"), "has no activations.parquet"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_bad_activations_are_one_line_and_leave_nothing(
     tmp_path: Path, form: str, make: Make, said: str

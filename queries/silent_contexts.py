@@ -12,6 +12,7 @@ import pyarrow as pa
 from featuredb.errors import QueryError
 from featuredb.render.characters import label
 from featuredb.render.view import Heading, Passages, View
+from featuredb.store.files.arrays import fetch_rows
 from featuredb.store.names import BAD_MATCH, parse_feature
 from featuredb.store.recorded import BLOCK, ranges_read
 from featuredb.store.snapshot import Corpus, Sae, Snapshot
@@ -34,6 +35,12 @@ from queries.top_contexts import TopContexts
 Int64 = npt.NDArray[np.int64]
 
 KINDS = ("tokens", "neighbors", "random")
+
+_FIRST = 1024
+"""Contexts looked at first for one that is silent on a wanted token."""
+
+_FASTER = 8
+"""How much less a token takes where all are read, one after another."""
 
 NEIGHBORS = 10
 """Nearest features by decoder whose stored examples are searched."""
@@ -116,49 +123,125 @@ def with_tokens(
     place = np.full(store.snapshot.model.vocab_size, len(top), np.int8)
     for i in reversed(range(len(top))):
         place[store.texts.ids_of(texts[i])] = i
-    corpora = store.snapshot.corpora if k and top else ()
-    found = [_first_places(store, corpus, place, len(top)) for corpus in corpora]
-    none = (np.empty(0, np.int64),) * 3
-    context, best, index = (np.concatenate(each) for each in zip(none, *found, strict=True))
-    edges = np.array(ranges_read(store.snapshot, sae.name), np.int64).reshape(-1)
-    silent = ~np.isin(context, fired, assume_unique=True)
-    silent &= np.searchsorted(edges, context, side="right") % 2 == 1
-    context, best, index = context[silent], best[silent], index[silent]
     weight = np.array([entry["count"] for entry in top], np.int64)
-    key = keys(context, seed, f"{sae.name}/{number}")
-    turn = (turns(best, key) + 1) / weight[best]
-    rows = np.lexsort((key, turn))[:k]
+    name = f"{sae.name}/{number}"
+    silent = _silent_in(store, sae, fired) if k and top else np.empty(0, np.int64)
+    context, best, index = _drawn(store, silent, keys(silent, seed, name), place, weight, k)
     nothing = np.empty(0, np.int64), np.empty(0, np.float32)
-    peaks = [Peak(int(context[i]), 0.0, int(index[i]), *nothing) for i in rows]
-    columns = dict(zip(("sae", "feature_id"), of_feature(sae.name, number, len(rows)), strict=True))
+    peaks = [Peak(int(c), 0.0, int(i), *nothing) for c, i in zip(context, index, strict=True)]
+    columns = dict(
+        zip(("sae", "feature_id"), of_feature(sae.name, number, len(peaks)), strict=True)
+    )
     shown = peak_columns(store, peaks, window, 0)
     columns["rank"] = shown.pop("rank")
-    columns["matched"] = pa.array([texts[best[i]] for i in rows], pa.string())
+    columns["matched"] = pa.array([texts[i] for i in best], pa.string())
     return _answer(store, sae, number, pa.table(columns | shown), "tokens", seed)
 
 
+def _silent_in(store: Store, sae: Sae, fired: Int64) -> Int64:
+    """The contexts that the SAE has read and in which it does not fire, ascending."""
+    ranges = ranges_read(store.snapshot, sae.name)
+    read = [np.arange(first, end) for first, end in ranges]
+    contexts = np.concatenate([np.empty(0, np.int64), *read])
+    return contexts[~np.isin(contexts, fired, assume_unique=True)]
+
+
+def _drawn(
+    store: Store,
+    contexts: Int64,
+    key: Int64,
+    place: npt.NDArray[np.int8],
+    weight: Int64,
+    k: int,
+) -> tuple[Int64, Int64, Int64]:
+    """(context, its wanted token's place, that token's index) of those drawn, in their order.
+
+    contexts: those to draw from, ascending. key: of each. place: of each token id, `len(weight)`
+    where it is not wanted. weight: of each place.
+
+    Contexts of a token come by key, so those of the least keys are looked at first, until no other
+    can come before the last of k. Few need to be, unless a wanted token is never without firing.
+    """
+    look = _FIRST
+    while True:
+        everything = look * _FASTER >= len(contexts)
+        chosen = slice(None) if everything else np.sort(np.argpartition(key, look)[:look])
+        found = _first_places(store, contexts[chosen], place, len(weight), everything=everything)
+        context, best, index = found
+        its_key = key[np.searchsorted(contexts, context)]
+        turn = (turns(best, its_key) + 1) / weight[best]
+        rows = np.lexsort((its_key, turn))[:k]
+        # The least turn that a context that was not looked at can have, of each token.
+        others = (np.bincount(best, minlength=len(weight)) + 1) / weight
+        if everything or (len(rows) == k and (others >= turn[rows[-1]]).all()):
+            return context[rows], best[rows], index[rows]
+        look *= 4
+
+
 def _first_places(
-    store: Store, corpus: Corpus, place: npt.NDArray[np.int8], none: int
+    store: Store,
+    contexts: Int64,
+    place: npt.NDArray[np.int8],
+    none: int,
+    *,
+    everything: bool,
 ) -> tuple[Int64, Int64, Int64]:
     """Of each context with a wanted token: its id, the least place, and that token's index.
 
-    place: of each token id, `none` where it is not wanted.
+    contexts: ascending. place: of each token id, `none` where it is not wanted. everything: they
+    are so many that all tokens are read, one block after another.
     """
-    tokens, starts = store.texts.tokens(corpus), store.texts.index(corpus)[:, 1]
+    found = [(np.empty(0, np.int64),) * 3]
+    for corpus in store.snapshot.corpora:
+        span = corpus.first_context, corpus.first_context + corpus.n_contexts
+        first, end = np.searchsorted(contexts, span)
+        rows = contexts[first:end] - corpus.first_context
+        starts = store.texts.index(corpus)[:, 1]
+        if not len(rows):
+            continue
+        read = _places(store, corpus, place, none) if everything else None
+        position, which = read or _places_in(store, corpus, place, none, rows)
+        row = np.searchsorted(starts, position, side="right") - 1
+        if not len(row):
+            continue
+        # Of each context the least place comes first, of several tokens with it the first.
+        firsts = np.flatnonzero(np.concatenate(([True], row[1:] != row[:-1])))
+        least = np.minimum.reduceat(which << 32 | (position - starts[row]), firsts)
+        there = np.isin(row[firsts], rows, assume_unique=True)
+        least = least[there]
+        context = row[firsts][there] + corpus.first_context
+        found.append((context, least >> 32, least & 0xFFFFFFFF))
+    context, best, index = (np.concatenate(each) for each in zip(*found, strict=True))
+    return context, best, index
+
+
+def _places(
+    store: Store, corpus: Corpus, place: npt.NDArray[np.int8], none: int
+) -> tuple[Int64, Int64]:
+    """Where wanted tokens are in a corpus, ascending, and the place of each."""
+    tokens = store.texts.tokens(corpus)
     at, places = [np.empty(0, np.int64)], [np.empty(0, np.int8)]
     for first in range(0, len(tokens), BLOCK):
         block = place[tokens[first : first + BLOCK]]
         here = np.flatnonzero(block < none)
         at.append(here + first)
         places.append(block[here])
-    position, which = np.concatenate(at), np.concatenate(places).astype(np.int64)
-    row = np.searchsorted(starts, position, side="right") - 1
-    if not len(row):
-        return row, which, position
-    # Of each context the least place comes first, of several tokens with it the first.
-    firsts = np.flatnonzero(np.concatenate(([True], row[1:] != row[:-1])))
-    least = np.minimum.reduceat(which << 32 | (position - starts[row]), firsts)
-    return row[firsts] + corpus.first_context, least >> 32, least & 0xFFFFFFFF
+    return np.concatenate(at), np.concatenate(places).astype(np.int64)
+
+
+def _places_in(
+    store: Store, corpus: Corpus, place: npt.NDArray[np.int8], none: int, rows: Int64
+) -> tuple[Int64, Int64]:
+    """As `_places`, of some contexts alone: reads no others."""
+    starts = store.texts.index(corpus)[:, 1]
+    tokens = store.texts.tokens(corpus)
+    fetch_rows(tokens, zip(starts[rows].tolist(), starts[rows + 1].tolist(), strict=True))
+    lengths = starts[rows + 1] - starts[rows]
+    before = np.cumsum(lengths) - lengths
+    position = np.repeat(starts[rows] - before, lengths) + np.arange(lengths.sum())
+    which = place[tokens[position]]
+    here = np.flatnonzero(which < none)
+    return position[here], which[here].astype(np.int64)
 
 
 def _answer(

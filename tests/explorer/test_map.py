@@ -252,3 +252,39 @@ def test_a_text_has_a_color_for_each_value(browser: Any, told: Path, drawn: str)
         assert page.is_hidden("[data-values]")
         assert errors == []
         page.close()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+@pytest.mark.parametrize("drawn", ["webgl2", "canvas"])
+def test_a_sample_is_drawn_while_the_map_moves(browser: Any, running: Running, drawn: str) -> None:
+    def few(route: Any) -> None:
+        answer = route.fetch()
+        script = answer.text()
+        assert script.count("const FAST = 16384;") == 1
+        route.fulfill(response=answer, body=script.replace("FAST = 16384", "FAST = 10"))
+
+    page = browser.new_page(viewport={"width": 800, "height": 700})
+    page.route("**/assets/map.js*", few)
+    page.goto(running.url)
+    page.goto(f"{running.base}/map?sae={quote(SAE)}" + ("&draw=canvas" * (drawn == "canvas")))
+    page.wait_for_selector("[data-shown='40']")
+    box = page.locator("[data-plane]").bounding_box()
+    page.mouse.move(box["x"] + 300, box["y"] + 200)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 320, box["y"] + 220, steps=2)
+    page.wait_for_selector("[data-shown='10']")
+    page.mouse.up()
+    page.wait_for_selector("[data-shown='40']")
+    for act in (lambda: page.mouse.wheel(0, 40), lambda: page.keyboard.press("ArrowLeft")):
+        page.focus("[data-plane]")
+        # What is drawn in between lasts a moment: it is written down.
+        page.evaluate(
+            "window.seen = []; new MutationObserver(() => "
+            "seen.push(document.querySelector('.map').dataset.shown))"
+            ".observe(document.querySelector('.map'), {attributeFilter: ['data-shown']})"
+        )
+        act()
+        page.wait_for_timeout(400)
+        assert page.evaluate("seen")[-1] == "40"
+        assert "10" in page.evaluate("seen")
+    page.close()

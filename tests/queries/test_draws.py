@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import duckdb
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 import featuredb
 from featuredb.errors import QueryError, SQLError
+from queries import silent_contexts
 from tests.make_store import MadeSae, World, make_store
 from tests.oracle import Oracle, Row
 from tests.queries.test_against_oracle import everywhere, few, name_of, opened, some_features
@@ -133,7 +135,10 @@ def test_silence(world: World, data: st.DataObject) -> None:
             k, seed = data.draw(st.sampled_from([1, 3, 50])), data.draw(st.integers(0, 9))
             like = data.draw(st.sampled_from(["tokens", "random"]))
             name = name_of(world, sae, feature)
-            answer = db.silent_contexts(name, k, like, seed, window=1)
+            # However few contexts are looked at first.
+            few_first = {"_FIRST": data.draw(st.sampled_from([1, 3, 1024])), "_FASTER": 1}
+            with patch.multiple(silent_contexts, **few_first):
+                answer = db.silent_contexts(name, k, like, seed, window=1)
             rows = everywhere(db, client, answer, SILENT, [name, k, like, seed, 1])
             got = [(r["context_id"], r["matched"], r["token_index"]) for r in rows]
             assert got == silent(oracle, sae, feature, like, seed)[:k]

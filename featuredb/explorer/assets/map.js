@@ -15,6 +15,9 @@ const SHADES = 64;
 const VALUES = [[0, 114, 178], [230, 159, 0], [0, 158, 115], [213, 94, 0], [86, 180, 233], [204, 121, 167], [240, 228, 66], [136, 136, 136]];
 const STOPS = VALUES.length;
 
+// Points of a frame while the map is moved. All are drawn once it rests.
+const FAST = 16384;
+
 // ---- points
 
 async function read(url) {
@@ -50,6 +53,18 @@ async function more(points, name) {
   const { data, about, at } = await read(address);
   if (about.values) points.values[name] = about.values;
   points.column[name] = new Float32Array(data, at, about.n);
+}
+
+// The points in an order that is the same each time, of which each beginning is a sample.
+function shuffled(n) {
+  const order = Uint32Array.from({ length: n }, (_, i) => i);
+  let seed = 1;
+  for (let i = n - 1; i > 0; i -= 1) {
+    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
+    const j = Math.floor((seed / 2 ** 32) * (i + 1));
+    [order[i], order[j]] = [order[j], order[i]];
+  }
+  return order;
 }
 
 function shadeAt(ramp, share) {
@@ -105,7 +120,7 @@ void main() {
   drawn = vec4(color.rgb * color.a, color.a);
 }`;
 
-function webgl(points) {
+function webgl(points, order) {
   const gl = state.get("draw") === "canvas" ? null : plane.getContext("webgl2", { antialias: false, premultipliedAlpha: true, preserveDrawingBuffer: true });
   if (!gl) return null;
   const program = gl.createProgram();
@@ -130,7 +145,8 @@ function webgl(points) {
     };
   };
   const both = new Float32Array(2 * points.n);
-  for (let i = 0; i < points.n; i += 1) both.set([points.x[i], points.y[i]], 2 * i);
+  order.forEach((i, at) => both.set([points.x[i], points.y[i]], 2 * at));
+  const inOrder = (values) => Float32Array.from(order, (i) => values[i]);
   buffer("place", 2)(both);
   const [share, chosen] = [buffer("share", 1), buffer("chosen", 1)];
   const uniform = (name) => gl.getUniformLocation(program, name);
@@ -140,10 +156,10 @@ function webgl(points) {
     name: "webgl2",
     set(shares, flags, colors) {
       gl.uniform3fv(uniform("ramp"), colors.flat().map((value) => value / 255));
-      share(shares);
-      chosen(flags);
+      share(inOrder(shares));
+      chosen(inOrder(flags));
     },
-    draw(view, size, dimmed) {
+    draw(view, size, dimmed, most) {
       gl.viewport(0, 0, plane.width, plane.height);
       gl.clearColor(0, 0, 0, 0);
       gl.clear(gl.COLOR_BUFFER_BIT);
@@ -151,31 +167,33 @@ function webgl(points) {
       gl.uniform2f(uniform("zoom"), (2 * view.scale) / plane.width, (2 * view.scale) / plane.height);
       gl.uniform1f(uniform("size"), size);
       gl.uniform1f(uniform("dimmed"), dimmed ? 1 : 0);
-      gl.drawArrays(gl.POINTS, 0, points.n);
+      gl.drawArrays(gl.POINTS, 0, most);
     },
   };
 }
 
-function canvas2d(points) {
+function canvas2d(points, order) {
   const context = plane.getContext("2d");
-  let order, shares, flags, shades;
+  let shaded, shares, flags, shades;
   return {
     name: "canvas",
     set(newShares, newFlags, colors) {
       [shares, flags] = [newShares, newFlags];
       shades = Array.from({ length: SHADES }, (_, i) => `rgb(${shadeAt(colors, i / (SHADES - 1)).join(" ")} / .85)`);
       // By color, so that the pen changes 64 times and not for each point.
-      order = Array.from({ length: SHADES + 1 }, () => []);
-      for (let i = 0; i < points.n; i += 1) {
-        if (flags[i] > -0.5) order[shares[i] < 0 ? SHADES : Math.min(SHADES - 1, Math.floor(shares[i] * SHADES))].push(i);
-      }
+      shaded = Array.from({ length: SHADES + 1 }, () => []);
+      order.forEach((i, at) => {
+        if (flags[i] > -0.5) shaded[shares[i] < 0 ? SHADES : Math.min(SHADES - 1, Math.floor(shares[i] * SHADES))].push(at);
+      });
     },
-    draw(view, size, dimmed) {
+    draw(view, size, dimmed, most) {
       const { width, height } = plane;
       context.clearRect(0, 0, width, height);
-      order.forEach((which, shade) => {
+      shaded.forEach((which, shade) => {
         context.fillStyle = shades[shade] ?? "rgb(128 128 128 / .5)";
-        for (const i of which) {
+        for (const at of which) {
+          if (at >= most) break;
+          const i = order[at];
           const x = (points.x[i] - view.x) * view.scale + width / 2;
           const y = height / 2 - (points.y[i] - view.y) * view.scale;
           if (x < 0 || y < 0 || x > width || y > height) continue;
@@ -191,15 +209,22 @@ function canvas2d(points) {
 // ---- the map
 
 function start(points) {
-  const drawing = webgl(points) ?? canvas2d(points);
+  const order = shuffled(points.n);
+  const drawing = webgl(points, order) ?? canvas2d(points, order);
   root.dataset.drawn = drawing.name;
   const pen = over.getContext("2d");
   const count = points.column.count;
   const fires = (i) => !count || count[i] > 0;
-  let shares, low, high, lasso = [], chosen = null, hovered = -1, drawn = 0, lassoing = false;
+  let shares, low, high, lasso = [], chosen = null, hovered = -1, drawn = 0, lassoing = false, resting = 0;
   const view = { x: 0, y: 0, scale: 1 };
   const held = new Map();
-  const moving = () => held.size > 0 && plane.dataset.mode !== "lasso";
+  // Moved by hand, or by a wheel or keys that have only just stopped.
+  const moving = () => resting > 0 || (held.size > 0 && plane.dataset.mode !== "lasso");
+  function hasten() {
+    clearTimeout(resting);
+    resting = setTimeout(() => ((resting = 0), again()), 180);
+    again();
+  }
   const pixels = () => devicePixelRatio || 1;
 
   const shown = (i) => controls.elements.silent.checked || fires(i);
@@ -301,7 +326,9 @@ function start(points) {
     drawn ||= requestAnimationFrame(() => {
       drawn = 0;
       const size = Math.min(10, Math.max(2.2, Math.sqrt((plane.width * plane.height) / points.n) * 0.34)) * Math.min(2.2, Math.max(1, Math.sqrt(view.scale / (view.base || view.scale))));
-      drawing.draw(view, size * Math.min(1.5, pixels()), chosen !== null);
+      const most = moving() ? Math.min(points.n, FAST) : points.n;
+      drawing.draw(view, size * Math.min(1.5, pixels()), chosen !== null, most);
+      root.dataset.shown = most;
       overlay();
     });
   }
@@ -450,7 +477,7 @@ function start(points) {
     view.scale = Math.min(view.base * 400, Math.max(view.base * 0.5, view.scale * factor));
     const [newX, newY] = there(pixel);
     view.x += x - newX, view.y += y - newY;
-    again();
+    hasten();
   }
 
   let moved = 0;
@@ -507,7 +534,7 @@ function start(points) {
     event.preventDefault();
     keys[event.key]();
     middle();
-    again();
+    hasten();
     remember();
   });
   plane.addEventListener("focus", () => plane.matches(":focus-visible") && middle());

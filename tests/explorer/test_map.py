@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
@@ -275,7 +276,8 @@ def test_a_sample_is_drawn_while_the_map_moves(browser: Any, running: Running, d
     page.wait_for_selector("[data-shown='10']")
     page.mouse.up()
     page.wait_for_selector("[data-shown='40']")
-    for act in (lambda: page.mouse.wheel(0, 40), lambda: page.keyboard.press("ArrowLeft")):
+    wheel, key = partial(page.mouse.wheel, 0, 40), partial(page.keyboard.press, "ArrowLeft")
+    for act in (wheel, key):
         page.focus("[data-plane]")
         # What is drawn in between lasts a moment: it is written down.
         page.evaluate(

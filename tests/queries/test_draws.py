@@ -136,8 +136,8 @@ def test_silence(world: World, data: st.DataObject) -> None:
             like = data.draw(st.sampled_from(["tokens", "random"]))
             name = name_of(world, sae, feature)
             # However few contexts are looked at first.
-            few_first = {"_FIRST": data.draw(st.sampled_from([1, 3, 1024])), "_FASTER": 1}
-            with patch.multiple(silent_contexts, **few_first):
+            first = data.draw(st.sampled_from([1, 3, 1024]))
+            with patch.multiple(silent_contexts, _FIRST=first, _FASTER=1):
                 answer = db.silent_contexts(name, k, like, seed, window=1)
             rows = everywhere(db, client, answer, SILENT, [name, k, like, seed, 1])
             got = [(r["context_id"], r["matched"], r["token_index"]) for r in rows]

@@ -114,9 +114,9 @@ def test_every_answer_about_a_feature_has_its_label(folder: Path) -> None:
     for name, answer in both.items():
         assert "music" in str(answer), name
         assert "music" in answer._repr_html_(), name
-    # It is drawn, and is not data.
-    assert "label" not in three["find"].attributes()
-    assert "dates" not in str(three["document"].attributes())
+    # They are in JSON, too.
+    assert list(three["find"].attributes()["labels"]) == ["demo/3", "demo/4"]
+    assert "dates" in three["document"].attributes()["label"]
 
 
 @pytest.mark.parametrize("preferred", [True, False])
@@ -136,6 +136,20 @@ def test_verify_finds_two_preferred_labels_and_none(folder: Path, preferred: boo
     change_user_data(folder, [LABELS], all_so, "label")
     (problem,) = featuredb.verify(folder).problems
     assert "of which not exactly one is preferred" in str(problem)
+
+
+def test_verify_finds_a_score_without_its_label(folder: Path) -> None:
+    scored = pa.table({"row": [0], "scorer": ["detection"], "value": [0.5]})
+    labels = pa.table({"feature_id": [3], "text": ["music"], "sae": ["demo"]})
+    add_labels(folder, LabelBatch(labels, scored))
+    assert featuredb.verify(folder).ok
+
+    def without(_: Snapshot, tables: Tables) -> Tables:
+        return {"labels": tables["labels"].slice(0, 0)}
+
+    change_user_data(folder, [LABELS], without, "label")
+    (problem,) = featuredb.verify(folder).problems
+    assert "has a score of a label that does not exist" in str(problem)
 
 
 def test_a_handle_on_an_older_snapshot_stays_there(folder: Path) -> None:

@@ -32,15 +32,30 @@ few = settings(
 )
 
 
+Opened = tuple[Database, duckdb.DuckDBPyConnection, Oracle]
+
+
 @contextmanager
-def opened(world: World) -> Iterator[tuple[Database, duckdb.DuckDBPyConnection, Oracle]]:
-    """The world as a database, its catalog in a plain client, and its oracle."""
-    path = _store(world)
-    catalog = str(path / "catalog.duckdb")
-    with featuredb.open(path) as db, duckdb.connect(catalog, read_only=True) as client:
-        yield db, client, Oracle(world)
+def opened(world: World) -> Iterator[Opened]:
+    """The world as a database, its catalog in a plain client, and its oracle. Only to be read."""
+    yield _opened(_store(world), world)
 
 
+def _opened(path: Path, world: World) -> Opened:
+    """Opened once: examples come back to few worlds. `_MOST` stay open, the last that were used."""
+    if path not in _open:
+        client = duckdb.connect(str(path / "catalog.duckdb"), read_only=True)
+        _open[path] = featuredb.open(path), client, Oracle(world)
+    _open[path] = _open.pop(path)
+    if len(_open) > _MOST:
+        db, client, _ = _open.pop(next(iter(_open)))
+        db.close()
+        client.close()
+    return _open[path]
+
+
+_open: dict[Path, Opened] = {}
+_MOST = 16
 _stores: dict[int, tuple[World, Path]] = {}
 
 

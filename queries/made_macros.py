@@ -103,9 +103,9 @@ def workshop() -> Iterator[Workshop]:
 
 
 def copy_all(connection: duckdb.DuckDBPyConnection, macros: Mapping[str, str]) -> Collection[str]:
-    """Copy `macros`, DDL by name, into another DuckDB in memory. Returns their names.
+    """Copy `macros`, DDL by name, into another DuckDB in memory, where they are all kept.
 
-    None where they are not all kept.
+    Returns the names of those that were copied: all or none.
     """
     made = _made.get(os.getpid())
     if made is None:

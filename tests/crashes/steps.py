@@ -1,7 +1,8 @@
 """Steps of a database's life, each in a process that can be killed.
 
 Imported once by a fork server, which has run nothing: a step then starts in a fraction of a
-second instead of loading torch again.
+second instead of loading torch again, and what steps import when they need it. Not LanceDB, whose
+thread does not survive a fork, but the slow half of what it imports.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+import duckdb  # noqa: F401
+import faiss  # noqa: F401
+import lance_namespace  # noqa: F401
+import numba
+
 import featuredb
+import queries
 from featuredb.errors import DatabaseError, UnknownFeatureError
 from featuredb.store.history import read_snapshot
 from featuredb.store.layout import Layout
@@ -30,6 +37,9 @@ from ingest.operations.user_data import write_user_data
 from ingest.options import IngestOptions
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 from tests.user_rows import measured
+
+queries.QUESTIONS  # noqa: B018  imports them
+numba.njit(lambda x: x)(1)  # loads its compiler
 
 _WRITES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree"}
 _FOR_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -147,13 +157,19 @@ def _run(scene: Scene, path: Path, step: str, event: int | None, told: Any) -> N
     told.send((count, time.monotonic() - started))
 
 
+def fork_server() -> ForkServerContext:
+    """What starts processes that have this module, and all it imports, from the beginning."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 class Stage:
     """Runs steps."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        self._context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.crashes.steps"])
+        self._context = fork_server()
 
     def run(self, path: Path, step: str, death: Death | None = None) -> tuple[int, float] | None:
         """A step's number of events and seconds. None if it was killed as planned.

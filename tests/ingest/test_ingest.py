@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,6 +32,7 @@ from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
 from ingest.sae import load_sae
 from tests.content import activations, assert_same_content
+from tests.crashes.steps import fork_server
 from tests.tiny import LAYERS, tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 
@@ -161,39 +160,28 @@ def test_interrupted_by_the_keyboard_it_continues_to_the_same_content(
     assert_same_content(path, tmp_path / "whole.fdb")
 
 
-_SCRIPT = """
-import sys
-from ingest.options import IngestOptions
-from ingest.operations.ingest import ingest
-corpus, model, sae, path = sys.argv[1:]
-options = IngestOptions(corpus=corpus, model=model, saes=[sae], names=["sae"], dtype="float32",
-                        check=False, memory="100MB")
-ingest(path, options)
-"""
-
-
 @pytest.mark.skipif("FEATUREDB_TEST_DEVICE" in os.environ, reason="it is not in new processes")
 def test_killed_at_any_moment_it_continues_to_the_same_content(
     inputs: IngestOptions, tmp_path: Path
 ) -> None:
     """kill -9 after each stage: nothing lost, nothing doubled, no half-published snapshot."""
     corpus = write_jsonl(tmp_path / "corpus.jsonl", tiny_documents(900))
-    rest = [str(corpus), inputs.model, inputs.saes[0]]
-    ingest(tmp_path / "whole.fdb", replace(inputs, corpus=str(corpus), memory="100MB"))
+    options = replace(inputs, corpus=str(corpus), memory="100MB")
+    ingest(tmp_path / "whole.fdb", options)
     path = tmp_path / "killed.fdb"
     stages = ["corpus/0", "staging/plan.json", "staging/p000000.json", "segments/c000001-0",
               "derived/000001", "CURRENT"]  # fmt: skip
     for stage in stages:
-        command = [sys.executable, "-c", _SCRIPT, *rest, str(path)]
-        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = fork_server().Process(target=ingest, args=(path, options))
+        process.start()
         deadline = time.monotonic() + 120
-        while process.poll() is None and not (path / stage).exists():
+        while process.is_alive() and not (path / stage).exists():
             assert time.monotonic() < deadline, stage
             time.sleep(0.002)
-        assert process.poll() in (None, 0), stage
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    ingest(path, replace(inputs, corpus=str(corpus), memory="100MB"))
+        process.kill()
+        process.join()
+        assert process.exitcode in (-signal.SIGKILL, 0), stage
+    ingest(path, options)
     assert_same_content(path, tmp_path / "whole.fdb")
     assert not (path / "staging").exists()
 

@@ -68,12 +68,32 @@ def test_every_page_is_clean_in_both_widths_and_schemes(wide: Tab, narrow: Tab) 
         assert tab.hosts == {"127.0.0.1"}
 
 
+_SHORT = {
+    "home": "/?k=2",
+    "search": "/search?q=river",
+    "feature": f"/feature/{F}?k=2",
+    "feature-silent": f"/feature/{F}?show=silent&k=2",
+    "feature-embedded": f"/feature/{F}?embed=1&k=2",
+    "feature-groups": PAGES["feature-groups"],
+    "text": "/text?context=2&k=2&at=1",
+    "compare": PAGES["compare"],
+    "contrast": PAGES["contrast"],
+    "find": f"/find?any={F}&k=2",
+    "sql-refused": PAGES["sql-refused"],
+    "steer": PAGES["steer"],
+    "map": PAGES["map"],
+    "monitors-rule": PAGES["monitors-rule"],
+    "not-found": PAGES["not-found"],
+}
+"""Each kind of page once, with little on it: what looks at every element takes seconds a page."""
+
+
 def test_axe_has_no_serious_finding(wide: Tab, narrow: Tab) -> None:
+    """Every kind of page, wide and light or narrow and dark by turns, a feature's both."""
     from axe_playwright_python.sync_playwright import Axe
 
-    short = {"home": "/?k=2", "feature": f"/feature/{F}?k=2", "text": "/text?context=2&k=2&at=1"}
-    looked = [(narrow, path) for path in short.values()]
-    looked += [(wide, short["feature"]), (wide, PAGES["sql-refused"]), (narrow, PAGES["find"])]
+    looked = [((wide, narrow)[i % 2], path) for i, path in enumerate(_SHORT.values())]
+    looked.append((narrow, _SHORT["feature"]))
     for tab, path in looked:
         tab.open(path)
         found = Axe().run(tab.page).response["violations"]
@@ -83,6 +103,33 @@ def test_axe_has_no_serious_finding(wide: Tab, narrow: Tab) -> None:
             if each["impact"] in ("serious", "critical")
         ]
         assert serious == []
+
+
+_TABBED = """() => {
+  const which = "a[href], button, input, select, textarea, summary, [tabindex='0']";
+  return [...document.querySelectorAll(which)].filter((e) => e.checkVisibility()
+    && e.type !== "hidden" && !e.disabled && e.tabIndex === 0);
+}"""
+_FOLLOWED = """() => document.addEventListener("focusin", ({ target }) => {
+  target.dataset.visited = getComputedStyle(target).outlineStyle;
+})"""
+
+
+@pytest.mark.parametrize("name", _SHORT)
+def test_tab_comes_to_everything_and_shows_where_it_is(wide: Tab, name: str) -> None:
+    wide.open(_SHORT[name])
+    page = wide.page
+    page.evaluate("document.activeElement.blur()")
+    page.evaluate(_FOLLOWED)
+    told = "e.outerHTML.slice(0, 120)"
+    missed = f"({_TABBED})().filter((e) => !e.dataset.visited).map((e) => {told})"
+    for _ in range(4):  # panels of a feature come while it goes round
+        if page.evaluate(missed):
+            for _ in range(page.evaluate(f"({_TABBED})().length") + 3):
+                page.keyboard.press("Tab")
+    assert page.evaluate(missed) == []
+    unseen = f"({_TABBED})().filter((e) => e.dataset.visited === 'none').map((e) => {told})"
+    assert page.evaluate(unseen) == []
 
 
 def test_the_keyboard_alone(wide: Tab) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
@@ -67,6 +69,7 @@ def resolved(snapshot: Snapshot, batch: LabelBatch) -> tuple[pa.Table, pa.Table]
     rows = _Rows(batch.source)
     text = rows.cast(table, "text", pa.string())
     _check_texts(rows, text)
+    _check_times(rows, table)
     saes, features = _features(snapshot, batch, rows)
     given = {
         name: rows.cast(table, name, kind)
@@ -145,6 +148,17 @@ def _check_texts(rows: _Rows, text: pa.Array) -> None:
             )
 
 
+def _check_times(rows: _Rows, table: pa.Table) -> None:
+    if "created" not in table.column_names:
+        return
+    for row, value in enumerate(rows.cast(table, "created", pa.string()).to_pylist()):
+        try:
+            datetime.fromisoformat(value or "2000-01-01")
+        except ValueError:
+            what = f"created is {value!r}, no time such as 2026-01-31T12:00:00+00:00"
+            raise rows.wrong(row, what) from None
+
+
 def _features(
     snapshot: Snapshot, batch: LabelBatch, rows: _Rows
 ) -> tuple[list[Sae], npt.NDArray[np.int64]]:
@@ -177,10 +191,12 @@ def _features(
 
 
 def _number(feature: Any) -> Any:
-    """A feature's number as spreadsheets and data frames spell it: 12, "12", " 12 " or 12.0."""
+    """A feature's number as spreadsheets and data frames spell it: 12, "12", " 12 ", "12.0"."""
+    if feature is None or feature == "":
+        raise LabelError("it names no feature")
     if isinstance(feature, float) and feature.is_integer():
         return int(feature)
-    return feature.strip() if isinstance(feature, str) else feature
+    return re.sub(r"\.0+$", "", feature.strip()) if isinstance(feature, str) else feature
 
 
 def _sae(

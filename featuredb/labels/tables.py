@@ -8,10 +8,13 @@ row is: sae_sha256, hook and d_sae. A file needs a column of features, named ``f
 
 from __future__ import annotations
 
+import codecs
+import csv
 import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +34,9 @@ _TEXT = ("text", "label", "description", "explanation")
 
 def read_csv(path: Path, _: Snapshot) -> LabelBatch:
     """See `LabelFormat`."""
-    data = read_bytes(path)
-    delimiter = _delimiter(path)
+    data = _utf8(read_bytes(path), path)
+    delimiter = "\t" if _delimiter(path) == "\t" else _separating(data)
+    _refuse_open_quote(data, delimiter, path)
     try:
         # Every column is text: a spreadsheet's "0012" and "true" are looked at later.
         header = pc.open_csv(io.BytesIO(data), parse_options=_parse(delimiter)).schema.names
@@ -48,6 +52,37 @@ def read_csv(path: Path, _: Snapshot) -> LabelBatch:
     except pa.ArrowInvalid as error:
         raise LabelError(f"{path} is not a CSV file: {first_line(error)}") from None
     return _batch(table, path)
+
+
+def _utf8(data: bytes, path: Path) -> bytes:
+    """The text as UTF-8, from UTF-16 where it begins so, as spreadsheets save "Unicode text"."""
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8")
+    except UnicodeDecodeError:
+        raise LabelError(f"{path} is not in UTF-8: save it so") from None
+    return text.encode() if wide else data
+
+
+def _separating(data: bytes) -> str:
+    """What the header's names are separated by: a spreadsheet may write semicolons."""
+    header = data.split(b"\n", 1)[0].decode("utf-8-sig", "replace")
+    for mark in (";", "\t"):
+        if mark in header and "," not in header:
+            return mark
+    return ","
+
+
+def _refuse_open_quote(data: bytes, delimiter: str, path: Path) -> None:
+    """Raise `LabelError` for a quote that is never closed, which would be one long label."""
+    if data.count(b'"') % 2 == 0:
+        return
+    try:
+        for _ in csv.reader(io.StringIO(data.decode()), delimiter=delimiter, strict=True):
+            pass
+    except csv.Error as error:
+        if "end of data" in str(error):
+            raise LabelError(f"{path} has a quote that is never closed") from None
 
 
 def _delimiter(path: Path) -> str:
@@ -124,6 +159,13 @@ def _with_saes(labels: pa.Table, snapshot: Snapshot) -> pa.Table:
 
 
 def _batch(table: pa.Table, path: Path) -> LabelBatch:
+    folded = [name.strip().lower().replace(" ", "_") for name in table.column_names]
+    known = {*_FEATURE, *_TEXT}
+    pairs = zip(table.column_names, folded, strict=True)
+    table = table.rename_columns([low if low in known else name for name, low in pairs])
+    twice = [name for name, n in Counter(table.column_names).items() if n > 1]
+    if twice:
+        raise LabelError(f"{path} has two columns {twice[0]}: keep one of them")
     feature, text = (_only(table, names, path) for names in (_FEATURE, _TEXT))
     names = {feature: "feature_id", text: "text"}
     table = table.rename_columns([names.get(name, name) for name in table.column_names])

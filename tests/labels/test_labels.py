@@ -339,3 +339,29 @@ def test_the_explorer_writes_them(folder: Path) -> None:
         assert (status, b"there is no feature 99" in page) == (404, True)
         assert served.get("/label/demo/1", "POST", b"label=", form)[0] == 400
     assert _shown(folder) == {"demo/1": "dates <b>"}
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\xef\xbb\xbffeature_id,text\r\n3,dates\r\n", None),
+        (b"Feature;Label\n 3 ;dates\n", None),
+        ("feature\tlabel\n3.0\tdates\n".encode("utf-16"), None),
+        (b"feature,text,text\n3,a,b\n", "has two columns text"),
+        (b"feature,text\n3,caf\xe9\n", "is not in UTF-8"),
+        (b'feature,text\n3,"open\n4,b\n', "a quote that is never closed"),
+        (b"feature,text\n,a\n", "row 1: it names no feature"),
+        (b"feature,text,created\n3,a,yesterday\n", "row 1: created is 'yesterday'"),
+    ],
+    ids=range(8),
+)
+def test_csv_as_spreadsheets_save_it(folder: Path, data: bytes, said: str | None) -> None:
+    file = folder.parent / "labels.csv"
+    file.write_bytes(data)
+    if said is None:
+        assert featuredb.import_labels(folder, file, sae="demo").labels == 1
+        with featuredb.open(folder) as db:
+            assert [(r.feature_id, r.text) for r in db.labels()] == [(3, "dates")]
+    else:
+        with pytest.raises(LabelError, match=said):
+            featuredb.import_labels(folder, file, sae="demo")

@@ -1,7 +1,8 @@
 """Make the pictures of the README: `python docs/pictures/make.py demo.fdb [FEATURE]`.
 
 terminal.svg is the output of a command, drawn by rich. feature.png is a feature's card as a
-notebook shows it, drawn by headless Chromium. explorer*.png are pages of `featuredb serve`.
+notebook shows it, drawn by headless Chromium. explorer*.png are pages of `featuredb serve`: the map
+needs `featuredb measure demo.fdb --map` before.
 """
 
 from __future__ import annotations
@@ -58,12 +59,15 @@ def explorer(path: str, feature: int) -> None:
         url = server.stdout.readline().strip()
         base = url.partition("/?")[0]
         browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            executable_path=shutil.which("chromium"),
+            # WebGL by the CPU, for the map.
+            args=["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"],
         )
         for name, page, (width, height), scheme in (
             ("explorer", f"/feature/layer13/{feature}", (1280, 1120), "light"),
             ("explorer-text", "/text?context=42&k=6", (1280, 900), "light"),
             ("explorer-contrast", "/contrast?a=topic = 'History'&k=10", (1280, 800), "light"),
+            ("explorer-map", "/map?find=music", (1280, 900), "light"),
             ("explorer-narrow", f"/feature/layer13/{feature}", (390, 844), "dark"),
         ):
             size = {"width": width, "height": height}

@@ -173,7 +173,8 @@ function webgl(points, order) {
 }
 
 function canvas2d(points, order) {
-  const context = plane.getContext("2d");
+  // By the CPU: where there is no WebGL, a canvas of the GPU is an imitation, and far slower.
+  const context = plane.getContext("2d", { willReadFrequently: true });
   let shaded, shares, flags, shades;
   return {
     name: "canvas",

@@ -8,26 +8,33 @@ tokens, with the same adjustment.
 **Planted effects.** In random halves, features made to fire in more documents of A, with values of
 their own. Counted is how many have q < 0.05 among all the others.
 
-**Cost.** Seconds and peak memory of a contrast in a process of its own, cold and warm, and of the
-dense way: a matrix of documents by features, and scipy's test of each column (`--dense`).
+**Cost.** Seconds and peak memory of a contrast in a process of its own, cold and warm, of the dense
+way: a matrix of documents by features, and scipy's test of each column (`--dense`), and of peers on
+the same activations (`--peers`, see `benchmarks.peers`). `--documents N` makes the database, of 100
+million activations in N documents, unless it is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 import featuredb
+from benchmarks.made_store import build
+from benchmarks.synthetic import World
 from featuredb.database import Database
 from queries.association import q_values
-from queries.pooled import Pairs, Pooled
+from queries.pooled import Pairs, Pooled, pairs_of
 from queries.tails import two_sided
 from queries.two_sets import Sides, difference, joined
 from queries.units import units_of
@@ -139,7 +146,7 @@ def _with_effect(
     more = rng.choice(silent, min(len(silent), round(size * int((side == 1).sum()))), replace=False)
     unit = np.concatenate([unit, more.astype(np.int32)])
     value = np.concatenate([value, rng.choice(value, len(more))])
-    return Pairs(0, 1, np.array([0, len(unit)]), unit, value)
+    return pairs_of(range(1), np.zeros(len(unit), np.int64), unit, value)
 
 
 def cost(path: str, condition: str) -> None:
@@ -181,6 +188,40 @@ def dense(path: str, condition: str) -> None:
     print(f"dense: {filled:.2f} s to fill, {tested:.2f} s to test, {peak:.2f} GB")
 
 
+def tokens(path: str, condition: str, out: Path) -> None:
+    """Write all activations of a database by token, and which documents are in A."""
+    with featuredb.open(path) as db:
+        chosen = db.sql(f"SELECT document_id FROM documents WHERE {condition}").fetchall()
+        lengths = db.sql(
+            "SELECT sum(n_tokens)::INT64 FROM contexts GROUP BY document_id ORDER BY document_id"
+        ).to_arrow_table()[0]
+        active = db.sql(
+            "SELECT c.first + token_index AS token, feature_id, activation FROM activations JOIN "
+            "(SELECT context_id, sum(n_tokens) OVER (ORDER BY context_id) - n_tokens AS first "
+            f"FROM contexts) AS c USING (context_id) WHERE sae = '{db.saes[0].name}' ORDER BY token"
+        ).to_arrow_table()
+        in_a = np.zeros(len(lengths), np.bool_)
+        in_a[[document for (document,) in chosen]] = True
+        first = np.concatenate(([0], np.cumsum(lengths.to_numpy())))
+        token = active["token"].to_numpy()
+        np.savez(
+            out,
+            first_token=first,
+            offsets=np.searchsorted(token, np.arange(first[-1] + 1)),
+            feature=active["feature_id"].to_numpy().astype(np.int32),
+            activation=active["activation"].to_numpy(),
+            in_a=in_a,
+            d_sae=db.saes[0].d_sae,
+        )
+
+
+def made(path: str, documents: int) -> None:
+    """A database of 100 million activations, unless it is there."""
+    if not Path(path).exists():
+        world = World.of(100_000_000, documents=documents)
+        build(Path(path), world, processes=os.cpu_count() or 1, memory=4 << 30, note=print)
+
+
 def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -189,7 +230,11 @@ def main() -> None:
     parser.add_argument("--where", default="topic = 'History'", help="A, of the cost")
     parser.add_argument("--only", choices=("cost", "dense"), help="one part, in this process")
     parser.add_argument("--dense", action="store_true", help="the dense way too")
+    parser.add_argument("--peers", metavar="PYTHON", help="of an environment that has them")
+    parser.add_argument("--documents", type=int, help="make the database, of so many")
     given = parser.parse_args()
+    if given.documents:
+        made(given.db, given.documents)
     if given.only:
         {"cost": cost, "dense": dense}[given.only](given.db, given.where)
         return
@@ -199,6 +244,12 @@ def main() -> None:
             [*command, "--only", part, "--where", given.where],
             check=True,
         )
+    if given.peers:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "tokens.npz"
+            tokens(given.db, given.where, path)
+            for peer in ("interp_embed", "hypothesaes"):
+                subprocess.run([given.peers, "benchmarks/peers.py", peer, path], check=True)
     if given.splits:
         with featuredb.open(given.db) as db:
             documents = Documents(db)

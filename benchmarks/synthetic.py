@@ -32,6 +32,7 @@ from ingest.tokens.contexts import TokenizedBatch
 CONTEXT = 256
 BITS = position_bits(CONTEXT)
 BURST = 3.0
+SPREAD_OF_LENGTHS = 0.7
 SPREAD_OF_VALUES = 0.534
 VOCABULARY = 49_152
 TOPICS = ("History", "Science", "Law", "Sport", "Music", "Travel", "Code", "Medicine")
@@ -56,7 +57,10 @@ class Entropies(NamedTuple):
 
 @dataclass(frozen=True)
 class World:
-    """What is made. partition_tokens: of a partition, reached with its last document."""
+    """What is made. partition_tokens: of a partition, reached with its last document.
+
+    document_tokens: the median length of a document.
+    """
 
     partitions: int
     partition_tokens: int
@@ -64,12 +68,20 @@ class World:
     l0: float = 39.0
     dimensions: int = 768
     seed: int = 0
+    document_tokens: float = float(np.exp(6.5))
 
     @classmethod
-    def of(cls, activations: int, seed: int = 0) -> World:
-        """About that many activations, at most 10 million to a partition, in 2 or more."""
+    def of(cls, activations: int, seed: int = 0, documents: int | None = None) -> World:
+        """About that many activations, at most 10 million to a partition, in 2 or more.
+
+        documents: so many or some more, instead of documents of about 850 tokens.
+        """
         partitions = max(2, round(activations / 10_000_000))
-        return cls(partitions, round(activations / partitions / cls.l0), seed=seed)
+        tokens = round(activations / partitions / cls.l0)
+        if documents is None:
+            return cls(partitions, tokens, seed=seed)
+        median = tokens * partitions / documents / np.exp(SPREAD_OF_LENGTHS**2 / 2)
+        return cls(partitions, tokens, seed=seed, document_tokens=float(median))
 
     @cached_property
     def density(self) -> Floats:
@@ -105,8 +117,10 @@ class World:
     def documents(self, partition: int) -> Documents:
         """The documents of a partition, without their content."""
         rng = self._rng(4, partition)
-        drawn = np.exp(rng.normal(6.5, 0.7, 16 + self.partition_tokens // 100))
-        lengths = np.clip(drawn, 16, 8_192).astype(np.int64)
+        least, most = min(16, self.document_tokens / 4), 8_192
+        n = 16 + round(7 * self.partition_tokens / self.document_tokens)
+        drawn = rng.normal(np.log(self.document_tokens), SPREAD_OF_LENGTHS, n)
+        lengths = np.clip(np.exp(drawn), least, most).astype(np.int64)
         n = int(np.searchsorted(np.cumsum(lengths), self.partition_tokens)) + 1
         return Documents(lengths[:n], -(-lengths[:n] // CONTEXT))
 

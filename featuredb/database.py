@@ -82,8 +82,8 @@ class Database:
         self._store = store
         self._model = model
         self._confined = confined
-        # A function of the store, not of `self`: DuckDB keeps it, and the handle keeps DuckDB.
-        self._open_reader: Reader | None = Reader(store, partial(_prepare, store, model, confined))
+        # Not a function of `self`: DuckDB keeps it, and the handle keeps DuckDB.
+        self._open_reader: Reader | None = Reader(store, partial(_prepare, model, confined))
 
     @property
     def _reader(self) -> Reader:
@@ -376,6 +376,7 @@ class Database:
         holdout: float | None = None,
         probe: int | None = None,
         seed: int = 0,
+        on: Feature | None = None,
     ) -> Contrast:
         """What tells some texts from others, feature by feature, and how sure that is.
 
@@ -404,6 +405,8 @@ class Database:
             probe: Fit a classifier of at most so many features, and measure it on the held-out
                 share, 0.3 by default, beside a bag of words. Needs ``featuredb[probes]``.
             seed: What the split depends on.
+            on: Only tokens on which this feature fires: which features fire with it more in A than
+                in B. Units without such a token are left out, and length counts such tokens.
 
         Returns:
             One row per feature, by evidence descending, ties by SAE and feature id. The answer says
@@ -419,7 +422,7 @@ class Database:
         covariates = (covariate,) if isinstance(covariate, str) else tuple(covariate)
         asked = Asked(
             a, b, paired, target, unit, pool, k, each, sae, min_share, max_share, covariates,
-            holdout, probe, seed,
+            holdout, probe, seed, on,
         )  # fmt: skip
         return contrast(self._reader, asked, partial(_encode, self._store, self._model))
 
@@ -1553,7 +1556,7 @@ class Database:
         if written.number == self.snapshot.number + 1:
             # What other threads are asking, and relations from `sql`, keep the reader before.
             self._store = Store(self._store.root, written, self._store.memory)
-            prepare = partial(_prepare, self._store, self._model, self._confined)
+            prepare = partial(_prepare, self._model, self._confined)
             self._open_reader = Reader(self._store, prepare)
 
     def info(self) -> DatabaseInfo:
@@ -1619,11 +1622,13 @@ def _token_direction(
 
 
 def _prepare(
-    store: Store, model: str | None, confined: bool, connection: duckdb.DuckDBPyConnection
+    model: str | None, confined: bool, reader: Reader, connection: duckdb.DuckDBPyConnection
 ) -> None:
     """What a handle adds to its DuckDB: the macros that Python answers, and its limits."""
-    from queries import compare, families, fires, near
+    from queries import compare, contrast, families, fires, near
 
+    store = reader.store
+    contrast.IN_PYTHON.register(connection, partial(contrast.contrast_in_sql, reader))
     encode = partial(_encode, store, model)
     fires.IN_PYTHON.register(connection, partial(fires.fires_on_in_sql, store, encode))
     families.IN_PYTHON.register(connection, partial(families.families_in_sql, store))

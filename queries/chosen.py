@@ -17,7 +17,7 @@ from queries.connection import Reader
 from queries.encode import Pool, pooled_texts
 from queries.filters import ids_where
 from queries.fires import Encode
-from queries.pooled import Float32, Int64, Pairs, Pooled
+from queries.pooled import Float32, Int64, Pairs, Pooled, pairs_of
 from queries.text_files import read_texts
 from queries.units import Units
 
@@ -153,7 +153,7 @@ def compared(
         raise QueryError(f"texts are compared as documents: leave unit={units.kind!r} out")
     lengths = np.array([units.lengths(sae) for sae in saes])
     read: npt.NDArray[np.bool_] = np.asarray((lengths > 0).all(axis=0))
-    new, new_lengths = _encoded(reader, texts, pool, units.n, encode)
+    new, new_lengths = _encoded(reader, texts, pool, units, encode)
     made = Compared(
         units,
         saes,
@@ -169,13 +169,15 @@ def compared(
         empty = np.empty(0, np.int64)
         made.new.setdefault(sae.name, NewPairs(empty, empty, np.empty(0, np.float32)))
     kind = units.kind
+    lacking = "a recorded token" if units.on is None else f"a token on which {units.on.name} fires"
     in_a = one.places[read[one.places]]
     if alone:
         called, two = (one.called, ""), Chosen("", np.empty(0, np.int64))
     elif two is None:
         rest = np.setdiff1d(np.flatnonzero(read), in_a, assume_unique=True)
-        if not len(rest):
-            raise QueryError(f"A is every {kind}: there is no rest to compare it with, so give B")
+        if not len(rest) and len(in_a):
+            which = kind if units.on is None else f"{kind} with {lacking}"
+            raise QueryError(f"A is every {which}: there is no rest to compare it with, so give B")
         called = (one.called, f"all stored {kind}s" if one.texts else REST)
         two = Chosen(called[1], rest)
     else:
@@ -188,32 +190,39 @@ def compared(
             f"{numbers.plural(len(both), kind)} of A "
             f"{'is' if len(both) == 1 else 'are'} in B too, and counted in A only"
         )
-    left_out = one.n + two.n - len(both) - len(in_a) - len(in_b) - len(texts)
+    firsts = units.n + np.flatnonzero(new_lengths)
+    split = units.n + len(one.texts)
+    made.in_a = np.concatenate([in_a, firsts[firsts < split]])
+    made.in_b = np.concatenate([in_b, firsts[firsts >= split]])
+    left_out = one.n + two.n - len(both) - len(made.in_a) - len(made.in_b)
     if left_out:
         made.notes.append(
-            f"{numbers.plural(left_out, kind)} without a recorded token "
+            f"{numbers.plural(left_out, kind)} without {lacking} "
             f"{'is' if left_out == 1 else 'are'} left out"
         )
-    firsts = units.n + np.arange(len(texts))
-    made.in_a = np.concatenate([in_a, firsts[: len(one.texts)]])
-    made.in_b = np.concatenate([in_b, firsts[len(one.texts) :]])
     made.called = called
     for name, places in (("A", made.in_a), ("B", made.in_b))[: 1 if alone else 2]:
         if not len(places):
-            why = "all of it is in A too" if name == "B" and len(both) else "it has no tokens"
+            why = f"no {kind} of it has {lacking}"
+            if name == "B" and len(both):
+                why = "all of it is in A too"
             raise QueryError(f"{name} is empty: {why}")
     return made
 
 
 def _encoded(
-    reader: Reader, texts: Sequence[tuple[str | None, str]], pool: Pool, first: int, encode: Encode
+    reader: Reader,
+    texts: Sequence[tuple[str | None, str]],
+    pool: Pool,
+    units: Units,
+    encode: Encode,
 ) -> tuple[dict[str, NewPairs], npt.NDArray[np.float64]]:
     """The pairs of each SAE, and the tokens of each text."""
     length = np.zeros(len(texts))
     if not texts:
         return {}, length
     tables = []
-    for i, (tokens, rows) in enumerate(pooled_texts(reader.store, texts, pool, encode)):
+    for i, (tokens, rows) in enumerate(pooled_texts(reader.store, texts, pool, encode, units.on)):
         length[i] = tokens
         tables.append(rows)
     table = pa.concat_tables(tables)
@@ -225,7 +234,7 @@ def _encoded(
             rows.column(c).to_numpy() for c in ("feature_id", "text_index", "activation")
         )
         order = np.argsort(feature, kind="stable")
-        result[name] = NewPairs(feature[order], unit[order] + first, value[order])
+        result[name] = NewPairs(feature[order], unit[order] + units.n, value[order])
     return result, length
 
 
@@ -236,10 +245,6 @@ def _merged(pairs: Pairs | None, new: NewPairs, features: range) -> Pairs:
     unit, value = new.unit[low:high].astype(np.int32), new.value[low:high]
     if pairs is not None:
         feature = np.concatenate([pairs.feature, feature])
-        order = np.argsort(feature, kind="stable")
-        feature = feature[order]
-        unit = np.concatenate([pairs.unit, unit])[order]
-        value = np.concatenate([pairs.value, value])[order]
-    counts = np.bincount(feature, minlength=len(features))
-    offsets = np.concatenate(([0], np.cumsum(counts)))
-    return Pairs(features.start, features.stop, offsets, unit, value)
+        unit = np.concatenate([pairs.unit, unit])
+        value = np.concatenate([pairs.value, value])
+    return pairs_of(features, feature, unit, value)

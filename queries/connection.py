@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,11 +37,14 @@ _BYTES_PER_THREAD = 125 * 10**6
 class Reader:
     """A store and, once a question needs it, an in-memory DuckDB with its views and macros.
 
-    prepare: called with the connection when it is made, to add to it.
+    prepare: called with the reader and its connection when that is made, to add to it. DuckDB keeps
+    what it adds, so the reader is a weak reference.
     """
 
     def __init__(
-        self, store: Store, prepare: Callable[[duckdb.DuckDBPyConnection], None] | None = None
+        self,
+        store: Store,
+        prepare: Callable[[Reader, duckdb.DuckDBPyConnection], None] | None = None,
     ) -> None:
         self.store = store
         self._prepare = prepare
@@ -67,7 +71,7 @@ class Reader:
             if self._connection is None:
                 connection = connect(self.snapshot, self.location, self.store.memory)
                 if self._prepare is not None:
-                    self._prepare(connection)
+                    self._prepare(weakref.proxy(self), connection)
                 self._connection = connection
             return self._connection.cursor()
 

@@ -110,6 +110,8 @@ def _best_texts(
         sae, number = by_rank[rank]
         one = next(each for each in active[text].active if each.sae.name == sae.name)
         mine = one.feature_id == number
+        if (on := compared.units.on) is not None:
+            mine &= on.on_text(active[text])[one.token_index]
         index, values = one.token_index[mine], one.activation[mine].astype(np.float32)
         peak = int(index[np.argmax(values)])
         words = active[text].tokens

@@ -21,6 +21,7 @@ from queries.fires import Encode, active_in_document, stored_document
 from queries.question import Question
 from queries.show import feature_name
 from queries.specificity import ActiveText
+from queries.tokens_of import TokensOf
 
 Pool = Literal["max", "sum", "mean"]
 Texts: TypeAlias = Iterable[str] | Iterable[tuple[str | None, str]] | Mapping[str, str]
@@ -111,12 +112,13 @@ def active_on(store: Store, group: Sequence[Named], run: Encode) -> list[ActiveT
 
 
 def pooled_texts(
-    store: Store, texts: Texts, pool: Pool, run: Encode
+    store: Store, texts: Texts, pool: Pool, run: Encode, on: TokensOf | None = None
 ) -> Iterator[tuple[int, pa.Table]]:
-    """(tokens, rows of `encode` with `pool`) of each text."""
+    """(tokens, rows of `encode` with `pool`) of each text. on: of these tokens alone."""
     empty = _SCHEMAS[True].empty_table()
     for group in _groups(_named(texts)):
-        for text, active in zip(group, active_on(store, group, run), strict=True):
+        for text, found in zip(group, active_on(store, group, run), strict=True):
+            active = found if on is None else on.of_text(found)
             rows = pa.concat_tables([empty, *_pooled(text, active, pool, None)])
             yield len(active.tokens), rows
 

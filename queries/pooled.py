@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -37,7 +38,8 @@ class Pairs(NamedTuple):
     """Features `first` to before `end` with the units they are active in.
 
     offsets: int64 [features + 1]: feature first + i has entries offsets[i] to offsets[i+1] of unit
-    int32 [n], ascending within a feature, and value float32 [n], the pooled activation.
+    int32 [n] and value float32 [n], the pooled activation. Ascending within a feature by value,
+    ties by unit: ranks, which every question wants, need no further sort.
     """
 
     first: int
@@ -52,6 +54,30 @@ class Pairs(NamedTuple):
         return np.repeat(np.arange(self.end - self.first), np.diff(self.offsets))
 
 
+def pairs_of(features: range, feature: Int64, unit: Int32, value: Float32) -> Pairs:
+    """Pairs in their order. feature: of each, from 0 in `features`. All [n], ties in this order."""
+    n, high = len(value), (len(features) - 1).bit_length()
+    low = (n - 1).bit_length() if n else 0
+    if high + 32 + low <= 64:
+        # Feature, value and place in one integer: several times faster to sort than rows are.
+        shift = np.uint64(low)
+        key = (feature.astype(np.uint64) << np.uint64(32) | ordered(value)) << shift
+        key |= np.arange(n, dtype=np.uint64)
+        key.sort()
+        order = (key & np.uint64((1 << low) - 1)).astype(np.int64)
+    else:
+        order = np.lexsort((value, feature))
+    offsets = np.concatenate(([0], np.cumsum(np.bincount(feature, minlength=len(features)))))
+    return Pairs(features.start, features.stop, offsets, unit[order], value[order])
+
+
+def ordered(value: Float32) -> npt.NDArray[np.uint64]:
+    """Integers below 2**32 in the order of the values, equal where they are."""
+    bits = (value + np.float32(0)).view(np.int32)
+    bits = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    return (bits.astype(np.int64) + (1 << 31)).astype(np.uint64)
+
+
 class Pooled:
     """The pairs of one SAE. pool: ``max``, ``sum``, ``mean`` or ``count`` (active tokens).
 
@@ -64,7 +90,8 @@ class Pooled:
     def map(self, work: Callable[[Pairs], Any]) -> Iterator[Any]:
         """`work` of every piece, in the order of features, several at a time."""
         kept = _KEPT_PAIRS.setdefault(self._store, {})
-        key = self._sae.name, self._units.kind, self._pool
+        on = None if self._units.on is None else self._units.on.name
+        key = self._sae.name, self._units.kind, on, self._pool
         pieces = kept.get(key)
         if pieces is not None:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -94,23 +121,19 @@ class Pooled:
             for segment in self._store.by_feature(self._sae)
             if (part := self._of(segment, features)) is not None
         ]
-        n = len(features)
         if not parts:
-            empty = np.empty(0, np.int32)
-            return Pairs(
-                features.start,
-                features.stop,
-                np.zeros(n + 1, np.int64),
-                empty,
-                np.empty(0, np.float32),
-            )
+            none = np.empty(0, np.int32)
+            return pairs_of(features, np.empty(0, np.int64), none, np.empty(0, np.float32))
         feature, unit, value = (np.concatenate(c) for c in zip(*parts, strict=True))
         if len(parts) > 1:
             feature, unit, value = self._joined(feature, unit, value)
         if self._pool == "mean":
-            value = value / self._units.lengths(self._sae)[unit]
-        offsets = np.concatenate(([0], np.cumsum(np.bincount(feature, minlength=n))))
-        return Pairs(features.start, features.stop, offsets, unit, value.astype(np.float32))
+            value = value / self._lengths[unit]
+        return pairs_of(features, feature, unit, value.astype(np.float32))
+
+    @cached_property
+    def _lengths(self) -> npt.NDArray[np.float64]:
+        return self._units.lengths(self._sae)
 
     def _pieces(self) -> Iterator[range]:
         """The features, cut so that a piece has about `_ROWS` activations."""
@@ -135,20 +158,20 @@ class Pooled:
         bits = self._store.snapshot.position_bits
         context = context_of(rows.position, bits) + np.uint32(segment.segment.first_context)
         unit = self._units.of(context, lambda: token_of(rows.position, bits))
-        new = np.empty(len(unit), np.bool_)
-        np.not_equal(unit[1:], unit[:-1], out=new[1:])
-        firsts = edges[:-1] - edges[0]
-        new[firsts[firsts < len(unit)]] = True
-        starts = np.flatnonzero(new)
-        owner = np.repeat(
-            np.arange(len(features)), np.diff(np.searchsorted(starts, edges - edges[0]))
-        )
-        value = self._reduced(rows.activation, starts)
-        unit = unit[starts]
+        activation, edges = rows.activation, edges - edges[0]
         if self._units.partial:
             inside = unit >= 0
-            owner, unit, value = owner[inside], unit[inside], value[inside]
-        return owner, unit, value
+            unit, activation = unit[inside], activation[inside]
+            edges = np.concatenate(([0], np.cumsum(inside)))[edges]
+            if not len(unit):
+                return None
+        new = np.empty(len(unit), np.bool_)
+        np.not_equal(unit[1:], unit[:-1], out=new[1:])
+        firsts = edges[:-1]
+        new[firsts[firsts < len(unit)]] = True
+        starts = np.flatnonzero(new)
+        owner = np.repeat(np.arange(len(features)), np.diff(np.searchsorted(starts, edges)))
+        return owner, unit[starts], self._reduced(activation, starts)
 
     def _reduced(self, activation: npt.NDArray[Any], starts: Int64) -> npt.NDArray[Any]:
         """The activations pooled from each of `starts` to the next."""
@@ -177,6 +200,6 @@ class Pooled:
         return key >> 32, (key & 0xFFFFFFFF).astype(np.int32), value
 
 
-_KEPT_PAIRS: WeakKeyDictionary[Store, dict[tuple[str, str, str], Sequence[Pairs]]] = (
+_KEPT_PAIRS: WeakKeyDictionary[Store, dict[tuple[str, str, str | None, str], Sequence[Pairs]]] = (
     WeakKeyDictionary()
 )

@@ -103,7 +103,8 @@ def probe(
         for name, i in zip(named, order.tolist(), strict=True)
     ]
     intercept = float(model.intercept_[0])
-    whole = compared.pool == "max" and compared.units.kind == "document"
+    of = compared.units
+    whole = compared.pool == "max" and of.kind == "document" and of.on is None
     beside = "no word" if words is None else f"{words:.3f} of a bag of words"
     return {
         "features": features,

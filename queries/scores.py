@@ -27,6 +27,20 @@ SHARE = 0.01
 """Or so many of the smaller set's units, where that is more."""
 
 
+OF_TWO_SETS = (
+    "share_a",
+    "share_b",
+    "difference",
+    "log_odds",
+    "log_odds_low",
+    "auroc",
+    "auroc_low",
+    "auroc_high",
+    "p",
+)
+"""The figures of two sets, in their order."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """Every feature of the SAEs compared, one after another. All [m].
@@ -96,17 +110,9 @@ def of_two(
     n_a, n_b = sides.n.sum(axis=1)
     low, high = d.interval()
     share_a, share_b = d.active_a / n_a, d.active_b / n_b
-    columns = {
-        "share_a": share_a,
-        "share_b": share_b,
-        "difference": share_a - share_b,
-        "log_odds": np.zeros_like(share_a),
-        "log_odds_low": np.zeros_like(share_a),
-        "auroc": d.auroc,
-        "auroc_low": low,
-        "auroc_high": high,
-        "p": p,
-    }
+    odds = np.zeros_like(share_a)
+    figures = share_a, share_b, share_a - share_b, odds, odds.copy(), d.auroc, low, high, p
+    columns = dict(zip(OF_TWO_SETS, figures, strict=True))
     return Scores(
         saes,
         np.repeat(np.arange(len(saes)), each),

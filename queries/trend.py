@@ -19,8 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from queries.pooled import Pairs
-from queries.two_sets import ordered
+from queries.pooled import Pairs, ordered
 
 Float64 = npt.NDArray[np.float64]
 

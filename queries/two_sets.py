@@ -109,46 +109,46 @@ def joined(parts: Sequence[Difference]) -> Difference:
 def difference(pairs: Pairs, sides: Sides) -> Difference:
     """Compare A and B in every feature of a piece."""
     n_features, strata = pairs.end - pairs.first, sides.n.shape[1]
-    side = sides.side[pairs.unit]
-    inside = np.flatnonzero(side)
-    side, unit = side[inside], pairs.unit[inside]
-    group = pairs.feature[inside]
-    of_a = side == 1
-    active = [np.bincount(group[which], minlength=n_features) for which in (of_a, ~of_a)]
-    if strata > 1:
-        group = group * strata + sides.stratum[unit]
-    runs = _runs(group, pairs.value[inside], of_a, sides.n, n_features * strata)
-    n_a, n_b = runs.n
+    groups = _groups(pairs, sides)
+    if not len(groups.group):
+        none = np.zeros(n_features)
+        variance = np.full(n_features, np.nan) if _unknown(sides) else none
+        return Difference(none, none, none + 0.5, variance, none, none, none)
+    n_a, n_b = sides.n[:, groups.group % strata]
     n = n_a + n_b
-    a, b, starts = runs.a, runs.b, runs.starts
-    sizes = np.diff(starts, append=len(a))
-    below_a = np.cumsum(a) - a - np.repeat(np.cumsum(n_a) - n_a, sizes)
-    below_b = np.cumsum(b) - b - np.repeat(np.cumsum(n_b) - n_b, sizes)
-    size_a, size_b = np.repeat(n_a, sizes), np.repeat(n_b, sizes)
+    runs = _runs(groups, n_a, n_b)
+    a, b = runs.a, runs.b
 
-    def total(values: Float64) -> Float64:
-        return np.add.reduceat(values, starts) if len(starts) else np.empty(0)
+    def total(of_runs: Float64, of_silent: Float64) -> Float64:
+        """Summed in each group, over the runs and the units in which the feature is silent."""
+        return np.add.reduceat(of_runs, runs.starts) + of_silent
 
-    ties = a + b
-    wins_a = below_b + b / 2
-    u = total(a * wins_a)
+    def spread(values: Float64) -> Float64:
+        return np.repeat(values, runs.sizes)
+
+    # Wins of a unit of A over B, of B over A, and a unit's rank less the mean one: ties half.
+    wins_a, silent_a = a.count * b.below, a.silent * b.silent_below
+    wins_b, silent_b = spread(n_a) - a.below, n_a - a.silent_below
+    rank, silent_rank = a.below + b.below - spread(n / 2), a.silent_below + b.silent_below - n / 2
+    ties, silent_ties = a.count + b.count, a.silent + b.silent
+    u = total(wins_a, silent_a)
     with np.errstate(divide="ignore", invalid="ignore"):
         auroc = u / (n_a * n_b)
-        wins_b = size_a - below_a - a / 2
-        spread_a = total(a * (wins_a / size_b) ** 2) - n_a * auroc**2
-        spread_b = total(b * (wins_b / size_a) ** 2) - n_b * auroc**2
+        spread_a = total(wins_a * b.below, silent_a * b.silent_below) / n_b**2 - n_a * auroc**2
+        spread_b = total(b.count * wins_b**2, b.silent * silent_b**2) / n_a**2 - n_b * auroc**2
         variance_auroc = np.maximum(spread_a / (n_a - 1), 0) / n_a
         variance_auroc += np.maximum(spread_b / (n_b - 1), 0) / n_b
-        variance = n_a * n_b / 12 * (n + 1 - total(ties**3 - ties) / (n * (n - 1)))
-        midrank = below_a + below_b + (ties + 1) / 2 - np.repeat((n + 1) / 2, sizes)
-        third = n_a * n_b * (n_b - n_a) / (n * (n - 1) * (n - 2)) * total(ties * midrank**3)
+        tied = total(ties * ties * ties, silent_ties**3) - n
+        variance = n_a * n_b / 12 * (n + 1 - tied / (n * (n - 1)))
+        third = total(ties * rank * rank * rank, silent_ties * silent_rank**3)
+        third *= n_a * n_b * (n_b - n_a) / (n * (n - 1) * (n - 2))
         # A set of one unit in a stratum says nothing of its spread: that of the null stands for it.
         alone = (n_a < 2) | (n_b < 2)
         variance_auroc[alone] = (variance / (n_a * n_b) ** 2)[alone]
     third[n < 3] = 0
     weight = 1 / (n + 1)
     both = (n_a > 0) & (n_b > 0)
-    feature = runs.group // strata
+    feature = groups.group // strata
 
     def summed(values: Float64) -> Float64:
         weights = np.where(both, values, 0.0)
@@ -157,65 +157,112 @@ def difference(pairs: Pairs, sides: Sides) -> Difference:
     every = sides.n.sum(axis=0) + 1
     every = sides.n[0] * sides.n[1] / every
     share = n_a * n_b / (n + 1) / every.sum()
-    unknown = strata == 1 and sides.n.min() < 2
     return Difference(
-        active[0].astype(np.float64),
-        active[1].astype(np.float64),
+        np.bincount(feature, a.active, minlength=n_features).astype(np.float64),
+        np.bincount(feature, b.active, minlength=n_features).astype(np.float64),
         0.5 + summed(share * (auroc - 0.5)),
-        np.full(n_features, np.nan) if unknown else summed(share**2 * variance_auroc),
+        np.full(n_features, np.nan) if _unknown(sides) else summed(share**2 * variance_auroc),
         summed(weight * (u - n_a * n_b / 2)),
         summed(weight**2 * np.maximum(variance, 0)),
         summed(weight**3 * third),
     )
 
 
-class _Runs(NamedTuple):
-    """Runs of equal values, by group and value: how many of A and B, float64 [r]. starts [g]: where
-    each group begins. group: which it is, [g]. n: units of A and B in each, float64 [2, g]."""
-
-    a: Float64
-    b: Float64
-    starts: Int64
-    group: Int64
-    n: Float64
+def _unknown(sides: Sides) -> bool:
+    """Whether the AUROC's variance is: a set of one unit has no spread."""
+    return bool(sides.n.shape[1] == 1 and sides.n.min() < 2)
 
 
-def _runs(
-    group: Int64, value: Float32, of_a: npt.NDArray[np.bool_], n: Float64, groups: int
-) -> _Runs:
-    """Sort values within groups, of which every fourth or so ties with others.
+class _Groups(NamedTuple):
+    """The pairs of units of A or B, by group, a feature in a stratum, and value ascending.
 
-    Group, value and set are one integer: sorting that is several times faster than sorting rows.
-    n: units in each stratum, which is the group modulo their number.
+    group: feature · strata + stratum of those that have any, ascending [g]. edges: int64 [g + 1].
+    of_a: bool [n]. value: float32 [n].
     """
-    present = np.flatnonzero(np.bincount(group, minlength=groups))
-    keys = np.empty(len(group) + len(present), np.uint64)
-    keys[: len(group)] = group.astype(np.uint64) << np.uint64(33) | ordered(value) << np.uint64(1)
-    keys[: len(group)] |= of_a
-    # One entry that stands for all units in which the feature does not fire.
-    zero = ordered(np.zeros(1, np.float32)) << np.uint64(1)
-    keys[len(group) :] = present.astype(np.uint64) << np.uint64(33) | zero
-    keys.sort()
-    place = keys >> np.uint64(1)
-    new = np.concatenate(([True], place[1:] != place[:-1]))[: len(place)]
-    first = np.flatnonzero(new)
-    if len(first) == 0:
-        empty = np.empty(0)
-        return _Runs(empty, empty, first, first, np.empty((2, 0)))
-    a = np.add.reduceat((keys & np.uint64(1)).astype(np.float64), first)
-    b = np.diff(first, append=len(keys)) - a
-    place = place[first]
-    starts = np.flatnonzero(np.diff((place >> np.uint64(32)).astype(np.int64), prepend=-1))
-    silent = np.flatnonzero((place & np.uint64(0xFFFFFFFF)) == zero >> np.uint64(1))
-    sizes = n[:, present % n.shape[1]]
-    b[silent] -= 1
-    for counts, size in zip((a, b), sizes, strict=True):
-        counts[silent] += size - np.add.reduceat(counts, starts)
-    return _Runs(a, b, starts, present, sizes)
+
+    group: Int64
+    edges: Int64
+    of_a: npt.NDArray[np.bool_]
+    value: Float32
 
 
-def ordered(value: Float32) -> npt.NDArray[np.uint64]:
-    """Integers below 2**32 in the order of the values, equal where they are."""
-    bits = (value + np.float32(0)).view(np.int32)
-    bits = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
-    return (bits.astype(np.int64) + (1 << 31)).astype(np.uint64)
+def _groups(pairs: Pairs, sides: Sides) -> _Groups:
+    side, value, edges = sides.side[pairs.unit], pairs.value, pairs.offsets
+    strata = sides.n.shape[1]
+    if strata > 1:
+        place = np.flatnonzero(side)
+        group = pairs.feature[place] * strata + sides.stratum[pairs.unit[place]]
+        # Values ascend within a feature: the place keeps their order.
+        bits = np.uint64(max(len(side) - 1, 1).bit_length())
+        key = group.astype(np.uint64) << bits | place.astype(np.uint64)
+        key.sort()
+        group = (key >> bits).astype(np.int64)
+        place = (key & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+        side, value = side[place], value[place]
+        starts = np.flatnonzero(np.diff(group, prepend=-1))
+        return _Groups(group[starts], np.append(starts, len(group)), side == 1, value)
+    if not side.all():
+        inside = side != 0
+        edges = np.concatenate(([0], np.cumsum(inside)))[edges]
+        side, value = side[inside], value[inside]
+    present = np.flatnonzero(np.diff(edges))
+    return _Groups(present, edges[np.append(present, len(edges) - 1)], side == 1, value)
+
+
+class _Side(NamedTuple):
+    """Units of one set: in each run of equal values of a group, and below it, ties half.
+
+    count, below: float64 [r]. active: units in which the feature fires, float64 [g]. silent,
+    silent_below: the same of the units in which it does not, as of a run, float64 [g]. Where it
+    has a run of zeros they are in that, and silent is 0.
+    """
+
+    count: Float64
+    below: Float64
+    active: Float64
+    silent: Float64
+    silent_below: Float64
+
+
+class _Runs(NamedTuple):
+    """Runs of equal values. starts, sizes: of the runs of each group, int64 [g]."""
+
+    starts: Int64
+    sizes: Int64
+    a: _Side
+    b: _Side
+
+
+def _runs(groups: _Groups, n_a: Float64, n_b: Float64) -> _Runs:
+    """n_a, n_b: units of each group."""
+    value, edges = groups.value, groups.edges
+    last = np.empty(len(value), np.bool_)
+    np.not_equal(value[1:], value[:-1], out=last[:-1])
+    last[edges[1:] - 1] = True
+    ends = np.flatnonzero(last)
+    bounds = np.concatenate(([0], np.searchsorted(ends, edges[1:])))
+    in_a = np.cumsum(groups.of_a, dtype=np.int64)[ends].astype(np.float64)
+    sides = (
+        _side(total, n, value[ends], bounds) for total, n in ((in_a, n_a), (ends + 1 - in_a, n_b))
+    )
+    return _Runs(bounds[:-1], np.diff(bounds), *sides)
+
+
+def _side(total: Float64, n: Float64, value: Float32, bounds: Int64) -> _Side:
+    """total: units up to the end of each run, of all groups. bounds: runs of each group."""
+    starts, sizes = bounds[:-1], np.diff(bounds)
+    before = np.concatenate(([0.0], total))[bounds]
+    active = np.diff(before)
+    silent = n - active
+    count = np.diff(total, prepend=0.0)
+    below = total - count / 2
+    if (value > 0).all():  # as they are, but for sums, and for SAEs of negative activations
+        below += np.repeat(silent - before[:-1], sizes)
+        return _Side(count, below, active, silent, silent / 2)
+    zero = value == 0
+    everywhere = np.repeat(silent, sizes)
+    below += np.where(value > 0, everywhere, zero * everywhere / 2) - np.repeat(before[:-1], sizes)
+    negative = np.add.reduceat(np.where(value < 0, count, 0), starts)
+    count = count + zero * everywhere
+    silent = np.where(np.logical_or.reduceat(zero, starts), 0, silent)
+    return _Side(count, below, active, silent, negative + silent / 2)

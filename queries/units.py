@@ -19,6 +19,7 @@ from featuredb.store.recorded import CommonTokens
 from featuredb.store.snapshot import Corpus, Sae
 from featuredb.store.store import Store
 from queries.arguments import check_choice
+from queries.tokens_of import TokensOf
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
@@ -31,14 +32,14 @@ class Units:
     """The units of one kind. They have places from 0 to before `n`, and ids.
 
     ids: document_id, context_id or the turn's number of each place, int64 [n] ascending. partial:
-    whether there are tokens of no unit.
+    whether there are tokens of no unit. on: the tokens that they have, None for all.
     """
 
-    partial = False
-
-    def __init__(self, store: Store, kind: str) -> None:
+    def __init__(self, store: Store, kind: str, on: TokensOf | None = None) -> None:
         self._store = store
         self.kind = kind
+        self.on = on
+        self.partial = on is not None or kind == "turn"
 
     @property
     def n(self) -> int:
@@ -84,8 +85,16 @@ class Units:
 
         context: ids [n]. token: gives the tokens' indexes [n].
         """
-        del token
         units: Int32 = self._of_context[context]
+        return units if self.on is None else self._kept(units, context, token())
+
+    def _kept(
+        self, units: Int32, context: npt.NDArray[np.integer], token: npt.NDArray[np.integer]
+    ) -> Int32:
+        """The units of those of `on`, -1 of others."""
+        if self.on is not None:
+            key = context.astype(np.int64) << self._store.snapshot.position_bits | token
+            units[~self.on.has(key)] = -1
         return units
 
     def documents(self) -> Int64:
@@ -96,9 +105,15 @@ class Units:
 
     def lengths(self, sae: Sae) -> npt.NDArray[np.float64]:
         """Recorded tokens of each unit, [n]."""
-        context, _, tokens = CommonTokens(self._store, sae, sae).per_context
-        place = self._of_context[context]
-        return np.bincount(place, tokens, minlength=self.n).astype(np.float64)
+        recorded = CommonTokens(self._store, sae, sae)
+        if not self.partial:
+            context, _, tokens = recorded.per_context
+            place = self._of_context[context]
+            return np.bincount(place, tokens, minlength=self.n).astype(np.float64)
+        keys = recorded.keys if self.on is None else self.on.keys(sae)
+        bits = self._store.snapshot.position_bits
+        place = self.of(context_of(keys, bits), lambda: token_of(keys, bits))
+        return np.bincount(place[place >= 0], minlength=self.n).astype(np.float64)
 
     @cached_property
     def _of_context(self) -> Int32:
@@ -118,10 +133,8 @@ class Units:
 class Turns(Units):
     """Turns of chats. `first` and `end`: keys of each turn's tokens, int64 [n]."""
 
-    partial = True
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store, "turn")
+    def __init__(self, store: Store, on: TokensOf | None = None) -> None:
+        super().__init__(store, "turn", on)
         if all(corpus.roles is None for corpus in store.snapshot.corpora):
             raise QueryError("no corpus here has turns: chats do, ingested with --messages-column")
         found = [turns for c in store.snapshot.corpora for turns in self._turns(c)]
@@ -160,23 +173,16 @@ class Turns(Units):
         self, context: npt.NDArray[np.integer], token: Callable[[], npt.NDArray[np.integer]]
     ) -> Int32:
         """See `Units`."""
-        bits = self._store.snapshot.position_bits
-        key = context.astype(np.int64) << bits | token()
+        bits, index = self._store.snapshot.position_bits, token()
+        key = context.astype(np.int64) << bits | index
         place = np.searchsorted(self._first, key, side="right") - 1
         place[(place >= 0) & (key >= self._end[place])] = -1
-        return place.astype(np.int32)
+        return self._kept(place.astype(np.int32), context, index)
 
     def documents(self) -> Int64:
         """See `Units`."""
         bits = self._store.snapshot.position_bits
         return self._store.texts.documents_of(context_of(self._first, bits))
-
-    def lengths(self, sae: Sae) -> npt.NDArray[np.float64]:
-        """See `Units`."""
-        keys = CommonTokens(self._store, sae, sae).keys
-        bits = self._store.snapshot.position_bits
-        place = self.of(context_of(keys, bits), lambda: token_of(keys, bits))
-        return np.bincount(place[place >= 0], minlength=self.n).astype(np.float64)
 
     def _turns(self, corpus: Corpus) -> Iterator[tuple[int, int, str]]:
         """First key, end and role of each turn of a corpus."""
@@ -201,7 +207,10 @@ class Turns(Units):
                 yield int(key[low]), int(key[high - 1]) + 1, role
 
 
-def units_of(store: Store, unit: str) -> Units:
-    """The units of a kind. Raises `QueryError` where there is no such kind, or no turns."""
+def units_of(store: Store, unit: str, on: TokensOf | None = None) -> Units:
+    """The units of a kind. Raises `QueryError` where there is no such kind, or no turns.
+
+    on: the tokens that they have, and no others.
+    """
     check_choice("unit", unit, UNITS)
-    return Turns(store) if unit == "turn" else Units(store, unit)
+    return Turns(store, on) if unit == "turn" else Units(store, unit, on)

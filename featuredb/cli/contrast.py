@@ -98,6 +98,12 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Fit a classifier of at most K features, beside a bag of words. Needs featuredb[probes].",
 )
+@click.option(
+    "--on",
+    metavar="FEATURE",
+    shell_complete=completing.features,
+    help="Only tokens on which this feature fires: what fires with it more in A than in B.",
+)
 @click.option("--monitor", metavar="NAME", help="Store the --probe as the rule of a monitor.")
 @options.seed
 @options.model
@@ -119,6 +125,7 @@ def command(
     covariate: tuple[str, ...],
     holdout: float | None,
     probe: int | None,
+    on: str | None,
     monitor: str | None,
     seed: int,
     model: str | None,
@@ -130,7 +137,9 @@ def command(
     The unit of the test is the document. The answer names the sets, the null hypothesis and how
     many features were tested, and shows a context of each side per feature.
     """
-    if monitor is not None and (probe is None or pool != "max" or unit != "document"):
+    if monitor is not None and (
+        probe is None or pool != "max" or unit != "document" or on is not None
+    ):
         raise click.UsageError("--monitor stores a --probe of documents' maxima: give --probe K")
     with featuredb.open(db, snapshot=snapshot, model=model) as database:
         answer = database.contrast(
@@ -149,6 +158,7 @@ def command(
             holdout=holdout,
             probe=probe,
             seed=seed,
+            on=on,
         )
     output.write(answer)
     if monitor is not None and answer.probe is not None:

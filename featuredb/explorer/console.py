@@ -31,15 +31,11 @@ class Console:
     """A DuckDB of its own over a store, confined to the database's files."""
 
     def __init__(self, store: Store) -> None:
-        self._reader = Reader(store, self._prepare)
-
-    def _prepare(self, connection: duckdb.DuckDBPyConnection) -> None:
-        bound(connection, MEMORY)
-        confine(connection, self._reader.location)
+        self._reader = Reader(store, _prepare)
 
     def move_on(self, store: Store) -> None:
         """Ask a later snapshot from now on."""
-        self._reader = Reader(store, self._prepare)
+        self._reader = Reader(store, _prepare)
 
     def ask(self, query: str, seconds: float = SECONDS) -> CappedRows:
         """The first rows. Raises `SQLError` for what writes, takes too long or fails."""
@@ -64,6 +60,11 @@ class Console:
             timer.cancel()
             cursor.close()
         return CappedRows(table.slice(0, MOST_ROWS), more=len(table) > MOST_ROWS)
+
+
+def _prepare(reader: Reader, connection: duckdb.DuckDBPyConnection) -> None:
+    bound(connection, MEMORY)
+    confine(connection, reader.location)
 
 
 def _only_statement(query: str) -> str:

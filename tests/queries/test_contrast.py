@@ -166,6 +166,21 @@ def test_python_and_sql_agree(db: Database) -> None:
                     assert value == wanted, name
     with pytest.raises((duckdb.Error, SQLError), match="A is empty: no document satisfies it"):
         catalog.sql("FROM contrast('false')").fetchall()
+    with pytest.raises(duckdb.Error, match="QueryError: A is empty: no document satisfies false"):
+        db.sql("FROM contrast('false')").fetchall()
+    # A file of texts is no condition: whoever may ask SQL alone reads no files by it.
+    with pytest.raises(duckdb.Error, match="SQLError"):
+        db.sql("FROM contrast('@/etc/hostname')").fetchall()
+
+
+def test_sql_of_a_handle_that_is_gone(db: Database) -> None:
+    own = featuredb.open(db.path)
+    relation = own.sql("FROM contrast('year > 1920', k := 3)")
+    assert len(relation.fetchall()) == 3
+    relation = own.sql("FROM contrast('year > 1920', k := 3)")
+    own.close()
+    with pytest.raises(Exception, match="closed"):
+        relation.fetchall()
 
 
 def test_length_alone_does_not_come_out(db: Database) -> None:
@@ -347,6 +362,12 @@ def test_new_texts(db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert db.contrast(lines).table == answer.table
     mixed = db.contrast("topic = 'war'", dict(enumerate(lines)), pool="mean")
     assert (mixed.n_a, mixed.n_b) == (30, 20)
+    # On the tokens of feature 6, which is the first of a text: there 5 fires where it is an a.
+    first = db.contrast([f"b a {i}" for i in range(9)], [f"a b {i}" for i in range(9)], on=6)
+    assert [(r.feature_id, r.share_a, r.share_b) for r in first][:1] == [(5, 0, 1)]
+    assert {r["token_index"] for r in first.contexts.to_pylist()} == {0}
+    with pytest.raises(QueryError, match="B is empty: no document of it has a token on which made"):
+        db.contrast("topic = 'war'", ["b c"] * 9, on=5)
     two = db.contrast(["b"] * 8, ["a"] * 8)
     assert (two[0].feature_id, two[0].auroc) == (5, 0)
     texts = db.contrast(lines, covariate="length")
@@ -355,6 +376,57 @@ def test_new_texts(db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         db.contrast(lines, covariate="year")
     with pytest.raises(QueryError, match="new texts have no column author to be paired by"):
         db.contrast(lines, "all", paired="author")
+
+
+@pytest.mark.parametrize("pool", ["max", "sum", "mean"])
+def test_on_the_tokens_of_a_feature(db: Database, pool: Pool) -> None:
+    """What fires with feature 0, against dense matrices of the tokens on which it does."""
+    made = world()
+    values = stored(made, made.saes[0])
+    owner = np.array([d for d, contexts in enumerate(made.documents) for _ in contexts])
+    pooled, n = np.zeros((DOCUMENTS, D_SAE)), np.zeros(DOCUMENTS)
+    for document in range(DOCUMENTS):
+        own = [v[1:] for v, o in zip(values, owner, strict=True) if o == document]
+        tokens = np.concatenate(own).astype(np.float64)
+        tokens = tokens[tokens[:, 0] > 0]
+        n[document] = len(tokens)
+        if len(tokens):
+            total = tokens.sum(axis=0)
+            mean = (total / len(tokens)).astype(np.float32)
+            pooled[document] = {"max": tokens.max(axis=0), "sum": total, "mean": mean}[pool]
+    a, b = of_topic("war") & (n > 0), ~of_topic("war") & (n > 0)
+    answer = db.contrast("topic = 'war'", pool=pool, k=99, min_share=0, on=0)
+    assert (answer.n_a, answer.n_b) == (a.sum(), b.sum())
+    assert "on tokens on which made/0 fires" in answer.null
+    assert "1 document without a token on which made/0 fires is left out" in answer.notes
+    longer = "A has 6 of those tokens per document and B 1 (medians)"
+    assert any(longer in note for note in answer.notes) == (pool != "mean")
+    active = np.flatnonzero((pooled != 0).any(axis=0))
+    assert sorted(r.feature_id for r in answer) == active.tolist()
+    for row in answer:
+        one, two = pooled[a, row.feature_id], pooled[b, row.feature_id]
+        assert row.share_a == pytest.approx((one != 0).mean())
+        if np.ptp([*one, *two]) > 0:
+            theirs = stats.mannwhitneyu(one, two, method="asymptotic")
+            assert row.p == pytest.approx(theirs.pvalue, rel=1e-9)
+            assert row.auroc == pytest.approx(theirs.statistic / len(one) / len(two))
+    # Its contexts show the strongest of those tokens.
+    fires = {(r.context_id, r.token_index) for r in db.activations(0)}
+    shown = answer.contexts.to_pylist()
+    assert shown
+    assert all((r["context_id"], r["token_index"]) in fires for r in shown)
+    # Without it, and again from what is kept, the answer is that of all tokens.
+    assert db.contrast("topic = 'war'", pool=pool).n_a == 30
+
+
+def test_on_what_is_not_there(db: Database) -> None:
+    with pytest.raises(UnknownFeatureError):
+        db.contrast("topic = 'war'", on=D_SAE)
+    with pytest.raises(QueryError, match="no document of it has a token on which made/31 fires"):
+        db.contrast("topic = 'war'", on=31)
+    result = CliRunner().invoke(main, ["contrast", str(db.path), "--a", "year > 1920", "--on", "0"])
+    assert result.exit_code == 0, result.output
+    assert "on which made/0 fires" in result.output
 
 
 def test_command(db: Database) -> None:

@@ -16,7 +16,7 @@ from featuredb.store.snapshot import LoadCheck, Sae
 from queries.scores import of_two, with_log_odds
 from queries.trend import STRONGEST, midranks, trend
 from queries.two_sets import Sides, difference
-from tests.queries.test_two_sets import pairs_of
+from tests.queries.test_two_sets import active_in
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "contrast" / "peers.json"
 
@@ -26,7 +26,7 @@ def test_parity() -> None:
     group = np.array(list(made["group"])) == "1"
     flat = np.frombuffer(base64.b64decode(made["pooled"]), np.float16)
     pooled = flat.reshape(len(group), -1).astype(np.float32)
-    pairs = pairs_of(pooled.T)
+    pairs = active_in(pooled.T)
     sides = Sides.of(np.where(group, 1, 2).astype(np.uint8))
     sae = Sae("x", "", "", "relu", "0", "h", None, 1, 1, 24, "float32", LoadCheck(0, 0, 1, 0, 1, 1))
     scores = of_two([sae], [difference(pairs, sides)], sides)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from queries.paired import UnitPairs, signed_rank
-from queries.pooled import Pairs
+from queries.pooled import Pairs, pairs_of
 from queries.tails import normal_deviate, two_sided, two_sided_t
 from queries.trend import STRONGEST, midranks, trend
 from queries.two_sets import Sides, difference
@@ -22,12 +22,10 @@ Dense = npt.NDArray[np.float32]
 quick = settings(max_examples=60, deadline=None)
 
 
-def pairs_of(dense: Dense) -> Pairs:
+def active_in(dense: Dense) -> Pairs:
     """dense: [features, units]."""
     feature, unit = np.nonzero(dense)
-    counts = np.bincount(feature, minlength=len(dense))
-    offsets = np.concatenate(([0], np.cumsum(counts)))
-    return Pairs(0, len(dense), offsets, unit.astype(np.int32), dense[feature, unit])
+    return pairs_of(range(len(dense)), feature, unit.astype(np.int32), dense[feature, unit])
 
 
 def drawn(rng: np.random.Generator, below: int, n: int) -> npt.NDArray[np.int64]:
@@ -55,7 +53,7 @@ def test_two_sets(made: tuple[Dense, np.random.Generator]) -> None:
     side = drawn(rng, 3, dense.shape[1]).astype(np.uint8)
     side[:2] = 1, 2
     sides = Sides.of(side)
-    found = difference(pairs_of(dense), sides)
+    found = difference(active_in(dense), sides)
     low, high = found.interval()
     p = found.p(sides)
     for f, row in enumerate(dense.astype(np.float64)):
@@ -98,13 +96,13 @@ def test_strata_are_two_sets_each(made: tuple[Dense, np.random.Generator]) -> No
     stratum = drawn(rng, 3, n_units).astype(np.int32)
     stratum[1] = stratum[0]
     sides = Sides.of(side, stratum)
-    found = difference(pairs_of(dense), sides)
+    found = difference(active_in(dense), sides)
     excess, variance, weights, aurocs = (np.zeros(len(dense)) for _ in range(4))
     for s in range(3):
         own = Sides.of(np.where(stratum == s, side, 0).astype(np.uint8))
         n_a, n_b = own.n[:, 0]
         if n_a and n_b:
-            one = difference(pairs_of(dense), own)
+            one = difference(active_in(dense), own)
             excess += one.excess
             variance += one.variance
             weight = n_a * n_b / (n_a + n_b + 1)
@@ -126,7 +124,7 @@ def test_pairs(made: tuple[Dense, np.random.Generator]) -> None:
     one, two = order[:n_pairs], order[n_pairs : 2 * n_pairs]
     pair[one], pair[two] = np.arange(n_pairs), np.arange(n_pairs)
     sign[one], sign[two] = 1, -1
-    z = signed_rank(pairs_of(dense), UnitPairs(pair, sign))
+    z = signed_rank(active_in(dense), UnitPairs(pair, sign))
     for f, row in enumerate(dense.astype(np.float64)):
         d = row[one] - row[two]
         if not d.any():
@@ -152,7 +150,7 @@ def test_a_target(made: tuple[Dense, np.random.Generator]) -> None:
         return
     ranks = np.zeros(len(target))
     ranks[known] = midranks(target[known])
-    found = trend(pairs_of(dense), target, ranks)
+    found = trend(active_in(dense), target, ranks)
     for f, row in enumerate(dense[:, known].astype(np.float64)):
         y = target[known]
         same(found.spearman[f], stats.spearmanr(row, y).statistic)
@@ -193,7 +191,7 @@ def test_a_small_set_and_a_rare_feature_are_no_evidence() -> None:
         side[:in_small] = 1
         side[active : active + small - in_small] = 1
         sides = Sides.of(side)
-        found = difference(pairs_of(dense), sides)
+        found = difference(active_in(dense), sides)
         chance = stats.hypergeom.sf(in_small - 1, n, active, small)
         corrected = float(two_sided(found.corrected(sides))[0])
         assert float(found.p(sides)[0]) < chance / 100

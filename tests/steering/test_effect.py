@@ -63,6 +63,48 @@ def test_the_change_of_the_loss_against_dense_passes(path: Path) -> None:
     assert row.loss_change_low < row.loss_change < row.loss_change_high
 
 
+def test_the_control_against_dense_passes(path: Path) -> None:
+    """What the feature adds at its peaks is taken away at matched tokens where it is silent."""
+    store = Store.open(path)
+    loaded = recorded(store)
+    early, model = loaded.saes[0], loaded.model.model
+    with featuredb.open(path) as db:
+        rare = (
+            "SELECT feature_id FROM features WHERE sae = 'early' AND count > 0 ORDER BY n_contexts"
+        )
+        (number,) = db.sql(rare).fetchall()[0]
+        feature = f"early/{number}"
+        (row,) = db.effect(feature, k=5, seed=3, save=False)
+        top = db.top_contexts(feature, 5, per_document=True, distinct=True)
+        silent = db.silent_contexts(feature, 5, like="tokens", seed=3)
+    peaks = top.table["activation"].to_pylist()
+    by_document: dict[int, list[float]] = {}
+    for place, each in enumerate(silent):
+        ids = torch.from_numpy(store.texts.token_ids(each.context_id).astype(np.int64))[None]
+        at = each.token_index
+        if at + 1 == ids.shape[1]:
+            continue
+        taken = peaks[place % len(peaks)] * early.sae.W_dec[number]
+
+        def take(
+            _m: object, _a: object, out: torch.Tensor, at: int = at, taken: torch.Tensor = taken
+        ) -> torch.Tensor:
+            new = out.clone()
+            new[0, at] -= taken
+            return new
+
+        with torch.no_grad():
+            before = model(ids).logits[0, at].log_softmax(0)
+            handle = model.model.layers[1].register_forward_hook(take)
+            after = model(ids).logits[0, at].log_softmax(0)
+            handle.remove()
+        change = float((before - after)[ids[0, at + 1]])
+        by_document.setdefault(each.document_id, []).append(change)
+    assert by_document
+    wanted = np.mean([np.mean(changes) for changes in by_document.values()])
+    assert row.control_change == pytest.approx(wanted, abs=1e-5)
+
+
 def test_sign_test() -> None:
     # scipy.stats.binomtest(9, 10).pvalue and (5, 10), zeros left out
     assert sign_test(np.array([1.0] * 9 + [-1.0, 0.0])) == pytest.approx(0.021484375)

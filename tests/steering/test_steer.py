@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,7 @@ from click.testing import CliRunner
 
 from featuredb import Database
 from featuredb.cli import main
+from featuredb.cli.exit_codes import ExitCode
 from featuredb.errors import FeatureDBError
 from ingest.extract.recorded import recorded
 
@@ -182,3 +189,35 @@ def test_the_command(db: Database, steerable: Path, tmp_path: Path) -> None:
     ):
         refused = CliRunner().invoke(main, wrong)
         assert (refused.exit_code, words in refused.output) == (code, True), refused.output
+
+
+_STREAMED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has not
+from featuredb.cli import main
+main(["steer", *sys.argv[1:]])
+"""
+
+
+def test_ctrl_c_ends_a_streamed_text(steerable: Path) -> None:
+    ours, theirs = pty.openpty()
+    call = [str(steerable), PROMPT, "--set", "early/3=1x", "--max-new-tokens", "1000000"]
+    with subprocess.Popen(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", _STREAMED, *call],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        said = b""
+        while len(said) < 200:
+            said += os.read(ours, 1024)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
+        with suppress(OSError):  # as a terminal says that nobody writes to it any more
+            while more := os.read(ours, 1024):
+                said += more
+    os.close(ours)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert said.endswith(b"featuredb: interrupted\r\n")
+    assert b"Traceback" not in said

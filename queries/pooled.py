@@ -30,8 +30,9 @@ Float32 = npt.NDArray[np.float32]
 _ROWS = 1 << 18
 """Activations of which a piece is made, unless one feature has more: arrays stay in the cache."""
 
-_KEPT = 1 << 28
-"""Bytes of pairs that are kept for the next question, of one SAE, unit and pooling."""
+_KEPT = 1 << 30
+"""Bytes of pairs that are kept for the next question, of one SAE, unit and pooling, or a quarter of
+the handle's memory where that is less."""
 
 
 class Pairs(NamedTuple):
@@ -98,7 +99,7 @@ class Pooled:
                 yield from pool.map(work, pieces)
             return
         seen: list[Pairs] = []
-        size = 0
+        size, most = 0, min(_KEPT, (self._store.memory or 4 * _KEPT) // 4)
 
         def both(features: range) -> tuple[Pairs, Any]:
             pairs = self.pairs(features)
@@ -107,10 +108,10 @@ class Pooled:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for pairs, result in pool.map(both, self._pieces()):
                 size += pairs.unit.nbytes + pairs.value.nbytes
-                if size <= _KEPT:
+                if size <= most:
                     seen.append(pairs)
                 yield result
-        if size <= _KEPT:
+        if size <= most:
             kept.clear()
             kept[key] = seen
 

@@ -69,10 +69,9 @@ def test_the_control_against_dense_passes(path: Path) -> None:
     loaded = recorded(store)
     early, model = loaded.saes[0], loaded.model.model
     with featuredb.open(path) as db:
-        rare = (
-            "SELECT feature_id FROM features WHERE sae = 'early' AND count > 0 ORDER BY n_contexts"
-        )
-        (number,) = db.sql(rare).fetchall()[0]
+        fire = "FROM features SELECT feature_id WHERE sae = 'early' AND count > 0"
+        numbers = [number for (number,) in db.sql(f"{fire} ORDER BY ALL").fetchall()]
+        number = next(n for n in numbers if len(db.silent_contexts(f"early/{n}", 5, seed=3)) == 5)
         feature = f"early/{number}"
         (row,) = db.effect(feature, k=5, seed=3, save=False)
         top = db.top_contexts(feature, 5, per_document=True, distinct=True)

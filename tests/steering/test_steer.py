@@ -201,7 +201,7 @@ main(["steer", *sys.argv[1:]])
 
 def test_ctrl_c_ends_a_streamed_text(steerable: Path) -> None:
     ours, theirs = pty.openpty()
-    call = [str(steerable), PROMPT, "--set", "early/3=1x", "--max-new-tokens", "1000000"]
+    call = [str(steerable), PROMPT, "--set", "early/3=1x", "--max-new-tokens", "400"]
     with subprocess.Popen(
         [sys.executable, "-W", "error::ResourceWarning", "-c", _STREAMED, *call],
         stdout=subprocess.PIPE,

@@ -127,15 +127,15 @@ def difference(pairs: Pairs, sides: Sides) -> Difference:
         return np.repeat(values, runs.sizes)
 
     # Wins of a unit of A over B, of B over A, and a unit's rank less the mean one: ties half.
-    wins_a, silent_a = a.count * b.below, a.silent * b.silent_below
+    wins_a, silent_a = a.size * b.below, a.silent * b.silent_below
     wins_b, silent_b = spread(n_a) - a.below, n_a - a.silent_below
     rank, silent_rank = a.below + b.below - spread(n / 2), a.silent_below + b.silent_below - n / 2
-    ties, silent_ties = a.count + b.count, a.silent + b.silent
+    ties, silent_ties = a.size + b.size, a.silent + b.silent
     u = total(wins_a, silent_a)
     with np.errstate(divide="ignore", invalid="ignore"):
         auroc = u / (n_a * n_b)
         spread_a = total(wins_a * b.below, silent_a * b.silent_below) / n_b**2 - n_a * auroc**2
-        spread_b = total(b.count * wins_b**2, b.silent * silent_b**2) / n_a**2 - n_b * auroc**2
+        spread_b = total(b.size * wins_b**2, b.silent * silent_b**2) / n_a**2 - n_b * auroc**2
         variance_auroc = np.maximum(spread_a / (n_a - 1), 0) / n_a
         variance_auroc += np.maximum(spread_b / (n_b - 1), 0) / n_b
         tied = total(ties * ties * ties, silent_ties**3) - n
@@ -212,12 +212,12 @@ def _groups(pairs: Pairs, sides: Sides) -> _Groups:
 class _Side(NamedTuple):
     """Units of one set: in each run of equal values of a group, and below it, ties half.
 
-    count, below: float64 [r]. active: units in which the feature fires, float64 [g]. silent,
+    size, below: float64 [r]. active: units in which the feature fires, float64 [g]. silent,
     silent_below: the same of the units in which it does not, as of a run, float64 [g]. Where it
     has a run of zeros they are in that, and silent is 0.
     """
 
-    count: Float64
+    size: Float64
     below: Float64
     active: Float64
     silent: Float64
@@ -254,15 +254,15 @@ def _side(total: Float64, n: Float64, value: Float32, bounds: Int64) -> _Side:
     before = np.concatenate(([0.0], total))[bounds]
     active = np.diff(before)
     silent = n - active
-    count = np.diff(total, prepend=0.0)
-    below = total - count / 2
+    size = np.diff(total, prepend=0.0)
+    below = total - size / 2
     if (value > 0).all():  # as they are, but for sums, and for SAEs of negative activations
         below += np.repeat(silent - before[:-1], sizes)
-        return _Side(count, below, active, silent, silent / 2)
+        return _Side(size, below, active, silent, silent / 2)
     zero = value == 0
     everywhere = np.repeat(silent, sizes)
     below += np.where(value > 0, everywhere, zero * everywhere / 2) - np.repeat(before[:-1], sizes)
-    negative = np.add.reduceat(np.where(value < 0, count, 0), starts)
-    count = count + zero * everywhere
+    negative = np.add.reduceat(np.where(value < 0, size, 0), starts)
+    size = size + zero * everywhere
     silent = np.where(np.logical_or.reduceat(zero, starts), 0, silent)
-    return _Side(count, below, active, silent, negative + silent / 2)
+    return _Side(size, below, active, silent, negative + silent / 2)

@@ -164,7 +164,14 @@ def command(
                 _draw(swept, plot)
             return
         show = _show if streams else None
-        answer = database.steer(given, edits, effect=effect, controls=controls, stream=show, **how)
+        try:
+            answer = database.steer(
+                given, edits, effect=effect, controls=controls, stream=show, **how
+            )
+        except KeyboardInterrupt:
+            if streams:
+                click.echo(err=True)  # ends the line of the text
+            raise
     output.write(answer)
 
 

@@ -150,7 +150,13 @@ def _watched(
         given = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         if not isinstance(given, Tensor):
             raise QueryError("a guarded model generates from input_ids: give them")
-        if kwargs.get("use_cache") is False or (kwargs.get("num_beams") or 1) > 1:
+        config = kwargs.get("generation_config")
+        asked = {
+            name: kwargs.get(name, getattr(config, name, None))
+            for name in ("use_cache", "num_beams", "num_return_sequences")
+        }
+        several = max(asked["num_beams"] or 1, asked["num_return_sequences"] or 1) > 1
+        if asked["use_cache"] is False or several:
             raise QueryError("a guard follows one text, token by token: leave beams and use_cache")
         guarded.begin(given)
         with ExitStack() as edits:

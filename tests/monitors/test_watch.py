@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from click.testing import CliRunner, Result
+from transformers import GenerationConfig
 
 import featuredb
 from featuredb.cli import main
@@ -280,4 +281,12 @@ def test_generation_is_stopped_or_steered(watched: Path, db: Database) -> None:
             assert guard.model.generate(**ids, **options).tolist() == free.tolist()
             with pytest.raises(QueryError, match="one text at a time"):
                 guard.model.generate(ids["input_ids"].repeat(2, 1), **options)
+            config = GenerationConfig(num_beams=2, pad_token_id=0)
+            for more in (
+                {"num_beams": 2},
+                {"num_return_sequences": 2, "do_sample": True},
+                {"generation_config": config},
+            ):
+                with pytest.raises(QueryError, match="a guard follows one text"):
+                    guard.model.generate(**ids, **more)
     featuredb.set_monitor(watched, "loud", "removed")

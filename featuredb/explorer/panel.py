@@ -60,11 +60,11 @@ def call(
 ) -> str:
     """`featuredb top demo.fdb 3722 --window 8`: options that are None, False or "" are left out.
 
-    A flag is True, an option of one letter has one dash, one of several values is repeated.
+    A flag is True, `k` has one dash, an option of several values is repeated.
     """
-    words = ["featuredb", verb, database, *map(str, arguments)]
+    words = ["featuredb", *verb.split(), database, *map(str, arguments)]
     for name, value in options.items():
-        option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+        option = "-k" if name == "k" else f"--{name.replace('_', '-')}"
         for each in value if isinstance(value, list | tuple) else [value]:
             if each in (None, "") or each is False:
                 continue

@@ -34,6 +34,7 @@ PAGES = {
     "compare-saes": "/compare?a=a/sae&b=it%27s",
     "contrast": "/contrast?a=topic+%3D+%27%3Cb%3E%27&k=3",
     "contrast-each": "/contrast?each=topic&k=2",
+    "contrast-on": f"/contrast?a=document_id+%3C+2&on={F}&covariate=length&k=2",
     "contrast-empty": "/contrast",
     "find": f"/find?any={F},{G}&unit=context&none=a/sae/9&k=3",
     "sql": "/sql?q=FROM+tokens+JOIN+vocabulary+USING+(token_id)",

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import http.client
 import io
 import json
 import re
+import shlex
 import threading
 import time
 from collections.abc import Callable
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlencode
 
+import click
 import pyarrow.parquet as pq
 import pytest
 
 import featuredb
+from featuredb.cli import main
 from featuredb.errors import QueryError
 from featuredb.explorer.drawing import style
 from featuredb.render.numbers import number
@@ -51,6 +56,26 @@ class _Tags(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in REFUSED])
+def test_what_a_page_offers_to_copy_is_accepted(running: Running, name: str) -> None:
+    """Commands by the command line's own parser, Python by Python's."""
+    _, body, _ = running.get(PAGES[name])
+    found = re.findall(
+        r'<span class="dim">(\w+)</span><code>(.*?)</code>', body.decode(), re.DOTALL
+    )
+    for language, text in ((language, unescape(text)) for language, text in found):
+        if language == "Python":
+            ast.parse(text)
+        elif text.startswith("featuredb "):
+            context, words = click.Context(main), shlex.split(text)[1:]
+            command: click.Command = main
+            while isinstance(command, click.Group):
+                verb, inner, words = command.resolve_command(context, words)
+                assert inner is not None
+                command = inner
+            command.make_context(verb, words)
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -20,9 +20,16 @@ from scipy import stats
 
 import featuredb
 import featuredb.database
+import queries.probe
 from featuredb.cli import main
 from featuredb.database import Database
-from featuredb.errors import MissingExtraError, QueryError, SQLError, UnknownFeatureError
+from featuredb.errors import (
+    MissingExtraError,
+    QueryError,
+    RuleError,
+    SQLError,
+    UnknownFeatureError,
+)
 from featuredb.store.store import Store
 from queries.encode import Pool
 from queries.specificity import Active, ActiveText
@@ -427,6 +434,22 @@ def test_on_what_is_not_there(db: Database) -> None:
     result = CliRunner().invoke(main, ["contrast", str(db.path), "--a", "year > 1920", "--on", "0"])
     assert result.exit_code == 0, result.output
     assert "on which made/0 fires" in result.output
+
+
+def test_a_probe_that_can_never_hold_is_no_monitor(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    fit = queries.probe.probe
+    never = {"rule": "-1.0 * peak(f0) > 1.0"}
+    monkeypatch.setattr(queries.probe, "probe", lambda *given: fit(*given) | never)
+    call = ["contrast", str(db.path), "--a", "topic = 'war'", "--probe", "2", "--monitor", "m"]
+    result = CliRunner().invoke(main, call)
+    assert result.exit_code == RuleError.exit_code
+    assert result.stderr.startswith("featuredb: the probe is stored as no monitor: ")
+    assert result.stderr.endswith("Give a larger --probe, or swap --a and --b\n")
+    assert "\n" not in result.stderr[:-1]
+    assert db.monitors.table.num_rows == 0
 
 
 def test_command(db: Database) -> None:

@@ -8,6 +8,7 @@ from featuredb.errors import QueryError
 from featuredb.explorer.address import Address
 from featuredb.explorer.panel import Panel
 from featuredb.explorer.site import Site, WebPage
+from queries.catalog import literals
 from queries.contrast import POOLS
 from queries.units import UNITS
 
@@ -23,18 +24,29 @@ def page(site: Site, asked: Address) -> WebPage:
         return WebPage("contrast.html", "Contrast", (), values)
     if a.startswith("@") or b.startswith("@"):
         raise QueryError("the page reads no files: ask `featuredb contrast`")
+    k, on, covariate = asked.whole("k", 20, 1, 200), asked.text("on"), asked.text("covariate")
     options: dict[str, Any] = {
         "a": a or None,
         "b": b or None,
         "each": each or None,
         "unit": unit,
         "pool": pool,
-        "k": asked.whole("k", 20, 1, 200),
+        "k": k,
+        "on": on or None,
+        "covariate": covariate or (),
     }
+    given = [literals.text(text) for text in (a, b) if text]
+    plain = (unit, pool) == (UNITS[0], POOLS[0]) and not (each or on or covariate)
     panel = Panel(
         "contrast",
         "What tells them apart",
         lambda: site.database.contrast(**options),
-        site.spelling("contrast", "contrast", (), options),
+        site.spelling(
+            "contrast",
+            "contrast",
+            (),
+            {name: value for name, value in options.items() if value != ()},
+            sql=f"FROM contrast({', '.join(given)}, k := {k})" if plain else "",
+        ),
     )
     return WebPage("contrast.html", "Contrast", (panel,), values)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from featuredb.explorer.address import Address
-from featuredb.explorer.panel import Panel, Spelling
+from featuredb.explorer.panel import Panel, Spelling, call
 from featuredb.explorer.site import Site, WebPage
+from queries.catalog import literals
 
 _SHOWN = 50
 
@@ -17,13 +18,13 @@ def page(site: Site, asked: Address) -> WebPage:
         "monitors",
         "Monitors",
         lambda: site.database.monitors,
-        Spelling(f"featuredb monitor list {site.name}", "db.monitors", "FROM monitors"),
+        Spelling(call("monitor list", site.name, (), {}), "db.monitors", "FROM monitors"),
     )
     values = {"names": names, "rule": rule}
     if not rule:
         return WebPage("monitors.html", "Monitors", (listed,), values)
     sql = (
-        f"FROM alarms('{rule}', window_size := 16) LIMIT {_SHOWN}"
+        f"FROM alarms({literals.text(rule)}, window_size := 16) LIMIT {_SHOWN}"
         if rule in names and not where
         else ""
     )

@@ -236,34 +236,13 @@ def test_goodfire_as_csv(database: Path, tmp_path: Path) -> None:
     assert (done.labels, done.scores) == (2, 1)
 
 
-def _openai(layer: int, neuron: int, text: str, score: Any) -> dict[str, Any]:
-    """A line of OpenAI's neuron explanations (NeuronSimulationResults)."""
-    simulation = {
-        "dataclass_name": "ScoredSimulation",
-        "scored_sequence_simulations": [],
-        "ev_correlation_score": score,
-        "rsquared_score": 0.1,
-        "absolute_dev_explained_score": 0.2,
-    }
-    explanation = {
-        "dataclass_name": "ScoredExplanation",
-        "explanation": text,
-        "scored_simulation": simulation,
-    }
-    neuron_id = {"dataclass_name": "NeuronId", "layer_index": layer, "neuron_index": neuron}
-    return {"neuron_id": neuron_id, "scored_explanations": [explanation]}
-
-
-def test_explanations_of_openai(database: Path, tmp_path: Path) -> None:
-    for neuron, score in ((1, 0.5), (2, float("nan"))):
-        line = _openai(3, neuron, f"text {neuron}", score)
-        (tmp_path / "3").mkdir(exist_ok=True)
-        (tmp_path / "3" / f"{neuron}.jsonl").write_text(json.dumps(line))
-    done = featuredb.import_labels(database, tmp_path / "3", "openai")
+def test_explanations_that_openai_wrote(database: Path, tmp_path: Path) -> None:
+    done = featuredb.import_labels(database, FIXTURES / "openai" / "3", "openai")
     assert (done.labels, done.scores) == (2, 1)
     rows = _rows(database, "feature_id", "text", "method", "scores")
     assert [row[:3] for row in rows] == [(1, "text 1", "openai"), (2, "text 2", "openai")]
-    assert rows[0][3][0]["value"] == 0.5
+    (score,) = rows[0][3]
+    assert (score["scorer"], score["value"]) == ("simulation", 0.5)
 
 
 Make = Callable[[Path], Path]

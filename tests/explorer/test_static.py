@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pyarrow.parquet as pq
 import pytest
 
 import featuredb
 from featuredb.errors import OptionError
 from featuredb.explorer import server
+from featuredb.explorer.static.words import write_words
 from tests.explorer.conftest import SHOWN_LABEL, Running
 from tests.explorer.range_server import Plain, plainly_served
 
@@ -200,3 +202,22 @@ def test_a_site_of_a_database_behind_a_url(database: Path, site: Path, tmp_path:
         out = featuredb.site(served.base, tmp_path / "out").folder
     for path in (site / "data").iterdir():
         assert (out / "data" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_labeled_feature_that_never_fires_is_found_by_its_words(
+    database: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(database, tmp_path / "own.fdb"))
+    with featuredb.open(own) as db:
+        ((density,),) = db.sql(
+            "SELECT density FROM features WHERE sae = 'a/sae' AND feature_id = 3"
+        ).fetchall()
+        assert density == 0
+        db.label("a/sae/3", "Silence, always silence")
+        write_words(db, tmp_path / "words.parquet")
+    words = pq.read_table(tmp_path / "words.parquet").to_pylist()
+    found = [row for row in words if row["word"] in ("silence", "always")]
+    assert [(row["word"], row["feature_id"], row["label"]) for row in found] == [
+        ("always", 3, "Silence, always silence"),
+        ("silence", 3, "Silence, always silence"),
+    ]

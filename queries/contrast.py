@@ -392,8 +392,9 @@ class _Asking:
         a, b = (float(np.median(self.made.length[p])) for p in (self.made.in_a, self.made.in_b))
         if min(a, b) > 0 and not 1 / _LONGER < a / b < _LONGER:
             tokens = "tokens" if self._on is None else "of those tokens"
+            many, few = (f"{n:,.0f}" if n >= 10 else f"{n:g}" for n in (a, b))
             self.notes.append(
-                f"A has {a:,.0f} {tokens} per {self.asked.unit} and B {b:,.0f} (medians): a "
+                f"A has {many} {tokens} per {self.asked.unit} and B {few} (medians): a "
                 "feature may only read length, so compare with --covariate length"
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def test_an_sae_and_a_corpus_of_ones_own(tmp_path: Path, monkeypatch: pytest.Mon
     """With a model and an SAE of random weights. They explain nothing, so the load check is off."""
     tiny = pytest.importorskip("tests.tiny", reason="ingesting needs featuredb[ingest]")
     model, sae = tiny.tiny_model(tmp_path / "model"), tiny.tiny_sae(tmp_path / "sae")
-    monkeypatch.setattr("tempfile.mkdtemp", lambda: str(_made(tmp_path / "folder")))
+    real, ours = tempfile.mkdtemp, str(_made(tmp_path / "folder"))
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **how: real(**how) if how else ours)
     for name in ("ingest", "append"):
         function = partial(getattr(featuredb, name), check=False)
         monkeypatch.setattr(featuredb, name, function, raising=False)

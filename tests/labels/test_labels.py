@@ -260,7 +260,7 @@ def test_spreadsheets_spell_ids_in_many_ways(folder: Path, tmp_path: Path) -> No
         ("feature_id,text\nsome/1,x\n", "row 1: there is no SAE some"),
         ("feature_id,text\n-1,x\n", "there is no feature -1"),
         ("feature_id,text\nab,x\n", "row 1: demo/ab is not a feature"),
-        ("feature_id,text\n,x\n", "row 1: demo/None is not a feature"),
+        ("feature_id,text\n,x\n", "row 1: it names no feature"),
         ("feature_id,text\n1,\n", "row 1: the label is empty"),
         ('feature_id,text\n1," "\n', "row 1: the label is empty"),
         (f"feature_id,text\n1,{'x' * 1_000_000}\n", "has 1,000,000 characters: it may have 10,000"),

@@ -430,6 +430,8 @@ def test_on_what_is_not_there(db: Database) -> None:
     with pytest.raises(UnknownFeatureError):
         db.contrast("topic = 'war'", on=D_SAE)
     with pytest.raises(QueryError, match="no document of it has a token on which made/31 fires"):
+        db.contrast("topic = 'art'", on=31)  # it fires in one document, of war
+    with pytest.raises(QueryError, match="A is every document with a token on which made/31 fires"):
         db.contrast("topic = 'war'", on=31)
     result = CliRunner().invoke(main, ["contrast", str(db.path), "--a", "year > 1920", "--on", "0"])
     assert result.exit_code == 0, result.output

@@ -61,11 +61,11 @@ def sweeps(db: featuredb.Database, count: int, tokens: int) -> None:
     works = 0
     for feature, token, score in rows:
         swept = db.sweep(list(PROMPTS[1:3]), f"{feature}=1x", "0,0.5,1,2x", max_new_tokens=tokens)
-        works += swept.best is not None
+        works += swept.best not in (None, "0x")
         best = next((row for row in swept if row.best), None)
         said = "no strength works" if best is None else f"{best.strength}, score {best.score:.2f}"
         print(f"{feature} {token!r}, output score {score:.3f}: {said}")
-    print(f"steering works for {works} of {len(rows)}")
+    print(f"steering works for {works} of {len(rows)}, others are best without the feature")
 
 
 def _text(db: featuredb.Database, edits: list[str], tokens: int) -> str:

@@ -57,19 +57,21 @@ class Pairs(NamedTuple):
 
 def pairs_of(features: range, feature: Int64, unit: Int32, value: Float32) -> Pairs:
     """Pairs in their order. feature: of each, from 0 in `features`. All [n], ties in this order."""
-    n, high = len(value), (len(features) - 1).bit_length()
-    low = (n - 1).bit_length() if n else 0
-    if high + 32 + low <= 64:
-        # Feature, value and place in one integer: several times faster to sort than rows are.
-        shift = np.uint64(low)
-        key = (feature.astype(np.uint64) << np.uint64(32) | ordered(value)) << shift
-        key |= np.arange(n, dtype=np.uint64)
-        key.sort()
-        order = (key & np.uint64((1 << low) - 1)).astype(np.int64)
-    else:
-        order = np.lexsort((value, feature))
+    high = (len(features) - 1).bit_length()
+    order = stable_order(feature.astype(np.uint64) << np.uint64(32) | ordered(value), high + 32)
     offsets = np.concatenate(([0], np.cumsum(np.bincount(feature, minlength=len(features)))))
     return Pairs(features.start, features.stop, offsets, unit[order], value[order])
+
+
+def stable_order(key: npt.NDArray[np.uint64], bits: int) -> Int64:
+    """The places of keys of so many bits in their order, ties as they are, [n]."""
+    low = (len(key) - 1).bit_length() if len(key) else 0
+    if bits + low > 64:
+        return np.argsort(key, kind="stable")
+    # Key and place in one integer are several times faster to sort than an argsort is.
+    packed = key << np.uint64(low) | np.arange(len(key), dtype=np.uint64)
+    packed.sort()
+    return (packed & np.uint64((1 << low) - 1)).astype(np.int64)
 
 
 def ordered(value: Float32) -> npt.NDArray[np.uint64]:

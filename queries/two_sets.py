@@ -32,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from queries.pooled import Float32, Int32, Int64, Pairs
+from queries.pooled import Float32, Int32, Int64, Pairs, stable_order
 from queries.tails import Z95, two_sided
 
 Float64 = npt.NDArray[np.float64]
@@ -192,12 +192,9 @@ def _groups(pairs: Pairs, sides: Sides) -> _Groups:
     if strata > 1:
         place = np.flatnonzero(side)
         group = pairs.feature[place] * strata + sides.stratum[pairs.unit[place]]
-        # Values ascend within a feature: the place keeps their order.
-        bits = np.uint64(max(len(side) - 1, 1).bit_length())
-        key = group.astype(np.uint64) << bits | place.astype(np.uint64)
-        key.sort()
-        group = (key >> bits).astype(np.int64)
-        place = (key & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+        # Values ascend within a feature, which a stable order keeps.
+        order = stable_order(group.astype(np.uint64), int(group.max(initial=0)).bit_length())
+        group, place = group[order], place[order]
         side, value = side[place], value[place]
         starts = np.flatnonzero(np.diff(group, prepend=-1))
         return _Groups(group[starts], np.append(starts, len(group)), side == 1, value)

@@ -45,6 +45,8 @@ class DatabaseInfo(Info):
             "activations": f"{numbers.count(data['activations'])} · {data['values']}"
             + "".join(f" · at {name} too" for name in kept),
             "size": f"{numbers.size(data['bytes'])}: {parts}",
+            "pooled": f"per document, context and turn: {data['pooled']['how']}, "
+            f"{numbers.size(data['pooled']['bytes'])}",
         }
         return [
             [Heading("", PurePosixPath(data["path"]).name, after), Facts(facts)],
@@ -148,6 +150,7 @@ def info(reader: Reader) -> DatabaseInfo:
             },
             "saes": [_sae(store, sae) for sae in snapshot.saes],
             "size": _sizes(snapshot),
+            "pooled": {"how": "computed when asked", "bytes": 0},
             "corpora": [_corpus(corpus) for corpus in snapshot.corpora],
         }
     )

@@ -454,6 +454,11 @@ def test_a_probe_that_can_never_hold_is_no_monitor(
     assert db.monitors.table.num_rows == 0
 
 
+def test_info_says_that_nothing_pooled_is_stored(db: Database) -> None:
+    assert db.info()["pooled"] == {"how": "computed when asked", "bytes": 0}
+    assert "per document, context and turn: computed when asked, 0 bytes" in str(db.info())
+
+
 def test_command(db: Database) -> None:
     def run(*arguments: str) -> Any:
         return CliRunner().invoke(main, ["contrast", str(db.path), *arguments])

@@ -6,25 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import torch
-
 from featuredb.errors import ModelError
 from featuredb.render.progress import log
 from ingest.extract.batches import Batch
-from ingest.model.device import empty_cache
+from ingest.model.device import empty_cache, is_out_of_memory
 
 Result = TypeVar("Result")
-
-_MESSAGES = (
-    "can't allocate memory",
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
-    "HOST_ALLOCATION_FAILED",
-)
-"""Of backends without an exception type for it: CPU, MPS, cuBLAS, cuDNN."""
 
 
 class DeviceMemory:
@@ -99,11 +86,6 @@ def in_pieces(work: Callable[[slice], None], n: int, rows: int, what: str) -> No
             continue
         empty_cache()
         rows = (end - start + 1) // 2
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the CPU, had too little memory."""
-    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in _MESSAGES)
 
 
 def _halves(batch: Batch) -> list[Batch]:

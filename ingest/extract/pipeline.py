@@ -24,7 +24,7 @@ from torch import Tensor
 from featuredb.store.values import stored_values
 from ingest.attached import AttachedSae
 from ingest.extract.batches import Batch
-from ingest.extract.device import DeviceMemory, is_out_of_memory
+from ingest.extract.device import DeviceMemory
 from ingest.extract.forward import (
     Recorded,
     Rule,
@@ -35,7 +35,7 @@ from ingest.extract.forward import (
     upload,
 )
 from ingest.extract.overlap import finishing_threads
-from ingest.model.device import empty_cache, full_float32
+from ingest.model.device import empty_cache, full_float32, is_out_of_memory
 from ingest.model.load import LoadedModel
 from ingest.sae.codes import LaunchedCodes
 

@@ -10,7 +10,18 @@ from contextlib import contextmanager
 
 import torch
 
-from featuredb.errors import ModelError
+from featuredb.errors import ModelError, first_line
+
+_MESSAGES = (
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "HOST_ALLOCATION_FAILED",
+)
+"""Of backends without an exception type for it: CPU, MPS, cuBLAS, cuDNN."""
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -54,6 +65,19 @@ def choose_dtype(
     if not isinstance(named, torch.dtype) or not named.is_floating_point:
         raise ModelError(f"unknown dtype {dtype!r}: auto, float32, bfloat16 or float16")
     return named
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the CPU, had too little memory."""
+    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in _MESSAGES)
+
+
+def not_placed(what: str, device: str | torch.device | None, error: Exception) -> str:
+    """Why `what` could not be put on a device, in one line."""
+    if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+        return f"{what} cannot be put on {device}: {first_line(error)}"
+    # CUDA goes on with advice for its allocator's settings.
+    return f"{what} does not fit on {device}: {'. '.join(first_line(error).split('. ')[:3])}"
 
 
 def empty_cache() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from featuredb.errors import ModelError, first_line
 from featuredb.store.files.atomic import sha256_of
-from ingest.model.device import choose_device, choose_dtype
+from ingest.model.device import choose_device, choose_dtype, not_placed
 from ingest.model.files import HUB, TOKENIZER_FILES, locate, tokenizer_files, weight_files
 from ingest.model.hooks.families import base_of, family_of, join
 from ingest.model.hooks.hook_point import HookPoint
@@ -125,7 +125,7 @@ def load_model(
     try:
         model = model.to(place).eval().requires_grad_(False)
     except (RuntimeError, NotImplementedError) as error:
-        raise ModelError(f"{ref} does not fit on {place}: {first_line(error)}") from error
+        raise ModelError(not_placed(str(ref), place, error)) from error
     if tokenizer is not None:
         # Texts are tokenized whole and cut to contexts later; this silences a warning about it.
         tokenizer.model_max_length = int(1e30)

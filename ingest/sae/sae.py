@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from featuredb.errors import SaeError, first_line
+from featuredb.errors import SaeError
+from ingest.model.device import not_placed
 from ingest.sae.activations import Activation
 from ingest.sae.codes import LaunchedCodes, SparseCodes, even_pieces, joined
 from ingest.sae.cross_layer import CrossLayer
@@ -250,7 +251,7 @@ class LoadedSae:
     ) -> LoadedSae:
         """The same SAE with its tensors on `device` and in `dtype`; None leaves either alone.
 
-        Raises SaeError where the device has too little memory for it.
+        Raises SaeError where the device has too little memory for it, or does not know its dtype.
         """
         try:
             return replace(
@@ -259,9 +260,7 @@ class LoadedSae:
                 decoder=_moved(self.decoder, device, dtype),
             )
         except RuntimeError as error:
-            raise SaeError(
-                f"SAE {self.name} does not fit on {device}: {first_line(error)}"
-            ) from error
+            raise SaeError(not_placed(f"SAE {self.name}", device, error)) from error
 
     def encoder_only(self) -> LoadedSae:
         """The same SAE without the values of its decoder, for an ingest: it only encodes."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -31,6 +33,11 @@ _SPLITS = 5
 """Files per hook point, as Delphi's own default."""
 
 _ROWS = 4_096
+
+_AT_ONCE = 1 << 21
+"""Activations read at a time."""
+
+_COLUMNS = list(ImportedActivations._fields)
 _FILE = re.compile(r"(\d+)_(\d+)\.safetensors")
 
 
@@ -44,24 +51,39 @@ class _Split:
 
     def load(self, *names: str) -> dict[str, npt.NDArray[Any]]:
         """The arrays of these names, as far as there are any. No others are read."""
+        with self._open() as file:
+            there = set(file.keys())
+            return {name: file.get_tensor(name) for name in names if name in there}
+
+    def activations(self) -> Iterator[pa.Table]:
+        """Rows of (sequence, token_index, feature_id, activation), some millions at a time."""
+        with self._open() as file:
+            there = set(file.keys())
+            slices = {}
+            for name, dimensions in (("locations", 2), ("activations", 1)):
+                if name in there:
+                    slices[name] = file.get_slice(name)
+                if name not in there or len(slices[name].get_shape()) != dimensions:
+                    raise IngestError(f"{self.path} has no {name} as Delphi caches them")
+            (count,) = slices["activations"].get_shape()
+            if slices["locations"].get_shape() != [count, 3]:
+                raise IngestError(f"{self.path} has no place (row, token, latent) of each value")
+            for start in range(0, count, _AT_ONCE):
+                part = slice(start, min(count, start + _AT_ONCE))
+                places = slices["locations"][part].astype(np.int64)
+                values = slices["activations"][part].astype(np.float32)
+                row, token, latent = places.T
+                yield pa.table([row, token, latent + self.first, values], names=_COLUMNS)
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(self.path, "np") as file:
-                there = set(file.keys())
-                return {name: file.get_tensor(name) for name in names if name in there}
+                yield file
         except (SafetensorError, OSError) as error:
             raise IngestError(f"{self.path} cannot be read: {first_line(error)}") from error
-
-    def activations(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """(row, token, latent) int64 [n, 3] and the activations float32 [n]."""
-        data = self.load("locations", "activations")
-        for name, shape in (("locations", 2), ("activations", 1)):
-            if name not in data or data[name].ndim != shape:
-                raise IngestError(f"{self.path} has no {name} as Delphi caches them")
-        places = data["locations"].astype(np.int64)
-        places[:, 2] += self.first
-        return places, data["activations"].astype(np.float32)
 
 
 def read(path: Path, reading: Reading) -> DelphiCache:
@@ -86,7 +108,7 @@ def read(path: Path, reading: Reading) -> DelphiCache:
 
 
 class DelphiCache:
-    """See `ingest.operations.import_activations.ActivationSource`. Held in memory."""
+    """See `ingest.operations.import_activations.ActivationSource`. Tokens are held in memory."""
 
     def __init__(self, folder: Path, splits: Sequence[_Split], reading: Reading) -> None:
         self._folder = folder
@@ -109,11 +131,21 @@ class DelphiCache:
         return config
 
     @cached_property
-    def _rows(self) -> ImportedActivations:
-        parts = [split.activations() for split in self._splits]
-        places, values = (np.concatenate(each) for each in zip(*parts, strict=True))
-        row, token, latent = places.T
-        return ImportedActivations(row, token, latent, values).by_sequence()
+    def _rows(self) -> duckdb.DuckDBPyConnection:
+        """A scratch database with the table `activations`, by sequence."""
+        scratch = self._reading.scratch()
+        scratch.execute(
+            "CREATE TABLE given (sequence BIGINT, token_index BIGINT, feature_id BIGINT, "
+            "activation FLOAT)"
+        )
+        for split in self._splits:
+            for rows in split.activations():
+                scratch.register("rows", rows)
+                scratch.execute("INSERT INTO given FROM rows")
+                scratch.unregister("rows")
+        scratch.execute("CREATE TABLE activations AS FROM given ORDER BY sequence")
+        scratch.execute("DROP TABLE given")
+        return scratch
 
     @cached_property
     def facts(self) -> SourceFacts:
@@ -127,7 +159,7 @@ class DelphiCache:
             d_sae=self._reading.features or self._splits[-1].last + 1,
             context_size=int(self._lengths.max()),
             n_tokens=int(self._lengths.sum()),
-            n_activations=len(self._rows.sequence),
+            n_activations=self._rows.sql("SELECT count(*) FROM activations").fetchall()[0][0],
             metadata=pa.schema([]),
         )
 
@@ -157,7 +189,10 @@ class DelphiCache:
             yield Sequences(tokens[kept].astype(np.uint32), lengths, nothing)
 
     def activations(self, first: int, end: int) -> ImportedActivations:
-        return self._rows.between(first, end)
+        rows = self._rows.sql(
+            f"FROM activations WHERE sequence >= {first} AND sequence < {end}"
+        ).to_arrow_table()
+        return ImportedActivations(*(column.to_numpy() for column in rows.columns))
 
 
 def _halved(values: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:

@@ -100,15 +100,6 @@ class ImportedActivations(NamedTuple):
             sequence[chosen], token[chosen], feature[chosen], activation[chosen]
         )
 
-    def by_sequence(self) -> ImportedActivations:
-        """All of them, by sequence."""
-        return self.at(np.argsort(self.sequence, kind="stable"))
-
-    def between(self, first: int, end: int) -> ImportedActivations:
-        """Those of the sequences `first` to `end`, of activations by sequence."""
-        low, high = np.searchsorted(self.sequence, [first, end])
-        return self.at(slice(low, high))
-
 
 class ActivationSource(Protocol):
     """Activations of one SAE as another program wrote them. Errors are `IngestError`s."""

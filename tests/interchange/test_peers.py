@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 import featuredb
 from featuredb.errors import FeatureDBError, IngestError, LabelError
@@ -262,6 +263,22 @@ def _text(name: str, text: str) -> Make:
     return make
 
 
+def _latents(**damage: Any) -> Make:
+    """A cache of Delphi's with some arrays replaced, or left out where None."""
+    right = {
+        "tokens": np.zeros((1, 4), np.int64),
+        "locations": np.array([[0, 1, 0], [0, 2, 1]]),
+        "activations": np.ones(2, np.float32),
+    }
+
+    def make(folder: Path) -> Path:
+        arrays = {name: array for name, array in (right | damage).items() if array is not None}
+        save_file(arrays, folder / "0_1.safetensors")
+        return folder
+
+    return make
+
+
 _GOOD = json.dumps(_line("1", "x")).encode()
 
 
@@ -340,6 +357,11 @@ def test_bad_labels_are_one_line_and_store_nothing(
         ("delphi", lambda f: f, "give the folder of one hook point"),
         ("delphi", _text("m/0_x.safetensors", ""), "FIRST_LAST"),
         ("delphi", _text("m/0_2.safetensors", "rubbish"), "cannot be read"),
+        ("delphi", _latents(tokens=None), "was cached without its tokens"),
+        ("delphi", _latents(locations=None), "has no locations as Delphi caches them"),
+        ("delphi", _latents(activations=np.ones((2, 1))), "has no activations as Delphi caches"),
+        ("delphi", _latents(activations=np.ones(3)), "has no place (row, token, latent) of each"),
+        ("delphi", _latents(locations=np.ones((2, 2))), "has no place (row, token, latent) of"),
         ("neuronpedia", lambda f: f, "has no batch-N.json"),
         ("neuronpedia", _text("batch-0.json", "{"), "is no batch of SAEDashboard"),
         ("neuronpedia", _text("batch-0.json", '{"features": []}'), "is no batch of SAEDashboard"),
@@ -363,7 +385,7 @@ def test_bad_labels_are_one_line_and_store_nothing(
         ("parquet", lambda f: f, "has no tokens.parquet, tokens.csv or tokens.arrow"),
         ("parquet", _text("tokens.parquet", "x"), "has no activations.parquet"),
     ],
-    ids=range(13),
+    ids=range(18),
 )
 def test_bad_activations_are_one_line_and_leave_nothing(
     tmp_path: Path, form: str, make: Make, said: str

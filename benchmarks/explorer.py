@@ -223,15 +223,18 @@ def load(
     threads = [threading.Thread(target=client, args=(n,)) for n in range(clients)]
     for thread in threads:
         thread.start()
+    grown = []
+    for left in (3, 2, 1, 0):
+        time.sleep(max(0.0, until - left * seconds / 4 - time.monotonic()))
+        grown.append(f"{(server.memory - before) / 1e6:+.0f}")
     for thread in threads:
         thread.join()
     marks = statistics.quantiles(times, n=100)
-    grown = (server.memory - before) / 1e6
     spent = 1e3 * (server.cpu - cpu) / len(times)
     print(
         f"{clients} {who} for {seconds:.0f} s: {len(times):,} pages, {len(failures)} failed, "
         f"p50 {marks[49]:.0f} ms, p99 {marks[98]:.0f} ms, CPU {spent:.0f} ms a page, "
-        f"memory {grown:+.0f} MB"
+        f"memory after each quarter {', '.join(grown)} MB"
     )
 
 

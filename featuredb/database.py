@@ -386,7 +386,7 @@ class Database:
 
         Args:
             a: The set asked about.
-            b: What it is compared with. Default: all other stored units.
+            b: What it is compared with. Default, or ``"rest"``: all other stored units.
             paired: A column whose value a unit of A shares with one of B. Wilcoxon's test.
             target: A numeric column, or ``"length"``. Spearman's correlation, over A or all.
             unit: ``"document"``, ``"context"`` or ``"turn"`` of a chat. Conditions may name columns

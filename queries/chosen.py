@@ -23,6 +23,8 @@ from queries.units import Units
 
 ALL = "all"
 REST = "the rest"
+WORDS = (ALL, "rest", REST)
+"""What a set may be called instead of a condition: B alone may be the rest."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ def compared(
     Raises `QueryError` where one is empty, or there is no rest.
     """
     one = chosen(reader, units, a, "A")
+    if isinstance(b, str) and b.strip().lower() in WORDS[1:]:
+        b = None
     two = None if b is None else chosen(reader, units, b, "B")
     texts = [*one.texts, *(two.texts if two is not None else ())]
     if texts and units.kind != "document":

@@ -21,7 +21,7 @@ from featuredb.render import numbers
 from featuredb.store.names import sae_named
 from queries.arguments import check_choice, check_k, check_seed, check_text
 from queries.association import q_values
-from queries.chosen import ALL, Compared, compared
+from queries.chosen import WORDS, Compared, compared
 from queries.connection import Reader
 from queries.contexts_of_sides import contexts_of_sides
 from queries.contrast_sql import MACROS
@@ -492,7 +492,7 @@ def contrast_in_sql(
 
     def condition(given: str | None) -> str | None:
         # A condition on stored documents and nothing else: SQL reads no file of texts.
-        if given is None or not (given.startswith("@") or given.strip().lower() == ALL):
+        if given is None or not (given.startswith("@") or given.strip().lower() in WORDS):
             return given
         return f"({given})"
 

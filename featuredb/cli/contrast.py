@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "--b",
     metavar="SPEC",
     shell_complete=completing.columns,
-    help="What they are compared with. Default: the rest.",
+    help="What they are compared with. Default, or rest: all others.",
 )
 @click.option(
     "--paired",

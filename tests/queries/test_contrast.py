@@ -209,6 +209,9 @@ def test_sets(db: Database, pooled: dict[str, npt.NDArray[np.float64]]) -> None:
     assert (by_condition.n_a, by_condition.n_b) == (30, 60)
     for same in (war.tolist(), war, pa.array(war).to_pylist()):
         assert db.contrast(same).table == by_condition.table
+    rest = db.contrast("topic = 'war'")
+    for spelled in ("rest", " The rest "):
+        assert db.contrast("topic = 'war'", spelled).table == rest.table
     against_all = db.contrast("topic = 'war'", "all")
     assert against_all.table == by_condition.table
     assert "30 documents of A are in B too, and counted in A only" in against_all.notes[0]

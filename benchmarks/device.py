@@ -191,9 +191,11 @@ def show_waits(extractor: Extractor, out: Console) -> None:
     )
 
 
-def by_parts(extractor: Extractor) -> Extractor:
-    """Its SAEs encoded in bfloat16x3."""
-    saes = [replace(each, sae=each.sae.split()) for each in extractor.saes]
+def encoded(extractor: Extractor, encode_dtype: EncodeDtype) -> Extractor:
+    """Its SAEs encoded so."""
+    if encode_dtype == "float32":
+        return extractor
+    saes = [replace(each, sae=each.sae.encoded_in(encode_dtype)) for each in extractor.saes]
     return replace(extractor, saes=saes)
 
 
@@ -264,7 +266,7 @@ def main(
         tokens = int(np.diff(extractor.sources[0].starts).sum())
         for encode_dtype in encode_dtypes:
             out.print(f"encoded in {encode_dtype}")
-            chosen = extractor if encode_dtype == "float32" else by_parts(extractor)
+            chosen = encoded(extractor, encode_dtype)
             measure(chosen, rounds, tokens, out)
             if kernels and device.type == "cuda":
                 show_kernels(chosen, written, out)

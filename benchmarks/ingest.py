@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -77,6 +77,12 @@ def featuredb_way(extractor: Extractor, number: int) -> float:
         size += sum(f.file.bytes for f in segment.feature_files)
         size += sum(f.file.bytes for f in segment.token_files)
     return size / sum(s.rows for s in summary.segments)
+
+
+def screened(extractor: Extractor, number: int) -> float:
+    """(b) with ``--encode-dtype screened``."""
+    saes = [replace(each, sae=each.sae.encoded_in("screened")) for each in extractor.saes]
+    return featuredb_way(replace(extractor, saes=saes), number)
 
 
 def in_memory(extractor: Extractor, number: int) -> float:
@@ -178,6 +184,9 @@ def main(
         "featuredb": featuredb_way,
         "in-memory cache": in_memory,
     }
+    dtype, cpu = extractor.model.dtype, extractor.model.device.type == "cpu"
+    if cpu and all(each.sae.can_encode_in("screened", dtype) for each in extractor.saes):
+        ways["featuredb, screened"] = screened
     measured = {name: Measured([]) for name in ways}
     activations = 0
     bare(extractor, 0)  # warm-up

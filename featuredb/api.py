@@ -169,8 +169,10 @@ def ingest(
         batch_tokens: Tokens per forward pass, including padding. Default: by device.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         dtype: What the model computes in: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        encode_dtype: What SAEs encode in: ``float32``, or on an NVIDIA GPU ``bfloat16x3``, several
-            times faster with three to five times its rounding error (docs/scaling.md).
+        encode_dtype: What SAEs encode in: ``float32``; on an NVIDIA GPU ``bfloat16x3``, several
+            times faster with three to five times its rounding error; or on a CPU ``screened``,
+            which finds the same active features and may differ in a value's last bit
+            (docs/scaling.md).
         memory: Host memory to aim for.
         sink_threshold: A position whose norm at the hook exceeds this many times the median is a
             sink. Activations at sinks are not stored.

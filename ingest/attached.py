@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from featuredb.store.snapshot import CorpusCheck, File, LoadCheck, Sae
 from ingest.model.hooks import HookPoint
 from ingest.model.load import LoadedModel
+from ingest.options import EncodeDtype
 from ingest.sae import LoadedSae
-
-BY_PARTS = "bfloat16x3"
-"""What a snapshot says of SAEs that were encoded by parts."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class AttachedSae:
     it was loaded from. sink_norm: positions of a larger norm are sinks, None to record all.
     hooks_out: by place of its set, what is written there matches, for an SAE that writes to several
     layers together with others. excluded: token ids, ascending, at which nothing is recorded.
-    by_parts: an ingest encodes it in bfloat16x3.
+    encoding: how an ingest encodes it, None for in the dtype of its weights.
     """
 
     name: str
@@ -33,7 +31,7 @@ class AttachedSae:
     sink_norm: float | None = None
     hooks_out: Mapping[int, HookPoint] = field(default_factory=dict)
     excluded: tuple[int, ...] = ()
-    by_parts: bool = False
+    encoding: EncodeDtype | None = None
 
     def record(self, check: LoadCheck, checks: tuple[CorpusCheck, ...], weights: File) -> Sae:
         """What the snapshot keeps. weights: the file of `ingest.sae.stored`."""
@@ -49,7 +47,7 @@ class AttachedSae:
             d_in=sae.d_in,
             d_out=sae.d_out,
             d_sae=sae.d_sae,
-            encode_dtype=BY_PARTS if self.by_parts else str(sae.dtype).removeprefix("torch."),
+            encode_dtype=self.encoding or str(sae.dtype).removeprefix("torch."),
             check=check,
             hooks_out=tuple(
                 self.hooks_out[place].name for place in sae.places_out if place in self.hooks_out
@@ -85,8 +83,8 @@ class ModelWithSaes:
             text = f"{attached.sae.hash} at {attached.hook.canonical}"
             for hook in (attached.hook_out, *attached.hooks_out.values()):
                 text += f" to {hook.canonical}" if hook is not None else ""
-            if attached.by_parts:
-                text += f" in {BY_PARTS}"
+            if attached.encoding is not None:
+                text += f" in {attached.encoding}"
             if attached.excluded:
                 text += f" without tokens {', '.join(map(str, attached.excluded))}"
             identity[f"SAE {attached.name}"] = text

@@ -11,14 +11,13 @@ import pyarrow as pa
 
 from featuredb.errors import HookError, IngestError, SaeError
 from featuredb.store.snapshot import Model
-from ingest.attached import BY_PARTS, AttachedSae, ModelWithSaes, hooks_written
+from ingest.attached import AttachedSae, ModelWithSaes, hooks_written
 from ingest.corpus import CorpusReader, open_corpus
 from ingest.load_check.check import fit
 from ingest.model.load import LoadedModel, load_model, no_tokenizer
-from ingest.options import Hooks, IngestOptions
+from ingest.options import ENCODED_ON, EncodeDtype, Hooks, IngestOptions
 from ingest.sae import LoadedSae, load_sae, members
 from ingest.sae.centered_weights import on_plain_weights
-from ingest.sae.split import can_split
 from ingest.tokens.bos import Bos, choose_bos
 from ingest.tokens.contexts import TokenizedBatch
 from ingest.tokens.store import MAX_CONTEXT_SIZE
@@ -143,24 +142,29 @@ def load_model_with_saes(options: IngestOptions, revision: str | None = None) ->
         revision=revision,
         check=options.check,
     )
-    return loaded if options.encode_dtype == "float32" else _by_parts(loaded)
+    return _encoded_in(loaded, options.encode_dtype)
 
 
-def _by_parts(loaded: ModelWithSaes) -> ModelWithSaes:
-    """The same, to be encoded in bfloat16x3. Raises `SaeError` where that is not possible."""
+def _encoded_in(loaded: ModelWithSaes, encoding: EncodeDtype) -> ModelWithSaes:
+    """The same, to be encoded so. Raises `SaeError` where that is not possible."""
+    if encoding == "float32":
+        return loaded
     model = loaded.model
-    if model.device.type != "cuda":
+    place = {"cuda": "an NVIDIA GPU", "cpu": "a CPU"}[ENCODED_ON[encoding]]
+    if model.device.type != ENCODED_ON[encoding]:
         raise SaeError(
-            f"encoding in {BY_PARTS} is for an NVIDIA GPU, and the model is on {model.device}: "
+            f"encoding in {encoding} is for {place}, and the model is on {model.device}: "
             "leave --encode-dtype out"
         )
     for attached in loaded.saes:
-        if not can_split(attached.sae.encoder, model.dtype):
+        if not attached.sae.can_encode_in(encoding, model.dtype):
+            screened = " and a ReLU or JumpReLU" if encoding == "screened" else ""
             raise SaeError(
-                f"SAE {attached.name} cannot be encoded in {BY_PARTS}, which needs a bfloat16 "
-                "model and an SAE that does not normalize its input: leave --encode-dtype out"
+                f"SAE {attached.name} cannot be encoded in {encoding}, which needs a bfloat16 "
+                f"model and an SAE that does not normalize its input{screened}: "
+                "leave --encode-dtype out"
             )
-    return replace(loaded, saes=tuple(replace(each, by_parts=True) for each in loaded.saes))
+    return replace(loaded, saes=tuple(replace(each, encoding=encoding) for each in loaded.saes))
 
 
 def attach_saes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -13,8 +13,12 @@ from featuredb.store.values import Values
 if TYPE_CHECKING:
     from featuredb.store.snapshot import Recording
 
-EncodeDtype = Literal["float32", "bfloat16x3"]
-"""What encoders multiply in. bfloat16x3: float32 weights by parts, see `ingest.sae.split`."""
+EncodeDtype = Literal["float32", "bfloat16x3", "screened"]
+"""What encoders multiply in. bfloat16x3: float32 weights by parts, see `ingest.sae.split`.
+screened: bfloat16 first, float32 where it matters, see `ingest.sae.screened`."""
+
+ENCODED_ON: Mapping[str, str] = {"bfloat16x3": "cuda", "screened": "cpu"}
+"""The kind of device that each is for, but float32."""
 
 EngineName = Literal["local", "processes", "ray"]
 ENGINES = get_args(EngineName)

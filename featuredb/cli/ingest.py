@@ -97,8 +97,8 @@ _OPTIONS: dict[str, partial[Any]] = {
     "encode_dtype": _option(
         "encode_dtype",
         "T",
-        "What SAEs encode in: float32, or on an NVIDIA GPU bfloat16x3, which is faster.",
-        type=click.Choice(["float32", "bfloat16x3"]),
+        "What SAEs encode in: float32. Faster: bfloat16x3 on an NVIDIA GPU, screened on a CPU.",
+        type=click.Choice(["float32", "bfloat16x3", "screened"]),
     ),
     "memory": _option("memory", "SIZE", "Host memory to aim for."),
     "sink_threshold": _option(

@@ -17,7 +17,7 @@ from featuredb.store.files.parquet import ParquetFiles
 from featuredb.store.layout import Layout
 from featuredb.store.positions import pack
 from featuredb.store.snapshot import Corpus, Segment
-from ingest.attached import BY_PARTS, AttachedSae, ModelWithSaes
+from ingest.attached import AttachedSae, ModelWithSaes
 from ingest.extract.batches import Batch, batches
 from ingest.extract.device import DeviceMemory
 from ingest.extract.forward import Recorded, Rule
@@ -25,8 +25,8 @@ from ingest.extract.overlap import batches_ahead
 from ingest.extract.pipeline import Keep, Kept, Pipeline, Results
 from ingest.extract.runs import Codes, Extent, Sinks, write_run
 from ingest.model.load import LoadedModel
+from ingest.options import ENCODED_ON
 from ingest.run_plan import Partition, RunPlan, Summary, refuse_without_plan, run_id, write_summary
-from ingest.sae.split import can_split
 
 Report = Callable[[int, int], None]
 """Called with (tokens, activations) after each batch. Tokens that are not recorded count too."""
@@ -129,13 +129,13 @@ class Extractor:
 
 
 def _encoding(attached: AttachedSae, plan: RunPlan, model: LoadedModel) -> AttachedSae:
-    """An SAE as an ingest runs it. Where there is no NVIDIA GPU, what the plan wants encoded by
-    parts is encoded in float32, which is more precise."""
+    """An SAE as an ingest runs it. What the plan wants encoded by parts is encoded in float32 where
+    there is no NVIDIA GPU, and what it wants screened where there is one: it is more precise."""
     (entry,) = (sae for sae in plan.draft.saes if sae.name == attached.name)
     sae = attached.sae.encoder_only()
-    by_parts = entry.encode_dtype == BY_PARTS and model.device.type == "cuda"
-    if by_parts and can_split(sae.encoder, model.dtype):
-        sae = sae.split()
+    how = entry.encode_dtype
+    if ENCODED_ON.get(how) == model.device.type and sae.can_encode_in(how, model.dtype):
+        sae = sae.encoded_in(how)
     return replace(attached, sae=sae, sink_norm=plan.sink_norms[attached.name])
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ingest.sae.activations import Activation
+from ingest.sae.codes import SparseCodes
 from ingest.sae.normalize import Normalization, normalize
 
 
@@ -41,6 +42,10 @@ class Encoder:
     def product(self, x: Tensor) -> Tensor:
         """z [N, d_sae] from what `centered` gives."""
         return x @ self.W_enc if self.b_enc is None else torch.addmm(self.b_enc, x, self.W_enc)
+
+    def active(self, x: Tensor, centered: Tensor) -> SparseCodes:
+        """What is active in x [N, d_in], of which `centered` is at most `largest_input`."""
+        return self.activation.sparse(self.product(centered))
 
     @cached_property
     def largest_input(self) -> float:

@@ -17,7 +17,7 @@ from ingest.sae.codes import LaunchedCodes, SparseCodes, even_pieces, joined
 from ingest.sae.cross_layer import CrossLayer
 from ingest.sae.encoder import Encoder
 from ingest.sae.normalize import Normalization, undo
-from ingest.sae.split import SplitEncoder
+from ingest.sae.split import SplitEncoder, can_split
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,10 +188,11 @@ class LoadedSae:
             return launched, torch.stack(large).any()
 
     def _sparse(self, x: Tensor) -> SparseCodes:
-        x = self.encoder.centered(x)
-        z = self.encoder.product(x)
-        large = bool((x.norm(dim=1) > self.encoder.largest_input).any())
-        if large and bool((z.isnan() & x.isfinite().all(dim=1, keepdim=True)).any()):
+        centered = self.encoder.centered(x)
+        if not bool((centered.norm(dim=1) > self.encoder.largest_input).any()):
+            return self.encoder.active(x, centered)
+        z = self.encoder.product(centered)
+        if bool((z.isnan() & centered.isfinite().all(dim=1, keepdim=True)).any()):
             raise SaeError(
                 f"SAE {self.name} gives NaN pre-activations, as its sums overflow {self.dtype}: "
                 "its weights, its scale or its hook are wrong"
@@ -266,8 +267,21 @@ class LoadedSae:
         """The same SAE without the values of its decoder, for an ingest: it only encodes."""
         return replace(self, decoder=_moved(self.decoder, "meta", None))
 
-    def split(self) -> LoadedSae:
-        """The same SAE, which encodes bfloat16 rows by parts (`ingest.sae.split`)."""
+    def can_encode_in(self, encoding: str, model_dtype: torch.dtype) -> bool:
+        """Whether `encoded_in` may be called, for the hidden states of a model of that dtype."""
+        if encoding == "screened":
+            from ingest.sae.screened import can_screen  # here: it imports numba
+
+            return can_screen(self.encoder, model_dtype)
+        return can_split(self.encoder, model_dtype)
+
+    def encoded_in(self, encoding: str) -> LoadedSae:
+        """The same SAE, which encodes bfloat16 rows by parts ("bfloat16x3", `ingest.sae.split`) or
+        looks twice at what may be active ("screened", `ingest.sae.screened`)."""
+        if encoding == "screened":
+            from ingest.sae.screened import ScreenedEncoder
+
+            return replace(self, encoder=ScreenedEncoder.of(self.encoder))
         return replace(self, encoder=SplitEncoder.of(self.encoder))
 
     def _refuse_before_values(self) -> None:

@@ -39,7 +39,7 @@ class SplitEncoder(Encoder):
         """The same encoder, which must not normalize."""
         weights = encoder.W_enc
         parts = bfloat16_parts(weights)
-        bias = _folded_bias(encoder)
+        bias = folded_bias(encoder)
         rows = torch.zeros(_BIAS_ROWS, weights.shape[1], device=weights.device)
         for number, part in enumerate(bfloat16_parts(bias)):
             rows[number] = part
@@ -92,7 +92,7 @@ def bfloat16_parts(values: Tensor, most: int = _MOST_PARTS) -> list[Tensor]:
     return found
 
 
-def _folded_bias(encoder: Encoder) -> Tensor:
+def folded_bias(encoder: Encoder) -> Tensor:
     """b_enc - b_pre W_enc, float32 [d_sae]."""
     weights = encoder.W_enc
     bias = weights.new_zeros(weights.shape[1]) if encoder.b_enc is None else encoder.b_enc.clone()

@@ -76,11 +76,14 @@ def test_what_is_active_is_the_same(tmp_path: Path) -> None:
     sae = load_sae(str(tiny_sae(tmp_path / "sae", d_sae=D_SAE)))
     sae = replace(sae, encoder=replace(sae.encoder, activation=JumpReLU(torch.tensor(0.1))))
     rows = torch.randn(200, WIDTH, generator=torch.Generator().manual_seed(1)).bfloat16()
-    wanted, found = sae.encode_sparse(rows), sae.split().encode_sparse(rows)
+    split = sae.encoded_in("bfloat16x3")
+    wanted, found = sae.encode_sparse(rows), split.encode_sparse(rows)
     assert torch.equal(wanted.rows, found.rows)
     assert torch.equal(wanted.features, found.features)
     torch.testing.assert_close(wanted.values, found.values, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(sae.encode(rows), sae.split().encode(rows), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        sae.encode(rows), sae.encoded_in("bfloat16x3").encode(rows), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_sums_that_overflow_are_seen(tmp_path: Path) -> None:
@@ -88,7 +91,7 @@ def test_sums_that_overflow_are_seen(tmp_path: Path) -> None:
     weights = torch.zeros(8, D_SAE)
     weights[:2, 1] = torch.tensor([1e18, -1e18])
     sae = load_sae(str(tiny_sae(tmp_path / "sae", d_sae=D_SAE)))
-    wide = replace(sae, encoder=replace(encoder, W_enc=weights)).split()
+    wide = replace(sae, encoder=replace(encoder, W_enc=weights)).encoded_in("bfloat16x3")
     for size, large in [(1e21, True), (1.0, False)]:
         assert bool(wide.launch(torch.full((4, 8), size).bfloat16(), None, 9.0)[1]) == large
 
@@ -107,5 +110,7 @@ def test_it_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
     )
     with pytest.raises(SaeError, match="is for an NVIDIA GPU, and the model is on cpu"):
         load_model_with_saes(options)
-    with pytest.raises(IngestError, match="encode_dtype must be one of float32, bfloat16x3"):
+    with pytest.raises(
+        IngestError, match="encode_dtype must be one of float32, bfloat16x3, screened"
+    ):
         replace(options, encode_dtype="float16")  # type: ignore[arg-type]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from featuredb import __version__
 
@@ -35,6 +38,16 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
     )
     return target
+
+
+def test_each_dependency_has_a_version_that_was_tested() -> None:
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    names = {canonicalize_name(Requirement(each).name) for each in wanted}
+    lines = (_ROOT / "constraints.txt").read_text().splitlines()
+    tested = {canonicalize_name(line.split("==")[0]) for line in lines if not line.startswith("#")}
+    # The Makefile names torch; the SAELens of an environment is its owner's.
+    assert names - tested == {"featuredb", "torch", "sae-lens"}
 
 
 def test_top_level_names(installed: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_dependency_has_a_version_that_was_tested() -> None:
     project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    extras = project["optional-dependencies"].values()
+    wanted = [*project["dependencies"], *itertools.chain(*extras)]
     names = {canonicalize_name(Requirement(each).name) for each in wanted}
     lines = (_ROOT / "constraints.txt").read_text().splitlines()
     tested = {canonicalize_name(line.split("==")[0]) for line in lines if not line.startswith("#")}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from transformers import AutoTokenizer
 
 import featuredb
@@ -129,6 +131,52 @@ def test_activations_per_turn(path: Path) -> None:
         sinks = db.sql("FROM sinks").fetchall()
         assert not sinks
         assert units.lengths(db.saes[0]).sum() == recorded
+
+
+def test_turns_contrasted_on_a_feature_of_another_sae(path: Path, tmp_path: Path) -> None:
+    """Turns of two roles, of two SAEs, on the tokens of a feature: against SQL and scipy."""
+    copy = tmp_path / "chats.fdb"
+    shutil.copytree(path, copy)
+    other = tiny_sae(tmp_path / "other", d_sae=64, seed=5)
+    featuredb.add_saes(
+        copy, [str(other)], names=["other"], model=str(path.parent / "model"), check=False
+    )
+    pooled = (
+        "WITH on_it AS (SELECT context_id, token_index FROM activations WHERE sae = 'other' "
+        "AND feature_id = ?), turns AS (SELECT DISTINCT document_id, role FROM tokens JOIN "
+        "contexts USING (context_id) JOIN on_it USING (context_id, token_index) "
+        "WHERE role IN ('user', 'assistant')) "
+        "SELECT sae, feature_id, document_id, role, max(activation) FROM activations "
+        "JOIN on_it USING (context_id, token_index) JOIN tokens USING (context_id, token_index) "
+        "JOIN contexts USING (context_id) WHERE role IN ('user', 'assistant') GROUP BY ALL"
+    )
+    with featuredb.open(copy) as db:
+        by_count = "FROM features WHERE sae = 'other' ORDER BY count DESC, feature_id LIMIT 1"
+        ((feature,),) = db.sql(f"SELECT feature_id {by_count}").fetchall()
+        answer = db.contrast(
+            "role = 'user'",
+            "role = 'assistant'",
+            unit="turn",
+            on=f"other/{feature}",
+            min_share=0,
+            k=500,
+        )
+        rows = db.sql(pooled, [feature]).fetchall()
+    units = {(document, role) for _, _, document, role, _ in rows}
+    sides = [sorted(u for u in units if u[1] == role) for role in ("user", "assistant")]
+    assert (answer.n_a, answer.n_b) == tuple(map(len, sides))
+    values: dict[tuple[str, int], dict[tuple[int, str], float]] = {}
+    for sae, number, document, role, value in rows:
+        values.setdefault((sae, number), {})[document, role] = value
+    assert {(r.sae, r.feature_id) for r in answer} == set(values)
+    assert {r.sae for r in answer} == {"sae", "other"}
+    for row in answer:
+        own = values[row.sae, row.feature_id]
+        one, two = ([own.get(unit, 0.0) for unit in side] for side in sides)
+        if len({*one, *two}) > 1:
+            theirs = stats.mannwhitneyu(one, two, method="asymptotic")
+            assert row.p == pytest.approx(theirs.pvalue, rel=1e-9)
+            assert row.auroc == pytest.approx(theirs.statistic / len(one) / len(two))
 
 
 def test_the_file_agrees_with_the_column(path: Path) -> None:

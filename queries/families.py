@@ -27,7 +27,7 @@ The parents of rank 1 make a forest: a parent is active on more tokens than its 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -37,7 +37,7 @@ import pyarrow as pa
 
 from featuredb.errors import QueryError
 from featuredb.render import numbers
-from featuredb.render.view import AnyColumn, Column, Heading, Table, View
+from featuredb.render.view import AnyColumn, Column, Heading, Part, Table, View
 from featuredb.store.files.parquet import chunk_to_numpy
 from featuredb.store.names import parse_feature
 from featuredb.store.recorded import CommonTokens, members
@@ -51,7 +51,14 @@ from queries.catalog.summaries import TYPES
 from queries.coactivation import Fired, fired
 from queries.in_python import InPython, elsewhere
 from queries.question import Question
-from queries.show import counted, feature_name, fires_on, number_column, score_column
+from queries.show import (
+    counted,
+    feature_name,
+    fires_on,
+    label_table,
+    number_column,
+    score_column,
+)
 
 RELATIONS = ("parent", "child", "duplicate")
 
@@ -87,6 +94,8 @@ class Families(Answer):
     min_gain: float
     min_count: int
     label: str | None = field(default=None, kw_only=True)
+    labels: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    """Of all features, those of A that have one, by name."""
 
     def view(self) -> View:
         """The relatives under a heading that says what makes one."""
@@ -95,7 +104,8 @@ class Families(Answer):
         after = f" · {counted(len(self), what)}{rule}"
         name = titled(self.feature, self.label) if self.feature else "all features"
         heading = Heading("families of ", name, after)
-        return View([[heading], [self._table()]] if len(self) else [[heading]])
+        sections: list[list[Part]] = [[heading, *label_table(self.labels)]]
+        return View([*sections, [self._table()]] if len(self) else sections)
 
     def _table(self) -> Table:
         rows = list(self)
@@ -157,13 +167,19 @@ def families(
         if relation is not None:
             found += _rows(pair, relation, asked)
     found.sort(key=_order)
+    table = _table(store, found if k is None else found[:k])
+    labels = {}
+    if named is None:
+        ofs = zip(*(table.column(n).to_pylist() for n in ("of_sae", "of_feature_id")), strict=True)
+        labels = store.labels.named((store.snapshot.sae(sae), number) for sae, number in ofs)
     return Families(
-        _table(store, found if k is None else found[:k]),
+        table,
         feature=None if named is None else f"{named[0].name}/{named[1]}",
         min_coverage=float(min_coverage),
         min_gain=float(min_gain),
         min_count=int(min_count),
         label=None if named is None else store.labels.preferred(*named),
+        labels=labels,
     )
 
 

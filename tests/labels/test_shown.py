@@ -69,6 +69,7 @@ CALLS: dict[str, Callable[[Database, str], Any]] = {
     "document features": lambda db, f: db.document_features(f),
     "effect": lambda db, f: db.effect(f, k=2, save=False),
     "encode": lambda db, f: db.encode([TEXT], pool="max"),
+    "families": lambda db, f: db.families(k=5, min_coverage=0.05, min_gain=0.01, min_count=1),
     "feature": lambda db, f: db.feature(f),
     "find": lambda db, f: db.find(all=[f]),
     "fires": lambda db, f: db.fires_on(TEXT),
@@ -100,6 +101,12 @@ def test_labels_are_shown_with_features(db: Database, feature: str, call: str) -
         named = [row for row in answer if row.feature_id is not None]
         assert named
         assert all(row.label == f"meaning of {row.sae} {row.feature_id}" for row in named)
+
+
+def test_families_of_all_features_name_both(db: Database) -> None:
+    answer = db.families(k=5, min_coverage=0.05, min_gain=0.01, min_count=1)
+    names = {f"{row.of_sae}/{row.of_feature_id}" for row in answer}
+    assert answer.labels == {name: f"meaning of {name.replace('/', ' ')}" for name in names}
 
 
 def test_the_macro_has_the_labels_of_a_replay(db: Database) -> None:

@@ -30,6 +30,8 @@ Float32 = npt.NDArray[np.float32]
 _ROWS = 1 << 18
 """Activations of which a piece is made, unless one feature has more: arrays stay in the cache."""
 
+_HALF = np.finfo(np.float16)
+
 _KEPT = 1 << 30
 """Bytes of pairs that are kept for the next question, of one SAE, unit and pooling, or a quarter of
 the handle's memory where that is less."""
@@ -57,21 +59,24 @@ class Pairs(NamedTuple):
 
 def pairs_of(features: range, feature: Int64, unit: Int32, value: Float32) -> Pairs:
     """Pairs in their order. feature: of each, from 0 in `features`. All [n], ties in this order."""
+    width, rank = _by_value(value)
     high = (len(features) - 1).bit_length()
-    order = stable_order(feature.astype(np.uint64) << np.uint64(32) | ordered(value), high + 32)
+    order = stable_order(feature.astype(np.uint64) << np.uint64(width) | rank, high + width)
     offsets = np.concatenate(([0], np.cumsum(np.bincount(feature, minlength=len(features)))))
     return Pairs(features.start, features.stop, offsets, unit[order], value[order])
 
 
 def stable_order(key: npt.NDArray[np.uint64], bits: int) -> Int64:
-    """The places of keys of so many bits in their order, ties as they are, [n]."""
-    low = (len(key) - 1).bit_length() if len(key) else 0
-    if bits + low > 64:
-        return np.argsort(key, kind="stable")
-    # Key and place in one integer are several times faster to sort than an argsort is.
-    packed = key << np.uint64(low) | np.arange(len(key), dtype=np.uint64)
-    packed.sort()
-    return (packed & np.uint64((1 << low) - 1)).astype(np.int64)
+    """The places of keys of so many bits in their order, ties as they are, [n].
+
+    By 16 bits at a time, the lowest first: numpy sorts such numbers by counting, at 7 ns each,
+    where it takes 50 for one integer of the key and the place.
+    """
+    order = np.argsort(key.astype(np.uint16), kind="stable")
+    for shift in range(16, bits, 16):
+        digit = (key >> np.uint64(shift)).astype(np.uint16)
+        order = order[np.argsort(digit[order], kind="stable")]
+    return order
 
 
 def ordered(value: Float32) -> npt.NDArray[np.uint64]:
@@ -79,6 +84,17 @@ def ordered(value: Float32) -> npt.NDArray[np.uint64]:
     bits = (value + np.float32(0)).view(np.int32)
     bits = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
     return (bits.astype(np.int64) + (1 << 31)).astype(np.uint64)
+
+
+def _by_value(value: Float32) -> tuple[int, npt.NDArray[np.uint64]]:
+    """Integers in the order of the values, equal where they are, and how many bits they have: 16
+    where all are positive normal float16 numbers, as activations mostly are."""
+    bits = value.view(np.int32)
+    least, most = (value.min(), value.max()) if len(value) else (_HALF.tiny, _HALF.tiny)
+    if least < _HALF.tiny or most > _HALF.max or bool((bits & 0x1FFF).any()):
+        return 32, ordered(value)
+    # The last 13 bits of the fraction are 0, and the exponent's bias is 112 more than float16's.
+    return 16, ((bits >> 13) - (112 << 10)).astype(np.uint64)
 
 
 class Pooled:

@@ -314,6 +314,7 @@ def _tokens(reader: Reader, rule: FeatureRule, where: str | None) -> tuple[Int64
 
 def _groups(reader: Reader, by: str, document: Int64) -> npt.NDArray[np.object_]:
     """The group of each document, as text. Raises `QueryError` for no such column."""
+    check_text(by, "by")
     columns = reader.cursor().sql("FROM documents LIMIT 0").columns
     known = {folded(column): column for column in columns}
     if folded(by) not in known:

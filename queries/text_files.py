@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from featuredb.errors import QueryError, first_line
+from queries.arguments import check_text
 
 _BATCH = 1_024
 _RECORDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -56,18 +57,23 @@ def read_texts(path: str, columns: Columns | None = None) -> Iterator[tuple[str 
 def _opened(path: str) -> Any:
     """A file of text, or standard input, to be read in a with block."""
     if path == "-":
-        stdin: TextIO = sys.stdin
-        return nullcontext(stdin)
+        return nullcontext(decoded(sys.stdin.buffer))
     return Path(path).expanduser().open(encoding="utf-8-sig", newline="")
 
 
-def _json(lines: TextIO, path: str, columns: Columns) -> Iterator[tuple[str | None, str]]:
+def decoded(lines: Iterable[bytes]) -> Iterator[str]:
+    """Lines of UTF-8, whatever the locale's encoding is. Raises `UnicodeDecodeError`."""
+    for number, line in enumerate(lines):
+        yield line.decode("utf-8" if number else "utf-8-sig")
+
+
+def _json(lines: Iterable[str], path: str, columns: Columns) -> Iterator[tuple[str | None, str]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise QueryError(f"{path}, line {number} is not JSON: {first_line(error)}") from None
         if isinstance(value, str) and columns.id is None:
             value = {columns.text: value}
@@ -101,5 +107,6 @@ def _record(row: Any, path: str, number: int, columns: Columns) -> tuple[str | N
         )
     if columns.id is not None and columns.id not in record:
         raise QueryError(f"{path}, record {number} has no {columns.id!r}: name another column")
+    check_text(text, f"{path}, record {number}")
     name = record.get(columns.id or "id")
-    return None if name is None else str(name), text
+    return None if name is None else check_text(str(name), f"the id of record {number}"), text

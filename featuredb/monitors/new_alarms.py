@@ -54,7 +54,8 @@ class NewAlarms(Answer):
     def view(self) -> View:
         """How many alarms in how much text, and the first of them."""
         many = numbers.plural(len(self), "alarm") if len(self) else "no alarm"
-        read = f" in {numbers.plural(self.n_texts, 'text')}, {self.n_tokens:,} tokens"
+        tokens = numbers.plural(self.n_tokens, "token")
+        read = f" in {numbers.plural(self.n_texts, 'text')}, {tokens}"
         rows = list(self[:_SHOWN])
         more = f" · the first {len(rows)}" if len(self) > len(rows) else ""
         heading = Heading("", many, read + more)
@@ -74,7 +75,9 @@ def alarm_line(row: Row) -> str:
         strength = numbers.number(row.strength)
         feature, *rest = feature_parts(row)
         about += [f"{feature} {strength}", *rest]
-    return f"{' · '.join(about)} · {row.before}[{row.text}]{row.after}"
+    bare = row.text.lstrip()
+    marked = f"{row.text[: len(row.text) - len(bare)]}«{bare}»"  # as answers mark a peak
+    return f"{' · '.join(about)} · {row.before}{marked}{row.after}"
 
 
 def _passage(number: int, row: Row) -> Passage:

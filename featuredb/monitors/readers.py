@@ -12,6 +12,7 @@ import json
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from typing import Any
 from featuredb.errors import CorpusError, QueryError, first_line
 from featuredb.monitors.watching import NewText
 from ingest.corpus.chat import parse_chat
+from queries.arguments import check_text
 from queries.text_files import Columns, read_texts
 
 
@@ -79,7 +81,7 @@ def new_texts(texts: Any) -> Iterator[NewText]:
         else:
             own = None
         if isinstance(each, str):
-            yield NewText(own, each)
+            yield NewText(own, check_text(each, name))
         else:
             yield _record(each, name, Columns(), own)
 
@@ -87,22 +89,20 @@ def new_texts(texts: Any) -> Iterator[NewText]:
 def _json_lines(path: str, broken: BrokenRecords, columns: Columns) -> Iterator[NewText]:
     try:
         opened: Any = (
-            nullcontext(sys.stdin)
-            if path == "-"
-            else Path(path).expanduser().open(encoding="utf-8-sig", newline="")
+            nullcontext(sys.stdin.buffer) if path == "-" else Path(path).expanduser().open("rb")
         )
         with opened as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield from _line(line, f"{path}, line {number}", broken, columns)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise _unreadable(path, "texts", error) from None
 
 
-def _line(line: str, name: str, broken: BrokenRecords, columns: Columns) -> Iterator[NewText]:
+def _line(line: bytes, name: str, broken: BrokenRecords, columns: Columns) -> Iterator[NewText]:
     try:
-        record = json.loads(line)
-    except ValueError as error:
+        record = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         broken.add(f"{name} is not JSON ({first_line(error)})")
         return
     yield from _one(record, name, broken, columns)
@@ -120,7 +120,7 @@ def _json(path: str, broken: BrokenRecords, columns: Columns) -> Iterator[NewTex
         record = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise _unreadable(path, "JSON", error) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise QueryError(f"{path} is not JSON: {first_line(error)}") from None
     if isinstance(record, dict) and isinstance(record.get("samples"), list):  # Inspect's other log
         for number, each in enumerate(record["samples"], 1):
@@ -136,26 +136,29 @@ def _json(path: str, broken: BrokenRecords, columns: Columns) -> Iterator[NewTex
 def _record(record: Any, name: str, columns: Columns, own: str | None = None) -> NewText:
     """A text or a chat from a value of JSON. Raises `QueryError`."""
     if isinstance(record, str):
-        return NewText(own, record)
+        return NewText(own, check_text(record, name))
     if isinstance(record, Mapping):
+        if columns.id is not None and columns.id not in record:
+            raise QueryError(f"{name} has no {columns.id!r}: name another column")
         given = record.get(columns.id or "id")
-        own = own if given is None else str(given)
+        own = own if given is None else check_text(str(given), f"the id of {name}")
         messages = record.get("messages")
         if messages is None:
             text = record.get(columns.text)
             if not isinstance(text, str):
                 raise QueryError(f"{name} has no text in {columns.text!r} and no messages")
-            return NewText(own, text)
+            return NewText(own, check_text(text, name))
         record = messages
-    if not isinstance(record, Sequence):
-        raise QueryError(f"{name} is {type(record).__name__}, no text and no chat")
+    if not isinstance(record, list | tuple):
+        raise QueryError(f"{name} is no text and no chat, which is a list of messages")
     return NewText(own, _chat(record, name))
 
 
 def _chat(messages: Sequence[Any], name: str) -> list[Any]:
     """A chat whose contents are text. Parts that are no text, such as images, are refused."""
     try:
-        return list(parse_chat([json.dumps(m, default=dict) for m in messages], name))
+        written = [json.dumps(m, default=dict, ensure_ascii=False) for m in messages]
+        return list(parse_chat([check_text(m, name) for m in written], name))
     except (CorpusError, TypeError, ValueError) as error:
         raise QueryError(first_line(error)) from None
 
@@ -172,7 +175,12 @@ def _inspect(path: str, broken: BrokenRecords) -> Iterator[NewText]:
             if not names and "header.json" not in archive.namelist():
                 raise QueryError(f"{path} is no log of Inspect: it has no header and no samples")
             for name in names:
-                yield from _sample(_member(archive, name), f"{path}, {name}", broken)
+                try:
+                    data = _member(archive, name)
+                except (zlib.error, EOFError, zipfile.BadZipFile, struct.error) as error:
+                    broken.add(f"{path}, {name} is damaged ({first_line(error)})")
+                    continue
+                yield from _sample(data, f"{path}, {name}", broken)
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise _unreadable(path, "a log of Inspect", error) from None
 
@@ -195,7 +203,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         return bytes(zstandard.ZstdDecompressor().decompressobj().decompress(packed))
     except zstandard.ZstdError as error:
-        raise zipfile.BadZipFile(f"{name} is damaged: {first_line(error)}") from None
+        raise zipfile.BadZipFile(first_line(error)) from None
 
 
 _ZSTD = 93
@@ -206,7 +214,7 @@ _LOCAL_HEADER = 30
 def _sample(data: bytes, name: str, broken: BrokenRecords) -> Iterator[NewText]:
     try:
         sample = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         broken.add(f"{name} is not JSON ({first_line(error)})")
         return
     yield from _of_sample(sample, name, broken)

@@ -6,15 +6,16 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from featuredb.errors import QueryError, StorageError
 from featuredb.monitors.new_alarms import SCHEMA, NewAlarms, alarm_line
 from featuredb.render import numbers
 from featuredb.render.characters import neutralize
 from featuredb.render.formats import to_bytes
+from featuredb.render.progress import log
 from featuredb.store.files.atomic import write_atomically
 from queries.rules.stored import listed
 from queries.text_files import Columns
@@ -75,13 +76,17 @@ class MonitorRun:
         """How much was read and found, in one line."""
         skipped = f", {numbers.plural(len(self.broken), 'record')} skipped" if self.broken else ""
         many = numbers.plural(self.alarms, "alarm") if self.alarms else "no alarm"
-        read = f"{numbers.plural(self.texts, 'text')}, {self.tokens:,} tokens"
+        read = f"{numbers.plural(self.texts, 'text')}, {numbers.plural(self.tokens, 'token')}"
         return f"{many} in {read}{skipped}"
 
     def write(self, output: Destination) -> None:
         """Write the alarms as they come. Raises as `Database.watch`, `StorageError`."""
-        if output.form == "jsonl" and output.path is not None and self._path != "-":
-            self._resumed(Path(output.path))
+        path = None if output.path is None else Path(output.path)
+        if path is not None and self._path != "-" and _same_file(path, Path(self._path)):
+            raise QueryError(f"{path} is the file that is read: write the alarms to another one")
+        whole = path is not None and (path.is_file() or not path.exists())
+        if output.form == "jsonl" and path is not None and whole and self._path != "-":
+            self._resumed(path)
         elif output.form == "table" and output.path is None:
             for answer in self._answers():
                 for row in answer:
@@ -123,15 +128,21 @@ class MonitorRun:
         progress = path.with_name(f"{path.name}.progress")
         same = self._identity()
         state = _progress(progress, same)
-        first = int(state["texts"]) if state else 0
+        if state and not (path.is_file() and path.stat().st_size >= state["bytes"]):
+            log.info(f"{path} is not what the interrupted run wrote: starting over")
+            state = None
+        first = state["texts"] if state else 0
         if state:
-            self.alarms, self.texts = int(state["alarms"]), first
-            self.tokens = int(state["tokens"])
+            self.alarms, self.texts = state["alarms"], first
+            self.tokens = state["tokens"]
+            log.info(f"going on after {numbers.plural(first, 'text')}")
+        answers = self._answers(first)
+        read = next(answers)  # what is there stays where nothing can be read
         try:
             with open(path, "r+b" if state else "wb") as file:
-                file.truncate(int(state["bytes"]) if state else 0)
+                file.truncate(state["bytes"] if state else 0)
                 file.seek(0, 2)
-                for answer in self._answers(first):
+                for answer in chain([read], answers):
                     if len(answer):
                         file.write(to_bytes(answer, "jsonl"))
                     file.flush()
@@ -146,25 +157,37 @@ class MonitorRun:
         """What makes two runs one: the file, the monitors' rules, and how it is read."""
         file = Path(self._path).expanduser()
         try:
-            size = file.stat().st_size
+            about = file.stat()
         except OSError as error:
             raise QueryError(f"{self._path} cannot be read: {error.strerror}") from None
         store = self._database._reader.store
         rules = [(m.name, m.rule.text) for m in listed(self._names, store)]
-        parts = [str(file.absolute()), size, rules, self._columns, self._window]
+        parts = [str(file.absolute()), about.st_size, about.st_mtime_ns, rules]
+        parts += [self._columns, self._jsonl, self._window]
         parts.append(store.snapshot.model.sha256)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _progress(path: Path, same: str) -> dict[str, Any] | None:
-    """How far an interrupted run came. Raises `QueryError` for another run's."""
+def _progress(path: Path, same: str) -> dict[str, int] | None:
+    """How far an interrupted run came. Raises `QueryError` for another run's, or for no run's."""
     try:
-        state = cast("dict[str, Any]", json.loads(path.read_bytes()))
-    except (OSError, ValueError):
+        state = json.loads(path.read_bytes())
+        run = str(state["run"])
+        counts = {n: int(state[n]) for n in ("texts", "alarms", "tokens", "bytes")}
+    except FileNotFoundError:
         return None
-    if state.get("run") != same:
+    except (OSError, ValueError, KeyError, TypeError):
+        raise QueryError(f"{path} is no progress of a run: remove it") from None
+    if run != same:
         raise QueryError(
-            f"{path} is of a run over another file or with other monitors: run that again to its "
-            "end, or remove it"
+            f"{path} is of a run over another file, or the file has changed, or of other monitors "
+            "or options: run that again to its end, or remove it"
         )
-    return state
+    return counts
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other.expanduser())
+    except OSError:
+        return False

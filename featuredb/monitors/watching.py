@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from ingest.extract.new_text import (
 )
 from ingest.extract.recorded import recorded_model, recorded_saes
 from queries.activations import feature_activations
+from queries.arguments import check_window
 from queries.rules import evaluate
 from queries.rules.alarms_sql import TEXT_TOKENS
 from queries.rules.stored import Monitor
@@ -221,10 +222,13 @@ def watch(
     """The alarms of each batch of texts, as they are read. first: the number of the first text."""
     if batch < 1:
         raise QueryError(f"a batch has at least one text, not {batch}")
-    reading, waiting = iter(texts), Watch(store, monitors, where)
-    while chunk := list(islice(reading, batch)):
-        yield waiting.read(chunk, first, window)
-        first += len(chunk)
+    check_window(window)
+    reading = iter(texts)
+    for text in islice(reading, 1):  # the model is loaded once there is something to read
+        waiting, reading = Watch(store, monitors, where), chain([text], reading)
+        while chunk := list(islice(reading, batch)):
+            yield waiting.read(chunk, first, window)
+            first += len(chunk)
 
 
 def _tokens(grid: Floats, roles: Sequence[str | None] | None) -> evaluate.Tokens:

@@ -68,7 +68,7 @@ def _check_parts(content: Any, where: str) -> None:
         if not isinstance(content, list) or _text_of(part) is None:
             raise CorpusError(
                 f"the content of {where} is not text but {kind!r}: only strings and lists of "
-                '{"type": "text", "text": …} can be read; leave the row out'
+                '{"type": "text", "text": …} can be read'
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
@@ -61,7 +62,9 @@ Strengths = Callable[[str, int, int], float]
 
 def parse(text: str, find: Find, strength: Strengths) -> Condition:
     """A rule as a tree. Raises `RuleError`, and what `find` and `strength` raise."""
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str):
+        raise RuleError(f"a rule is text such as 'f12 > 5', not {type(text).__name__}")
+    if not text.strip():
         raise RuleError("the rule is empty: give one such as f12 > 5")
     return _Reader(text, find, strength).condition(_tree(text))
 
@@ -74,11 +77,18 @@ def _tree(text: str) -> Any:
     except UnexpectedEOF as error:
         raise _at(text, len(text), _wanted(error.expected)) from None
     except UnexpectedToken as error:
+        expected = error.accepts or error.expected
         ended = error.token.type == "$END"
         place = len(text) if ended else int(error.token.start_pos or 0)
-        raise _at(text, place, _wanted(error.accepts or error.expected)) from None
+        name = re.search(r"([^\W\d]\w*)\s*$", text[:place])
+        if set(expected) == {"LPAR"} and name is not None:
+            raise _at(text, name.start(), _no_such(name[1])) from None
+        raise _at(text, place, _wanted(expected)) from None
     except UnexpectedCharacters as error:
-        raise _at(text, error.pos_in_stream or 0, _wanted(error.allowed or ())) from None
+        place, expected = error.pos_in_stream or 0, set(error.allowed or ())
+        if text.count("(", 0, place) <= text.count(")", 0, place):
+            expected -= {"RPAR", "COMMA"}
+        raise _at(text, place, _wanted(expected)) from None
 
 
 @cache
@@ -87,6 +97,10 @@ def _parser() -> Any:
 
     grammar = files("queries.rules").joinpath("grammar.lark").read_text(encoding="utf-8")
     return Lark(grammar, parser="lalr", propagate_positions=True)
+
+
+def _no_such(name: str) -> str:
+    return f"there is no {name}: a feature is written as f12, and there are {_FUNCTIONS}"
 
 
 def _wanted(terminals: Any) -> str:
@@ -177,6 +191,8 @@ class _Reader:
             if isinstance(each, Spelled):
                 pair[place] = self._number_of(each, pair[other])
         one, two = pair
+        if one == two:
+            raise self._wrong(left, "both sides are the same: it always holds, or never")
         assert not isinstance(one, Spelled)
         assert not isinstance(two, Spelled)
         if isinstance(one, Open):
@@ -219,7 +235,7 @@ class _Reader:
                 raise self._wrong(tree, "peak takes one value, as in peak(f12)")
             case "mean":
                 raise self._wrong(tree, "mean takes a value and tokens, as in mean(f12, 10)")
-        raise _at(self._text, name.start_pos, f"there is no {name.value}: there are {_FUNCTIONS}")
+        raise _at(self._text, name.start_pos, _no_such(name.value))
 
     def _number(self, token: Any) -> float:
         value = float(token.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -163,11 +164,18 @@ def listed(names: str | Sequence[str] | None, store: Store) -> list[Monitor]:
     if names is None:
         chosen = [m for m in monitors_of(store).values() if m.enabled]
         if not chosen:
-            raise QueryError("no monitor is enabled: make one with `featuredb monitor add`")
+            raise QueryError(
+                "no monitor is enabled: make one with `featuredb monitor add`, or enable one"
+            )
         for each in chosen:
             each.refuse_lost()
         return chosen
     given = [names] if isinstance(names, str) else list(names)
     if not given:
         raise QueryError("there is no monitor: name one, or leave names away for all enabled")
-    return [monitor_of(store, name) for name in given]
+    for name in given:
+        if not re.fullmatch(NAME, str(name)):
+            raise QueryError(
+                f"{name} is no name of a monitor: store a rule with `featuredb monitor add` first"
+            )
+    return [monitor_of(store, name) for name in dict.fromkeys(given)]

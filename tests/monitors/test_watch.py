@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from transformers import GenerationConfig
 import featuredb
 from featuredb.cli import main
 from featuredb.database import Database
-from featuredb.errors import QueryError
+from featuredb.errors import QueryError, RuleError
 from featuredb.monitors.readers import BrokenRecords, read_new_texts
 from featuredb.monitors.watching import WatchedFeatures
 from queries.rules.stored import listed
+from queries.text_files import Columns
 
 
 def _stored_texts(db: Database) -> list[str]:
@@ -159,14 +161,23 @@ def test_the_same_alarms_from_every_kind_of_file(db: Database, tmp_path: Path) -
         ("a.jsonl", '"one"\n{"text"\n', r"a.jsonl, line 2 is not JSON"),
         ("a.jsonl", '[{"content": "x"}]', "message 0 of .*a.jsonl, line 1 has no role"),
         ("a.jsonl", '[{"role": "user", "content": [{"type": "image"}]}]', "not text but 'image'"),
+        ("a.jsonl", '"a \\ud800"', "a.jsonl, line 1 is not UTF-8 text, at character 2"),
+        ("a.jsonl", '{"text": "a", "id": "\\udfff"}', "the id of .*line 1 is not UTF-8 text"),
+        ("a.jsonl", '[{"role": "user", "content": "\\ud800"}]', "line 1 is not UTF-8 text"),
+        ("a.jsonl", "[" * 100_000, "a.jsonl, line 1 is not JSON"),
+        ("a.jsonl", b'"a"\n"\xff"', "a.jsonl, line 2 is not JSON .*can't decode byte 0xff"),
+        ("a.json", "[" * 100_000, "a.json is not JSON"),
         ("a.json", "{", "a.json is not JSON"),
+        ("a.txt", b"a\n\xff", "a.txt cannot be read as texts"),
         ("a.eval", "no zip", "cannot be read as a log of Inspect"),
         ("gone.txt", None, "cannot be read as texts: No such file"),
     ],
 )
-def test_what_cannot_be_read(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+def test_what_cannot_be_read(
+    tmp_path: Path, name: str, content: str | bytes | None, message: str
+) -> None:
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(QueryError, match=message) as error:
         list(read_new_texts(str(tmp_path / name), BrokenRecords()))
     assert "\n" not in str(error.value)
@@ -181,6 +192,26 @@ def test_broken_records_are_counted_and_named(tmp_path: Path) -> None:
         "column 2 (char 1))",
         "1_epoch_1.json has no messages",
     ]
+
+
+def test_a_damaged_sample_is_counted(tmp_path: Path) -> None:
+    log = tmp_path / "x.eval"
+    write_log(log, [{"id": i, "messages": CHAT * 20} for i in range(3)])
+    data = bytearray(log.read_bytes())
+    start = data.index(b"samples/1_epoch_1.json") + 40
+    data[start : start + 30] = bytes(30)
+    log.write_bytes(data)
+    with pytest.raises(QueryError, match=r"samples/1_epoch_1.json is damaged"):
+        list(read_new_texts(str(log), BrokenRecords()))
+    broken = BrokenRecords(skip=True)
+    assert [t.id for t in read_new_texts(str(log), broken)] == ["0/1", "2/1"]
+    assert len(broken.reasons) == 1
+
+
+def test_a_column_of_ids_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "id": 1}')
+    with pytest.raises(QueryError, match="line 1 has no 'nope': name another column"):
+        list(read_new_texts(str(tmp_path / "a.jsonl"), BrokenRecords(), Columns("text", "nope")))
 
 
 def _run(*call: object, stdin: str | None = None) -> Result:
@@ -223,6 +254,7 @@ def test_an_interrupted_run_goes_on(
     texts, out = _stored_texts(db)[:30], tmp_path / "out.jsonl"
     file = tmp_path / "t.jsonl"
     file.write_text("".join(json.dumps(t) + "\n" for t in texts))
+    written = file.stat().st_mtime_ns
     _run(watched, "often", file, "-o", tmp_path / "whole.jsonl", "--batch", 8)
     read = Watch.read
     seen: list[int] = []
@@ -239,6 +271,13 @@ def test_an_interrupted_run_goes_on(
     with out.open("a") as half:
         half.write('{"half')
     seen.append(-1)
+    kept = out.read_bytes()
+    file.write_text(file.read_text().replace("r", "s", 1))
+    changed = _run(watched, "often", file, "-o", out)
+    assert (changed.exit_code, out.read_bytes()) == (4, kept)
+    assert "or the file has changed" in changed.stderr
+    file.write_text("".join(json.dumps(t) + "\n" for t in texts))
+    os.utime(file, ns=(written, written))
     other = _run(watched, "calm", file, "-o", out)
     assert other.exit_code == 4
     assert "is of a run over another file" in other.stderr
@@ -247,6 +286,56 @@ def test_an_interrupted_run_goes_on(
     assert seen == [0, 8, -1, 16, 24]
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not (tmp_path / "out.jsonl.progress").exists()
+
+
+@pytest.mark.parametrize("lost", ["emptied", "removed"])
+def test_an_output_that_was_lost_is_written_anew(
+    watched: Path, db: Database, tmp_path: Path, lost: str
+) -> None:
+    file, out = tmp_path / "t.jsonl", tmp_path / "out.jsonl"
+    good = "".join(json.dumps(t) + "\n" for t in _stored_texts(db)[:16])
+    file.write_text(good + "{\n")
+    assert _run(watched, "often", file, "-o", out, "--batch", 8).exit_code == 4
+    assert out.stat().st_size
+    assert (tmp_path / "out.jsonl.progress").exists()
+    out.write_bytes(b"") if lost == "emptied" else out.unlink()
+    ran = _run(watched, "often", file, "-o", out, "--batch", 8, "--skip-broken")
+    assert ran.exit_code == 0, ran.output
+    whole = _run(watched, "often", file, "-o", tmp_path / "whole.jsonl", "--skip-broken")
+    assert whole.exit_code == 0
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    (tmp_path / "out.jsonl.progress").write_text("[]")
+    damaged = _run(watched, "often", file, "-o", out)
+    assert damaged.exit_code == 4
+    assert "is no progress of a run: remove it" in damaged.stderr
+
+
+def test_what_is_there_is_not_lost(watched: Path, tmp_path: Path) -> None:
+    file, old = tmp_path / "t.jsonl", tmp_path / "old.jsonl"
+    file.write_text('"river bridge"\n')
+    same = _run(watched, "often", file, "-o", file)
+    assert (same.exit_code, file.read_text()) == (4, '"river bridge"\n')
+    assert "is the file that is read" in same.stderr
+    old.write_text("old")
+    (tmp_path / "x.eval").write_text("no zip")
+    assert _run(watched, "often", tmp_path / "x.eval", "-o", old).exit_code == 4
+    assert old.read_text() == "old"
+
+
+def test_names_of_a_run(watched: Path, db: Database) -> None:
+    once = _run(watched, "often", "-", stdin="river bridge stone\n")
+    twice = _run(watched, "often", "often", "-", stdin="river bridge stone\n")
+    assert once.stdout == twice.stdout != ""
+    rule = _run(watched, "f1 > 3", "-", stdin="river\n")
+    assert "is no name of a monitor: store a rule" in rule.stderr
+    with pytest.raises(QueryError, match="text 0 is not UTF-8 text"):
+        db.watch("often", ["a \ud800"])
+    with pytest.raises(QueryError, match="window"):
+        db.watch("often", ["a"], window=-1)
+    with pytest.raises(QueryError, match="by must be text"):
+        db.calibrate("often", by=3)  # type: ignore[arg-type]
+    with pytest.raises(RuleError, match="a rule is text such as"):
+        featuredb.add_monitor(watched, "odd", 5)  # type: ignore[arg-type]
 
 
 def test_generation_is_stopped_or_steered(watched: Path, db: Database) -> None:

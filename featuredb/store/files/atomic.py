@@ -40,16 +40,22 @@ def storage_errors(where: Path) -> Iterator[None]:
 def output_in_place(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, for a file or a folder that gets the name at the end.
 
+    A link is followed. A pipe or a device, such as /dev/stdout, is `path` itself.
+
     Raises `StorageError` where it cannot be written. Nothing is left then.
     """
-    temporary = temporary_name(path.absolute())
+    special = path.exists() and not (path.is_file() or path.is_dir())
+    target = path.resolve() if path.is_symlink() and not special else path
+    temporary = path if special else temporary_name(target.absolute())
     try:
         yield temporary
-        temporary.replace(path)
+        if not special:
+            temporary.replace(target)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or first_line(error)}") from error
     finally:
-        remove_tree(temporary)
+        if not special:
+            remove_tree(temporary)
 
 
 def refusal(error: Exception, where: Path) -> StorageError | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from featuredb.errors import StorageError
 from featuredb.store.files.atomic import (
     folder_in_place,
+    output_in_place,
     refusal,
     remove_tree,
     sha256_of,
@@ -93,3 +95,25 @@ def test_sha256_of_a_known_file(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     want = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_of(tmp_path / "abc") == want
+
+
+def test_an_output_through_a_link_leaves_the_link(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real")
+    with output_in_place(link) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+    assert {each.name for each in tmp_path.iterdir()} == {"real", "link"}
+
+
+def test_an_output_that_is_a_pipe_is_written_to(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text)
+        with output_in_place(pipe) as temporary:
+            temporary.write_text("through")
+        assert read.result() == "through"
+    assert pipe.is_fifo()

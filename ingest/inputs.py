@@ -158,7 +158,7 @@ def _encoded_in(loaded: ModelWithSaes, encoding: EncodeDtype) -> ModelWithSaes:
         )
     for attached in loaded.saes:
         if not attached.sae.can_encode_in(encoding, model.dtype):
-            screened = " and a ReLU or JumpReLU" if encoding == "screened" else ""
+            screened = ", with ReLU or JumpReLU" if encoding == "screened" else ""
             raise SaeError(
                 f"SAE {attached.name} cannot be encoded in {encoding}, which needs a bfloat16 "
                 f"model and an SAE that does not normalize its input{screened}: "

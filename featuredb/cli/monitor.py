@@ -211,11 +211,13 @@ def run(
     per line. With -o FILE.jsonl an interrupted run goes on where it was: run it again.
     """
     from featuredb.monitors.running import MonitorRun
+    from featuredb.render.progress import shown
 
     *chosen, path = names
     with featuredb.open(db, snapshot=snapshot, model=model) as database:
         made = MonitorRun(database, tuple(chosen) or None, path, jsonl=jsonl, **how)
-        made.write(output)
+        with shown():
+            made.write(output)
     for reason in made.broken[:10]:
         click.echo(f"featuredb: skipped: {neutralize(one_line(reason))}", err=True)
     click.echo(f"featuredb: {made.summary}", err=True)

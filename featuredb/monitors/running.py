@@ -150,6 +150,11 @@ class MonitorRun:
                     written = json.dumps({"run": same, "bytes": file.tell(), **done})
                     write_atomically(progress, written.encode())
             progress.unlink(missing_ok=True)
+        except KeyboardInterrupt:
+            read_so_far = numbers.plural(self.texts, "text")
+            raise KeyboardInterrupt(
+                f"interrupted after {read_so_far}; run the same command again to continue"
+            ) from None
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
 

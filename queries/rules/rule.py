@@ -46,9 +46,14 @@ class FeatureRule:
                 ) from None
             return features.setdefault((sae.name, number), len(features))
 
-        def strength(spelled: str, index: int, _position: int) -> float:
+        def strength(spelled: str, index: int, position: int) -> float:
             name, number = list(features)[index]
-            return Strength.parse(spelled).of(store, store.snapshot.sae(name), number)
+            try:
+                parsed = Strength.parse(spelled)
+            except QueryError as error:
+                where = f"the rule {text!r} is wrong at character {position + 1}"
+                raise RuleError(f"{where}: {error}", position) from None
+            return parsed.of(store, store.snapshot.sae(name), number)
 
         tree = parse(text, find, strength)
         if not features:

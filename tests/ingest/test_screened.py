@@ -161,5 +161,5 @@ def test_it_is_refused_where_it_cannot_be(tmp_path: Path, sae: LoadedSae) -> Non
         dtype="bfloat16",
         encode_dtype="screened",
     )
-    with pytest.raises(SaeError, match=r"bfloat16 model .* its input, with ReLU or JumpReLU: leave"):
+    with pytest.raises(SaeError, match="its input, with ReLU or JumpReLU: leave"):
         load_model_with_saes(options)

@@ -79,6 +79,7 @@ def test_what_is_read(db: Database, text: str, read: str) -> None:
         ("F12 > 3", 0, "there is no F12: a feature is written as f12"),
         ("f1 > nan", 5, "there is no nan"),
         ("f1 > 3 # x", 7, "at character 8, '# x': expected > or <, and, or or for$"),
+        ("f1 > q1.5", 5, "at character 6: a quantile is from q0 to q1, not q1.5"),
         ("f1 > f1", 0, "both sides are the same"),
         ("q0.5 > 3", 0, "q0.5 is of one feature"),
         ("max(f1, f2) > q0.5", 14, "q0.5 is of one feature"),

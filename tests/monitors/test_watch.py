@@ -266,7 +266,9 @@ def test_an_interrupted_run_goes_on(
         return read(self, chunk, first, window)
 
     monkeypatch.setattr(Watch, "read", failing)
-    assert _run(watched, "often", file, "-o", out, "--batch", 8).exit_code == 130
+    stopped = _run(watched, "often", file, "-o", out, "--batch", 8)
+    assert stopped.exit_code == 130
+    assert "interrupted after 16 texts; run the same command again" in stopped.stderr
     assert (tmp_path / "out.jsonl.progress").exists()
     with out.open("a") as half:
         half.write('{"half')
@@ -283,6 +285,7 @@ def test_an_interrupted_run_goes_on(
     assert "is of a run over another file" in other.stderr
     done = _run(watched, "often", file, "-o", out, "--batch", 8)
     assert done.exit_code == 0, done.output
+    assert "going on after 16 texts" in done.stderr
     assert seen == [0, 8, -1, 16, 24]
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not (tmp_path / "out.jsonl.progress").exists()
@@ -301,6 +304,7 @@ def test_an_output_that_was_lost_is_written_anew(
     out.write_bytes(b"") if lost == "emptied" else out.unlink()
     ran = _run(watched, "often", file, "-o", out, "--batch", 8, "--skip-broken")
     assert ran.exit_code == 0, ran.output
+    assert "is not what the interrupted run wrote: starting over" in ran.stderr
     whole = _run(watched, "often", file, "-o", tmp_path / "whole.jsonl", "--skip-broken")
     assert whole.exit_code == 0
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

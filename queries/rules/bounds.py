@@ -19,6 +19,7 @@ from queries.rules.tree import (
     Feature,
     Lasting,
     Mean,
+    Node,
     Not,
     Number,
     Open,
@@ -62,6 +63,8 @@ def decided(tree: Condition, negative: Sequence[bool]) -> bool | None:
 def truth(tree: Condition, within: Sequence[Interval]) -> Truth:
     """What a condition can be for activations within bounds, one pair per feature."""
     match tree:
+        case Compare(left, sign, right) if left == right and not _has_windows(left):
+            return Truth(sign in (">=", "<="), sign not in (">=", "<="))
         case Compare(left, sign, right):
             return _compared(values(left, within), sign, values(right, within))
         case Role():
@@ -77,6 +80,10 @@ def truth(tree: Condition, within: Sequence[Interval]) -> Truth:
             return Truth(result.can_fail, result.can_hold)
         case Lasting(condition, _):
             return truth(condition, within)
+
+
+def _has_windows(tree: Node) -> bool:
+    return any(isinstance(node, WINDOWS) for node in nodes(tree))
 
 
 def values(node: Value, within: Sequence[Interval]) -> Interval:
@@ -122,7 +129,7 @@ def _compared(left: Interval, sign: str, right: Interval) -> Truth:
 
 def _cases(tree: Condition, negative: Sequence[bool]) -> Sequence[bool] | None:
     """Its truth in every case there is, None where features meet, windows are, or it has many."""
-    if any(isinstance(node, WINDOWS) for node in nodes(tree)):
+    if _has_windows(tree):
         return None
     bounds: list[set[float]] = [{0.0} for _ in negative]
     roles = [node.name for node in nodes(tree) if isinstance(node, Role)]

@@ -191,8 +191,6 @@ class _Reader:
             if isinstance(each, Spelled):
                 pair[place] = self._number_of(each, pair[other])
         one, two = pair
-        if one == two:
-            raise self._wrong(left, "both sides are the same: it always holds, or never")
         assert not isinstance(one, Spelled)
         assert not isinstance(two, Spelled)
         if isinstance(one, Open):

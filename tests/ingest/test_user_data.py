@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -61,7 +62,8 @@ def test_rows_are_added_and_replaced_by_key(folder: Path) -> None:
     with featuredb.open(folder) as db:
         row = db.sql("FROM effects WHERE feature_id = 1").to_arrow_table().to_pylist()[0]
     assert row["raised_tokens"] == [{"token": " Bank", "change": 1.5}]
-    assert row["measured"] == after.created
+    measured, created = map(datetime.fromisoformat, (row["measured"], after.created))
+    assert timedelta() <= created - measured <= timedelta(seconds=5)
     assert row["measured_by"]
     assert (row["q"], row["ablated"]) == (None, None)
     # Any DuckDB client sees it too.

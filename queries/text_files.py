@@ -57,11 +57,11 @@ def read_texts(path: str, columns: Columns | None = None) -> Iterator[tuple[str 
 def _opened(path: str) -> Any:
     """A file of text, or standard input, to be read in a with block."""
     if path == "-":
-        return nullcontext(decoded(sys.stdin.buffer))
+        return nullcontext(_decoded(sys.stdin.buffer))
     return Path(path).expanduser().open(encoding="utf-8-sig", newline="")
 
 
-def decoded(lines: Iterable[bytes]) -> Iterator[str]:
+def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
     """Lines of UTF-8, whatever the locale's encoding is. Raises `UnicodeDecodeError`."""
     for number, line in enumerate(lines):
         yield line.decode("utf-8" if number else "utf-8-sig")

@@ -34,9 +34,9 @@ from benchmarks.made_store import build
 from benchmarks.synthetic import World
 from featuredb.database import Database
 from queries.association import q_values
+from queries.contrasts.two_sets import Sides, difference, joined
 from queries.pooled import Pairs, Pooled, pairs_of
 from queries.tails import two_sided
-from queries.two_sets import Sides, difference, joined
 from queries.units import units_of
 
 SMALL = 100
@@ -67,7 +67,7 @@ class Documents:
         return side
 
     def tested(self, n: int) -> npt.NDArray[np.bool_]:
-        """As `queries.scores.Scores.tested` has it. n: documents of the smaller set."""
+        """As `queries.contrasts.scores.Scores.tested` has it. n: documents of the smaller set."""
         return self.active >= max(5, 0.01 * n)
 
     def naive(self, side: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

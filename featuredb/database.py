@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from queries.coactivation import Coactivation
     from queries.coactive import Coactive
     from queries.compare import Comparison
-    from queries.contrasted import Contrast
+    from queries.contrasts.contrasted import Contrast
     from queries.document import WholeDocument
     from queries.document_features import DocumentFeatures
     from queries.encode import Encoded
@@ -417,7 +417,8 @@ class Database:
             SQLError: DuckDB refuses a condition.
             MissingExtraError: An extra is not installed.
         """
-        from queries.contrast import Asked, contrast
+        from queries.contrast import contrast
+        from queries.contrasts.asked import Asked
 
         covariates = (covariate,) if isinstance(covariate, str) else tuple(covariate)
         asked = Asked(

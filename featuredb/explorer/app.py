@@ -6,9 +6,11 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any
+from urllib.parse import parse_qsl, unquote
 
 from anyio import CapacityLimiter, to_thread
 from markupsafe import Markup
@@ -228,8 +230,6 @@ def _path_and_form(request: Request) -> tuple[str, str]:
 
 async def _form(request: Request) -> list[tuple[str, str]]:
     """The fields of a form that was sent. Raises `HTTPException` for what is none."""
-    from urllib.parse import parse_qsl
-
     try:
         body = await request.body()
     except TooSlow:
@@ -253,6 +253,15 @@ def answer(site: Site, page_of: PageOf, asked: Address, form: str = "") -> tuple
         return JSONResponse({"error": str(error)}, 503, {"retry-after": "5"}), False
     except FeatureDBError as error:
         return _error(site, asked, error, form), False
+
+
+def draw_one(site: Site) -> None:
+    """Draw some feature's page for nobody: the first of a process reads and compiles the most."""
+    with suppress(FeatureDBError):  # a request will say so
+        somewhere = feature.random_page(site, Address("/random")).redirect
+        page, _ = answer(site, feature.page, Address(unquote(somewhere)))
+        if isinstance(page, Early):
+            page.drawn()
 
 
 def _of_page(site: Site, page: WebPage, asked: Address, form: str) -> Response:

@@ -6,7 +6,10 @@ import secrets
 import socket
 import sys
 import webbrowser
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import uvicorn
@@ -15,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from featuredb.database import Database
 from featuredb.errors import OptionError
-from featuredb.explorer.app import application
+from featuredb.explorer.app import application, draw_one
 from featuredb.explorer.console import Console
 from featuredb.explorer.generation import Generations
 from featuredb.explorer.guard import MOST_HEADERS, SLOWEST, Guard
@@ -26,20 +29,30 @@ from featuredb.explorer.static.write import MARK
 from featuredb.store.store import Store
 
 _MOST_AT_ONCE = 500
+_LAST_WORDS = 2
+"""Seconds in which what is under way may end once the server stops."""
+
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Serving(NamedTuple):
-    """A server that listens and does not answer yet. url: its address, with the token."""
+    """A server that listens and does not answer yet. url: its address, with the token.
+
+    warm: what is done beside the first requests, so that later ones do not wait for it.
+    """
 
     url: str
     server: uvicorn.Server
     listening: socket.socket
+    warm: Callable[[], Any] | None = None
 
     def run(self) -> None:
         """Answer until it is interrupted, or `server.should_exit`."""
+        warming = Thread(target=self.warm, daemon=True)
+        warming.start()
         with self.listening:
             self.server.run(sockets=[self.listening])
+        warming.join(_LAST_WORDS)
 
 
 def serve_site(folder: Path, host: str, port: int, *, open_browser: bool) -> None:
@@ -72,7 +85,7 @@ def prepare(database: Database, store: Store, host: str, port: int) -> Serving:
     generations = Generations(database, model)
     placing, name = Placing(database), str(database.location)
     site = Site(database, Console(store), model, generations, placing, name)
-    return _guarded(application(site), host, port)
+    return _guarded(application(site), host, port)._replace(warm=partial(draw_one, site))
 
 
 def prepare_site(folder: Path, host: str, port: int) -> Serving:
@@ -105,7 +118,7 @@ def configuration(guard: Guard) -> uvicorn.Config:
         h11_max_incomplete_event_size=MOST_HEADERS,
         limit_concurrency=_MOST_AT_ONCE,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=_LAST_WORDS,
     )
 
 

@@ -14,16 +14,22 @@ from collections.abc import Callable
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from queue import Queue
 from urllib.parse import urlencode
 
 import click
 import pyarrow.parquet as pq
 import pytest
+from starlette.responses import Response
 
 import featuredb
 from featuredb.cli import main
 from featuredb.errors import QueryError
+from featuredb.explorer.address import Address
 from featuredb.explorer.drawing import style
+from featuredb.explorer.early import Early
+from featuredb.explorer.pages import feature
+from featuredb.explorer.site import Site, WebPage
 from featuredb.render.numbers import number
 from featuredb.render.view import Shown
 from tests.explorer.conftest import Running, serving
@@ -295,6 +301,29 @@ def test_a_page_that_is_the_same_is_not_sent_again(running: Running) -> None:
     # What depends on the model, on chance or on what was sent is asked for anew.
     for other in ("/random", "/sql?q=FROM+features"):
         assert "etag" not in running.get(other)[2], other
+
+
+def test_a_page_of_a_feature_is_drawn_before_one_is_asked_for(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: Queue[str] = Queue()
+    page, whole = feature.page, Early.drawn
+
+    def asked(site: Site, address: Address) -> WebPage:
+        drawn.put(address.path)
+        return page(site, address)
+
+    def to_its_end(early: Early) -> Response:
+        made = whole(early)
+        drawn.put("its panels" if b'id="contexts"' in made.body else "an error")
+        return made
+
+    monkeypatch.setattr(feature, "page", asked)
+    monkeypatch.setattr(Early, "drawn", to_its_end)
+    with serving(database):
+        first, then = drawn.get(timeout=60), drawn.get(timeout=60)
+    assert re.fullmatch(r"/feature/(a/sae|it's)/\d+", first)
+    assert then == "its panels"
 
 
 def test_a_database_behind_a_url_is_served(database: Path, object_store: ObjectStore) -> None:

@@ -20,7 +20,7 @@ from scipy import stats
 
 import featuredb
 import featuredb.database
-import queries.probe
+import queries.contrasts.probe
 from featuredb.cli import main
 from featuredb.database import Database
 from featuredb.errors import (
@@ -445,9 +445,9 @@ def test_a_probe_that_can_never_hold_is_no_monitor(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("sklearn")
-    fit = queries.probe.probe
+    fit = queries.contrasts.probe.probe
     never = {"rule": "-1.0 * peak(f0) > 1.0"}
-    monkeypatch.setattr(queries.probe, "probe", lambda *given: fit(*given) | never)
+    monkeypatch.setattr(queries.contrasts.probe, "probe", lambda *given: fit(*given) | never)
     call = ["contrast", str(db.path), "--a", "topic = 'war'", "--probe", "2", "--monitor", "m"]
     result = CliRunner().invoke(main, call)
     assert result.exit_code == RuleError.exit_code

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from featuredb.store.snapshot import LoadCheck, Sae
-from queries.scores import of_two, with_log_odds
-from queries.trend import STRONGEST, midranks, trend
-from queries.two_sets import Sides, difference
+from queries.contrasts.scores import of_two, with_log_odds
+from queries.contrasts.trend import STRONGEST, midranks, trend
+from queries.contrasts.two_sets import Sides, difference
 from tests.queries.test_two_sets import active_in
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "contrast" / "peers.json"

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from queries.paired import UnitPairs, signed_rank
+from queries.contrasts.paired import UnitPairs, signed_rank
+from queries.contrasts.trend import STRONGEST, midranks, trend
+from queries.contrasts.two_sets import Sides, difference
 from queries.pooled import Pairs, pairs_of
 from queries.tails import normal_deviate, two_sided, two_sided_t
-from queries.trend import STRONGEST, midranks, trend
-from queries.two_sets import Sides, difference
 
 Dense = npt.NDArray[np.float32]
 quick = settings(max_examples=60, deadline=None)

@@ -9,7 +9,7 @@ from featuredb.explorer.address import Address
 from featuredb.explorer.panel import Panel
 from featuredb.explorer.site import Site, WebPage
 from queries.catalog import literals
-from queries.contrast import POOLS
+from queries.contrasts.asked import POOLS
 from queries.units import UNITS
 
 

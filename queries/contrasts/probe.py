@@ -21,11 +21,11 @@ import numpy.typing as npt
 
 from featuredb.errors import MissingExtraError, QueryError
 from featuredb.render import numbers
-from queries.chosen import Compared
 from queries.connection import Reader
+from queries.contrasts.chosen import Compared
+from queries.contrasts.scores import Scores
 from queries.pooled import Pairs
 from queries.rules.tree import feature_text
-from queries.scores import Scores
 from queries.sql import duckdb_errors
 
 CANDIDATES = 1_000

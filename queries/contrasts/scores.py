@@ -14,9 +14,9 @@ import pyarrow as pa
 from featuredb.store.snapshot import Sae
 from featuredb.store.store import Store
 from queries.association import nullable, q_values
+from queries.contrasts.two_sets import Difference, Sides, joined
 from queries.pooled import Int64
 from queries.tails import two_sided
-from queries.two_sets import Difference, Sides, joined
 
 Float64 = npt.NDArray[np.float64]
 
@@ -99,7 +99,7 @@ def of_two(
     sides: Sides,
     signed: Sequence[Float64] | None = None,
 ) -> Scores:
-    """The figures of two sets. signed: of pairs, the statistics of `queries.paired`, by SAE."""
+    """The figures of two sets. signed: `paired.signed_rank` of pairs, by SAE."""
     each = [len(part.auroc) for part in parts]
     d = joined(parts)
     if signed is None:

@@ -1,12 +1,12 @@
-"""The contrast of two sets of stored documents in SQL: `queries.two_sets` and `queries.scores`."""
+"""The contrast of two sets of stored documents in SQL: the figures of `two_sets` and `scores`."""
 
 from __future__ import annotations
 
 from featuredb.store.snapshot import Snapshot
 from queries.catalog import literals
 from queries.catalog.summaries import LABELS, summaries
+from queries.contrasts.scores import FEWEST, SHARE
 from queries.question import Macro
-from queries.scores import FEWEST, SHARE
 from queries.tails import Z95
 
 _A, _B, _K, _LEAST = "@a@", "@b@", "@k@", "@least@"

@@ -11,9 +11,9 @@ import pyarrow as pa
 from featuredb.store.positions import context_of, token_of
 from featuredb.store.recorded import CommonTokens
 from featuredb.store.snapshot import Sae
-from queries.chosen import Compared
 from queries.coactivation import fired
 from queries.connection import Reader
+from queries.contrasts.chosen import Compared
 from queries.encode import Named, active_on
 from queries.fires import Encode
 from queries.peaks import Peak, peak_columns

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featuredb.errors import QueryError
-from queries.chosen import Compared
 from queries.connection import Reader
+from queries.contrasts.chosen import Compared
 from queries.pooled import Int32
 from queries.sql import duckdb_errors
 

@@ -32,9 +32,9 @@ class Contrast(Answer):
 
     a, b: what was compared. n_a, n_b: units of each. unit, pool: as asked. null: the null
     hypothesis of p. tested: features within the coverage bounds, which q is adjusted over. found:
-    those of them with q < 0.05. notes: what a reader should know. probe: see `queries.probe`.
-    contexts: the strongest context of each side, of the first 20 rows
-    (`queries.contexts_of_sides`).
+    those of them with q < 0.05. notes: what a reader should know. probe: see
+    `queries.contrasts.probe`. contexts: the strongest context of each side, of the first 20 rows
+    (`queries.contrasts.contexts_of_sides`).
     """
 
     kind: ClassVar[str] = "contrast"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,16 @@ def object_store() -> Iterator[ObjectStore]:
     """An S3 server on loopback with one empty bucket, set up in the environment."""
     with pytest.MonkeyPatch.context() as patched, serve(patched) as store:
         yield store
+
+
+@pytest.fixture(autouse=os.environ.get("FEATUREDB_TEST_DEVICE") == "pretend", scope="session")
+def everything_on_the_pretend_device() -> Iterator[None]:
+    """FEATUREDB_TEST_DEVICE=pretend pytest …: "auto" chooses an accelerator that is made up."""
+    from tests.pretend_device import NAME, pretend_device, without_inference_mode
+
+    with pytest.MonkeyPatch.context() as patched, without_inference_mode(), pretend_device():
+        patched.setattr("ingest.model.device._best_device", lambda: NAME)
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

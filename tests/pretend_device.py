@@ -14,6 +14,7 @@ What makes the host wait for the device is counted, with the line of the caller.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import weakref
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils import backend_registration
@@ -31,6 +33,11 @@ from torch.utils import backend_registration
 NAME = "pretend"
 AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 """Whether this torch lets Python make a device."""
+
+starts_processes = pytest.mark.skipif(
+    os.environ.get("FEATUREDB_TEST_DEVICE") == NAME, reason="new processes do not know the device"
+)
+"""Of tests that everything on this device would fail."""
 
 aten = torch.ops.aten
 _RUBBISH = 0xA5
@@ -140,6 +147,9 @@ class PretendTensor(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func is torch.nn.functional.scaled_dot_product_attention:
                 return _run(func, args, kwargs)  # whole, so that the CPU takes the same kernel
+            if func is Tensor.tolist:  # Python's own, as `item` is
+                DEVICE.waited()
+                return args[0].held.tolist()
             return func(*args, **kwargs)
 
     @classmethod

@@ -176,12 +176,12 @@ class _Test:
         if not len(kept):
             return _Change(document, math.nan, 0)
         first, end = int(kept[0]), int(kept[-1]) + 1
-        places = torch.from_numpy(kept)
         tokens = torch.from_numpy(ids[None, :end]).to(self._model.model.device)
+        places = torch.from_numpy(kept).to(tokens.device)
         keep = end - first
         with self._lock:
             before = self._model.full(tokens, [edits.read], keep=keep)
-            rows = before.values[edits.read.name][0, places.to(tokens.device)].float()
+            rows = before.values[edits.read.name][0, places].float()
             add = {}
             change = edits.change(rows)
             for hook in edits.writes:
@@ -195,7 +195,7 @@ class _Test:
                 if delta is not None:
                     add[hook][0, places] = delta.float()
             after = self._model.resume(tokens, before.hidden, add=add, keep=keep)
-        at = (places - first).to(tokens.device)
+        at = places - first
         was, now = (each.logits[0, at].float().log_softmax(dim=1) for each in (before, after))
         following = torch.from_numpy(ids[kept + 1])[:, None].to(tokens.device)
         loss = (was.gather(1, following) - now.gather(1, following)).squeeze(1)

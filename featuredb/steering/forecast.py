@@ -50,7 +50,8 @@ class CollateralForecast:
     def of(self, features: Sequence[int]) -> npt.NDArray[np.float32]:
         """Forecasts float32 [n] for features that fire."""
         ids = np.asarray(features)
-        change = (self._sae.W_dec[torch.from_numpy(ids)] @ self._sae.W_enc).cpu().numpy()
+        own = torch.from_numpy(ids).to(self._sae.device)
+        change = (self._sae.W_dec[own] @ self._sae.W_enc).cpu().numpy()
         active = np.tile(self._density, (len(ids), 1))
         for row, feature in enumerate(features):
             a, b = np.searchsorted(self._feature, [feature, feature + 1])

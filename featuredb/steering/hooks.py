@@ -305,12 +305,12 @@ class _Sites:
                 f"{self._places[key].name} has values of shape {list(value.shape)} for "
                 f"{current.batch} texts of {current.tokens} tokens: not one vector for each token"
             )
-        rows = value.reshape(-1, value.shape[-1])
+        given = rows = value.reshape(-1, value.shape[-1])
         with torch.no_grad():
             for action in self._actions[key]:
                 new = action(current, rows)
                 rows = rows if new is None else new
-        return value if rows.data_ptr() == value.data_ptr() else rows.reshape(value.shape)
+        return value if rows is given else rows.reshape(value.shape)
 
     def _reader(
         self, number: int, first: int, edits: SaeEdits

@@ -160,7 +160,7 @@ class _Measurement:
     def rows(self, features: Sequence[int]) -> pa.Table:
         """Rows of `schemas.MEASURED`, without author and time, in the order of `features`."""
         n = len(features)
-        ids = torch.tensor(features)
+        ids = torch.tensor(features, device=self._attached.sae.device)
         strengths = torch.from_numpy(self._maxima[np.asarray(features)])
         edits = [self._edit(f, "set", float(v)) for f, v in zip(features, strengths, strict=True)]
         kl, kl_per_unit = torch.zeros(n), torch.zeros(n)
@@ -178,7 +178,7 @@ class _Measurement:
                 before = sae.sae.encode(prompt.values[sae.hook.name])
                 by = (sae.sae.encode(values[sae.hook.name]) - before).abs()
                 if sae.name == self._attached.name:
-                    by[torch.arange(n), ids] = 0
+                    by[torch.arange(n, device=by.device), ids] = 0
                 moved[sae.name] += ((by >= self._tenths[sae.name]) & (by > 0)).sum(dim=1).cpu()
                 spread[sae.name] += by.sum(dim=1).cpu() * per_unit
         mean = 1.0 / len(self._prompts)
@@ -231,9 +231,8 @@ class _Measurement:
         sae = self._attached.sae
         if self._lens is None or sae.d_out != self._lens.weight.shape[1]:
             return pa.nulls(len(features), pa.float32())
-        _, promoted = strongest_tokens(sae.W_dec[torch.tensor(features)], self._lens, self._known)[
-            True
-        ]
+        directions = sae.W_dec[torch.tensor(features, device=sae.device)]
+        _, promoted = strongest_tokens(directions, self._lens, self._known)[True]
         value = AMPLIFICATION * float(self._codes[0].max())
         edits = [self._edit(feature, "add", value) for feature in features]
         with self._model.lock:

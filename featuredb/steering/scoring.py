@@ -195,7 +195,7 @@ def _largest(target: Target, passed: _Passed, new: Tensor, prompt: int) -> Float
         if values.shape[1] == 0:
             continue
         codes = reader.codes(values.reshape(-1, values.shape[-1])).reshape(*values.shape[:2], -1)
-        share = codes / torch.tensor(maxima, dtype=codes.dtype, device=codes.device)
+        share = codes / torch.tensor(maxima, dtype=codes.dtype).to(codes.device)
         share = torch.where(reading[..., None], share, torch.zeros_like(share))
         best = torch.maximum(best, share.amax((1, 2)))
     return _array(best)
@@ -216,7 +216,7 @@ def _share(tokens: Sequence[int], among: frozenset[int]) -> float:
 
 
 def _array(tensor: Tensor) -> Floats:
-    return tensor.double().cpu().numpy()
+    return tensor.cpu().double().numpy()  # Apple's GPUs have no float64
 
 
 def repetition(tokens: Sequence[int]) -> float:

@@ -139,7 +139,7 @@ def states(kind: str, model: Any, ids: Sequence[int]) -> tuple[list[Floats], lis
         def hook(_: Any, given: Any, output: Any) -> None:
             value = given[0] if of_input else output
             value = value[0] if isinstance(value, tuple) else value
-            kept[name, layer] = value.detach()[0].numpy().copy()
+            kept[name, layer] = value.detach()[0].cpu().numpy().copy()
 
         handles.append(module.register_forward_hook(hook))
 
@@ -155,7 +155,7 @@ def states(kind: str, model: Any, ids: Sequence[int]) -> tuple[list[Floats], lis
             keep(block, "x", layer)
             keep(block, "y", layer)
     with torch.no_grad():
-        model(torch.tensor([list(ids)]))
+        model(torch.tensor([list(ids)], device=model.device))
     for handle in handles:
         handle.remove()
     return [kept["x", each] for each in LAYERS[kind]], [kept["y", each] for each in LAYERS[kind]]

@@ -39,6 +39,7 @@ from ingest.options import IngestOptions
 from ingest.run_plan import Summary
 from tests.content import assert_same_content
 from tests.logs import logged
+from tests.pretend_device import starts_processes
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 
@@ -308,6 +309,7 @@ def test_a_worker_with_another_featuredb_or_without_the_plan_refuses(
         Worker(job._replace(root=tmp_path / "elsewhere"), print)
 
 
+@starts_processes
 def test_processes_give_the_local_content_even_when_one_is_killed(
     inputs: IngestOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

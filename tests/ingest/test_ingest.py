@@ -33,6 +33,7 @@ from ingest.options import IngestOptions
 from ingest.sae import load_sae
 from tests.content import activations, assert_same_content
 from tests.crashes.steps import fork_server
+from tests.pretend_device import starts_processes
 from tests.tiny import LAYERS, tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 
@@ -160,7 +161,7 @@ def test_interrupted_by_the_keyboard_it_continues_to_the_same_content(
     assert_same_content(path, tmp_path / "whole.fdb")
 
 
-@pytest.mark.skipif("FEATUREDB_TEST_DEVICE" in os.environ, reason="it is not in new processes")
+@starts_processes
 def test_killed_at_any_moment_it_continues_to_the_same_content(
     inputs: IngestOptions, tmp_path: Path
 ) -> None:

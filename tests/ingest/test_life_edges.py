@@ -35,6 +35,7 @@ from ingest.extract import partition, runs
 from ingest.extract.partition import Collected
 from ingest.run_plan import new_plan_id
 from tests.content import assert_same_content
+from tests.pretend_device import starts_processes
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 LATE = "blocks.2.hook_resid_post"
@@ -83,6 +84,7 @@ def test_an_append_reads_every_sae_where_it_was_read_before(made: Path, mine: Pa
     assert featuredb.verify(mine, source=100).ok
 
 
+@starts_processes
 def test_other_processes_add_an_sae_beside_those_that_are_there(
     made: Path, mine: Path, tmp_path: Path
 ) -> None:

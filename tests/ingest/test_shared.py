@@ -26,6 +26,7 @@ from ingest.extract import recorded
 from ingest.model.load import token_direction
 from ingest.sae import load_sae
 from ingest.sae.stored import stored_sae
+from tests.pretend_device import starts_processes
 from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 TEXT = " river bridge king treaty stone water music"
@@ -125,7 +126,7 @@ def test_a_token_s_nearest_are_what_the_logit_lens_says(shared: Shared) -> None:
             ("unembedding", loaded.model.lm_head.weight * loaded.model.model.norm.weight),
             ("embedding", loaded.model.get_input_embeddings().weight),
         ):
-            query = weight[token].numpy()
+            query = weight[token].cpu().numpy()
             answer = db.near_token(" river", 9, "encoder", matrix, "two")
             assert answer.arrow().drop_columns("rank") == (
                 db.near_vector(query, 9, "encoder", "two").arrow().drop_columns("rank")
@@ -185,6 +186,7 @@ def test_another_model_is_named_with_both_hashes(shared: Shared) -> None:
         db.fires_on(TEXT)
 
 
+@starts_processes
 def test_what_is_kept_is_carried_through_every_change(shared: Shared) -> None:
     layout = Layout(shared.path)
     first = kept(read_snapshot(layout))

@@ -97,7 +97,8 @@ def test_removal(db: featuredb.Database, steerable: Path, tmp_path: Path) -> Non
     assert places.startswith("not bos")
     with db.intervene(edits) as model, torch.no_grad():
         for text in texts:
-            ids = torch.tensor([[bos, *tokenizer(text, add_special_tokens=False).input_ids]])
+            text_ids = tokenizer(text, add_special_tokens=False).input_ids
+            ids = torch.tensor([[bos, *text_ids]], device=model.device)
             losses.append(float(model(ids, labels=ids).loss))
     assert answer[2].loss == pytest.approx(sum(losses) / 2, rel=1e-4)
     assert answer[2].change == pytest.approx(answer[2].loss - answer[0].loss)

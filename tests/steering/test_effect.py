@@ -37,6 +37,7 @@ def test_the_change_of_the_loss_against_dense_passes(path: Path) -> None:
             top.table["context_id"].to_pylist(), top.table["token_index"].to_pylist(), strict=True
         ):
             ids = torch.from_numpy(store.texts.token_ids(context).astype(np.int64))[None]
+            ids = ids.to(model.device)
             places = np.sort(stored["token_index"][stored["context_id"] == context])
             places = places[(places <= peak + REACH) & (places < ids.shape[1] - 1)]
 
@@ -54,7 +55,7 @@ def test_the_change_of_the_loss_against_dense_passes(path: Path) -> None:
             if not len(places):
                 continue
             following = ids[0, places + 1]
-            changes.append(float((before - after)[places, following].mean()))
+            changes.append(float((before - after)[places].gather(1, following[:, None]).mean()))
             tokens += len(places)
     assert row.loss_change == pytest.approx(np.mean(changes), abs=1e-5)
     assert row.share_raised == np.mean(np.array(changes) > 0)
@@ -80,6 +81,7 @@ def test_the_control_against_dense_passes(path: Path) -> None:
     by_document: dict[int, list[float]] = {}
     for place, each in enumerate(silent):
         ids = torch.from_numpy(store.texts.token_ids(each.context_id).astype(np.int64))[None]
+        ids = ids.to(model.device)
         at = each.token_index
         if at + 1 == ids.shape[1]:
             continue

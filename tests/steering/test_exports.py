@@ -58,8 +58,8 @@ def _as_lm_eval(model: Any, path: Path, ids: torch.Tensor) -> Any:
     for name, entry in torch.load(path, weights_only=True).items():
 
         def hook(_: Any, __: Any, output: Any, e: Any = entry) -> Any:
-            v, c = e["steering_vector"], e["steering_coefficient"]
             acts = output[0] if isinstance(output, tuple) else output
+            v, c = e["steering_vector"].to(acts.device), e["steering_coefficient"]
             if e["action"] == "add":
                 new = acts + v * c
             else:
@@ -88,8 +88,8 @@ def test_a_steering_file_gives_the_same_logits(
 ) -> None:
     path = tmp_path / "v.pt"
     db.export_edits(edits, path, method=method)
-    ids = torch.tensor([[0, 5, 300, 301, 7]])
     with db.intervene(edits, method=method) as model:
+        ids = torch.tensor([[0, 5, 300, 301, 7]], device=model.device)
         right = model(input_ids=ids).logits
     assert (_as_lm_eval(model, path, ids) - right).abs().max() < 1e-4
 

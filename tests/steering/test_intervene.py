@@ -19,7 +19,7 @@ PROMPT = " river bridge stone water"
 
 
 def _generated(model: Any, db: Database, **options: Any) -> list[int]:
-    given = db.tokenizer(PROMPT, return_tensors="pt")
+    given = db.tokenizer(PROMPT, return_tensors="pt").to(model.device)
     made = model.generate(
         **given, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None, **options
     )
@@ -43,8 +43,8 @@ def test_the_model_itself_steered_for_a_while(db: Database) -> None:
 
 
 def test_the_stream_is_edited_as_the_stored_sae_says(db: Database) -> None:
-    ids = torch.tensor([[0, *db.tokenizer(PROMPT).input_ids]])
     with db.intervene("early/7=5") as model:
+        ids = torch.tensor([[0, *db.tokenizer(PROMPT).input_ids]], device=model.device)
         after = model(input_ids=ids, output_hidden_states=True).hidden_states[2]
     before = model(input_ids=ids, output_hidden_states=True).hidden_states[2]
     early = recorded(db._store).saes[0].sae

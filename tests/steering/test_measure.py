@@ -72,10 +72,11 @@ def test_every_figure_against_dense_passes(path: Path) -> None:
             model.model.model.layers[2].register_forward_hook(at_late),
         ]
         with torch.no_grad():
-            logits = model.model(torch.tensor([ids])).logits[0, -1]
+            logits = model.model(torch.tensor([ids], device=model.device)).logits[0, -1]
         for handle in handles:
             handle.remove()
-        codes = [s.sae.encode(seen[s.name])[0] for s in saes]
+        codes = [s.sae.encode(seen[s.name])[0].cpu() for s in saes]
+        logits = logits.cpu()
         return logits.log_softmax(0), codes[0], codes[1], logits
 
     for feature in list(rows)[::17]:

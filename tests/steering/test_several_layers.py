@@ -42,7 +42,8 @@ def test_a_clamp_is_written_at_every_layer_that_the_feature_writes_to(tmp_path: 
         for o, layer in enumerate(LAYERS[CLT]):
             block = model.model.layers[layer]
             with torch.no_grad():
-                own = block.mlp(block.post_attention_layernorm(torch.from_numpy(x[o]))).numpy()
+                given = torch.from_numpy(x[o]).to(model.device)
+                own = block.mlp(block.post_attention_layernorm(given)).cpu().numpy()
             written = np.outer(change, whole.W_dec[place][o][FEATURE])
             np.testing.assert_allclose(y[o] - own, written, atol=2e-5 * np.abs(own).max() + 1e-5)
             assert written.any() == (o >= place)

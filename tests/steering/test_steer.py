@@ -77,12 +77,13 @@ def test_every_measure_by_hand(db: Database) -> None:
     words = db._store.texts.token_texts
     with db.intervene("early/3=30x") as model:
         made = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+        made = made.to(model.device)
         steered = model(input_ids=made, output_hidden_states=True)
     plain = model(input_ids=made, output_hidden_states=True)
     new = made[0, start:].tolist()
     assert row.tokens == [words[token] for token in new]
     at = slice(start - 1, -1)
-    p, q = (torch.log_softmax(o.logits[0, at].double(), 1).numpy() for o in (steered, plain))
+    p, q = (torch.log_softmax(o.logits[0, at].cpu().double(), 1).numpy() for o in (steered, plain))
     np.testing.assert_allclose(row.kl, (np.exp(p) * (p - q)).sum(1).mean(), rtol=1e-4)
     nll = -q[np.arange(len(new)), new].mean()
     np.testing.assert_allclose(row.perplexity, np.exp(nll), rtol=1e-4)
@@ -90,7 +91,9 @@ def test_every_measure_by_hand(db: Database) -> None:
     assert row.repetition == pytest.approx(1 - len(set(grams)) / len(grams))
     early = recorded(db._store).saes[0].sae
     maximum = db.feature("early/3").statistics["max_activation"]
-    codes = [early.encode(o.hidden_states[2][0, start - 1 : -1]).double() for o in (plain, steered)]
+    codes = [
+        early.encode(o.hidden_states[2][0, start - 1 : -1]).cpu().double() for o in (plain, steered)
+    ]
     np.testing.assert_allclose(row.target, codes[0][1:, 3].max() / maximum, rtol=1e-4, atol=1e-6)
     moved = {(m.sae, m.feature_id): m for m in answer.moved}
     edited = moved["early", 3]

@@ -3,7 +3,8 @@
 **Nothing.** The documents of the database are split at random many times, in halves and in a small
 set against the rest. Nothing tells the parts apart, so the share of splits in which any feature has
 q < 0.05 should be 0.05. Beside it the naive test, which counts tokens: two proportions of active
-tokens, with the same adjustment.
+tokens, with the same adjustment. Likewise targets that are random: numbers, ones among zeros, and
+numbers of five documents.
 
 **Planted effects.** In random halves, features made to fire in more documents of A, with values of
 their own. Counted is how many have q < 0.05 among all the others.
@@ -34,6 +35,7 @@ from benchmarks.made_store import build
 from benchmarks.synthetic import World
 from featuredb.database import Database
 from queries.association import q_values
+from queries.contrasts.trend import midranks, trend, trends
 from queries.contrasts.two_sets import Sides, difference, joined
 from queries.pooled import Pairs, Pooled, pairs_of
 from queries.tails import two_sided
@@ -93,7 +95,10 @@ def calibration(documents: Documents, splits: int) -> None:
     print(f"{splits} random splits of {n:,} documents, {documents.d_sae:,} features")
     print("share of splits with any q < 0.05:")
     print(f"{'':24}{'contrast':>10}{'without correction':>20}{'by tokens':>11}")
-    for name, size in (("halves", n // 2), (f"{SMALL} against the rest", SMALL)):
+    for name, size in (
+        ("halves", n // 2),
+        *((f"{few} against the rest", few) for few in (SMALL, 1)),
+    ):
         rng = np.random.default_rng(0)
         found = np.zeros(3)
         tested = documents.tested(min(size, n - size))
@@ -101,11 +106,37 @@ def calibration(documents: Documents, splits: int) -> None:
             side = documents.split(rng, size)
             sides = Sides.of(side)
             d = joined([difference(p, sides) for p in documents.pieces])
-            p = two_sided(d.corrected(sides)[tested]), d.p(sides)[tested]
-            every = *p, documents.naive(side)[tested]
+            safe = np.maximum(two_sided(d.corrected(sides)), d.least_p())
+            every = safe[tested], d.p(sides)[tested], documents.naive(side)[tested]
             found += [(q_values(each) < 0.05).any() for each in every]
         shares = found / splits
         print(f"{name:24}{shares[0]:>10.3f}{shares[1]:>20.3f}{shares[2]:>11.3f}")
+
+
+def calibration_of_targets(documents: Documents, splits: int) -> None:
+    """Print how often a target that is random goes with something."""
+    rng, places = np.random.default_rng(0), documents.places
+    print("share of random targets with any q < 0.05:")
+    print(f"{'':24}{'contrast':>10}{'without correction':>20}")
+    for name, n, ones in (
+        ("a number each", len(places), None),
+        ("0, and 1 of 30", len(places), 30),
+        ("0, and 1 of 1", len(places), 1),
+        ("a number each of 5", 5, None),
+    ):
+        found = np.zeros(2)
+        for _ in range(splits):
+            y = np.full(len(documents.length), np.nan)
+            own = rng.permutation(places)[:n]
+            y[own] = rng.normal(size=n) if ones is None else np.arange(n) < ones
+            ranks = np.zeros(len(y))
+            ranks[own] = midranks(y[own])
+            every = trends([trend(p, y, ranks) for p in documents.pieces])
+            tested = every.active >= max(5, 0.01 * n)
+            plain = np.nan_to_num(every.p(n), nan=1.0)
+            safe = np.maximum(two_sided(every.evidence(n)), every.least_p)
+            found += [(q_values(p[tested]) < 0.05).any() for p in (safe, plain)]
+        print(f"{name:24}{found[0] / splits:>10.3f}{found[1] / splits:>20.3f}")
 
 
 def planted(documents: Documents) -> None:
@@ -254,6 +285,7 @@ def main() -> None:
         with featuredb.open(given.db) as db:
             documents = Documents(db)
         calibration(documents, given.splits)
+        calibration_of_targets(documents, given.splits)
         planted(documents)
 
 

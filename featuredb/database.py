@@ -420,9 +420,10 @@ class Database:
         from queries.contrast import contrast
         from queries.contrasts.asked import Asked
 
-        covariates = (covariate,) if isinstance(covariate, str) else tuple(covariate)
+        one = isinstance(covariate, str) or not isinstance(covariate, Iterable)
+        covariates: Any = dict.fromkeys((covariate,) if one else covariate)
         asked = Asked(
-            a, b, paired, target, unit, pool, k, each, sae, min_share, max_share, covariates,
+            a, b, paired, target, unit, pool, k, each, sae, min_share, max_share, tuple(covariates),
             holdout, probe, seed, on,
         )  # fmt: skip
         return contrast(self._reader, asked, partial(_encode, self._store, self._model))

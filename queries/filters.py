@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featuredb.errors import QueryError, SQLError
+from featuredb.errors import QueryError, SQLError, first_line
 from featuredb.store.names import folded
 from featuredb.store.snapshot import Snapshot
 from queries.arguments import check_text
@@ -64,18 +64,27 @@ def names_tokens(reader: Reader, condition: str) -> bool:
 
 def _bind(reader: Reader, condition: str, source: str) -> None:
     """See whether DuckDB knows every column, without reading any."""
+    with _plain_errors(reader):
+        reader.cursor().sql(f"SELECT 1 FROM {source} WHERE {_bracketed(condition)}")
+
+
+def _bracketed(condition: str, name: str = "where") -> str:
+    """The condition in brackets, and it alone: what closes them would be run as what follows.
+
+    Nothing but an expression is both a filter and a case. Raises `QueryError` for several
+    statements, `SQLError` for what is no SQL. name: as of `ids_where`.
+    """
     import duckdb
 
-    statement = f"SELECT 1 FROM {source} WHERE {bracketed(condition)}"
-    with _plain_errors(reader):
-        if len(duckdb.extract_statements(statement)) != 1:
-            raise QueryError("where is one condition: it has no room for further statements")
-        reader.cursor().sql(statement)
-
-
-def bracketed(condition: str) -> str:
-    """The condition in brackets. The line break keeps a comment in it from swallowing one."""
-    return f"({condition}\n)"
+    inside = f"({condition}\n)"  # the line break keeps a comment from swallowing the bracket
+    for whole in (f"SELECT 1 WHERE {inside}", f"SELECT CASE WHEN {inside} THEN 1 END"):
+        try:
+            statements = len(duckdb.extract_statements(whole))
+        except duckdb.Error as error:
+            raise SQLError(f"{name} is no SQL condition: {first_line(error)}") from None
+        if statements != 1:
+            raise QueryError(f"{name} is one condition: it has no room for further statements")
+    return inside
 
 
 def contexts_where(reader: Reader, condition: str) -> npt.NDArray[np.int64]:
@@ -85,8 +94,8 @@ def contexts_where(reader: Reader, condition: str) -> npt.NDArray[np.int64]:
     of the same name, ``documents.n_tokens`` says which. Raises `QueryError` for a blank condition,
     `SQLError` where DuckDB refuses it.
     """
-    statement = f"SELECT contexts.context_id FROM {OF_DOCUMENTS} WHERE {bracketed(condition)}"
     with _plain_errors(reader):
+        statement = f"SELECT contexts.context_id FROM {OF_DOCUMENTS} WHERE {_bracketed(condition)}"
         answer = reader.cursor().execute(statement).fetchnumpy()
     ids: npt.NDArray[np.int64] = np.asarray(answer["context_id"], np.int64)
     return ids
@@ -112,7 +121,7 @@ def ids_where(
         cursor.register(each, table)
     with _plain_errors(reader):
         answer = cursor.execute(
-            f"SELECT {column} AS id FROM {source} WHERE {bracketed(condition)}"
+            f"SELECT {column} AS id FROM {source} WHERE {_bracketed(condition, name)}"
         ).fetchnumpy()
     ids: npt.NDArray[np.int64] = np.asarray(answer["id"], np.int64)
     return ids
@@ -138,12 +147,12 @@ def tokens_where(
         "featuredb_active",
         pa.table({"context_id": context_id, "first": offsets[:-1], "token_indexes": lists}),
     )
-    statement = (
-        f"SELECT tokens.featuredb_place AS place FROM {OF_DOCUMENTS} "
-        f"JOIN ({spelled(reader.snapshot, 'featuredb_active', 'first + nth - 1')}) AS tokens "
-        f"USING (context_id) WHERE {bracketed(condition)}"
-    )
     with _plain_errors(reader):
+        statement = (
+            f"SELECT tokens.featuredb_place AS place FROM {OF_DOCUMENTS} "
+            f"JOIN ({spelled(reader.snapshot, 'featuredb_active', 'first + nth - 1')}) AS tokens "
+            f"USING (context_id) WHERE {_bracketed(condition)}"
+        )
         places = cursor.execute(statement).fetchnumpy()["place"]
     mask = np.zeros(len(token_index), np.bool_)
     mask[np.asarray(places, np.int64)] = True

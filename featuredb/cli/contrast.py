@@ -142,6 +142,10 @@ def command(
     ):
         raise click.UsageError("--monitor stores a --probe of documents' maxima: give --probe K")
     with featuredb.open(db, snapshot=snapshot, model=model) as database:
+        if monitor is not None:  # before what takes long
+            from featuredb.monitors.changes import refuse_name
+
+            refuse_name(database._store, monitor)
         answer = database.contrast(
             a,
             b,

@@ -14,7 +14,7 @@ from featuredb.monitors.listed import Monitors, list_monitors
 from featuredb.store import schemas
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.store import Store
-from featuredb.store.user_data import MONITORS, replaced
+from featuredb.store.user_data import MONITORS, replaced, user_rows
 from ingest.operations.user_data import (
     Tables,
     change_user_data,
@@ -46,11 +46,7 @@ def add_monitor(
     replace_old: bool = False,
 ) -> Monitors:
     """See `featuredb.add_monitor`."""
-    if not re.fullmatch(NAME, check_text(name, "the name")) or re.fullmatch(r"f\d+", name):
-        raise QueryError(
-            f"{name!r} is no name of a monitor: give letters, digits, _, - and ., beginning with "
-            "a letter, and not a feature's name such as f12"
-        )
+    _check_name(name)
     refuse_no_writing(path, "monitor")
     reader = Reader(Store.open(path))
     try:
@@ -62,11 +58,8 @@ def add_monitor(
 
     def version(rows: Rows) -> Row:
         old = _last(rows, name)
-        if old is not None and old["state"] != "removed" and not replace_old:
-            raise QueryError(
-                f"there is a monitor {name} already: give another name, or replace it with "
-                "--replace (replace=True in Python), which keeps its history"
-            )
+        if not replace_old:
+            _refuse_taken(old, name)
         number = 1 if old is None else old["version"] + 1
         made = Monitor(
             name, number, "enabled", found, rule, rate, who, check_text(note, "the note")
@@ -74,6 +67,28 @@ def add_monitor(
         return made.row(snapshot)
 
     return _write(path, name, version, notes)
+
+
+def refuse_name(store: Store, name: str) -> None:
+    """Raise `QueryError` where no new monitor can be called so."""
+    _check_name(name)
+    _refuse_taken(_last(user_rows(store.files, store.snapshot, MONITORS).to_pylist(), name), name)
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(NAME, check_text(name, "the name")) or re.fullmatch(r"f\d+", name):
+        raise QueryError(
+            f"{name!r} is no name of a monitor: give letters, digits, _, - and ., beginning with "
+            "a letter, and not a feature's name such as f12"
+        )
+
+
+def _refuse_taken(old: Row | None, name: str) -> None:
+    if old is not None and old["state"] != "removed":
+        raise QueryError(
+            f"there is a monitor {name} already: give another name, or replace it by "
+            "`featuredb monitor add --replace` (replace=True in Python), which keeps its history"
+        )
 
 
 def set_monitor(path: Path, name: str, state: str) -> Monitors:

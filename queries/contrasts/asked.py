@@ -51,9 +51,13 @@ class Asked:
             raise QueryError("give A: a SQL condition on documents, ids, or texts")
         if self.target is not None and self.b is not None:
             raise QueryError("a target needs no B: the units are those of A, or all")
+        if not all(isinstance(column, str) for column in self.covariate):
+            raise QueryError("a covariate must be the name of a column")
         for name, share in (("min_share", self.min_share), ("max_share", self.max_share)):
             if share is not None and not _within(share, 0, 1):
                 raise QueryError(f"{name} must be a share, 0 to 1, not {share!r}")
+        if self.min_share is not None and self.min_share > self.max_share:
+            raise QueryError("min_share is above max_share: no feature is between them")
         if self.holdout is not None and not (_within(self.holdout, 0, 1) and 0 < self.holdout < 1):
             raise QueryError(f"holdout must be a share between 0 and 1, not {self.holdout!r}")
         if self.probe is not None:

@@ -14,9 +14,10 @@ from queries.contrasts.chosen import Compared
 from queries.contrasts.contexts_of_sides import contexts_of_sides
 from queries.contrasts.contrasted import Contrast
 from queries.contrasts.scores import Scores, of_two, with_log_odds
+from queries.contrasts.strata import strata
 from queries.contrasts.two_sets import Sides, difference, joined
 from queries.fires import Encode
-from queries.pooled import Int64
+from queries.pooled import Int32, Int64
 
 _POOLED = {"max": "largest activation", "sum": "summed activation", "mean": "mean activation"}
 _CONTEXTS = 20
@@ -42,6 +43,18 @@ class Asking:
         side = np.zeros(self.made.n, np.uint8)
         side[in_a], side[in_b] = 1, 2
         return side
+
+    def alike(self, smaller: int) -> Int32 | None:
+        """The stratum of each unit by the covariates, None without any."""
+        covariate = self.asked.covariate
+        return strata(self.reader, self.made, covariate, smaller) if covariate else None
+
+    def test_of(self, null: str) -> str:
+        """The null hypothesis, with what units are alike in and the test."""
+        if not self.asked.covariate:
+            return f"{null} (Mann-Whitney)"
+        alike = " and ".join(self.asked.covariate)
+        return f"{null}, among {self.asked.unit}s alike in {alike} (van Elteren)"
 
     def scored(self, sides: Sides) -> Scores:
         """The figures of every feature."""

@@ -68,7 +68,8 @@ def chosen(reader: Reader, units: Units, given: Any, name: str) -> Chosen:
 
 
 def _listed(given: Any, name: str) -> Iterable[Any]:
-    if not isinstance(given, Iterable):
+    # A table would be the names of its columns, and bytes numbers.
+    if not isinstance(given, Iterable) or isinstance(given, bytes) or hasattr(given, "columns"):
         raise QueryError(
             f"{name} must be a SQL condition, a list of ids or texts, not {type(given).__name__}"
         )
@@ -76,12 +77,15 @@ def _listed(given: Any, name: str) -> Iterable[Any]:
 
 
 def _by_id(units: Units, values: Sequence[int], name: str) -> Chosen:
+    last = int(units.ids[-1]) if len(units.ids) else -1
+    wrong = next((value for value in values if not 0 <= value <= last), None)
+    if wrong is not None:
+        raise QueryError(f"{name}: there is no {units.kind} {wrong}")
     ids = np.unique(np.array(values, np.int64))
     place = np.searchsorted(units.ids, ids)
     known = np.isin(ids, units.ids)
     if not known.all():
-        wrong = int(ids[~known][0])
-        raise QueryError(f"{name}: there is no {units.kind} {wrong}")
+        raise QueryError(f"{name}: there is no {units.kind} {int(ids[~known][0])}")
     return Chosen(numbers.plural(len(ids), units.kind), place)
 
 
@@ -98,7 +102,8 @@ class Compared:
     """All units that a contrast may be about: the stored ones, then the new texts.
 
     length: recorded tokens of each, float64 [n]. in_a, in_b: places. document: of each, -1 for a
-    text. saes: whose features are compared. notes: what a reader should know.
+    text. texts: those of A, of which there are `n_texts_of_a`, then those of B. saes: whose
+    features are compared. notes: what a reader should know.
     """
 
     units: Units
@@ -108,6 +113,7 @@ class Compared:
     in_b: Int64
     called: tuple[str, str]
     texts: list[tuple[str | None, str]]
+    n_texts_of_a: int
     length: npt.NDArray[np.float64]
     new: dict[str, NewPairs]
     notes: list[str] = field(default_factory=list)
@@ -166,6 +172,7 @@ def compared(
         np.empty(0, np.int64),
         ("", ""),
         texts,
+        len(one.texts),
         np.concatenate([lengths.min(axis=0), new_lengths]),
         {name: pairs for name, pairs in new.items() if name in {s.name for s in saes}},
     )

@@ -103,7 +103,6 @@ def _best_texts(
     numbers = sorted(set(wanted.values()))
     group = [Named(i, *compared.texts[i]) for i in numbers]
     active = dict(zip(numbers, active_on(reader.store, group, encode), strict=True))
-    first_of_b = int(np.count_nonzero(sides[0][1] >= stored))
     result = {}
     by_rank = {rank: (sae, number) for rank, sae, number in features}
     for (side, rank), text in wanted.items():
@@ -118,7 +117,7 @@ def _best_texts(
         start, stop = max(0, peak - WINDOW), min(len(words), peak + WINDOW + 1)
         shown = np.zeros(len(words), np.float32)
         shown[index] = values
-        within = text - (first_of_b if side == "B" else 0)
+        within = text - (compared.n_texts_of_a if side == "B" else 0)
         result[side, rank] = {
             "context_id": pa.nulls(1, pa.int64()),
             "document_id": pa.nulls(1, pa.int64()),

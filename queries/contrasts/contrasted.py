@@ -27,8 +27,9 @@ class Contrast(Answer):
     in), difference f64 (the first less the second), log_odds and log_odds_low f64 (of being active,
     and its bound on the side of 0), auroc, auroc_low and auroc_high f64 (of the pooled activation,
     above 1/2 where A has more; null bounds where a set has one unit), p and q f64, top_tokens
-    list<string>. With `each`, value string comes first, and A is the units of that value. With a
-    target: rank, sae, feature_id, share, spearman, t, separation, p, q f64, top_tokens.
+    list<string>. With `each`, value string and n i64, its units, come first, and A is the units of
+    that value. With a target: rank, sae, feature_id, share, spearman, t, separation, p, q f64,
+    top_tokens. q is of no smaller p than the data can have, and p the test's own.
 
     a, b: what was compared. n_a, n_b: units of each. unit, pool: as asked. null: the null
     hypothesis of p. tested: features within the coverage bounds, which q is adjusted over. found:
@@ -98,7 +99,8 @@ class Contrast(Answer):
 
     def _heading(self) -> Heading:
         if not self.found:
-            return Heading("contrast ", "nothing", " · no feature has q < 0.05")
+            why = "no feature has q < 0.05" if self.tested else "no feature was tested"
+            return Heading("contrast ", "nothing", f" · {why}")
         return Heading("contrast ", self.a, f" against {self.b}" if self.b else "")
 
     def _facts(self) -> dict[str, Any]:
@@ -108,7 +110,11 @@ class Contrast(Answer):
             facts["B"] = f"{self.b}{count}"
         facts["null"] = self.null
         significant = numbers.count(self.found)
-        facts["tested"] = f"{counted(self.tested, 'feature')} · {significant} with q < 0.05"
+        by_value = "value" in self.table.column_names
+        tested = counted(self.tested, "feature")
+        if by_value:
+            tested = f"{counted(self.tested, 'test')}, of a feature at a value"
+        facts["tested"] = f"{tested} · {significant} with q < 0.05"
         for i, note in enumerate(self.notes):
             facts["note" if i == 0 else f"note {i + 1}"] = note
         return facts
@@ -116,7 +122,7 @@ class Contrast(Answer):
     def _columns(self, rows: Sequence[Row]) -> list[Column]:
         columns = []
         if "value" in self.table.column_names:
-            columns.append(Column("value", [str(r["value"]) for r in rows]))
+            columns.append(Column("value", [f"{r['value']} · {numbers.count(r.n)}" for r in rows]))
         if "spearman" in self.table.column_names:
             columns.append(Column("share", [_share(r.share) for r in rows], right=True))
             columns.append(Column("Spearman", [_signed(r.spearman) for r in rows], right=True))

@@ -7,7 +7,7 @@ import numpy as np
 from featuredb.errors import QueryError
 from queries.contrasts.asking import Asking
 from queries.contrasts.contrasted import Contrast
-from queries.contrasts.paired import UnitPairs, signed_rank
+from queries.contrasts.paired import SignedRank, UnitPairs, signed_rank
 from queries.contrasts.scores import of_two
 from queries.contrasts.strata import values_of
 from queries.contrasts.two_sets import Sides, difference, joined
@@ -17,8 +17,6 @@ from queries.show import counted
 def of_pairs(asking: Asking, column: str) -> Contrast:
     """Test the differences within pairs. Raises `QueryError` where a key is there twice."""
     asked, made = asking.asked, asking.made
-    if made.texts:
-        raise QueryError(f"new texts have no column {column} to be paired by")
     keys = values_of(asking.reader, made, column)
     by_key: list[dict[str, int]] = []
     for name, places in (("A", made.in_a), ("B", made.in_b)):
@@ -52,7 +50,7 @@ def of_pairs(asking: Asking, column: str) -> Contrast:
             made.map(asking.reader, sae, lambda p: (difference(p, sides), signed_rank(p, matched)))
         )
         parts.append(joined([d for d, _ in pieces]))
-        signed.append(np.concatenate([z for _, z in pieces]))
+        signed += [SignedRank(*map(np.concatenate, zip(*(s for _, s in pieces), strict=True)))]
     scores = of_two(made.saes, parts, sides, signed)
     tested = scores.tested(2 * len(both), len(both), *asking.bounds())
     null = f"in pairs of one {column}, A less B of {asking.pooled} is as likely above 0 as below"

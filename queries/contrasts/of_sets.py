@@ -11,7 +11,6 @@ from featuredb.errors import QueryError
 from featuredb.render import numbers
 from queries.contrasts.asking import Asking
 from queries.contrasts.contrasted import Contrast
-from queries.contrasts.strata import strata
 from queries.contrasts.two_sets import Sides
 from queries.show import counted
 
@@ -24,16 +23,12 @@ def of_sets(asking: Asking) -> Contrast:
     asked, made = asking.asked, asking.made
     side = asking.side(made.in_a, made.in_b)
     smaller = min(len(made.in_a), len(made.in_b))
-    stratum = None
-    if asked.covariate:
-        stratum = strata(asking.reader, made, asked.covariate, smaller)
-    null = f"{asking.pooled} is as likely larger in A as in B"
-    if asked.covariate:
-        null += f", among {asked.unit}s alike in {' and '.join(asked.covariate)}"
+    stratum = asking.alike(smaller)
+    null = asking.test_of(f"{asking.pooled} is as likely larger in A as in B")
+    if stratum is not None:
         _alone(asking, side, stratum)
     elif asked.pool != "mean":
         _lengths(asking)
-    null += " (Mann-Whitney)" if not asked.covariate else " (van Elteren)"
     if asked.holdout is not None or asked.probe is not None:
         return _held_out(asking, side, stratum, null)
     sides = Sides.of(side, stratum)
@@ -48,7 +43,8 @@ def _held_out(asking: Asking, side: npt.NDArray[np.uint8], stratum: Any, null: s
     holdout = _HELD_OUT if asked.holdout is None else asked.holdout
     train, held = _split(side, holdout, asked.seed)
     sides = Sides.of(np.where(train, side, 0).astype(np.uint8), stratum)
-    if not (sides.n.sum(axis=1) > 1).all():
+    other = Sides.of(np.where(held, side, 0).astype(np.uint8), stratum)
+    if min(sides.n.sum(axis=1).min(), other.n.sum(axis=1).min()) < 2:
         raise QueryError(f"too few {asked.unit}s to hold out {holdout:g} of each set")
     scores = asking.scored(sides)
     n_a, n_b = sides.n.sum(axis=1)
@@ -58,7 +54,6 @@ def _held_out(asking: Asking, side: npt.NDArray[np.uint8], stratum: Any, null: s
         f"features were chosen on {numbers.count(int(n_a + n_b))} {asked.unit}s; the figures, "
         f"p and q are of the {numbers.count(int(held.sum()))} held out (seed {asked.seed})"
     )
-    other = Sides.of(np.where(held, side, 0).astype(np.uint8), stratum)
     figures = asking.scored(other)
     chosen = np.zeros(len(tested), np.bool_)
     chosen[rows] = True

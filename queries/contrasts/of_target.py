@@ -14,19 +14,12 @@ from queries.contrasts.strata import LENGTH, numeric, values_of
 from queries.contrasts.trend import midranks, trend, trends
 from queries.pooled import Int64
 from queries.show import counted
-from queries.tails import normal_deviate, two_sided_t
 
 
 def of_target(asking: Asking, column: str) -> Contrast:
     """Rank the units by it. Raises `QueryError` where it is no number or only one."""
     asked, made = asking.asked, asking.made
-    if made.texts:
-        raise QueryError(f"new texts have no column {column}")
-    values = (
-        made.length[: made.units.n]
-        if column == LENGTH
-        else numeric(values_of(asking.reader, made, column))
-    )
+    values = numeric(values_of(asking.reader, made, column))
     if values is None:
         raise QueryError(
             f"{column} is not a number: for one value against the rest give each={column!r}"
@@ -43,7 +36,7 @@ def of_target(asking: Asking, column: str) -> Contrast:
     if len(known) < len(made.in_a):
         missing = len(made.in_a) - len(known)
         asking.notes.append(f"{counted(missing, asked.unit)} without {column} left out")
-    if asked.pool != "mean" and column != LENGTH:
+    if asked.pool != "mean" and column.casefold() != LENGTH:
         _length_trend(asking, y, known)
     ranks = np.zeros(made.n)
     ranks[known] = midranks(y[known])
@@ -52,23 +45,19 @@ def of_target(asking: Asking, column: str) -> Contrast:
         for sae in made.saes
     ]
     every = trends(parts)
-    df = np.full(len(every.active), len(known) - 2.0)
-    r = np.nan_to_num(every.spearman)
-    with np.errstate(divide="ignore"):
-        t = r * np.sqrt(df / np.maximum(1 - r * r, 0))
-    p = np.where(np.isnan(every.spearman), np.nan, two_sided_t(t, df))
     scores = Scores(
         made.saes,
         np.repeat(np.arange(len(parts)), [len(x.active) for x in parts]),
         np.concatenate([np.arange(len(x.active)) for x in parts]),
         every.active,
-        np.sign(r) * normal_deviate(np.where(np.isnan(p), 1.0, p)),
+        every.evidence(len(known)),
+        every.least_p,
         {
             "share": every.active / len(known),
             "spearman": every.spearman,
             "t": every.t,
             "separation": every.separation,
-            "p": p,
+            "p": every.p(len(known)),
         },
     )
     tested = scores.tested(len(known), len(known), *asking.bounds())

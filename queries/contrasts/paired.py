@@ -24,9 +24,16 @@ class UnitPairs(NamedTuple):
     sign: npt.NDArray[np.int8]
 
 
-def signed_rank(pairs: Pairs, matched: UnitPairs) -> Float64:
-    """The standardized statistic of each feature, positive where A has more. 0 without a
-    difference."""
+class SignedRank(NamedTuple):
+    """Of each feature, float64 [f]: the standardized statistic, positive where A has more, 0
+    without a difference; and the least p that so many differences can have, `2 / 2^n`."""
+
+    z: Float64
+    least_p: Float64
+
+
+def signed_rank(pairs: Pairs, matched: UnitPairs) -> SignedRank:
+    """Test the differences in every feature of a piece."""
     n_features = pairs.end - pairs.first
     inside = matched.pair[pairs.unit] >= 0
     unit = pairs.unit[inside]
@@ -46,7 +53,7 @@ def signed_rank(pairs: Pairs, matched: UnitPairs) -> Float64:
     new = (np.diff(size, prepend=-1.0) != 0) | (np.diff(feature, prepend=-1) != 0)
     starts = np.flatnonzero(new)
     if not len(starts):
-        return np.zeros(n_features)
+        return SignedRank(np.zeros(n_features), np.ones(n_features))
     ties = np.diff(starts, append=len(size)).astype(np.float64)
     owner = feature[starts]
     n = np.bincount(feature, minlength=n_features).astype(np.float64)
@@ -57,4 +64,5 @@ def signed_rank(pairs: Pairs, matched: UnitPairs) -> Float64:
     tied = np.bincount(owner, ties**3 - ties, minlength=n_features)
     variance = n * (n + 1) * (2 * n + 1) / 24 - tied / 48
     excess = total - n * (n + 1) / 4
-    return np.divide(excess, np.sqrt(variance), out=np.zeros(n_features), where=variance > 0)
+    z = np.divide(excess, np.sqrt(variance), out=np.zeros(n_features), where=variance > 0)
+    return SignedRank(z, np.minimum(1, 2 * np.exp2(-n)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 from featuredb.store.snapshot import Sae
 from featuredb.store.store import Store
 from queries.association import nullable, q_values
+from queries.contrasts.paired import SignedRank
 from queries.contrasts.two_sets import Difference, Sides, joined
 from queries.pooled import Int64
 from queries.tails import two_sided
@@ -46,7 +47,8 @@ class Scores:
     """Every feature of the SAEs compared, one after another. All [m].
 
     sae: index in `saes`. columns: float64, NaN where undefined, with p among them. evidence: what
-    the order is by, and what q is of: a standard normal deviate. active: units it is active in.
+    the order is by: a standard normal deviate. q is of its p, but of `least_p` where that is more.
+    active: units it is active in.
     """
 
     saes: Sequence[Sae]
@@ -54,6 +56,7 @@ class Scores:
     feature: Int64
     active: Float64
     evidence: Float64
+    least_p: Float64
     columns: Mapping[str, Float64]
 
     def tested(self, n: int, smaller: int, low: float | None, high: float) -> npt.NDArray[np.bool_]:
@@ -70,10 +73,14 @@ class Scores:
         keys = (self.feature[rows], self.sae[rows], -np.abs(self.evidence[rows]).round(9))
         return rows[np.lexsort(keys)[:k]]
 
+    def safe_p(self, tested: npt.NDArray[np.bool_]) -> Float64:
+        """The p-values of those tested that q is of."""
+        return np.maximum(two_sided(self.evidence[tested]), self.least_p[tested])
+
     def q(self, tested: npt.NDArray[np.bool_]) -> Float64:
         """p adjusted over those tested, NaN for the others."""
         q = np.full(len(tested), np.nan)
-        q[tested] = q_values(two_sided(self.evidence[tested]))
+        q[tested] = q_values(self.safe_p(tested))
         return q
 
     def table(self, store: Store, rows: Int64, q: Float64) -> pa.Table:
@@ -97,15 +104,15 @@ def of_two(
     saes: Sequence[Sae],
     parts: Sequence[Difference],
     sides: Sides,
-    signed: Sequence[Float64] | None = None,
+    signed: Sequence[SignedRank] | None = None,
 ) -> Scores:
     """The figures of two sets. signed: `paired.signed_rank` of pairs, by SAE."""
     each = [len(part.auroc) for part in parts]
     d = joined(parts)
     if signed is None:
-        evidence, p = d.corrected(sides), d.p(sides)
+        evidence, p, least_p = d.corrected(sides), d.p(sides), d.least_p()
     else:
-        evidence = np.concatenate(signed)
+        evidence, least_p = (np.concatenate(column) for column in zip(*signed, strict=True))
         p = two_sided(evidence)
     n_a, n_b = sides.n.sum(axis=1)
     low, high = d.interval()
@@ -119,6 +126,7 @@ def of_two(
         np.concatenate([np.arange(n) for n in each]),
         d.active_a + d.active_b,
         evidence,
+        least_p,
         columns,
     )
 
@@ -138,4 +146,4 @@ def with_log_odds(scores: Scores, n_a: float, n_b: float, tests: int) -> Scores:
     z = NormalDist().inv_cdf(1 - 0.025 / max(1, tests))
     low = np.sign(odds) * np.maximum(np.abs(odds) - z * error, 0)
     columns = {**scores.columns, "log_odds": odds, "log_odds_low": low}
-    return Scores(scores.saes, scores.sae, scores.feature, scores.active, scores.evidence, columns)
+    return replace(scores, columns=columns)

@@ -19,6 +19,19 @@ _DEVIATE = (
     "CASE WHEN featuredb_p_value((x + step) * (x + step)) > 0.05 / tests THEN x + step ELSE x END)"
 )
 
+
+def _ln_choose(n: str, k: str) -> str:
+    """0 where k of n cannot be chosen."""
+    chosen = f"lgamma({n} + 1) - lgamma(({k}) + 1) - lgamma({n} - ({k}) + 1)"
+    return f"CASE WHEN ({k}) BETWEEN 0 AND {n} THEN {chosen} ELSE 0 END"
+
+
+_SILENT = "(n - in_a - in_b)"
+_SAFE = f"""greatest(featuredb_p_value(evidence * evidence), least(1, 2 * exp(
+    CASE WHEN u > n_a * n_b / 2 THEN {_ln_choose(_SILENT, f"n_a - (n - {_SILENT} - negative)")}
+    ELSE {_ln_choose(_SILENT, "n_a - negative")} END - ({_ln_choose("n", "n_a")}))))"""
+"""p after the correction for skewness, and no less than `two_sets.Difference.least_p`."""
+
 _STATEMENT = f"""
 WITH sided AS MATERIALIZED (
     SELECT document_id, CASE WHEN ({_A}
@@ -64,6 +77,7 @@ summed AS (
         sum(a * ((below_b + b / 2) / n_b) ** 2) AS wins_a,
         sum(b * ((n_a - below_a - a / 2) / n_a) ** 2) AS wins_b,
         sum(ties ** 3 - ties) AS tied,
+        sum(CASE WHEN value < 0 THEN ties ELSE 0 END) AS negative,
         sum(ties * (below_a + below_b + (ties + 1) / 2 - (n_a + n_b + 1) / 2) ** 3) AS cubed
     FROM ranked GROUP BY ALL
 ),
@@ -87,7 +101,7 @@ corrected AS (
     FROM tested
 ),
 evident AS (
-    SELECT *, featuredb_p_value(z * z) AS p, featuredb_p_value(evidence * evidence) AS safe,
+    SELECT *, featuredb_p_value(z * z) AS p, {_SAFE} AS safe,
         count(*) OVER () AS tests, in_a + 0.5 AS a, in_b + 0.5 AS b, n_a - in_a + 0.5 AS c,
         n_b - in_b + 0.5 AS d
     FROM (SELECT *, CASE WHEN sign(u2) <> sign(z) THEN 0 WHEN abs(u2) < abs(z) THEN u2 ELSE z END

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from queries.sql import duckdb_errors
 LENGTH = "length"
 MOST = 100
 """Most bins of one numeric covariate."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 SMALLEST = 4
 """Units of the smaller set that a bin has on average, at least."""
@@ -33,14 +36,21 @@ def strata(reader: Reader, compared: Compared, covariates: Sequence[str], smalle
     code = np.zeros(compared.n, np.int64)
     bins = max(2, min(MOST, int((smaller / SMALLEST) ** (1 / max(1, len(covariates))))))
     for name in covariates:
-        values = compared.length if name == LENGTH else _column(reader, compared, name)
-        own = _codes(values, inside, bins)
+        own = _codes(values_of(reader, compared, name), inside, bins)
         code = np.unique(code * (int(own.max(initial=0)) + 1) + own, return_inverse=True)[1]
     return code.astype(np.int32)
 
 
 def values_of(reader: Reader, compared: Compared, name: str) -> npt.NDArray[Any]:
-    """A column of each stored unit's document, object [units.n]. Raises as `strata`."""
+    """A column of each unit's document [n]: ``length`` as float64, any other as object.
+
+    None where a document has none, or NaN. Raises as `strata`, and where there are new texts, of
+    which only the length is known.
+    """
+    if name.casefold() == LENGTH:
+        return compared.length
+    if compared.texts:
+        raise QueryError(f"new texts have no column {name}: of them only length is known")
     known = [n for n in reader.store.texts.metadata_names if n.casefold() == name.casefold()]
     units = compared.units
     if units.kind == "turn" and name.casefold() == "role":
@@ -49,22 +59,17 @@ def values_of(reader: Reader, compared: Compared, name: str) -> npt.NDArray[Any]
     if units.kind == "turn" and name.casefold() == "document_id":
         return units.documents().astype(object)
     if not known and name.casefold() not in ("n_tokens", "corpus", "source"):
-        names = ", ".join(["length", *reader.store.texts.metadata_names])
+        names = ", ".join([LENGTH, "corpus", *reader.store.texts.metadata_names])
         raise QueryError(f"documents have no column {name}: they have {names}")
     column = '"' + (known[0] if known else name).replace('"', '""') + '"'
     with duckdb_errors(reader.location):
         statement = f"SELECT document_id, {column} AS value FROM documents ORDER BY document_id"
         table = reader.cursor().sql(statement).to_arrow_table()
     ids = table.column("document_id").to_numpy()
-    values = np.array(table.column("value").to_pylist(), object)
+    own = table.column("value").to_pylist()
+    values = np.array([None if value != value else value for value in own], object)
     found: npt.NDArray[Any] = values[np.searchsorted(ids, units.documents())]
     return found
-
-
-def _column(reader: Reader, compared: Compared, name: str) -> npt.NDArray[Any]:
-    if compared.texts:
-        raise QueryError(f"new texts have no column {name}: of them only length is known")
-    return values_of(reader, compared, name)
 
 
 def numeric(values: npt.NDArray[Any]) -> npt.NDArray[np.float64] | None:
@@ -81,8 +86,9 @@ def _number(value: Any) -> float:
     """A number of a column. A text is none, though it may be spelled as one."""
     if isinstance(value, str | bytes | list | dict):
         raise TypeError
-    if hasattr(value, "timestamp"):
-        return float(value.timestamp())
+    if isinstance(value, datetime):  # `timestamp` takes no time of before 1970 without a zone
+        value = value if value.tzinfo else value.replace(tzinfo=UTC)
+        return float((value - _EPOCH).total_seconds())
     if hasattr(value, "toordinal"):
         return float(value.toordinal())
     return float(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,50 @@ def test_two_sets(made: tuple[Dense, np.random.Generator]) -> None:
         assert found.third[f] == pytest.approx(third, abs=1e-9)
 
 
+@given(st.integers(2, 7), st.integers(0, 2**32 - 1))
+@quick
+def test_no_p_is_smaller_than_that_of_the_most_extreme_draw(n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    dense = (rng.integers(1, 50, (6, n)) * rng.integers(-1, 3, (6, n))).astype(np.float32)
+    n_a = int(rng.integers(1, n))
+    side = rng.permutation(np.repeat([1, 2], [n_a, n - n_a])).astype(np.uint8)
+    found = difference(active_in(dense), Sides.of(side))
+    for f, row in enumerate(dense.astype(np.float64)):
+        ranks = stats.rankdata(row)
+        sums = np.array([sum(ranks[list(a)]) for a in combinations(range(n), n_a)])
+        for log_share, extreme in (
+            (found.log_largest[f], sums.max()),
+            (found.log_smallest[f], sums.min()),
+        ):
+            share = np.mean(np.abs(sums - extreme) < 1e-9)
+            assert np.exp(log_share) <= share + 1e-9
+            if len(set(row[row != 0])) == np.count_nonzero(row):
+                assert np.exp(log_share) == pytest.approx(share)
+
+
+@given(st.integers(3, 6), st.integers(0, 2**32 - 1))
+@quick
+def test_moments_of_a_correlation_over_all_permutations(n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    dense = (rng.integers(1, 50, (6, n)) * rng.integers(-1, 3, (6, n))).astype(np.float32)
+    target = rng.integers(0, 3, n).astype(np.float64)
+    if np.ptp(target) == 0:
+        return
+    ranks = midranks(target)
+    found = trend(active_in(dense), target, ranks)
+    orders = np.array(list(permutations(ranks)))
+    for f, row in enumerate(dense.astype(np.float64)):
+        if np.ptp(row) == 0:
+            continue
+        sums = orders @ (stats.rankdata(row) - (n + 1) / 2)
+        assert found.skew[f] == pytest.approx(stats.skew(sums), abs=1e-9)
+        extreme = sums.max() if found.spearman[f] > 0 else sums.min()
+        share = np.mean(np.abs(sums - extreme) < 1e-9)
+        assert found.least_p[f] <= min(1, 2 * share) + 1e-9
+        if len(set(row[row != 0])) == np.count_nonzero(row):
+            assert found.least_p[f] == pytest.approx(min(1, 2 * share))
+
+
 @given(matrices())
 @quick
 def test_strata_are_two_sets_each(made: tuple[Dense, np.random.Generator]) -> None:
@@ -124,7 +169,7 @@ def test_pairs(made: tuple[Dense, np.random.Generator]) -> None:
     one, two = order[:n_pairs], order[n_pairs : 2 * n_pairs]
     pair[one], pair[two] = np.arange(n_pairs), np.arange(n_pairs)
     sign[one], sign[two] = 1, -1
-    z = signed_rank(active_in(dense), UnitPairs(pair, sign))
+    z, least = signed_rank(active_in(dense), UnitPairs(pair, sign))
     for f, row in enumerate(dense.astype(np.float64)):
         d = row[one] - row[two]
         if not d.any():
@@ -133,6 +178,7 @@ def test_pairs(made: tuple[Dense, np.random.Generator]) -> None:
         theirs = stats.wilcoxon(d, method="asymptotic", correction=False)
         assert two_sided(z)[f] == pytest.approx(theirs.pvalue, rel=1e-9)
         d = d[d != 0]
+        assert least[f] == pytest.approx(min(1, 2 * 0.5 ** len(d)))
         excess = (np.sign(d) * stats.rankdata(abs(d))).sum()
         assert np.sign(z[f]) == np.sign(round(excess, 6))
 

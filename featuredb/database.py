@@ -1469,8 +1469,8 @@ class Database:
     ) -> Labels:
         """Label a feature: write what it means, and prefer that to its other labels.
 
-        Stored as a new snapshot, which this handle then answers from, unless it was pinned to an
-        older one than the newest.
+        Stored as a new snapshot on top of the newest, which this handle then answers from, whichever
+        it answered from before.
 
         Args:
             feature: A number, or ``"sae_name/1234"``.
@@ -1554,8 +1554,8 @@ class Database:
         return root if isinstance(root, Path) else local_folder(root.url, purpose)
 
     def _move_on(self, written: Snapshot) -> None:
-        """Answer from a snapshot that was written on top of this handle's own."""
-        if written.number == self.snapshot.number + 1:
+        """Answer from a snapshot that this handle wrote, whatever others wrote before it."""
+        if written.number != self.snapshot.number:
             # What other threads are asking, and relations from `sql`, keep the reader before.
             self._store = Store(self._store.root, written, self._store.memory)
             prepare = partial(_prepare, self._model, self._confined)

@@ -48,7 +48,7 @@ class Site:
         self.console.move_on(self.store)
 
     def move_on(self) -> None:
-        """Show the newest snapshot, if it is the next one."""
+        """Show the newest snapshot."""
         self.database._move_on(Store.open(self.database.path).snapshot)
         self.console.move_on(self.store)
 

@@ -152,12 +152,16 @@ def test_verify_finds_a_score_without_its_label(folder: Path) -> None:
     assert "has a score of a label that does not exist" in str(problem)
 
 
-def test_a_handle_on_an_older_snapshot_stays_there(folder: Path) -> None:
+def test_a_handle_answers_from_what_it_wrote_and_stays_there(folder: Path) -> None:
     with featuredb.open(folder) as first, featuredb.open(folder) as second:
-        assert len(first.label("demo/1", "one")) == 1
-        assert len(second.label("demo/2", "two")) == 0
-        assert second.snapshot.number == 1
-    assert _shown(folder) == {"demo/1": "one", "demo/2": "two"}
+        assert [row.text for row in first.label("demo/1", "one")] == ["one"]
+        assert len(second.labels()) == 0
+        assert [row.text for row in second.label("demo/2", "two")] == ["two"]
+        assert [row.text for row in second.labels()] == ["one", "two"]
+        assert [row.text for row in first.labels()] == ["one"]
+    with featuredb.open(folder, snapshot=1) as old:
+        assert len(old.label("demo/2", "three")) == 2
+        assert old.snapshot.number == 4
 
 
 def _batch(*rows: tuple[str, str, str, int, bool]) -> LabelBatch:

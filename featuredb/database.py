@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from featuredb.errors import ClosedError
+from featuredb.errors import ClosedError, QueryError
 from featuredb.extras import extra, ingest_extra
 from featuredb.store.files.memory import Budget
 from featuredb.store.files.remote import RemoteFiles, local_folder
@@ -895,7 +895,7 @@ class Database:
                 ``"evidence"``: features whose top contexts
                 have the words more than other documents do (`queries.evidence`), which finds
                 words of several tokens, phrases, and ``/expressions/``. Default: by tokens, and by
-                evidence where that finds nothing.
+                evidence where that finds nothing, or for an expression.
             encoder: With meaning, a sentence encoder: a folder or a hub name. Default:
                 all-MiniLM-L6-v2.
 
@@ -910,6 +910,8 @@ class Database:
         from queries.search import search
 
         nearest = None
+        if encoder is not None and by != "meaning":
+            raise QueryError("encoder is of a search by meaning: say by='meaning', or leave it out")
         if by == "meaning":
             with extra("labels", "searching by meaning"):
                 from featuredb.steering.meaning import closeness
@@ -1205,8 +1207,9 @@ class Database:
         """
         self._steering("ablating")
         from featuredb.steering.ablation import effect
+        from queries.arguments import one_or_several
 
-        given = [features] if isinstance(features, int | str) else list(features)
+        given = one_or_several(features)
         return effect(self._reader, given, k, sample, seed, self._model, save=save)
 
     def attribute(self, text: str, token: str | int) -> Attribution:
@@ -1469,8 +1472,7 @@ class Database:
     ) -> Labels:
         """Label a feature: write what it means, and prefer that to its other labels.
 
-        Stored as a new snapshot on top of the newest, which this handle then answers from, whichever
-        it answered from before.
+        Stored as a new snapshot on top of the newest, which this handle then answers from.
 
         Args:
             feature: A number, or ``"sae_name/1234"``.

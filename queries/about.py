@@ -27,7 +27,7 @@ from queries.answers import Answer, Row
 from queries.arguments import check_choice, check_k, check_text
 from queries.catalog import literals
 from queries.connection import Reader
-from queries.evidence import found
+from queries.evidence import check_expression, found
 from queries.fires import Encode
 from queries.question import Macro, Question
 from queries.show import counted, feature_sizes, feature_table
@@ -103,6 +103,8 @@ def about(reader: Reader, text: str, k: int, by: str, encode: Encode) -> About:
     k = check_k(k)
     check_text(text, "a phrase")
     check_choice("by", by, WAYS)
+    if by != "firing":
+        check_expression(reader, text)
     if not text.strip():
         raise QueryError("the phrase is empty: say what the features should be about")
     depth = DEPTH if by == "both" else k

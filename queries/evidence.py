@@ -23,14 +23,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from featuredb.errors import QueryError, SQLError, first_line, shortened
 from featuredb.render import numbers
 from featuredb.render.view import Column, Heading, Table
 from featuredb.store.snapshot import Snapshot
 from queries.answers import Row
 from queries.association import SQL_G2
 from queries.catalog.summaries import LABELS, summaries
+from queries.connection import Reader
 from queries.question import Macro
 from queries.show import feature_sizes, feature_table
+from queries.sql import duckdb_errors
 
 ENOUGH = 3
 """Documents that a phrase, or all words together, must be in to be asked for."""
@@ -45,12 +48,28 @@ _TRIMMED = r"lower(trim(query, E' \t\n\r'))"
 _WORDS = f"list_sort(list_distinct(regexp_extract_all({_TRIMMED}, '[{_LETTER}]+')))"
 _EXPRESSION = "CASE WHEN len(query) > 2 AND regexp_full_match(query, '/.*/') THEN query[2:-2] END"
 _STEM = f"CASE WHEN len(w) < {LONG} THEN w ELSE w[:-{ENDING} - 1] END"
-# A query without letters or digits is looked for as it is.
-_LITERAL = rf"regexp_replace({_TRIMMED}, '([^{_LETTER} ])', '\\\1', 'g')"
+# A query without letters or digits is looked for as it is, spaces escaped as all punctuation is.
+_LITERAL = f"regexp_escape({_TRIMMED})"
 _PHRASE = (
     rf"concat(CASE WHEN regexp_matches({_TRIMMED}, '^[{_LETTER}]') THEN '(?:^|[^{_LETTER}])' "
-    rf"ELSE '' END, regexp_replace({_LITERAL}, '\s+', '\\s+', 'g'))"
+    rf"ELSE '' END, regexp_replace({_LITERAL}, '(\\?\s)+', '\\s+', 'g'))"
 )
+
+
+def is_expression(query: str) -> bool:
+    """Whether a query is ``/expression/``."""
+    return len(query) > 2 and query.startswith("/") and query.endswith("/")
+
+
+def check_expression(reader: Reader, query: str) -> None:
+    """Raises `QueryError` for an ``/expression/`` that DuckDB cannot read."""
+    if is_expression(query):
+        try:
+            with duckdb_errors(reader.location):
+                reader.cursor().execute("SELECT regexp_matches('', ?)", [query[1:-1]])
+        except SQLError as error:
+            what = first_line(error).removeprefix("Invalid Input Error: ")
+            raise QueryError(f"{shortened(query)} is no regular expression: {what}") from None
 
 
 def _among(word: str) -> str:

@@ -40,7 +40,7 @@ from queries.catalog import literals
 from queries.catalog.summaries import LABELS, summaries
 from queries.connection import Reader
 from queries.evidence import MACROS as EVIDENCE
-from queries.evidence import evidence_table, found
+from queries.evidence import check_expression, evidence_table, found, is_expression
 from queries.question import Macro, Question
 from queries.show import counted, feature_sizes, feature_table, score_column
 from queries.sql import duckdb_errors
@@ -130,6 +130,10 @@ def search(
     if by == "meaning":
         assert nearest is not None
         return _by_meaning(reader, query, k, nearest)
+    if by is None and is_expression(query):
+        by = "evidence"
+    if by != "tokens":
+        check_expression(reader, query)
     suggestions: dict[str, tuple[str, ...]] = {}
     with duckdb_errors(reader.location):
         cursor = reader.cursor()
@@ -190,7 +194,9 @@ def _words_and_spellings(snapshot: Snapshot, query: str) -> str:
     return f"""
 split AS (SELECT regexp_extract_all(lower({query}), '[{LETTER}]+\\*?') AS words),
 words AS (
-    SELECT rtrim(w, '*') AS word, bool_or(suffix(w, '*')) AS prefix
+    -- Stars alone begin no word, and are looked for as they are.
+    SELECT coalesce(nullif(rtrim(w, '*'), ''), w) AS word,
+        bool_or(suffix(w, '*') AND rtrim(w, '*') <> '') AS prefix
     FROM (SELECT unnest(CASE WHEN len(words) > 0 THEN words
             ELSE regexp_split_to_array(trim(lower({query})), '\\s+') END) AS w FROM split)
     WHERE w <> '' GROUP BY word

@@ -26,7 +26,9 @@ from featuredb.labels.methods import HUMAN
 @click.option("--method", metavar="NAME", default=HUMAN, show_default=True, help="How it was made.")
 @click.option("--model", metavar="NAME", help="The model that wrote it, if one did.")
 @options.output
+@click.pass_context
 def command(
+    ctx: click.Context,
     db: str,
     feature: str,
     text: str,
@@ -44,6 +46,8 @@ def command(
     """
     if prefer + remove + (votes is not None) > 1:
         raise click.UsageError("give one of --prefer, --remove and --vote")
+    if prefer or remove or votes is not None:
+        options.refuse(ctx, ["method", "model"], "TEXT is a label that is there")
     with featuredb.open(db) as database:
         if prefer:
             answer = database.prefer_label(feature, text)

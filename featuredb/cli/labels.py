@@ -40,7 +40,8 @@ def list_labels(db: str, snapshot: int | None, feature: list[str] | None, output
     "--from",
     "format",
     metavar="FORMAT",
-    help="csv, parquet, arrow, neuronpedia, delphi, goodfire or openai. Default: by the ending.",
+    help="csv, json, jsonl, parquet, arrow, neuronpedia, delphi, goodfire or openai. Default: by "
+    "the ending.",
 )
 @click.option(
     "--sae",
@@ -84,12 +85,15 @@ def make_labels(db: str) -> None:
     "--to",
     "format",
     metavar="FORMAT",
-    help="csv, parquet, arrow, neuronpedia, delphi or goodfire. Default: by the ending.",
+    help="csv, json, jsonl, parquet, arrow, neuronpedia, delphi or goodfire. Default: by the "
+    "ending.",
 )
 @click.option(
     "--sae", metavar="NAME", shell_complete=completing.saes, help="Only labels of this SAE."
 )
 def export_labels(db: str, file: str, format: str | None, sae: str | None) -> None:
     """Write the labels and their scores to a file."""
+    if file == "-":
+        raise click.UsageError("- is no file: for standard output write /dev/stdout, with --to")
     count = featuredb.export_labels(db, file, format, sae=sae)
     click.echo(f"{file}: wrote {count:,} labels", err=True)

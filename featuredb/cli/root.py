@@ -125,12 +125,16 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 
 def _explained(error: click.NoSuchOption) -> click.UsageError:
-    """What was meant: the options that begin so, or a feature with a minus before it."""
-    if error.option_name.lstrip("-").isdigit():
-        return click.UsageError(
-            f"{error.option_name} is not a feature: they are numbered from 0", ctx=error.ctx
-        )
+    """What was meant: the options that begin so, or an argument with a minus before it."""
     parameters = error.ctx.command.params if error.ctx else []
+    if error.option_name.lstrip("-").isdigit():
+        features = any("FEATURE" in (each.metavar or "") for each in parameters)
+        what = (
+            "is not a feature: they are numbered from 0"
+            if features
+            else "is read as an option: write -- before it"
+        )
+        return click.UsageError(f"{error.option_name} {what}", ctx=error.ctx)
     names = [n for parameter in parameters for n in (*parameter.opts, *parameter.secondary_opts)]
     begin = [name for name in names if name.startswith(error.option_name)]
     if not begin:

@@ -26,7 +26,9 @@ from featuredb.cli.output import Output
 )
 @options.limit(20, "features")
 @options.output
+@click.pass_context
 def command(
+    ctx: click.Context,
     db: str,
     snapshot: int | None,
     query: str,
@@ -37,7 +39,8 @@ def command(
 ) -> None:
     """Find features by label, by words they fire on, or by meaning.
 
-    Case and punctuation do not matter. music* is every word that begins so.
+    Case and punctuation do not matter. music* is every word that begins so. /expression/ finds
+    features whose top contexts match it.
 
     The score is the share of a feature's firing that falls on the word (0.01 for the token it
     promotes most), less for features that fired a few times, and added up over words. Common words
@@ -46,6 +49,8 @@ def command(
     """
     if not query.strip():
         raise click.UsageError("there are no words in QUERY")
+    if by != "meaning":
+        options.refuse(ctx, ["encoder"], "only --by meaning has an encoder")
     with featuredb.open(db, snapshot=snapshot) as database:
         answer = database.search(query, k, by, encoder=encoder)
     output.write(answer)

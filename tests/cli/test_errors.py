@@ -93,6 +93,14 @@ def test_an_output_file_that_cannot_be_written_is_a_storage_error(invoke: Invoke
             "No such option '--formt'. Did you mean '--format'?",
         ),
         (("top", "db", "-5"), "-5 is not a feature: they are numbered from 0"),
+        (("label", "db", "-5", "x"), "-5 is not a feature: they are numbered from 0"),
+        (("search", "db", "-5"), "-5 is read as an option: write -- before it"),
+        (
+            ("search", "db", "x", "--encoder", "m"),
+            "only --by meaning has an encoder",
+        ),
+        (("label", "db", "5", "x", "--vote", "1", "--model", "m"), "leave out --model"),
+        (("labels", "export", "db", "-", "--to", "csv"), "for standard output write /dev/stdout"),
         (("top", "db", "5", "-o", "out.xlsx"), "no format is known by the ending of out.xlsx"),
     ],
 )

@@ -48,6 +48,28 @@ def test_words_of_labels_and_names(db: featuredb.Database, query: str, features:
     assert answer.table == db.sql("FROM search(?)", [query]).to_arrow_table()
 
 
+def test_one_box_takes_expressions(db: featuredb.Database) -> None:
+    answer = db.search("/./")
+    assert answer.by == "evidence"
+    assert answer.table == db.search("/./", by="evidence").table
+    with pytest.raises(QueryError, match=r"^/\[/ is no regular expression: missing \]") as error:
+        db.search("/[/")
+    assert "\n" not in str(error.value)
+    with pytest.raises(QueryError, match=r"^/\[/ is no regular expression"):
+        db.about("/[/", by="evidence")
+
+
+@pytest.mark.parametrize("query", ["*", "**", "* *"])
+def test_a_star_alone_begins_no_word(db: featuredb.Database, query: str) -> None:
+    assert len(db.search(query)) == 0
+
+
+@pytest.mark.parametrize("by", [None, "tokens", "evidence"])
+def test_an_encoder_is_of_meaning(db: featuredb.Database, by: str | None) -> None:
+    with pytest.raises(QueryError, match="encoder is of a search by meaning"):
+        db.search("months", by=by, encoder="m")
+
+
 def test_a_label_that_is_the_word_counts_one(db: featuredb.Database) -> None:
     first, second, third = db.search("months", by="tokens")
     assert (first.score, first.matched, first.label) == (1.0, "Months", "Months")

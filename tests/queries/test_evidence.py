@@ -129,7 +129,7 @@ def expected(query: str) -> list[dict[str, Any]]:
     "query",
     ["volcano", "Volcano!", "violin", "violins violin", "the state of California", "sea bridge",
      "the", "ai", "naïve", "ÉTÉ", "$5", "u.s.", "/vol.?canic/", "/^the$/", "dinosaurs bridge sea",
-     "volcanos", "xyzzy", ".", "", "a of"],
+     "volcanos", "xyzzy", ".", "", "a of", "“volcano”", "🎵", "sea\tbridge", "a\\ of", "\\ "],
     ids=repr,
 )  # fmt: skip
 def test_evidence(store: Path, query: str) -> None:

@@ -172,6 +172,11 @@ def one_line(error: BaseException | str) -> str:
     return " ".join(part.strip() for part in message.splitlines() if part.strip())
 
 
+def shortened(text: str, most: int = 100) -> str:
+    """A text that a message quotes, cut where it is long."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def first_line(error: BaseException | str) -> str:
     """First line of another library's error without its period, or the class if it has no text."""
     text = str(error).strip() or type(error).__name__

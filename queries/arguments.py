@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,18 +57,33 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise QueryError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
-def check_text(text: object, what: str) -> str:
+def check_text(text: object, what: str, raising: type[QueryError] = QueryError) -> str:
     """A valid text of a question. what: its name in the message.
 
-    Raises `QueryError` for anything else, lone surrogates (bytes that were no UTF-8) among it.
+    Raises `raising` for anything else, lone surrogates (bytes that were no UTF-8) among it.
     """
     if not isinstance(text, str):
-        raise QueryError(f"{what} must be text, not {type(text).__name__}")
+        raise raising(f"{what} must be text, not {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise QueryError(f"{what} is not UTF-8 text, at character {error.start}") from None
+        raise raising(f"{what} is not UTF-8 text, at character {error.start}") from None
     return text
+
+
+def several(value: object) -> list[Any] | None:
+    """What is in a list, an array or a column. None for one thing, as text and bytes are."""
+    if isinstance(value, str | bytes | bytearray) or not isinstance(value, Iterable):
+        return None
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        return None
+    return list(value.to_pylist() if hasattr(value, "to_pylist") else value)
+
+
+def one_or_several(value: object) -> list[Any]:
+    """What is in a list, an array or a column, or the one thing that was given instead."""
+    given = several(value)
+    return [value] if given is None else given
 
 
 def is_whole(value: object) -> bool:

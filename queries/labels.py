@@ -13,6 +13,7 @@ from featuredb.render.view import Column, Facts, Heading, Table, View
 from featuredb.store.names import parse_feature
 from featuredb.store.store import Store
 from queries.answers import Answer, Row
+from queries.arguments import one_or_several
 from queries.connection import Reader
 from queries.question import Question
 from queries.show import counted, feature_name
@@ -85,8 +86,7 @@ def labels(reader: Reader, feature: int | str | Sequence[int | str] | None = Non
     wanted = ""
     cursor = reader.cursor()
     if feature is not None:
-        given = [feature] if isinstance(feature, int | str) else list(feature)
-        named = [parse_feature(reader.snapshot, each) for each in given]
+        named = [parse_feature(reader.snapshot, each) for each in one_or_several(feature)]
         chosen = pa.table(
             {
                 "sae": pa.array([sae.name for sae, _ in named], pa.string()),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pyarrow as pa
 
 from featuredb.errors import QueryError
 from featuredb.render.view import Part, View
 from queries.answers import FOR_DISPLAY, Answer
+from queries.arguments import several
 from queries.connection import Reader
 from queries.question import Question
 from queries.top_contexts import TopContexts, top_contexts
@@ -56,10 +57,11 @@ def top_contexts_of(
     reader: Reader, feature: int | str | Iterable[int | str], *args: Any, **options: Any
 ) -> TopContexts | TopContextsOfMany:
     """See `featuredb.Database.top_contexts`: of one feature, or of each of many."""
-    if isinstance(feature, str) or not isinstance(feature, Iterable):
-        return top_contexts(reader, feature, *args, **options)
+    given = several(feature)
+    if given is None:
+        return top_contexts(reader, cast("int | str", feature), *args, **options)
     answers: dict[str, TopContexts] = {}
-    for each in feature.to_pylist() if hasattr(feature, "to_pylist") else feature:
+    for each in given:
         answer = top_contexts(reader, each, *args, **options)
         answers[answer.feature] = answer
     if not answers:

@@ -9,6 +9,7 @@ from featuredb.errors import OptionError
 from featuredb.explorer.drawing import render, section_of
 from featuredb.explorer.parts_of_card import nearest, passaged, statistics
 from featuredb.store.names import parse_feature
+from queries.arguments import one_or_several
 
 
 def card(database: Database, features: Sequence[int | str]) -> str:
@@ -16,10 +17,11 @@ def card(database: Database, features: Sequence[int | str]) -> str:
 
     Raises `OptionError` where none is given, `UnknownFeatureError`.
     """
-    if not features:
+    given = one_or_several(features)
+    if not given:
         raise OptionError("give at least one feature")
     cards = []
-    for feature in features:
+    for feature in given:
         sae, number = parse_feature(database.snapshot, feature)
         answer = database.feature(feature)
         top = [entry["token"] for entry in (answer.statistics.top_tokens or [])[:4]]

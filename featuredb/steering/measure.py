@@ -37,6 +37,7 @@ from ingest.model.hooks import HookPoint
 from ingest.model.load import LoadedModel, unembedding
 from ingest.operations.user_data import refuse_no_writing, write_user_data
 from ingest.tokens.vocabulary import known_ids
+from queries.arguments import one_or_several
 
 MOVED = 0.1
 """A feature counts as moved if it changes by this share of its own stored maximum."""
@@ -85,7 +86,7 @@ def _chosen(store: Store, features: Sequence[int | str] | None) -> dict[str, lis
         for sae in store.snapshot.saes:
             chosen[sae.name] = np.flatnonzero(store.features.count(sae)).tolist()
         return chosen
-    for feature in features:
+    for feature in one_or_several(features):
         sae, number = parse_feature(store.snapshot, feature)
         if store.features.count(sae)[number] == 0:
             raise QueryError(

@@ -22,6 +22,7 @@ from featuredb.store.store import Store
 from ingest.extract.recorded import recorded_model
 from ingest.model.load import LoadedModel, no_tokenizer
 from queries.answers import Answer
+from queries.arguments import one_or_several
 
 _ROW = pa.schema(
     [
@@ -122,15 +123,13 @@ def recorded_places(store: Store, feature: str) -> str:
 
 def _names(store: Store, features: Any) -> list[str]:
     """The features of a list, or of an answer or relation with columns sae and feature_id."""
-    if isinstance(features, int | str):
-        features = [features]
     if isinstance(features, Answer) or hasattr(features, "to_arrow_table"):
         table = features.arrow() if isinstance(features, Answer) else features.to_arrow_table()
         if not {"sae", "feature_id"} <= set(table.column_names):
             raise QueryError("the rows name no features: they need columns sae and feature_id")
         pairs = zip(*(table.column(c).to_pylist() for c in ("sae", "feature_id")), strict=True)
         features = [f"{sae}/{number}" for sae, number in pairs]
-    named = [parse_feature(store.snapshot, feature) for feature in features]
+    named = [parse_feature(store.snapshot, feature) for feature in one_or_several(features)]
     if not named:
         raise QueryError("there is no feature to take away: name at least one")
     return list(dict.fromkeys(f"{sae.name}/{number}" for sae, number in named))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from featuredb.errors import UnknownFeatureError
+from featuredb.errors import UnknownFeatureError, shortened
 from featuredb.store.snapshot import Draft, Sae, Snapshot
 
 NUMBER = "-?[0-9]{1,18}"
@@ -42,7 +42,7 @@ def parse_feature(snapshot: Snapshot, feature: Any) -> tuple[Sae, int]:
     database has one SAE. Raises `UnknownFeatureError` listing the valid names.
     """
     if isinstance(feature, bool) or not isinstance(feature, int | str | np.integer):
-        raise UnknownFeatureError(NOT_A_FEATURE.format(feature=feature, example=example(snapshot)))
+        raise UnknownFeatureError(_not_a_feature(snapshot, feature))
     text = str(feature)
     name, slash, number = text.rpartition("/")
     if slash:
@@ -50,14 +50,25 @@ def parse_feature(snapshot: Snapshot, feature: Any) -> tuple[Sae, int]:
     elif len(snapshot.saes) == 1:
         sae = snapshot.saes[0]
     else:
-        raise UnknownFeatureError(WHICH_SAE.format(feature=text, names=sae_names(snapshot)))
+        names = sae_names(snapshot)
+        raise UnknownFeatureError(WHICH_SAE.format(feature=shortened(text), names=names))
     if not re.fullmatch(NUMBER, number):
-        raise UnknownFeatureError(NOT_A_FEATURE.format(feature=text, example=example(snapshot)))
+        raise UnknownFeatureError(_not_a_feature(snapshot, text))
     if not 0 <= int(number) < sae.d_sae:
         raise UnknownFeatureError(
             NO_FEATURE.format(number=int(number), sae=sae.name, last=sae.d_sae - 1)
         )
     return sae, int(number)
+
+
+def _not_a_feature(snapshot: Snapshot, feature: Any) -> str:
+    return NOT_A_FEATURE.format(feature=shortened(str(feature)), example=example(snapshot))
+
+
+def as_file_name(name: str) -> str:
+    """A name, such as a hook point's, as that of one file or folder. What is plain stays."""
+    flat = re.sub(r"[/\\\0]", "--", name)
+    return flat if flat.strip(".") else "-" * len(flat)
 
 
 def only_sae(snapshot: Snapshot, name: str | None) -> Sae:
@@ -74,7 +85,7 @@ def sae_named(snapshot: Snapshot, name: str) -> Sae:
     for sae in snapshot.saes:
         if sae.name == name:
             return sae
-    raise UnknownFeatureError(NO_SAE.format(name=name, names=sae_names(snapshot)))
+    raise UnknownFeatureError(NO_SAE.format(name=shortened(name), names=sae_names(snapshot)))
 
 
 def context_ranges(snapshot: Snapshot | Draft) -> list[tuple[int, int]]:

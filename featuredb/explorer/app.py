@@ -237,7 +237,7 @@ async def _form(request: Request) -> list[tuple[str, str]]:
     except TooMuch:
         raise HTTPException(413, "that is more than a page takes") from None
     try:
-        return parse_qsl(body.decode(), keep_blank_values=True)
+        return parse_qsl(body.decode(), keep_blank_values=True, errors="strict")
     except UnicodeDecodeError:
         raise HTTPException(400, "what was sent is not UTF-8") from None
 

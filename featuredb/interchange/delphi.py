@@ -26,6 +26,7 @@ from featuredb.database import Database
 from featuredb.errors import IngestError, first_line
 from featuredb.interchange.reading import Reading
 from featuredb.store.files.atomic import sha256_of
+from featuredb.store.names import as_file_name
 from featuredb.store.snapshot import Sae
 from ingest.operations.import_activations import ImportedActivations, Sequences, SourceFacts
 
@@ -206,7 +207,7 @@ def write(database: Database, sae: Sae, path: Path) -> int:
     """See `ActivationFormat`. A folder with the hook point's folder in it."""
     from safetensors.numpy import save_file
 
-    folder = path / (sae.hook or sae.name)
+    folder = path / as_file_name(sae.hook or sae.name)
     folder.mkdir(parents=True)
     ids, lists = (
         database.sql("SELECT context_id, token_ids FROM contexts ORDER BY context_id")

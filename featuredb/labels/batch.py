@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
+from math import isfinite
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featuredb.errors import FeatureDBError, LabelError
+from featuredb.errors import FeatureDBError, LabelError, shortened
 from featuredb.labels.methods import IMPORTED
 from featuredb.store.names import parse_feature, sae_named
 from featuredb.store.snapshot import Sae, Snapshot
+from queries.arguments import check_text
 
 LONGEST = 10_000
 """Characters of a label at most."""
@@ -28,14 +31,30 @@ _OPTIONAL = {
     "votes": pa.int64(),
     "preferred": pa.bool_(),
 }
-_OF_SCORES = {
-    "row": pa.int64(),
-    "scorer": pa.string(),
-    "model": pa.string(),
-    "value": pa.float64(),
-    "details": pa.string(),
-}
+SCORES = pa.schema(
+    {
+        "row": pa.int64(),
+        "scorer": pa.string(),
+        "model": pa.string(),
+        "value": pa.float64(),
+        "details": pa.string(),
+    }
+)
+"""Of `LabelBatch.scores`."""
+
 _SAE = ("sae", "sae_sha256", "hook", "d_sae")
+_KINDS = {
+    pa.string(): "text",
+    pa.int64(): "a whole number",
+    pa.float64(): "a number",
+    pa.bool_(): "true or false",
+}
+
+COLUMNS = frozenset({"feature_id", "text", "method", *_OPTIONAL, *_SAE})
+"""That `LabelBatch.labels` may have."""
+
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"}
+"""Unicode's categories of characters that show nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +86,7 @@ def resolved(snapshot: Snapshot, batch: LabelBatch) -> tuple[pa.Table, pa.Table]
         if name not in table.column_names:
             raise LabelError(f"{batch.source} has no column {name}")
     rows = _Rows(batch.source)
-    text = rows.cast(table, "text", pa.string())
-    _check_texts(rows, text)
-    _check_times(rows, table)
+    text = _texts(rows, table)
     saes, features = _features(snapshot, batch, rows)
     given = {
         name: rows.cast(table, name, kind)
@@ -90,6 +107,7 @@ def resolved(snapshot: Snapshot, batch: LabelBatch) -> tuple[pa.Table, pa.Table]
             "text": text,
             "method": method,
             **given,
+            "created": _times(rows, given["created"]),
             "votes": given["votes"].fill_null(0),
             "preferred": given["preferred"].fill_null(False),
         }
@@ -127,6 +145,9 @@ class _Rows:
         """A column as that type. Raises `LabelError` naming the first value that is none."""
         column = table.column(name).combine_chunks()
         column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+        if kind == pa.int64() and pa.types.is_string(column.type):
+            # As data frames write a column of whole numbers with a gap in it.
+            column = pc.replace_substring_regex(column, r"^(-?\d+)\.0+$", r"\1")
         try:
             return column.cast(kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -134,29 +155,61 @@ class _Rows:
                 try:
                     pa.array([value.as_py()]).cast(kind)
                 except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
-                    raise self.wrong(row, f"{name} is {value.as_py()!r}, not {kind}") from None
+                    said = shortened(repr(value.as_py()))
+                    raise self.wrong(row, f"{name} is {said}, not {_KINDS[kind]}") from None
             raise
 
 
-def _check_texts(rows: _Rows, text: pa.Array) -> None:
-    for row, value in enumerate(text.to_pylist()):
-        if value is None or not value.strip():
-            raise rows.wrong(row, "the label is empty: leave the row out")
-        if len(value) > LONGEST:
-            raise rows.wrong(
-                row, f"the label has {len(value):,} characters: it may have {LONGEST:,}"
-            )
+def label_text(text: str) -> str:
+    """A label without the space around it. Raises `LabelError` if it is empty or too long."""
+    text = text.strip()
+    if all(category(character) in _INVISIBLE for character in text):
+        raise LabelError("the label is empty: write what the feature means, or leave it out")
+    if len(text) > LONGEST:
+        raise LabelError(f"the label has {len(text):,} characters: it may have {LONGEST:,}")
+    return text
 
 
-def _check_times(rows: _Rows, table: pa.Table) -> None:
-    if "created" not in table.column_names:
-        return
-    for row, value in enumerate(rows.cast(table, "created", pa.string()).to_pylist()):
+def check_name(name: object, what: str) -> None:
+    """Raises `LabelError` unless it is text that names a method or a model."""
+    if not check_text(name, what, LabelError).strip():
+        raise LabelError(f"{what} has no name: give one, or leave it out")
+
+
+def check_scorer(name: str) -> None:
+    """Raises `LabelError` unless a scorer's name can be a folder's, as it is in Delphi's format."""
+    if not name.strip(". ") or not name.isprintable() or {"/", "\\"} & set(name):
+        said = shortened(repr(name))
+        raise LabelError(f"{said} names no scorer: give it a name without / and \\")
+
+
+def _texts(rows: _Rows, table: pa.Table) -> pa.Array:
+    texts = []
+    for row, value in enumerate(rows.cast(table, "text", pa.string()).to_pylist()):
         try:
-            datetime.fromisoformat(value or "2000-01-01")
-        except ValueError:
-            what = f"created is {value!r}, no time such as 2026-01-31T12:00:00+00:00"
+            texts.append(label_text(value or ""))
+        except LabelError as error:
+            raise rows.wrong(row, str(error)) from None
+    return pa.array(texts, pa.string())
+
+
+def _times(rows: _Rows, created: pa.Array) -> pa.Array:
+    """When labels were made, as snapshots write it: their order as texts is that in time."""
+    times = []
+    for row, value in enumerate(created.to_pylist()):
+        try:
+            times.append(_utc(value.strip()) if value and value.strip() else None)
+        except (ValueError, OverflowError):
+            said = shortened(repr(value))
+            what = f"created is {said}, no time such as 2026-01-31T12:00:00+00:00"
             raise rows.wrong(row, what) from None
+    return pa.array(times, pa.string())
+
+
+def _utc(time: str) -> str:
+    at = datetime.fromisoformat(time)
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return at.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def _features(
@@ -169,21 +222,22 @@ def _features(
         for name in _SAE
         if name in table.column_names
     }
-    known: dict[tuple[Any, ...], Sae] = {}
+    known: dict[tuple[Any, ...], Sae] = {}  # by what a row says of its SAE
     saes: list[Sae] = []
     features = np.empty(len(table), np.int64)
     ids = table.column("feature_id").to_pylist()
     for row in range(len(table)):
-        key = tuple(said[name][row] if name in said else None for name in _SAE)
-        feature = ids[row]
+        columns = (said[name][row] if name in said else None for name in _SAE)
         try:
-            if isinstance(feature, str) and "/" in feature and not any(key):
-                sae, features[row] = parse_feature(snapshot, feature)
-            else:
-                if key not in known:
-                    known[key] = _sae(snapshot, batch.sae, *key)
-                sae = known[key]
-                features[row] = parse_feature(snapshot, f"{sae.name}/{_number(feature)}")[1]
+            name, slash, number = str(_number(ids[row])).rpartition("/")
+            key: tuple[Any, ...] = (name if slash else batch.sae, *columns)
+            if key not in known:
+                known[key] = _sae(snapshot, *key)
+            sae = known[key]
+            if slash and name != sae.name:
+                sae_named(snapshot, name)
+                raise LabelError(f"its feature is of {shortened(name)}, its columns say {sae.name}")
+            features[row] = parse_feature(snapshot, f"{sae.name}/{number}")[1]
         except FeatureDBError as error:
             raise rows.wrong(row, str(error)) from None
         saes.append(sae)
@@ -196,7 +250,7 @@ def _number(feature: Any) -> Any:
         raise LabelError("it names no feature")
     if isinstance(feature, float) and feature.is_integer():
         return int(feature)
-    return re.sub(r"\.0+$", "", feature.strip()) if isinstance(feature, str) else feature
+    return re.sub(r"(?<=\d)\.0+$", "", feature.strip()) if isinstance(feature, str) else feature
 
 
 def _sae(
@@ -207,21 +261,26 @@ def _sae(
     hook: str | None,
     width: int | None,
 ) -> Sae:
-    """The SAE that a row is about. Its hash says more than its name."""
+    """The SAE that a row is about. Its hash says more than its name, and this than `default`."""
     names = ", ".join(f"{sae.name} ({sae.sha256[:12]})" for sae in snapshot.saes) or "none"
+    same = [s for s in snapshot.saes if digest in ("", None, s.sha256)]
+    same = [s for s in same if hook in ("", None, s.hook)]
+    if not same:
+        raise LabelError(
+            "it is about an SAE"
+            + (f" with hash {digest[:12]}" if digest else "")
+            + (f" at {shortened(hook)}" if hook else "")
+            + f", and this database has {names}"
+        )
+    named = [s for s in same if s.name == (name or default)]
     if digest:
-        same = [s for s in snapshot.saes if s.sha256 == digest and hook in (None, s.hook)]
-        if not same:
-            raise LabelError(
-                f"it is about an SAE with hash {digest[:12]}"
-                + (f" at {hook}" if hook else "")
-                + f", and this database has {names}"
-            )
-        sae = next((s for s in same if s.name == (name or default)), same[0])
-    elif name or default:
+        sae = (named or same)[0]
+    elif name or (default and not hook):
         sae = sae_named(snapshot, str(name or default))
-    elif len(snapshot.saes) == 1:
-        sae = snapshot.saes[0]
+        if sae not in same:
+            raise LabelError(f"it is about {sae.name} at {hook}, and {sae.name} is at {sae.hook}")
+    elif len(named or same) == 1:
+        sae = (named or same)[0]
     else:
         raise LabelError(f"it does not say of which SAE: say so with sae, as one of {names}")
     if width is not None and width != sae.d_sae:
@@ -235,16 +294,22 @@ def _scores(batch: LabelBatch, rows: _Rows) -> pa.Table:
     """The scores, each with the row of its label."""
     table = batch.scores
     if table is None:
-        return pa.schema(_OF_SCORES).empty_table()
+        return SCORES.empty_table()
     columns = {
-        name: rows.cast(table, name, kind)
-        if name in table.column_names
-        else pa.nulls(len(table), kind)
-        for name, kind in _OF_SCORES.items()
+        field.name: rows.cast(table, field.name, field.type)
+        if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
+        for field in SCORES
     }
-    for name in ("row", "scorer", "value"):
-        if columns[name].null_count:
-            row = pc.index(columns[name].is_null(), True).as_py()
-            raise LabelError(f"{batch.source}, score {row + 1} has no {name}")
+    checked = (columns[name].to_pylist() for name in ("row", "scorer", "value"))
+    for row, scorer, value in zip(*checked, strict=True):
+        if scorer is None:
+            raise rows.wrong(row, "a score has no scorer")
+        try:
+            check_scorer(scorer)
+        except LabelError as error:
+            raise rows.wrong(row, str(error)) from None
+        if value is None or not isfinite(value):
+            raise rows.wrong(row, f"the score of {scorer} is {value}, no number: leave it out")
     extra = {n: table.column(n) for n in ("author", "created") if n in table.column_names}
     return pa.table({**columns, **extra})

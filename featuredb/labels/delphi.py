@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from featuredb.errors import LabelError
-from featuredb.labels.batch import LabelBatch
-from featuredb.labels.tables import read_bytes
+from featuredb.labels.batch import SCORES, LabelBatch, check_scorer
+from featuredb.labels.files import parsed, read_bytes
+from featuredb.store.names import as_file_name
 from featuredb.store.snapshot import Snapshot
 
 _FILE = re.compile(r"(.*)_latent(\d+)\.txt")
@@ -44,7 +46,9 @@ def read(path: Path, _: Snapshot) -> LabelBatch:
         if text not in _NOTHING:
             features.append(feature)
             texts.append(text)
-    labels = {"feature_id": pa.array(features, pa.int64()), "text": pa.array(texts, pa.string())}
+    # As text, which may have any number of digits.
+    labels = {"feature_id": pa.array(map(str, features), pa.string())}
+    labels["text"] = pa.array(texts, pa.string())
     return LabelBatch(
         pa.table(labels),
         scores=_scores(folder.parent / "scores", features),
@@ -67,8 +71,12 @@ def _scores(folder: Path, features: Sequence[int]) -> pa.Table | None:
         for (_module, feature), file in _files(scorer).items():
             if feature in row_of:
                 raw = read_bytes(file)
-                value = score_of(_json(file, raw))
-                if value is not None:
+                results = _json(file, raw)
+                try:
+                    value = score_of(results)
+                except (LookupError, TypeError, OverflowError):
+                    raise LabelError(f"{file} is no score as Delphi writes it") from None
+                if value is not None and isfinite(value):
                     rows.append(
                         {
                             "row": row_of[feature],
@@ -78,14 +86,12 @@ def _scores(folder: Path, features: Sequence[int]) -> pa.Table | None:
                             "details": raw.decode(),
                         }
                     )
-    types = {"row": pa.int64(), "scorer": pa.string(), "model": pa.string()}
-    types |= {"value": pa.float64(), "details": pa.string()}
-    return pa.Table.from_pylist(rows, schema=pa.schema(types)) if rows else None
+    return pa.Table.from_pylist(rows, schema=SCORES) if rows else None
 
 
 def _json(file: Path, raw: bytes) -> Any:
     try:
-        return json.loads(raw)
+        return parsed(raw)
     except ValueError as error:
         raise LabelError(f"{file} is not JSON: {error}") from None
 
@@ -130,9 +136,8 @@ def write(labels: pa.Table, snapshot: Snapshot, path: Path) -> None:
     (path / "explanations").mkdir(parents=True)
     done = set()
     for row in labels.to_pylist():
-        name = f"{snapshot.sae(row['sae']).hook or row['sae']}_latent{row['feature_id']}".replace(
-            "/", "--"
-        )
+        module = as_file_name(snapshot.sae(row["sae"]).hook or row["sae"])
+        name = f"{module}_latent{row['feature_id']}"
         if name in done:
             continue
         done.add(name)
@@ -140,6 +145,7 @@ def write(labels: pa.Table, snapshot: Snapshot, path: Path) -> None:
         (path / "explanations" / f"{name}.txt").write_text(text, encoding="utf-8")
         for score in row["scores"]:
             if (score["details"] or "").startswith("["):
+                check_scorer(score["scorer"])
                 folder = path / "scores" / score["scorer"]
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / f"{name}.txt").write_text(score["details"], encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from featuredb.errors import LabelError, StorageError
 from featuredb.labels import delphi, goodfire, neuronpedia, openai, tables
-from featuredb.labels.batch import LabelBatch
+from featuredb.labels.batch import LabelBatch, check_name
+from featuredb.labels.files import is_gzip
 from featuredb.store.files.atomic import output_in_place
 from featuredb.store.history import read_snapshot
 from featuredb.store.layout import Layout
@@ -36,6 +39,8 @@ class LabelFormat:
 
 FORMATS: Mapping[str, LabelFormat] = {
     "csv": LabelFormat(tables.read_csv, tables.write_csv, (".csv", ".tsv")),
+    "json": LabelFormat(tables.read_json, tables.write_json, (".json",)),
+    "jsonl": LabelFormat(tables.read_json, tables.write_jsonl, (".jsonl", ".ndjson")),
     "parquet": LabelFormat(tables.read_parquet, tables.write_parquet, (".parquet",)),
     "arrow": LabelFormat(tables.read_arrow, tables.write_arrow, (".arrow", ".feather")),
     "neuronpedia": LabelFormat(neuronpedia.read, neuronpedia.write),
@@ -69,6 +74,8 @@ def read_labels(
     folder: Path, path: Path, name: str | None, sae: str | None, method: str | None
 ) -> LabelBatch:
     """See `featuredb.import_labels`. folder: the database's."""
+    if method is not None:
+        check_name(method, "the method")
     read = label_format(name, path).read
     assert read is not None
     batch = read(path, read_snapshot(Layout(folder)))
@@ -79,14 +86,16 @@ def write_labels(
     labels: pa.Table, snapshot: Snapshot, path: Path, name: str | None, sae: str | None
 ) -> int:
     """See `featuredb.export_labels`."""
-    write = label_format(name, path, writing=True).write
-    assert write is not None
+    form = label_format(name, path, writing=True)
+    assert form.write is not None
     if sae is not None:
         import pyarrow.compute as pc
 
         labels = labels.filter(pc.equal(labels.column("sae"), sae_named(snapshot, sae).name))
-    if path.exists():
+    if os.path.isfile(path) or os.path.isdir(path):
         raise StorageError(f"{path} is there already: choose another name, or remove it")
     with output_in_place(path) as part:
-        write(labels, snapshot, part)
+        form.write(labels, snapshot, part)
+        if form.endings and is_gzip(path):
+            part.write_bytes(gzip.compress(part.read_bytes(), mtime=0))
     return len(labels)

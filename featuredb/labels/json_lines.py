@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from featuredb.errors import FeatureDBError, LabelError
-from featuredb.labels.tables import read_lines
+from featuredb.labels.files import parsed, read_lines
 
 
 def json_lines(path: Path, raising: type[FeatureDBError] = LabelError) -> Iterator[dict[str, Any]]:
@@ -17,7 +16,7 @@ def json_lines(path: Path, raising: type[FeatureDBError] = LabelError) -> Iterat
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = parsed(line)
         except ValueError as error:
             raise raising(f"{path}, line {number}, is not JSON: {error}") from None
         if not isinstance(value, dict):

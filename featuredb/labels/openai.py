@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from featuredb.errors import LabelError
-from featuredb.labels.batch import LabelBatch
+from featuredb.labels.batch import SCORES, LabelBatch
 from featuredb.labels.json_lines import json_lines
 from featuredb.store.snapshot import Snapshot
 
@@ -28,7 +28,7 @@ def read(path: Path, _: Snapshot) -> LabelBatch:
     for file in files:
         for number, line in enumerate(json_lines(file), 1):
             try:
-                layers.add(line["neuron_id"]["layer_index"])
+                layers.add(str(line["neuron_id"]["layer_index"]))
                 for each in line["scored_explanations"]:
                     simulated = each.get("scored_simulation") or {}
                     value = simulated.get(_SCORES[0])
@@ -38,18 +38,16 @@ def read(path: Path, _: Snapshot) -> LabelBatch:
                         scores.append(score | {"value": value, "details": json.dumps(kept)})
                     neuron = str(line["neuron_id"]["neuron_index"])
                     labels.append({"feature_id": neuron, "text": str(each["explanation"])})
-            except (LookupError, TypeError, AttributeError) as error:
+            except (LookupError, TypeError, AttributeError, OverflowError) as error:
                 raise LabelError(
                     f"{file}, line {number}, has no neuron_id and scored_explanations ({error!r})"
                 ) from None
     if len(layers) > 1:
-        raise LabelError(f"{path} has layers {sorted(layers)}: give one layer at a time")
+        raise LabelError(f"{path} has layers {', '.join(sorted(layers))}: give one layer at a time")
     columns = {name: pa.string() for name in ("feature_id", "text")}
-    types = {"row": pa.int64(), "scorer": pa.string(), "model": pa.string()}
-    types |= {"value": pa.float64(), "details": pa.string()}
     return LabelBatch(
         pa.Table.from_pylist(labels, schema=pa.schema(columns)),
-        scores=pa.Table.from_pylist(scores, schema=pa.schema(types)) if scores else None,
+        scores=pa.Table.from_pylist(scores, schema=SCORES) if scores else None,
         method="openai",
         source=str(path),
     )

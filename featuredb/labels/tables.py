@@ -1,4 +1,4 @@
-"""Labels as tables: CSV, Parquet and Arrow files.
+"""Labels as tables: CSV, JSON, Parquet and Arrow files.
 
 A row is a label. The columns are those of `queries.labels.Labels`, and what says of which SAE a
 row is: sae_sha256, hook and d_sae. A file needs a column of features, named ``feature_id``,
@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import codecs
 import csv
-import gzip
 import io
 import json
-import zlib
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,10 @@ import pyarrow.csv as pc
 import pyarrow.feather as pf
 import pyarrow.parquet as pq
 
-from featuredb.errors import FeatureDBError, LabelError, first_line
-from featuredb.labels.batch import LabelBatch
+from featuredb.errors import LabelError, first_line
+from featuredb.labels.batch import COLUMNS, SCORES, LabelBatch
+from featuredb.labels.files import parsed, read_bytes
+from featuredb.labels.json_lines import json_lines
 from featuredb.store.snapshot import Snapshot
 
 _FEATURE = ("feature_id", "feature", "index")
@@ -34,63 +35,104 @@ _TEXT = ("text", "label", "description", "explanation")
 
 def read_csv(path: Path, _: Snapshot) -> LabelBatch:
     """See `LabelFormat`."""
-    data = _utf8(read_bytes(path), path)
-    delimiter = "\t" if _delimiter(path) == "\t" else _separating(data)
-    _refuse_open_quote(data, delimiter, path)
+    return _batch(csv_table(path), path)
+
+
+def csv_table(path: Path) -> pa.Table:
+    """A file of CSV. All is text: a spreadsheet's "0012" and "true" are looked at later.
+
+    Raises `LabelError`, also for a quote or a comma that would move text to another row or column.
+    """
+    text = _text(read_bytes(path), path)
+    csv.field_size_limit(sys.maxsize)  # a score's details may be long
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text, path), strict=True)
+    names: list[str] = []
+    values: list[list[str | None]] = []
+    line = 1
     try:
-        # Every column is text: a spreadsheet's "0012" and "true" are looked at later.
-        header = pc.open_csv(io.BytesIO(data), parse_options=_parse(delimiter)).schema.names
-        convert = pc.ConvertOptions(
-            column_types=dict.fromkeys(header, pa.string()),
-            strings_can_be_null=True,
-            null_values=[""],
-            quoted_strings_can_be_null=False,
+        names = next(rows, [])
+        line = rows.line_num + 1
+        for row in rows:
+            if row and len(row) != len(names):
+                raise LabelError(
+                    f"{path}, line {line}, has {len(row)} values for {len(names)} columns: "
+                    "put a text with a comma in quotes"
+                )
+            if row:
+                values.append([value or None for value in row])
+            line = rows.line_num + 1
+    except csv.Error as error:
+        what = (
+            "a quote that is never closed"
+            if "end of data" in str(error)
+            else "text after a closing quote: write a quote within a text twice"
         )
-        table = pc.read_csv(
-            io.BytesIO(data), parse_options=_parse(delimiter), convert_options=convert
-        )
-    except pa.ArrowInvalid as error:
-        raise LabelError(f"{path} is not a CSV file: {first_line(error)}") from None
-    return _batch(table, path)
+        raise LabelError(f"{path}, line {line}, has {what}") from None
+    if not names:
+        raise LabelError(f"{path} is not a CSV file: it is empty")
+    columns = list(zip(*values, strict=True)) or [()] * len(names)
+    return pa.Table.from_arrays([pa.array(each, pa.string()) for each in columns], names)
 
 
-def _utf8(data: bytes, path: Path) -> bytes:
-    """The text as UTF-8, from UTF-16 where it begins so, as spreadsheets save "Unicode text"."""
+def _text(data: bytes, path: Path) -> str:
+    """The text, of UTF-8, or UTF-16 where it begins so, as spreadsheets save "Unicode text"."""
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = data.decode("utf-16" if wide else "utf-8")
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:
-        raise LabelError(f"{path} is not in UTF-8: save it so") from None
-    return text.encode() if wide else data
+        text = "\0"
+    if "\0" in text:
+        raise LabelError(f"{path} is not in UTF-8: save it so")
+    return text
 
 
-def _separating(data: bytes) -> str:
-    """What the header's names are separated by: a spreadsheet may write semicolons."""
-    header = data.split(b"\n", 1)[0].decode("utf-8-sig", "replace")
+def _separator(text: str, path: Path) -> str:
+    """What values are separated by: a spreadsheet may write semicolons, as its header shows."""
+    if _is_tsv(path):
+        return "\t"
+    header = text.split("\n", 1)[0]
     for mark in (";", "\t"):
         if mark in header and "," not in header:
             return mark
     return ","
 
 
-def _refuse_open_quote(data: bytes, delimiter: str, path: Path) -> None:
-    """Raise `LabelError` for a quote that is never closed, which would be one long label."""
-    if data.count(b'"') % 2 == 0:
-        return
+def _is_tsv(path: Path) -> bool:
+    return ".tsv" in map(str.lower, path.suffixes)
+
+
+def read_json(path: Path, _: Snapshot) -> LabelBatch:
+    """See `LabelFormat`. A list of objects, an answer of featuredb's, or an object a line."""
     try:
-        for _ in csv.reader(io.StringIO(data.decode()), delimiter=delimiter, strict=True):
-            pass
-    except csv.Error as error:
-        if "end of data" in str(error):
-            raise LabelError(f"{path} has a quote that is never closed") from None
+        value = parsed(read_bytes(path))
+    except ValueError:
+        value = list(json_lines(path))
+    rows = value.get("rows", [value]) if isinstance(value, dict) else value
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise LabelError(f"{path} is not a list of JSON objects, one for each label")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [pa.array([_cell(row.get(name)) for row in rows], pa.string()) for name in names]
+    return _batch(pa.Table.from_arrays(columns, names), path)
 
 
-def _delimiter(path: Path) -> str:
-    return "\t" if ".tsv" in path.suffixes else ","
+def _cell(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _parse(delimiter: str) -> pc.ParseOptions:
-    return pc.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+def write_json(labels: pa.Table, snapshot: Snapshot, path: Path) -> None:
+    """See `LabelFormat`. A list with an object a line."""
+    path.write_text("[\n" + ",\n".join(_objects(labels, snapshot)) + "\n]\n", encoding="utf-8")
+
+
+def write_jsonl(labels: pa.Table, snapshot: Snapshot, path: Path) -> None:
+    """See `LabelFormat`. An object a line."""
+    lines = "".join(f"{each}\n" for each in _objects(labels, snapshot))
+    path.write_text(lines, encoding="utf-8")
+
+
+def _objects(labels: pa.Table, snapshot: Snapshot) -> list[str]:
+    rows = _with_saes(labels, snapshot).to_pylist()
+    return [json.dumps(row, ensure_ascii=False) for row in rows]
 
 
 def write_csv(labels: pa.Table, snapshot: Snapshot, path: Path) -> None:
@@ -100,50 +142,42 @@ def write_csv(labels: pa.Table, snapshot: Snapshot, path: Path) -> None:
     texts = [json.dumps(each, ensure_ascii=False) if each else None for each in lists]
     at = table.schema.get_field_index("scores")
     table = table.set_column(at, "scores", pa.array(texts, pa.string()))
-    pc.write_csv(table, path, pc.WriteOptions(delimiter=_delimiter(path)))
+    with path.open("wb") as file:
+        pc.write_csv(table, file, pc.WriteOptions(delimiter="\t" if _is_tsv(path) else ","))
 
 
 def read_parquet(path: Path, _: Snapshot) -> LabelBatch:
     """See `LabelFormat`."""
     try:
-        return _batch(pq.read_table(io.BytesIO(read_bytes(path))), path)
+        table = pq.read_table(io.BytesIO(read_bytes(path)))
+        table.validate(full=True)
+        return _batch(table, path)
     except pa.ArrowInvalid as error:
         raise LabelError(f"{path} is not a Parquet file: {first_line(error)}") from None
 
 
 def write_parquet(labels: pa.Table, snapshot: Snapshot, path: Path) -> None:
     """See `LabelFormat`."""
-    pq.write_table(_with_saes(labels, snapshot), path, compression="zstd")
+    sink = io.BytesIO()  # pyarrow does not write to a pipe
+    pq.write_table(_with_saes(labels, snapshot), sink, compression="zstd")
+    path.write_bytes(sink.getvalue())
 
 
 def read_arrow(path: Path, _: Snapshot) -> LabelBatch:
     """See `LabelFormat`."""
     try:
-        return _batch(pf.read_table(io.BytesIO(read_bytes(path))), path)
+        table = pf.read_table(io.BytesIO(read_bytes(path)))
+        table.validate(full=True)
+        return _batch(table, path)
     except pa.ArrowInvalid as error:
         raise LabelError(f"{path} is not an Arrow file: {first_line(error)}") from None
 
 
 def write_arrow(labels: pa.Table, snapshot: Snapshot, path: Path) -> None:
     """See `LabelFormat`."""
-    pf.write_feather(_with_saes(labels, snapshot), str(path), compression="zstd")
-
-
-def read_bytes(path: Path, raising: type[FeatureDBError] = LabelError) -> bytes:
-    """A file, decompressed where its name ends in ``.gz``. Raises `raising`."""
-    return b"".join(read_lines(path, raising))
-
-
-def read_lines(path: Path, raising: type[FeatureDBError] = LabelError) -> Iterator[bytes]:
-    """Its lines, one after another, as `read_bytes`."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield from file
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        what = first_line(error)
-        raise raising(f"{path} is a damaged gzip file ({what}): get it again") from None
-    except OSError as error:
-        raise raising(f"cannot read {path}: {error.strerror or first_line(error)}") from None
+    sink = io.BytesIO()  # as of Parquet
+    pf.write_feather(_with_saes(labels, snapshot), sink, compression="zstd")
+    path.write_bytes(sink.getvalue())
 
 
 def _with_saes(labels: pa.Table, snapshot: Snapshot) -> pa.Table:
@@ -160,7 +194,7 @@ def _with_saes(labels: pa.Table, snapshot: Snapshot) -> pa.Table:
 
 def _batch(table: pa.Table, path: Path) -> LabelBatch:
     folded = [name.strip().lower().replace(" ", "_") for name in table.column_names]
-    known = {*_FEATURE, *_TEXT}
+    known = {*_FEATURE, *_TEXT, *COLUMNS, "scores"}
     pairs = zip(table.column_names, folded, strict=True)
     table = table.rename_columns([low if low in known else name for name, low in pairs])
     twice = [name for name, n in Counter(table.column_names).items() if n > 1]
@@ -191,11 +225,13 @@ def _scores(lists: Sequence[Any], path: Path) -> pa.Table:
     rows = []
     for row, scores in enumerate(lists):
         try:
-            listed = json.loads(scores) if isinstance(scores, str) else scores
+            listed = parsed(scores) if isinstance(scores, str) else scores
             for score in listed or ():
-                rows.append({**score, "row": row, "value": float(score["value"])})
-        except (ValueError, TypeError, KeyError):
+                texts = {name: score.get(name) for name in ("scorer", "model", "details")}
+                if not all(isinstance(text, str | None) for text in texts.values()):
+                    raise TypeError
+                rows.append({**texts, "row": row, "value": float(score["value"])})
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             what = "its scores are not JSON of scorer and value"
             raise LabelError(f"{path}, row {row + 1}: {what}") from None
-    fields = ("row", "scorer", "model", "value", "details")
-    return pa.table({name: [score.get(name) for score in rows] for name in fields})
+    return pa.Table.from_pylist(rows, SCORES)

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featuredb.errors import LabelError
-from featuredb.labels.batch import LabelBatch, label_ids, resolved
+from featuredb.errors import LabelError, shortened
+from featuredb.labels.batch import LabelBatch, check_name, label_ids, label_text, resolved
 from featuredb.labels.methods import AUTOMATIC, HUMAN
 from featuredb.store.names import parse_feature
 from featuredb.store.outcomes import Labeled
@@ -25,8 +25,12 @@ from featuredb.store.user_data import (
     rows_of_sae,
 )
 from ingest.operations.user_data import Tables, change_user_data, signed
+from queries.arguments import check_text, is_whole
 
 _FEATURE = LABELS.key[:3]
+
+_END = 2**63
+"""Votes are below."""
 
 
 def add_labels(
@@ -93,18 +97,24 @@ def write_label(
 ) -> Snapshot:
     """Publish one label, which becomes the preferred one of its feature.
 
-    Raises `UnknownFeatureError`, and as `add_labels`.
+    One that is there already keeps its votes and its time. Raises `UnknownFeatureError`, and as
+    `add_labels`.
     """
-    if not isinstance(text, str):
-        raise LabelError(f"a label is text, not {type(text).__name__}")
+    text = label_text(check_text(text, "the label", LabelError))
+    check_name(method, "the method")
+    if model is not None:
+        check_name(model, "the model")
 
     def change(snapshot: Snapshot, tables: Tables) -> Tables:
         sae, number = parse_feature(snapshot, feature)
-        row = {"feature_id": [f"{sae.name}/{number}"], "text": [text.strip()]}
+        row = {"feature_id": [f"{sae.name}/{number}"], "text": [text]}
         table = pa.table({**row, "model": pa.array([model], pa.string())})
         labels, _ = resolved(snapshot, LabelBatch(table, method=method, source="the label"))
         labels = _named_and_signed(labels)
-        rows = replaced(tables[LABELS.name], labels, LABELS)
+        rows = tables[LABELS.name]
+        there = pc.is_in(row_keys(labels, LABELS.key), value_set=row_keys(rows, LABELS.key))
+        if not there[0].as_py():
+            rows = replaced(rows, labels, LABELS)
         return {LABELS.name: _prefer(rows, labels)}
 
     return change_user_data(path, [LABELS], change, "label")
@@ -120,10 +130,14 @@ def prefer_label(path: Path, feature: int | str, label: str) -> Snapshot:
 
 def vote_for_label(path: Path, feature: int | str, label: str, votes: int = 1) -> Snapshot:
     """Add votes to a label, or take some away. Raises as `prefer_label`."""
+    if not is_whole(votes):
+        raise LabelError(f"votes must be a whole number, not {shortened(repr(votes))}")
 
     def vote(rows: pa.Table, chosen: pa.Table) -> pa.Table:
+        if not -_END <= chosen.column("votes")[0].as_py() + int(votes) < _END:
+            raise LabelError("a label has at most 2^63 - 1 votes: give fewer")
         here = pc.is_in(row_keys(rows, LABELS.key), value_set=row_keys(chosen, LABELS.key))
-        more = pc.if_else(here, pc.add(rows.column("votes"), votes), rows.column("votes"))
+        more = pc.if_else(here, pc.add(rows.column("votes"), int(votes)), rows.column("votes"))
         return _with(rows, "votes", more)
 
     return _change_one(path, feature, label, vote)
@@ -172,7 +186,7 @@ def _named(snapshot: Snapshot, rows: pa.Table, feature: int | str, label: str) -
     name = f"{sae.name}/{number}"
     if not len(own):
         raise LabelError(f"feature {name} has no label")
-    wanted = label.strip()
+    wanted = check_text(label, "the label", LabelError).strip()
     same = pc.or_(
         pc.equal(own.column("text"), wanted),
         pc.starts_with(own.column("label_id"), wanted) if len(wanted) >= 4 else False,
@@ -213,21 +227,31 @@ def _preferred(before: pa.Table, added: pa.Table, gone: pa.Table) -> pa.Table:
 
 def _settled(rows: pa.Table, new: npt.NDArray[np.bool_], features: pa.Array) -> pa.Table:
     """The rows with exactly one preferred label for each of `features`, the first of: not
-    automatic, preferred before, new and marked as preferred, most votes, newest, least id."""
+    automatic, preferred before, new and marked as preferred, most votes, newest, least id.
+
+    An automatic one that is preferred to another beside it was chosen, and counts as any other.
+    """
     here = pc.is_in(row_keys(rows, _FEATURE), value_set=features).to_numpy(zero_copy_only=False)
     preferred = rows.column("preferred").to_numpy().copy()
     at = np.flatnonzero(here)
     own = rows.take(pa.array(at)).combine_chunks()
     mark = preferred[at]
     order = own.append_column("at", pa.array(at))
-    order = order.append_column("mine", pc.equal(own.column("method"), AUTOMATIC).cast(pa.int8()))
+    automatic = pc.equal(own.column("method"), AUTOMATIC).to_numpy()
+    feature = row_keys(own, _FEATURE)
+    chosen = np.zeros(len(own), bool)
+    for together in (new[at], ~new[at]):
+        others = feature.filter(pa.array(~automatic & together))
+        beside = pc.is_in(feature, value_set=others).to_numpy(zero_copy_only=False)
+        chosen |= mark & together & beside
+    order = order.append_column("mine", pa.array((automatic & ~chosen).astype(np.int8)))
     # 0: preferred before, 1: new and marked, 2: neither.
     order = order.append_column("tier", pa.array(np.where(mark, new[at].astype(int), 2)))
     down = {"votes", "created"}
     keys = (*_FEATURE, "mine", "tier", "votes", "created", "label_id")
     order = order.sort_by([(k, "descending" if k in down else "ascending") for k in keys])
-    feature = row_keys(order, _FEATURE).to_numpy(zero_copy_only=False)
-    first = np.append(True, feature[1:] != feature[:-1])[: len(feature)]
+    keys_of = row_keys(order, _FEATURE).to_numpy(zero_copy_only=False)
+    first = np.append(True, keys_of[1:] != keys_of[:-1])[: len(keys_of)]
     preferred[at] = False
     preferred[order.column("at").to_numpy()[first]] = True
     return _with(rows, "preferred", pa.array(preferred))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,12 @@ from safetensors.numpy import save_file
 
 import featuredb
 from featuredb.errors import FeatureDBError, IngestError, LabelError
+from featuredb.labels.batch import LabelBatch
 from featuredb.labels.delphi import score_of
+from featuredb.labels.write import add_labels
+from featuredb.store.snapshot import Snapshot
+from featuredb.store.user_data import SCORES
+from ingest.operations.user_data import Tables, change_user_data
 from tests.make_store import make_store
 from tests.queries.test_questions import small_world
 
@@ -231,6 +237,34 @@ def test_labels_of_goodfire_survive(
         assert file.execute("SELECT * FROM autointerp").fetchall() == rows
 
 
+def test_labels_of_other_kinds_as_goodfire(database: Path, tmp_path: Path) -> None:
+    details = ["{", "[1]", '{"seqs": [1]}', "null"]
+    rows = {"scorer": ["quality"] * 4, "value": [0.5] * 4, "details": details}
+    labels = pa.table({"feature_id": list(range(4)), "text": ["a", "b", "c", "d"]})
+    add_labels(database, LabelBatch(labels, pa.table({**rows, "row": list(range(4))})))
+    featuredb.export_labels(database, tmp_path / "out.db", "goodfire")
+    with closing(sqlite3.connect(tmp_path / "out.db")) as file:
+        seqs = file.execute("SELECT seqs FROM autointerp LIMIT 4").fetchall()
+    assert seqs == [("[]",), ("[]",), ("[1]",), ("[]",)]
+
+
+@pytest.mark.parametrize("scorer", ["../../evil", "/tmp/evil", "..", ""])
+def test_scorers_name_no_folder_elsewhere(database: Path, tmp_path: Path, scorer: str) -> None:
+    run = shutil.copytree(DELPHI, tmp_path / "run")
+    featuredb.import_labels(database, run, "delphi")
+
+    def renamed(_: Snapshot, tables: Tables) -> Tables:
+        scores = tables["scores"]
+        at = scores.column_names.index("scorer")
+        names = pa.array([scorer] * len(scores))
+        return {"scores": scores.set_column(at, scores.schema.field(at), names)}
+
+    change_user_data(database, [SCORES], renamed, "label")
+    with pytest.raises(LabelError, match="names no scorer"):
+        featuredb.export_labels(database, tmp_path / "out", "delphi")
+    assert {each.name for each in tmp_path.iterdir()} == {"run", "l.fdb"}
+
+
 def test_goodfire_as_csv(database: Path, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("feature_id,label,quality\n1,cycles,0.9\n2,sorting,\n")
     done = featuredb.import_labels(database, tmp_path / "a.csv", "goodfire")
@@ -261,6 +295,23 @@ def _text(name: str, text: str) -> Make:
         return folder
 
     return make
+
+
+def _delphi(score: bytes, name: str = "m_latent1.txt") -> Make:
+    """A run of Delphi's with one explanation and what its scorer gave."""
+
+    def make(folder: Path) -> Path:
+        _text(f"explanations/{name}", '"x"')(folder)
+        (folder / "scores" / "fuzz").mkdir(parents=True)
+        (folder / "scores" / "fuzz" / name).write_bytes(score)
+        return folder
+
+    return make
+
+
+def _of_layer(layer: int | str) -> bytes:
+    neuron = {"layer_index": layer, "neuron_index": 1}
+    return json.dumps({"neuron_id": neuron, "scored_explanations": []}).encode()
 
 
 def _latents(**damage: Any) -> Make:
@@ -332,10 +383,40 @@ _GOOD = json.dumps(_line("1", "x")).encode()
             lambda f: _gzip(f / "a.csv", b"feature_id,label,quality\n1,x,y\n"),
             "no number",
         ),
+        ("delphi", _delphi(b"[]", name="m_latent99999999999999999999.txt"), "is not a feature"),
+        ("delphi", _delphi(b"[" * 100_000), "nested too deeply"),
+        ("delphi", _delphi(b'[{"similarity": "high", "distance": "far"}]'), "is no score"),
+        ("delphi", _delphi(b'[{"similarity": 1}]'), "is no score"),
+        ("delphi", _delphi(b'[{"correct": "yes"}]'), "is no score"),
+        ("delphi", _delphi(b"[\xff]"), "is not JSON"),
+        ("delphi", _text("explanations/m_latent1.txt", '"\\ud800"'), "is not JSON"),
+        ("goodfire", lambda f: _autointerp(f / "a.db", [(1, b"x", *[None] * 6)]), "row 1: label"),
+        (
+            "goodfire",
+            lambda f: _autointerp(f / "a.db", [(1, "x", b"y", *[None] * 5)]),
+            "row 1: seqs",
+        ),
+        (
+            "goodfire",
+            lambda f: _gzip(f / "a.csv", b"feature_id,label\n1,x\n2,a, b\n3,c\n"),
+            "line 3, has 3 values for 2 columns",
+        ),
+        ("goodfire", lambda f: _gzip(f / "a*.csv", b"feature_id,label\n1,\n"), "row 1"),
+        ("neuronpedia", lambda f: _gzip(f / "a.jsonl", b"[" * 100_000), "nested too deeply"),
+        (
+            "neuronpedia",
+            lambda f: _gzip(f / "a.jsonl", b'{"index": 1, "description": "\\ud800"}'),
+            "line 1, is not JSON",
+        ),
+        (
+            "openai",
+            lambda f: _gzip(f / "1.jsonl", _of_layer(1) + b"\n" + _of_layer("2")),
+            "has layers 1, 2",
+        ),
         ("openai", lambda f: f, "has no NEURON.jsonl"),
         ("openai", lambda f: _gzip(f / "1.jsonl", b"{}"), "no neuron_id"),
     ],
-    ids=range(21),
+    ids=range(35),
 )
 def test_bad_labels_are_one_line_and_store_nothing(
     database: Path, tmp_path: Path, form: str, make: Make, said: str

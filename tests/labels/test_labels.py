@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,28 +19,13 @@ import featuredb
 from featuredb.errors import LabelError, StorageError, UnknownFeatureError
 from featuredb.labels.batch import LabelBatch
 from featuredb.labels.write import add_labels
+from featuredb.render.formats import to_bytes
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.user_data import LABELS
 from ingest.operations.user_data import Tables, change_user_data
 from tests.explorer.conftest import serving
 from tests.make_store import make_store
 from tests.queries.test_questions import small_world
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two SAEs of five features each, at two hooks."""
-    world = small_world(("demo", "other"))
-    world.saes[1] = replace(world.saes[1], hook="blocks.1.hook_resid_post")
-    path = tmp_path_factory.mktemp("made") / "my.fdb"
-    make_store(path, world)
-    return path
-
-
-@pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    """A database for this test."""
-    return Path(shutil.copytree(made, tmp_path / "my.fdb"))
 
 
 def _shown(folder: Path) -> dict[str, str]:
@@ -65,9 +53,12 @@ def test_written_preferred_voted_for_and_removed(folder: Path) -> None:
         (songs,) = (r.label_id for r in answer if r.text == "songs")
         db.vote_for_label("demo/3", songs[:6], 3)
         assert [r.votes for r in db.vote_for_label("demo/3", songs, -1)] == [0, 2]
-        # The same words of the same author are the same label.
-        assert len(db.label("demo/3", "songs")) == 2
-        assert [r.votes for r in db.labels("demo/3")] == [0, 0]
+        # The same words of the same author are the same label, which keeps its votes.
+        answer = db.label("demo/3", "songs")
+        assert [(r.text, r.votes, r.preferred) for r in answer] == [
+            ("songs", 2, True),
+            ("music", 0, False),
+        ]
         assert [r.text for r in db.remove_label("demo/3", "songs")] == ["music"]
         assert len(db.labels(["demo/3", "other/3"])) == 2
         assert len(db.labels("demo/1")) == 0
@@ -260,6 +251,27 @@ def test_spreadsheets_spell_ids_in_many_ways(folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "what"),
     [
+        ("feature_id,text\n1,\u200b\ufeff\n", "row 1: the label is empty"),
+        ("feature_id,text,hook\n1,x,blocks.9\n", "row 1: it is about an SAE at blocks.9, and"),
+        ("feature_id,text,sae,hook\n1,x,demo,blocks.1.hook_resid_post\n", "it is about demo at b"),
+        ("feature_id,text,sae\ndemo/1,x,other\n", "its feature is of demo, its columns say other"),
+        (f"feature_id,text\n{'9' * 100_000},x\n", "9… is not a feature"),
+        ('feature_id,text\n200,"a\n201,b\n202,"c\n203,d\n', "line 2, has text after a closing qu"),
+        ("feature_id,text,votes\n1,x,99999999999999999999\n", "not a whole number"),
+        *(
+            (f"feature_id,text,scores\n1,x,\"[{{'scorer': {scorer}, 'value': {value}}}]\"\n", what)
+            for scorer, value, what in [
+                ("'../evil'", 1, "row 1: '../evil' names no scorer: give it a name without /"),
+                ("'/tmp/evil'", 1, "names no scorer"),
+                ("'..'", 1, "names no scorer"),
+                ("null", 1, "row 1: a score has no scorer"),
+                ("5", 1, "row 1: its scores are not JSON"),
+                ("'fuzz'", "NaN", "row 1: the score of fuzz is nan, no number"),
+                ("'fuzz'", "Infinity", "row 1: the score of fuzz is inf, no number"),
+                ("'fuzz'", f"1{'0' * 400}", "row 1: its scores are not JSON"),
+                ("'\\ud800'", 1, "row 1: its scores are not JSON"),
+            ]
+        ),
         ("feature_id,text\ndemo/1,ok\ndemo/99,no\n", r"row 2: there is no feature 99: demo has"),
         ("feature_id,text\nsome/1,x\n", "row 1: there is no SAE some"),
         ("feature_id,text\n-1,x\n", "there is no feature -1"),
@@ -270,23 +282,23 @@ def test_spreadsheets_spell_ids_in_many_ways(folder: Path, tmp_path: Path) -> No
         (f"feature_id,text\n1,{'x' * 1_000_000}\n", "has 1,000,000 characters: it may have 10,000"),
         ("feature_id,text,d_sae\n1,x,16384\n", "SAE of 16,384 features, and demo has 5"),
         ("feature_id,text,sae_sha256\n1,x,abc\n", r"an SAE with hash abc, .* demo \(0\)"),
-        ("feature_id,text,votes\n1,x,many\n", "row 1: votes is 'many', not int64"),
+        ("feature_id,text,votes\n1,x,many\n", "row 1: votes is 'many', not a whole number"),
         ("feature_id,text,scores\n1,x,high\n", "row 1: its scores are not JSON"),
         (
             "feature_id,note\n1,x\n",
             "has no column text or label .*: its columns are 'feature_id', ",
         ),
         ("feature_id,text,label\n1,x,y\n", "has columns text and label: keep one"),
-        ("feature_id,text\n1,x,y\n", "is not a CSV file"),
+        ("feature_id,text\n1,x\n2,a,b\n", "line 3, has 3 values for 2 columns: put a text with"),
         ("", "is not a CSV file"),
     ],
-    ids=range(16),
+    ids=range(32),
 )
 def test_bad_rows_are_named_and_nothing_is_written(
     made: Path, tmp_path: Path, text: str, what: str
 ) -> None:
     file = tmp_path / "bad.csv"
-    file.write_text(text)
+    file.write_text(text.replace("'", '""') if ",scores" in text else text)
     with pytest.raises(LabelError, match=what) as error:
         featuredb.import_labels(made, file, sae="demo")
     assert "\n" not in str(error.value)
@@ -341,7 +353,8 @@ def test_the_explorer_writes_them(folder: Path) -> None:
         assert served.get("/label/demo/1", "POST", body, elsewhere)[0] == 403
         status, page, _ = served.get("/label/demo/99", "POST", body, form)
         assert (status, b"there is no feature 99" in page) == (404, True)
-        assert served.get("/label/demo/1", "POST", b"label=", form)[0] == 400
+        for bad in (b"label=", b"label=%FF%FE", b"label=\xff"):
+            assert served.get("/label/demo/1", "POST", bad, form)[0] == 400
     assert _shown(folder) == {"demo/1": "dates <b>"}
 
 
@@ -356,8 +369,13 @@ def test_the_explorer_writes_them(folder: Path) -> None:
         (b'feature,text\n3,"open\n4,b\n', "a quote that is never closed"),
         (b"feature,text\n,a\n", "row 1: it names no feature"),
         (b"feature,text,created\n3,a,yesterday\n", "row 1: created is 'yesterday'"),
+        ("feature,text\n3,dates\n".encode("utf-32"), "is not in UTF-8"),
+        ("feature,text\n3,dates\n".encode("utf-16-le"), "is not in UTF-8"),
+        (b"feature,text\n\ndemo/3.0, dates \n", None),
+        (b"feature,text,SAE,Hook\ndemo/3,dates,demo,\n", None),
+        (b"feature,text,hook\n3,dates,\n", None),
     ],
-    ids=range(8),
+    ids=range(13),
 )
 def test_csv_as_spreadsheets_save_it(folder: Path, data: bytes, said: str | None) -> None:
     file = folder.parent / "labels.csv"
@@ -369,3 +387,151 @@ def test_csv_as_spreadsheets_save_it(folder: Path, data: bytes, said: str | None
     else:
         with pytest.raises(LabelError, match=said):
             featuredb.import_labels(folder, file, sae="demo")
+
+
+def test_columns_are_named_and_filled_in_many_ways(folder: Path) -> None:
+    file = folder.parent / "LABELS.TSV"
+    file.write_text(
+        "Feature\tLabel\tVotes \tMethod\tCREATED\n"
+        "1\told\t5.0\tnp\t20260131\n"
+        "1\tnew\t5\tnp\t2026-02-01T00:30:00+02:00\n"
+    )
+    featuredb.import_labels(folder, file, sae="demo")
+    with featuredb.open(folder) as db:
+        said = [(r.text, r.votes, r.method, r.created) for r in db.labels("demo/1")]
+    assert said == [
+        ("new", 5, "np", "2026-01-31T22:30:00+00:00"),
+        ("old", 5, "np", "2026-01-31T00:00:00+00:00"),
+    ]
+
+
+def test_texts_are_the_same_without_space_around_them(folder: Path) -> None:
+    file = folder.parent / "labels.csv"
+    file.write_text('feature,text\ndemo/1," padded "\ndemo/1,padded\n')
+    done = featuredb.import_labels(folder, file)
+    assert (done.labels, done.duplicates) == (1, 1)
+    assert _shown(folder) == {"demo/1": "padded"}
+
+
+def test_an_automatic_label_that_was_chosen_stays(folder: Path, made: Path, tmp_path: Path) -> None:
+    rules = ("demo/1", "token x", "automatic", 0, False)
+    add_labels(
+        folder, _batch(rules, ("demo/1", "a", "np", 0, False), ("demo/1", "b", "np", 1, False))
+    )
+    assert _shown(folder)["demo/1"] == "b"
+    with featuredb.open(folder) as db:
+        db.prefer_label("demo/1", "token x")
+        db.remove_label("demo/1", "a")
+        assert _shown(folder)["demo/1"] == "token x"
+    add_labels(folder, _batch(("demo/1", "c", "np", 9, True)))
+    assert _shown(folder)["demo/1"] == "token x"
+    # Elsewhere, too.
+    featuredb.export_labels(folder, tmp_path / "labels.csv")
+    back = Path(shutil.copytree(made, tmp_path / "back.fdb"))
+    featuredb.import_labels(back, tmp_path / "labels.csv")
+    assert _shown(back)["demo/1"] == "token x"
+
+
+@pytest.mark.parametrize("votes", [1.5, "1", None, True, float("nan"), 2**63, -(2**63) - 1])
+def test_votes_are_whole_numbers(folder: Path, votes: Any) -> None:
+    with featuredb.open(folder) as db:
+        db.label("demo/1", "x")
+        with pytest.raises(LabelError, match="votes"):
+            db.vote_for_label("demo/1", "x", votes)
+        db.vote_for_label("demo/1", "x", np.int64(2**63 - 1))
+        with pytest.raises(LabelError, match="votes"):
+            db.vote_for_label("demo/1", "x")
+
+
+def test_features_of_numpy_and_what_is_none(made: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one.fdb"
+    make_store(one, small_world(("demo",)))
+    with featuredb.open(one) as db:
+        db.label(np.int64(3), "x")
+        for feature in (np.int64(3), np.array(["3", "1"]), pa.array([3, 1]), (3, 1)):
+            assert [row.text for row in db.labels(feature)] == ["x"]
+        for feature in (b"31", 3.5, bytearray(b"3"), [b"3"], np.array(3)):
+            with pytest.raises(UnknownFeatureError, match="is not a feature"):
+                db.labels(feature)
+            with pytest.raises(UnknownFeatureError, match="is not a feature"):
+                db.top_contexts(feature)
+        with pytest.raises(UnknownFeatureError, match="is not a feature"):
+            featuredb.card(one, b"31")
+        assert featuredb.card(one, "3") == featuredb.card(one, ["3"])
+
+
+_HALF = "half \ud800"
+
+
+@pytest.mark.parametrize(
+    ("write", "what"),
+    [
+        (lambda db: db.label("demo/1", _HALF), "the label is not UTF-8 text, at character 5"),
+        (lambda db: db.label("demo/1", "x", method=_HALF), "the method is not UTF-8 text"),
+        (lambda db: db.label("demo/1", "x", model=_HALF), "the model is not UTF-8 text"),
+        (lambda db: db.label("demo/1", "x", method=5), "the method must be text, not int"),
+        (lambda db: db.label("demo/1", "x", method=" "), "the method has no name"),
+        (lambda db: db.label("demo/1", "x", model=""), "the model has no name"),
+        (lambda db: db.label("demo/1", None), "the label must be text, not NoneType"),
+        (lambda db: db.prefer_label("demo/1", None), "the label must be text, not NoneType"),
+        (lambda db: db.remove_label("demo/1", _HALF), "the label is not UTF-8 text"),
+        (lambda db: featuredb.import_labels(db.path, "x.csv", method=5), "the method must be"),
+        (lambda db: featuredb.import_labels(db.path, "x.csv", method=""), "the method has no name"),
+    ],
+    ids=range(11),
+)
+def test_what_is_no_text_is_named(folder: Path, write: Any, what: str) -> None:
+    with featuredb.open(folder) as db:
+        db.label("demo/1", "there")
+        with pytest.raises(LabelError, match=what):
+            write(db)
+    assert _shown(folder) == {"demo/1": "there"}
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "csv.gz", "CSV.GZ", "jsonl.gz", "parquet.gz"])
+def test_other_endings_hold_everything_too(
+    folder: Path, made: Path, tmp_path: Path, ending: str
+) -> None:
+    score = {"row": [0], "scorer": ["fuzz"], "value": [0.1], "details": ['{"n": ["Ø"]}']}
+    rows = (("demo/1", 'a "b",\nc', "np", 3, True), ("other/2", "Ø", "np", -1, True))
+    add_labels(folder, replace(_batch(*rows), scores=pa.table(score)))
+    file = tmp_path / f"labels.{ending}"
+    featuredb.export_labels(folder, file)
+    assert file.read_bytes().startswith(b"\x1f\x8b") == ending.lower().endswith(".gz")
+    back = Path(shutil.copytree(made, tmp_path / "back.fdb"))
+    assert featuredb.import_labels(back, file).scores == 1
+    with featuredb.open(folder) as one, featuredb.open(back) as two:
+        assert one.labels().table == two.labels().table
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+def test_what_labels_list_writes_is_read(folder: Path, made: Path, form: Any) -> None:
+    with featuredb.open(folder) as db:
+        answer = db.label("demo/1", "dates")
+    file = folder.parent / f"labels.{form}"
+    file.write_bytes(to_bytes(answer, form))
+    back = Path(shutil.copytree(made, folder.parent / "back.fdb"))
+    featuredb.import_labels(back, file)
+    with featuredb.open(back) as db:
+        assert db.labels().table == answer.table
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl", "parquet", "arrow", "goodfire"])
+def test_labels_are_written_into_a_pipe(folder: Path, tmp_path: Path, form: str) -> None:
+    with featuredb.open(folder) as db:
+        db.label("demo/1", "dates")
+    pipe, file = tmp_path / "pipe", tmp_path / "file"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert featuredb.export_labels(folder, pipe, form) == 1
+    assert featuredb.export_labels(folder, file, form) == 1
+    assert os.read(end, 1 << 16) == file.read_bytes()
+    os.close(end)
+    assert pipe.is_fifo()
+
+
+def test_names_that_are_too_long(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot write .*: File name too long"):
+        featuredb.export_labels(folder, tmp_path / ("x" * 300 + ".csv"))
+    with pytest.raises(LabelError, match=r"cannot read .*: File name too long"):
+        featuredb.import_labels(folder, tmp_path / ("x" * 300 + ".csv"))

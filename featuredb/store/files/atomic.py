@@ -44,8 +44,9 @@ def output_in_place(path: Path) -> Iterator[Path]:
 
     Raises `StorageError` where it cannot be written. Nothing is left then.
     """
-    special = path.exists() and not (path.is_file() or path.is_dir())
-    target = path.resolve() if path.is_symlink() and not special else path
+    # Of os.path: a name that is too long is no error here, only where it is written.
+    special = os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+    target = path.resolve() if os.path.islink(path) and not special else path
     temporary = path if special else temporary_name(target.absolute())
     try:
         yield temporary
@@ -151,7 +152,7 @@ def folder_in_place(final: Path) -> Iterator[Path]:
 
 def remove_tree(path: Path) -> None:
     """Delete a folder or file. It is renamed first, so that no reader sees half of it."""
-    if not path.exists():
+    if not os.path.exists(path):
         return
     with storage_errors(path):
         renamed = temporary_name(path)

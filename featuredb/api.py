@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -773,7 +773,7 @@ def export_activations(
 
 def explain(
     path: str | os.PathLike[str],
-    features: Sequence[int | str] | None = None,
+    features: int | str | Iterable[int | str] | None = None,
     *,
     endpoint: str,
     model_name: str,
@@ -790,20 +790,20 @@ def explain(
     """Let a language model label features, and score how well the labels say it.
 
     The model gets examples chosen and marked by Delphi's scheme (`featuredb.autointerp`). What is
-    written are labels of the method ``explained``, with scores. Resumable: features that such a
-    label of the model has are left out, and what was answered is kept, whatever ends the run. A
-    feature that fires in fewer than 10 contexts is left out. The key is taken from the environment
-    variable ``OPENAI_API_KEY``.
+    written are labels of the method ``explained``, with scores. Resumable: features that have such
+    a label of the model are left out, unless it lacks scores that are asked for, and what was
+    answered is kept, whatever ends the run. A feature that fires in fewer than 10 contexts is left
+    out. The key is taken from the environment variable ``OPENAI_API_KEY``.
 
     Args:
         path: The database folder.
-        features: Which. Default: all that fire.
+        features: One or several. Default: all that fire.
         endpoint: Address of an OpenAI-compatible server, such as ``http://localhost:8000/v1``.
         model_name: The model to ask.
         scores: Of ``"detection"``, ``"fuzz"``, ``"intruder"`` and ``"embedding"``. None: ``()``.
         existing: Write no labels, and score the preferred ones that there are.
         embedding_model: The model for ``"embedding"``, at the same endpoint.
-        rate: Requests per minute at most.
+        rate: Requests per minute at most, those for embeddings among them.
         parallel: Features at a time.
         seed: Draw other examples.
         price: Of a million tokens in and of a million out, for the estimate.
@@ -820,7 +820,7 @@ def explain(
         MissingExtraError: The extra ``featuredb[ingest]`` is not installed.
         StorageError: The database can only be read.
     """
-    from featuredb.endpoint import Endpoint
+    from featuredb.endpoint import Endpoint, check_model
 
     folder = local_folder(path, "explaining")
     with ingest_extra("explaining"):
@@ -830,8 +830,9 @@ def explain(
     request = Request(tuple(scores), existing, seed, parallel, price, dry_run)
     if "embedding" in request.scores and embedding_model is None:
         raise QueryError("the score embedding needs the name of an embedding model")
-    embedding = None if embedding_model is None else Endpoint(endpoint, embedding_model, rate)
-    answers = Answers(Endpoint(endpoint, model_name, rate), embedding=embedding)
+    if embedding_model is not None:
+        check_model(embedding_model)
+    answers = Answers(Endpoint(endpoint, model_name, rate), embedding=embedding_model)
     with shown(progress), open(folder) as database:
         return run(database, folder, features, answers, request)
 

@@ -3,7 +3,7 @@
 To explain: 40 contexts, as many from each tenth of the feature's contexts by maximum. To score: 50
 others of the same kind, and 51 contexts in which the feature never fires, known from the whole
 store: at random, with a token that it elsewhere fires on, and beside a neighbor. A context is shown
-as the 32 tokens around its maximum. Tokens above 0.3 of the example's maximum are marked.
+as the 33 tokens around its maximum. Tokens above 0.3 of the example's maximum are marked.
 """
 
 from __future__ import annotations
@@ -72,23 +72,21 @@ class Evidence:
 
 
 def evidence(database: Database, name: str, seed: int, *, scored: bool) -> Evidence | None:
-    """Examples of a feature, None if it fires in too few contexts. scored: to be tested on, too."""
+    """Examples of a feature, None if it fires in too few contexts. scored: with silent ones.
+
+    What explains is the same if it is not scored, so that scores of later test on others.
+    """
     sae, number = parse_feature(database.snapshot, name)
-    wanted = EXPLAIN + TEST if scored else EXPLAIN
-    rows = list(database.sample_contexts(name, wanted, TENTHS, seed, by="quantile", window=_WINDOW))
+    drawn = database.sample_contexts(
+        name, EXPLAIN + TEST, TENTHS, seed, by="quantile", window=_WINDOW
+    )
+    rows = list(drawn)
     if len(rows) < FEWEST:
         return None
     examples = [
         Example(tuple(r.tokens), tuple(r.activations), "active", r.bin, r.bin_weight) for r in rows
     ]
-    explain: list[Example] = []
-    test: list[Example] = []
-    for tenth in range(1, TENTHS + 1):
-        # Drawn at random within a tenth, but sorted: every other one, so that each part has both.
-        own = [example for example in examples if example.tenth == tenth]
-        mine = _spread(len(own), round(len(own) * EXPLAIN / wanted))
-        explain += [own[i] for i in sorted(mine)]
-        test += [own[i] for i in range(len(own)) if i not in mine]
+    explain, test = parted(examples)
     negatives = tuple(
         Example(tuple(row.tokens), tuple(row.activations), kind, 0, 1.0)
         for kind in (NEGATIVES if scored else ())
@@ -103,6 +101,22 @@ def evidence(database: Database, name: str, seed: int, *, scored: bool) -> Evide
     # Delphi shows the strongest first.
     explain.sort(key=lambda example: -max(example.activations))
     return Evidence(name, tuple(explain), tuple(test), negatives, fires / max(1, read), strongest)
+
+
+def parted(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """Those that explain and those that test: of any number, and of all tenths, the same shares."""
+    explain: list[Example] = []
+    test: list[Example] = []
+    seen = 0
+    for tenth in range(1, TENTHS + 1):
+        # Drawn at random within a tenth, but sorted: every other one, so that each part has both.
+        own = [example for example in examples if example.tenth == tenth]
+        seen += len(own)
+        # The share of all so far, else tenths of one context each would have none.
+        mine = _spread(len(own), -(-seen * EXPLAIN // (EXPLAIN + TEST)) - len(explain))
+        explain += [own[i] for i in sorted(mine)]
+        test += [own[i] for i in range(len(own)) if i not in mine]
+    return explain, test
 
 
 def _spread(n: int, wanted: int) -> set[int]:

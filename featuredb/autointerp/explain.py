@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -16,20 +20,34 @@ from featuredb.autointerp import prompts
 from featuredb.autointerp.examples import Evidence, evidence
 from featuredb.autointerp.scores import INTRUSIONS, SCORERS, SHOWN, Answers, Score
 from featuredb.database import Database
-from featuredb.errors import QueryError
+from featuredb.errors import DatabaseLockedError, QueryError
 from featuredb.labels.batch import LabelBatch
 from featuredb.labels.write import add_labels
+from featuredb.render.numbers import plural
 from featuredb.render.progress import log, progress
 from featuredb.store.names import parse_feature
 from featuredb.store.outcomes import Explained
 from ingest.operations.user_data import refuse_no_writing
 from queries.answers import Row
+from queries.arguments import check_seed, is_whole
 
 METHOD = "explained"
 """That of labels written here."""
 
 _AT_ONCE = 20
 """Labels per snapshot. A run that is killed loses no more."""
+
+_BEFORE = 3.0
+"""Seconds that another writer may go on for before the first request."""
+
+_PATIENCE = 600.0
+"""The same before answers, which are paid for, are given up."""
+
+_GRACE = 3.0
+"""Seconds that answers may still come in after Ctrl-C."""
+
+_LONG_ANSWER = 120.0
+"""The same after an error."""
 
 _SAMPLED = 3
 """Features whose prompts the estimate is made from."""
@@ -61,8 +79,17 @@ class Request:
             raise QueryError(f"there is no score {unknown[0]}: choose of {', '.join(SCORERS)}")
         if self.existing and not self.scores:
             raise QueryError("labels that there are can only be scored: say by which scores")
-        if self.parallel < 1:
-            raise QueryError(f"parallel must be at least 1, not {self.parallel}")
+        if not is_whole(self.parallel) or self.parallel < 1:
+            raise QueryError(f"parallel must be a whole number, at least 1: not {self.parallel!r}")
+        check_seed(self.seed)
+        if self.price is not None and not _two_prices(self.price):
+            raise QueryError(f"price must be two numbers, of tokens in and out: not {self.price!r}")
+
+
+def _two_prices(price: object) -> bool:
+    if not isinstance(price, tuple | list) or len(price) != 2:
+        return False
+    return all(isinstance(each, int | float) and 0 <= each < float("inf") for each in price)
 
 
 class _Given(NamedTuple):
@@ -74,66 +101,93 @@ class _Given(NamedTuple):
     author: str | None
 
 
+class _Task(NamedTuple):
+    """A feature that is left. label: one that there is. scorers: those that are wanted of it."""
+
+    name: str
+    label: _Given | None
+    scorers: Sequence[str]
+
+
 class _Done(NamedTuple):
-    """What one feature got."""
+    """What one feature got. error: what ended its scores."""
 
     name: str
     label: _Given | None
     scores: Sequence[Score]
     skipped: bool = False
+    error: QueryError | None = None
 
 
 @dataclass
 class _Run:
-    """The features of one call, and what became of them."""
+    """The features of one call, and what became of them. begun: labels whose scores are asked."""
 
     database: Database
     path: Path
     request: Request
     answers: Answers
     waiting: list[_Done] = field(default_factory=list)
+    begun: dict[str, _Done] = field(default_factory=dict)
     labels: int = 0
     scores: int = 0
     malformed_labels: int = 0
     too_few: int = 0
 
-    def one(self, name: str, given: _Given | None) -> _Done:
+    def one(self, task: _Task) -> _Done:
         """Explain a feature and score its label. Called in threads."""
+        name, label, scorers = task
         shown = evidence(self.database, name, self.request.seed, scored=bool(self.request.scores))
         if shown is None:
             return _Done(name, None, (), skipped=True)
         endpoint = self.answers.endpoint
-        if given is None:
+        if label is None:
             text = prompts.read_label(endpoint.ask(prompts.explanation(shown)))
             if text is None:
                 return _Done(name, None, ())
-            given = _Given(text, METHOD, endpoint.model, None)
-        scores = [
-            score
-            for scorer in self.request.scores
-            for score in SCORERS[scorer](given.text, shown, self.answers, self._draws(name, scorer))
-        ]
-        return _Done(name, given, scores)
+            label = _Given(text, METHOD, endpoint.model, None)
+        scores: list[Score] = []
+        done = self.begun[name] = _Done(name, label, scores)
+        try:
+            for scorer in scorers if shown.test and shown.negatives else ():
+                draws = self._draws(name, scorer)
+                scores += SCORERS[scorer](label.text, shown, self.answers, draws)
+        except QueryError as error:  # the label is paid for
+            return done._replace(error=error)
+        return done
 
     def _draws(self, name: str, scorer: str) -> random.Random:
         """Draws that do not depend on the order in which threads finish."""
         return random.Random(f"{self.request.seed} {name} {scorer}")
 
-    def take(self, done: _Done) -> None:
-        """Keep what a feature got, and write when there is enough of it."""
+    def take(self, done: _Done | Exception) -> None:
+        """Keep what a feature got. Raises what ended it."""
+        if isinstance(done, Exception):
+            raise done
         if done.skipped:
             self.too_few += 1
         elif done.label is None:
             self.malformed_labels += 1
         else:
             self.waiting.append(done)
-        if len(self.waiting) >= _AT_ONCE:
-            self.write()
+        if done.error is not None:
+            raise done.error
 
     def write(self) -> None:
-        """Publish what is kept."""
-        if not self.waiting:
-            return
+        """Publish what is kept. Raises `DatabaseLockedError` if another writer does not end."""
+        end = time.monotonic() + _PATIENCE
+        while self.waiting:
+            try:
+                # Ctrl-C ends the wait for a thread, not the thread, which is waited for then.
+                with ThreadPoolExecutor(1) as pool:
+                    pool.submit(self._publish).result()
+            except DatabaseLockedError:
+                if time.monotonic() >= end:
+                    raise
+                waiting = plural(len(self.waiting), "label")
+                log.warning(f"{self.path} is being written by another: {waiting} wait for it")
+
+    def _publish(self) -> None:
         labels = [(done.name, *done.label) for done in self.waiting if done.label is not None]
         names = ("feature_id", "text", "method", "model", "author")
         columns = zip(*labels, strict=True)
@@ -161,22 +215,28 @@ class _Run:
 def explain(
     database: Database,
     path: Path,
-    features: Sequence[int | str] | None,
+    features: int | str | Iterable[int | str] | None,
     answers: Answers,
     request: Request,
 ) -> Explained:
     """See `featuredb.explain`."""
-    refuse_no_writing(path, "explain")
+    refuse_no_writing(path, "explain", None if request.dry_run else _BEFORE)
     todo, already = _todo(database, features, answers.endpoint.model, request)
     if log.isEnabledFor(logging.INFO):  # an estimate asks several questions
         log.info(_estimate(database, todo, answers, request))
     run = _Run(database, path, request, answers)
     try:
-        if not request.dry_run:
-            _ask_all(run, todo)
-    finally:
-        # What was paid for is kept, whatever ends the run.
-        run.write()
+        try:
+            if not request.dry_run:
+                _ask_all(run, todo)
+        finally:
+            # What was paid for is kept, whatever ends the run.
+            run.write()
+    except KeyboardInterrupt:
+        kept = f"{plural(run.labels, 'label')} and {plural(run.scores, 'score')}"
+        raise KeyboardInterrupt(
+            f"interrupted: {kept} are stored, repeat the command to continue"
+        ) from None
     usage = answers.endpoint.usage
     return Explained(
         labels=run.labels,
@@ -191,97 +251,128 @@ def explain(
     )
 
 
-def _ask_all(run: _Run, todo: Sequence[tuple[str, _Given | None]]) -> None:
-    left = iter(todo)
-    with (
-        progress("explaining", "features") as bar,
-        ThreadPoolExecutor(run.request.parallel, "explain") as pool,
-    ):
+def _ask_all(run: _Run, todo: Sequence[_Task]) -> None:
+    left: SimpleQueue[_Task] = SimpleQueue()
+    done: SimpleQueue[_Done | Exception] = SimpleQueue()
+    for task in todo:
+        left.put(task)
+    stopped = run.answers.endpoint.stopped
+
+    def work() -> None:
+        while not stopped.is_set():
+            try:
+                task = left.get_nowait()
+            except Empty:
+                return
+            try:
+                done.put(run.one(task))
+            except Exception as error:
+                done.put(error)
+            run.begun.pop(task.name, None)
+
+    # Daemons: a process does not wait for a server that does not answer.
+    workers = [
+        Thread(target=work, name="explain", daemon=True) for _ in range(run.request.parallel)
+    ]
+    patience = _LONG_ANSWER
+    with progress("explaining", "features") as bar:
         bar.start("explaining", len(todo), 0)
-        pending: set[Future[_Done]] = set()
         try:
-            while True:
-                for name, given in _few(left, run.request.parallel - len(pending)):
-                    pending.add(pool.submit(run.one, name, given))
-                if not pending:
-                    return
-                ready, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in sorted(ready, key=lambda each: each.exception() is not None):
-                    run.take(future.result())
-                    bar.advance(1)
-        except QueryError:
-            # Others may still get their answers, which are paid for.
-            pool.shutdown(cancel_futures=True)
-            for future in pending:
-                if not future.cancelled() and future.exception() is None:
-                    run.take(future.result())
+            for worker in workers:
+                worker.start()
+            for _ in todo:
+                run.take(done.get())
+                bar.advance(1)
+                if len(run.waiting) >= _AT_ONCE:
+                    run.write()
+        except KeyboardInterrupt:
+            patience = _GRACE
             raise
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        finally:
+            stopped.set()
+            try:
+                _join(workers, patience)
+            finally:
+                # First these: one that ends now is among the others by then.
+                run.waiting += list(run.begun.values())
+                while not done.empty():
+                    with suppress(Exception):  # the first one is told
+                        run.take(done.get())
 
 
-def _few(left: Iterator[tuple[str, _Given | None]], n: int) -> list[tuple[str, _Given | None]]:
-    return [each for _, each in zip(range(n), left, strict=False)]
+def _join(workers: Sequence[Thread], seconds: float) -> None:
+    """Wait for those that run, so long in all."""
+    end = time.monotonic() + seconds
+    for worker in workers:
+        if worker.ident is not None:
+            worker.join(max(0.0, end - time.monotonic()))
 
 
 def _todo(
-    database: Database, features: Sequence[int | str] | None, model: str, request: Request
-) -> tuple[list[tuple[str, _Given | None]], int]:
-    """The features that are left, by name, with the labels that are scored. How many are done."""
+    database: Database,
+    features: int | str | Iterable[int | str] | None,
+    model: str,
+    request: Request,
+) -> tuple[list[_Task], int]:
+    """The features that are left, and how many are done."""
+    names = _names(database, features)
+    labels: dict[str, Row] = {}
+    for row in database.labels():
+        own = row.method == METHOD and row.model == model
+        if row.preferred if request.existing else own:
+            labels.setdefault(f"{row.sae}/{row.feature_id}", row)
+    if request.existing:
+        names = [name for name in names if name in labels]
+    todo = []
+    for name in names:
+        there = labels.get(name)
+        if there is None:
+            todo.append(_Task(name, None, request.scores))
+        elif lacking := _lacking(there, model, request):
+            label = _Given(there.text, there.method, there.model, there.author)
+            todo.append(_Task(name, label, lacking))
+    return todo, len(names) - len(todo)
+
+
+def _names(database: Database, features: Any) -> list[str]:
+    """Each feature once, by name. None: all that fire."""
     if features is None:
         rows = database.sql(
             "SELECT concat(sae, '/', feature_id) FROM features JOIN saes USING (sae) "
             "WHERE count > 0 ORDER BY sae_index, feature_id"
         ).fetchall()
-        names = [str(name) for (name,) in rows]
-    else:
-        parsed = [parse_feature(database.snapshot, feature) for feature in features]
-        names = list(dict.fromkeys(f"{sae.name}/{number}" for sae, number in parsed))
-    labels = list(database.labels())
-    if request.existing:
-        preferred = {f"{row.sae}/{row.feature_id}": row for row in labels if row.preferred}
-        todo: list[tuple[str, _Given | None]] = []
-        for name in names:
-            row = preferred.get(name)
-            if row is not None and not _scored(row, model, request):
-                todo.append((name, _Given(row.text, row.method, row.model, row.author)))
-        return todo, sum(name in preferred for name in names) - len(todo)
-    done = {
-        f"{row.sae}/{row.feature_id}"
-        for row in labels
-        if row.method == METHOD and row.model == model
-    }
-    left = [(name, None) for name in names if name not in done]
-    return list(left), len(names) - len(left)
+        return [str(name) for (name,) in rows]
+    if isinstance(features, str | bytes) or not isinstance(features, Iterable):
+        features = [features]
+    parsed = [parse_feature(database.snapshot, feature) for feature in features]
+    return list(dict.fromkeys(f"{sae.name}/{number}" for sae, number in parsed))
 
 
-def _scored(row: Row, model: str, request: Request) -> bool:
+def _lacking(row: Row, model: str, request: Request) -> list[str]:
     there = {score["scorer"] for score in row.scores if score["model"] == model}
-    return there.issuperset(request.scores)
+    return [scorer for scorer in request.scores if scorer not in there]
 
 
 def _estimate(
     database: Database,
-    todo: Sequence[tuple[str, _Given | None]],
+    todo: Sequence[_Task],
     answers: Answers,
     request: Request,
 ) -> str:
     """What it will take, from the prompts of a few features."""
     step = max(1, len(todo) // _SAMPLED)
-    shown = [
-        found
-        for name, _ in list(todo[::step])[:_SAMPLED]
-        for found in [evidence(database, name, request.seed, scored=bool(request.scores))]
+    costs = [
+        _cost(found, task)
+        for task in todo[::step][:_SAMPLED]
+        for found in [evidence(database, task.name, request.seed, scored=bool(request.scores))]
         if found is not None
-    ]
-    costs = [_cost(each, request) for each in shown] or [(0.0, 0.0, 0.0)]
+    ] or [(0.0, 0.0, 0.0)]
     requests, sent, answered = (
         sum(part) / len(costs) * len(todo) for part in zip(*costs, strict=True)
     )
     text = (
-        f"{len(todo):,} features, about {requests:,.0f} requests to {answers.endpoint.model}, "
-        f"{sent:,.0f} tokens in and {answered:,.0f} out"
+        f"{plural(len(todo), 'feature')}, about {plural(round(requests), 'request')} to "
+        f"{answers.endpoint.model}, {sent:,.0f} tokens in and {answered:,.0f} out"
     )
     if request.price is not None:
         money = (sent * request.price[0] + answered * request.price[1]) / 1e6
@@ -289,16 +380,16 @@ def _estimate(
     return text
 
 
-def _cost(shown: Evidence, request: Request) -> tuple[float, float, float]:
+def _cost(shown: Evidence, task: _Task) -> tuple[float, float, float]:
     """Requests, tokens in and tokens out of one feature."""
     requests = sent = answered = 0.0
-    if not request.existing:
+    if task.label is None:
         message = "".join(part["content"] for part in prompts.explanation(shown))
         requests, sent, answered = 1, len(message) / _CHARACTERS, _ANSWERED["label"]
     tested = [*shown.test, *shown.negatives]
     head = "".join(part["content"] for part in prompts.detection("x" * 80, []))
     passage = sum(len(example.text) + 14 for example in tested) / max(1, len(tested))
-    for scorer in request.scores:
+    for scorer in task.scorers:
         if scorer == "embedding":
             requests, sent = requests + 1, sent + len(tested) * passage / _CHARACTERS
             continue

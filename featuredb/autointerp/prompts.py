@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import string
 from collections.abc import Sequence
 
 from featuredb.autointerp.examples import Evidence, Example
@@ -40,7 +41,8 @@ _INTRUDE = (
     "brackets, such as [2]."
 )
 
-_LABEL = re.compile(r"^[\s*_#>]*label[\s*_]*:[\s*_]*(.+?)[\s*_]*$", re.IGNORECASE | re.MULTILINE)
+_LABEL = re.compile(r"^(?:[^\S\n]|[*_#>])*label(?:[^\S\n]|[*_])*:", re.IGNORECASE | re.MULTILINE)
+_AROUND = string.whitespace + "*_"
 _LIST = re.compile(r"\[[^\[\]]*\]")
 _STRENGTHS = 10
 """Words of a passage that are listed with their strength."""
@@ -71,9 +73,11 @@ def strength(value: float, strongest: float) -> int:
 
 def read_label(answer: str) -> str | None:
     """The label of an answer, None where it has none."""
-    found = _LABEL.findall(answer)
-    label = found[-1].strip().strip('"').strip() if found else ""
-    return label if 0 < len(label) <= LONGEST else None
+    *_, end = 0, *(match.end() for match in _LABEL.finditer(answer))
+    lines = answer[end:].strip(_AROUND).splitlines() if end else []
+    label = lines[0].strip(_AROUND).strip('"').strip() if lines else ""
+    half = any("\ud800" <= character <= "\udfff" for character in label)  # of a character
+    return label if 0 < len(label) <= LONGEST and not half else None
 
 
 def detection(label: str, examples: Sequence[Example]) -> Messages:
@@ -103,7 +107,7 @@ def read_choices(answer: str, n: int) -> list[bool] | None:
     for text in reversed(_LIST.findall(answer)):
         try:
             values = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if len(values) == n and all(value in (0, 1) for value in values):
             return [bool(value) for value in values]
@@ -112,8 +116,6 @@ def read_choices(answer: str, n: int) -> list[bool] | None:
 
 def read_number(answer: str, n: int) -> int | None:
     """A number from 1 to n in brackets, None where the answer has none."""
-    for text in reversed(_LIST.findall(answer)):
-        digits = text.strip("[] ")
-        if digits.isdigit() and 1 <= int(digits) <= n:
-            return int(digits)
-    return None
+    numbers = {str(number): number for number in range(1, n + 1)}
+    spelled = [text.strip("[] ") for text in reversed(_LIST.findall(answer))]
+    return next((numbers[each] for each in spelled if each in numbers), None)

@@ -14,7 +14,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import mul
 from typing import Any, NamedTuple
 
@@ -47,12 +47,12 @@ class Score(NamedTuple):
 
 @dataclass
 class Answers:
-    """What an endpoint said so far. malformed: answers that could not be read."""
+    """What an endpoint said so far. malformed: answers that could not be read. embedding: the
+    name of its model for embeddings."""
 
     endpoint: Endpoint
     malformed: int = 0
-    embedding: Endpoint | None = None
-    _kept: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    embedding: str | None = None
 
     def choices(self, messages: prompts.Messages, n: int) -> list[bool | None]:
         """Yes or no for each of n passages, None for each where the answer cannot be read."""
@@ -99,8 +99,8 @@ def intruder(_: str, evidence: Evidence, answers: Answers, rng: random.Random) -
     right, asked = 0, 0
     silent = _shuffled(evidence.negatives, rng)[:INTRUSIONS]
     for number, stranger in enumerate(silent):
-        own = [e for e in evidence.test if e.tenth == tenths[number % len(tenths)]]
-        shown = [e.spelled(e.marked) for e in rng.sample(own, min(SHOWN - 1, len(own)))]
+        own = _alike(evidence.test, tenths[number % len(tenths)])
+        shown = [e.spelled(e.marked) for e in rng.sample(own, SHOWN - 1)]
         marks = max(1, round(sum(sum(e.marked) for e in own) / len(own)))
         place = rng.randrange(len(shown) + 1)
         shown.insert(place, _marked(stranger, marks, rng))
@@ -114,12 +114,19 @@ def intruder(_: str, evidence: Evidence, answers: Answers, rng: random.Random) -
     return [Score("intruder", right / asked, {"n": asked, "low": low, "high": high})]
 
 
+def _alike(test: Sequence[Example], tenth: int) -> list[Example]:
+    """Those of a tenth, and where they are too few for a question those of the nearest tenths."""
+    nearest = sorted(test, key=lambda example: abs(example.tenth - tenth))
+    return nearest[: max(SHOWN - 1, sum(example.tenth == tenth for example in test))]
+
+
 def embedding(label: str, evidence: Evidence, answers: Answers, _: random.Random) -> list[Score]:
     """How much more alike to the label's embedding the active passages are than the silent."""
     if answers.embedding is None:
         raise QueryError("the score embedding needs the name of an embedding model")
     examples = [*evidence.test, *evidence.negatives]
-    first, *others = answers.embedding.embed([label, *(example.text for example in examples)])
+    texts = [label, *(example.text for example in examples)]
+    first, *others = answers.endpoint.embed(texts, answers.embedding)
     alike = [_cosine(first, other) for other in others]
     active = [a for a, e in zip(alike, examples, strict=True) if e.kind == "active"]
     details: dict[str, Any] = {"n": len(alike)}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 import featuredb
 from featuredb.cli import completing, options
+from featuredb.render.numbers import plural
 
 
 @click.command("explain")
@@ -70,8 +73,16 @@ def command(db: str, features: list[str] | None, no_scores: bool, **chosen: Any)
     read from the environment variable OPENAI_API_KEY.
     """
     if no_scores:
+        context = click.get_current_context()
+        if context.get_parameter_source("scores") is not ParameterSource.DEFAULT:
+            raise click.UsageError("--score and --no-scores cannot be combined.")
         chosen["scores"] = ()
-    done = featuredb.explain(db, features, **chosen, progress=True)
+    # What is answered is paid for: a job that is stopped keeps it, as after Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        done = featuredb.explain(db, features, **chosen, progress=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     left_out = "".join(
         f", {count:,} {what}"
         for count, what in (
@@ -83,7 +94,7 @@ def command(db: str, features: list[str] | None, no_scores: bool, **chosen: Any)
         if count
     )
     click.echo(
-        f"{db}: {done.labels:,} labels and {done.scores:,} scores from {done.requests:,} requests"
-        f"{left_out}",
+        f"{db}: {plural(done.labels, 'label')} and {plural(done.scores, 'score')} from "
+        f"{plural(done.requests, 'request')}{left_out}",
         err=True,
     )

@@ -120,8 +120,14 @@ def _written(layout: Layout, name: str, whole: pa.Table) -> UserData:
     return UserData(name, file_entry(layout, file, rows=len(whole)))
 
 
-def refuse_no_writing(path: Path, operation: str) -> None:
-    """Before long work: raise as `write_user_data` would, unless only another writer is busy."""
+def refuse_no_writing(path: Path, operation: str, wait: float | None = None) -> None:
+    """Before long work: raise as `write_user_data` would, unless only another writer is busy.
+
+    wait: raise for that, too, where it goes on for so many seconds.
+    """
+    if wait is not None:
+        with _waiting(path, operation, wait):
+            return
     with suppress(DatabaseLockedError), changing(path, operation):
         pass
 

@@ -27,6 +27,12 @@ _TYPES = {
 }
 """What annotations of `Database` mean in JSON."""
 
+_MORE = ("fires_in", "near_token")
+"""Methods that ask a question in another way."""
+
+_NOT_FOR_AGENTS = {"encoder"}
+"""Arguments that name files, or what is fetched."""
+
 _ARGUMENT = re.compile(r"^ {4}(\w+): ", re.MULTILINE)
 
 
@@ -67,7 +73,7 @@ class QuestionTool:
 
 def question_tools(database: Database, console: Console) -> dict[str, QuestionTool]:
     """A tool for each method that answers a question, by name. SQL goes to the console."""
-    methods = sorted({question.method for question in queries.QUESTIONS.values()})
+    methods = sorted({question.method for question in queries.QUESTIONS.values()}.union(_MORE))
     tools = {name: _tool(name, getattr(database, name)) for name in methods if name != "sql"}
     query = create_model(
         "sql",
@@ -90,6 +96,7 @@ def _tool(name: str, method: Callable[..., Shown]) -> QuestionTool:
             ),
         )
         for parameter in inspect.signature(method).parameters.values()
+        if parameter.name not in _NOT_FOR_AGENTS
     }
     arguments = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
     return QuestionTool(name, about, arguments, method)

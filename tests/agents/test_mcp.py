@@ -80,7 +80,8 @@ def _texts(result: mcp_types.CallToolResult) -> list[str]:
 def test_every_question_is_a_tool_that_only_reads(client: tuple[BlockingPortal, Client]) -> None:
     portal, connection = client
     tools = portal.call(connection.list_tools).tools
-    assert {tool.name for tool in tools} == {q.method for q in queries.QUESTIONS.values()}
+    questions = {question.method for question in queries.QUESTIONS.values()}
+    assert {tool.name for tool in tools} == {*questions, "fires_in", "near_token"}
     for tool in tools:
         assert tool.annotations is not None
         assert tool.annotations.read_only_hint
@@ -105,6 +106,7 @@ def test_every_question_is_a_tool_that_only_reads(client: tuple[BlockingPortal, 
         ("top_contexts", {"feature": "a/sae/1", "k": 3}),
         ("near", {"feature": "a/sae/1", "k": 3}),
         ("feature", {"feature": "it's/2"}),
+        ("fires_in", {"context_id": 1, "k": 3}),
         ("find", {"all": ["a/sae/1"], "k": 2}),
         ("contrast", {"a": "topic = '<b>'", "k": 3}),
         ("silent_contexts", {"feature": "a/sae/3", "like": "random", "k": 2}),
@@ -172,6 +174,8 @@ def test_answers_are_capped_in_characters(ask: Ask) -> None:
         ("near", {"feature": 3}, "feature 3 does not say of which SAE"),
         ("top_contexts", {"feature": "a/sae/1", "where": "topic ="}, "Parser Error"),
         ("top_contexts", {"feature": "a/sae/1", "where": "(FROM '/etc/passwd')"}, ""),
+        ("search", {"query": "x", "encoder": "/tmp"}, "search has no argument 'encoder'"),
+        ("near_token", {"token": " music"}, "reading a token's direction needs"),
         ("contrast", {"a": "@/etc/passwd"}, "a: no files are read here"),
         ("sql", {"query": "DROP VIEW features"}, "DROP is not answered here"),
         ("sql", {"query": "FROM read_text('/etc/passwd')"}, "Permission Error"),

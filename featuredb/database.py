@@ -89,13 +89,16 @@ class Database:
     def _reader(self) -> Reader:
         """What questions are asked of. Raises `ClosedError`."""
         if self._open_reader is None:
-            raise ClosedError(f"{self!r} is closed: open it again with featuredb.open")
+            raise self._closed()
         return self._open_reader
+
+    def _closed(self) -> ClosedError:
+        return ClosedError(f"{self!r} is closed: open it again with featuredb.open")
 
     @property
     def path(self) -> Path:
         """The database's folder, absolute. Raises `StorageError` for one behind a URL."""
-        return self._folder("its path")
+        return _local(self._store.root, "its path")
 
     @property
     def location(self) -> Path | RemoteFiles:
@@ -198,7 +201,7 @@ class Database:
         self,
         feature: Feature,
         k: int = 20,
-        bins: int = 10,
+        bins: int | None = None,
         seed: int = 0,
         *,
         by: str = "width",
@@ -212,7 +215,8 @@ class Database:
         Args:
             feature: A number, or ``"sae_name/1234"``.
             k: Number of contexts, at least `bins`.
-            bins: Number of bins. Those without a context are passed over.
+            bins: Number of bins. Those without a context are passed over. Default: 10, or `k`
+                where that is less.
             seed: The same seed draws the same contexts.
             by: ``"width"``, bins of one width from the least maximum to the greatest, or
                 ``"quantile"``, bins of equally many contexts.
@@ -949,7 +953,8 @@ class Database:
         """Any SQL over the views and macros, as a lazy DuckDB relation.
 
         Every relation has its own connection. Several can be read at once, by any threads, but not
-        joined to one another. Later statements see what a statement creates. Temporary tables,
+        joined to one another. Later statements see what a statement creates, and none changes the
+        database's own views and macros. Temporary tables,
         variables and session settings belong to a connection and exist only for statements in the
         same text. The macros ``fires_on`` of new text, ``families``, ``cosine`` and ``near_token``
         are answered here, in Python.
@@ -1491,7 +1496,7 @@ class Database:
         """
         from featuredb.labels.write import write_label
 
-        self._move_on(write_label(self._folder("labeling"), feature, text, method, model))
+        self._move_on(write_label(self._writable("labeling"), feature, text, method, model))
         return self.labels(feature)
 
     def prefer_label(self, feature: Feature, label: str) -> Labels:
@@ -1510,7 +1515,7 @@ class Database:
         """
         from featuredb.labels.write import prefer_label
 
-        self._move_on(prefer_label(self._folder("labeling"), feature, label))
+        self._move_on(prefer_label(self._writable("labeling"), feature, label))
         return self.labels(feature)
 
     def vote_for_label(self, feature: Feature, label: str, votes: int = 1) -> Labels:
@@ -1529,7 +1534,7 @@ class Database:
         """
         from featuredb.labels.write import vote_for_label
 
-        self._move_on(vote_for_label(self._folder("labeling"), feature, label, votes))
+        self._move_on(vote_for_label(self._writable("labeling"), feature, label, votes))
         return self.labels(feature)
 
     def remove_label(self, feature: Feature, label: str) -> Labels:
@@ -1547,13 +1552,12 @@ class Database:
         """
         from featuredb.labels.write import remove_label
 
-        self._move_on(remove_label(self._folder("labeling"), feature, label))
+        self._move_on(remove_label(self._writable("labeling"), feature, label))
         return self.labels(feature)
 
-    def _folder(self, purpose: str) -> Path:
-        """The folder. Raises `StorageError` for a database behind a URL."""
-        root = self._store.root
-        return root if isinstance(root, Path) else local_folder(root.url, purpose)
+    def _writable(self, purpose: str) -> Path:
+        """The folder. Raises `ClosedError`, `StorageError` for a database behind a URL."""
+        return _local(self._reader.store.root, purpose)
 
     def _move_on(self, written: Snapshot) -> None:
         """Answer from a snapshot that this handle wrote, whatever others wrote before it."""
@@ -1576,6 +1580,8 @@ class Database:
             self._open_reader = None
 
     def __enter__(self) -> Self:
+        if self._open_reader is None:
+            raise self._closed()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -1593,6 +1599,10 @@ class Database:
     def __repr__(self) -> str:
         saes = ", ".join(sae.name for sae in self.saes)
         return f"<featuredb {self.location}: {saes}; snapshot {self.snapshot.number}>"
+
+
+def _local(root: Path | RemoteFiles, purpose: str) -> Path:
+    return root if isinstance(root, Path) else local_folder(root.url, purpose)
 
 
 def _encode(store: Store, model: str | None, texts: Sequence[str]) -> list[ActiveText]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import queries
 from featuredb import errors
 from featuredb.errors import CorruptDatabaseError, FeatureDBError, SQLError, first_line
 from featuredb.store.files.location import Location
@@ -24,6 +25,13 @@ _OF_A_CONNECTION = re.compile(
     re.IGNORECASE,
 )
 """A statement, with no other after it, that is for later ones of the same connection."""
+
+_CHANGED = re.compile(
+    r"\b(?:DROP|ALTER|CREATE\s+OR\s+REPLACE)\s+(?:MACRO\s+TABLE|FUNCTION\s+TABLE|\w+)\s+"
+    r"(?:IF\s+EXISTS\s+)?(?:(?:\w+|\"[^\"]*\")\s*\.\s*)*(?:(\w+)|\"([^\"]*)\")",
+    re.IGNORECASE,
+)
+"""What a statement drops, alters or replaces."""
 
 _RAISED = re.compile(r"exception occurred while executing the UDF: (\w+): (.+)", re.DOTALL)
 """What DuckDB makes of an exception in `fires_on`."""
@@ -89,6 +97,7 @@ def sql(
             "put both in one text, or create without TEMP"
         )
     with duckdb_errors(reader.location):
+        _refuse_change(query)
         cursor = reader.cursor()
         for name, table in (tables or {}).items():
             _register(cursor, name, table)
@@ -97,6 +106,25 @@ def sql(
     if relation is None:
         raise SQLError("there is no statement in this SQL")
     return relation
+
+
+def _refuse_change(query: str) -> None:
+    """Raise `SQLError` where a view or macro of the database would be another, or gone."""
+    if not _CHANGED.search(query):
+        return
+    import duckdb
+
+    from queries.catalog.views import RELATIONS
+
+    kinds = duckdb.StatementType
+    for statement in duckdb.extract_statements(query):
+        changed = _CHANGED.search(statement.query)
+        if changed is None or statement.type not in (kinds.DROP, kinds.ALTER, kinds.CREATE):
+            continue
+        name = (changed[1] or changed[2]).lower()
+        macros = {m.name for question in queries.QUESTIONS.values() for m in question.macros}
+        if name.startswith("featuredb_") or name in macros.union(each.name for each in RELATIONS):
+            raise SQLError(f"{name} is the database's own and stays as it is: name yours otherwise")
 
 
 def _register(cursor: duckdb.DuckDBPyConnection, name: str, table: Any) -> None:

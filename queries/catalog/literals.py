@@ -93,7 +93,9 @@ def message(template: str, **parts: str) -> str:
     """A Python message template as a SQL expression. parts: placeholder to SQL expression."""
     for position, placeholder in enumerate(parts):
         template = template.replace("{" + placeholder + "}", "{" + str(position) + "}")
-    return f"format({text(template)}, {', '.join(parts.values())})"
+    # A format of NULL is NULL, and no error.
+    shown = [f"coalesce(CAST({part} AS VARCHAR), 'NULL')" for part in parts.values()]
+    return f"format({text(template)}, {', '.join(shown)})"
 
 
 def _element(value: int | str) -> str:

@@ -138,6 +138,60 @@ def test_a_closed_handle_answers_nothing(
         ask(db)
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda db: db.label(5, "x"),
+        lambda db: db.prefer_label(5, "x"),
+        lambda db: db.vote_for_label(5, "x"),
+        lambda db: db.remove_label(5, "x"),
+        lambda db: db.__enter__(),
+    ],
+    ids=["label", "prefer", "vote", "remove", "with"],
+)
+def test_a_closed_handle_writes_nothing(
+    db: featuredb.Database, write: Callable[[featuredb.Database], Any]
+) -> None:
+    db.close()
+    with pytest.raises(ClosedError, match="open it again"):
+        write(db)
+    with featuredb.open(db.path) as again:
+        assert again.snapshot.number == db.snapshot.number
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "drop view features",
+        'DROP VIEW IF EXISTS main."Features"',
+        "create or replace view features as select 1",
+        "alter view features rename to mine",
+        "/* mine */ drop macro table top_contexts; select 1",
+        "drop macro featuredb_k",
+        "create or replace macro search(words) as table select words",
+    ],
+)
+def test_what_the_database_has_stays(db: featuredb.Database, statement: str) -> None:
+    with pytest.raises(SQLError, match="is the database's own and stays as it is"):
+        db.sql(statement)
+    assert db.sql("FROM features JOIN top_contexts(1, k := 1) USING (sae)").fetchall()
+
+
+def test_what_a_user_makes_may_go(db: featuredb.Database) -> None:
+    db.sql("create view features_of_mine as select 1 as a")
+    db.sql("create or replace view features_of_mine as select 'drop view features' as a")
+    assert db.sql("from features_of_mine").fetchall() == [("drop view features",)]
+    db.sql("drop view features_of_mine")
+    with pytest.raises(SQLError):
+        db.sql("from features_of_mine")
+
+
+@pytest.mark.parametrize("named", ["k", "window_size"])
+def test_a_null_is_named(db: featuredb.Database, named: str) -> None:
+    with pytest.raises(SQLError, match=r"must be a whole number.*not NULL"):
+        db.sql(f"FROM top_contexts(1, {named} := NULL)").fetchall()
+
+
 @pytest.mark.parametrize("kind", ["pandas", "polars", "arrow", "an answer"])
 def test_sql_sees_the_tables_of_the_user(db: featuredb.Database, kind: str) -> None:
     table = pa.table({"feature_id": [1, 3], "label": ["river", "king"]})

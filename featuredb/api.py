@@ -59,7 +59,7 @@ def open(
             spills to a temporary folder. Default: 80 % of the machine's.
 
     Raises:
-        OptionError: `memory` is not a size, or is less than 100MB.
+        OptionError: `memory` is not a size, or is less than 100MB, or `snapshot` is no number.
         DatabaseNotFoundError: There is no database at `path`.
         DatabaseNotReadyError: Its first ingest is unfinished.
         FormatVersionError: It was written by a newer featuredb.

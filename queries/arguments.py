@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -45,10 +46,20 @@ def check_seed(seed: int) -> int:
 def check_bounds(low: float | None, high: float | None) -> None:
     """Least and greatest activation. Raises `QueryError` for NaN, and for what is no number."""
     for bound in (low, high):
-        if bound is None:
-            continue
-        if not isinstance(bound, int | float | np.integer | np.floating) or bound != bound:
-            raise QueryError(f"min_activation and max_activation must be numbers, not {bound!r}")
+        if bound is not None and not _is_number(bound):
+            raise QueryError(
+                f"min_activation and max_activation must be numbers, not {bound!r:.30}"
+            )
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one that floats have, infinity too, of Python or numpy."""
+    if not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:
+        return False
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

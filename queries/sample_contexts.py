@@ -19,7 +19,7 @@ from featuredb.store.store import Store
 from queries import plots
 from queries.activations import FeatureContexts, feature_contexts
 from queries.answers import of_feature
-from queries.arguments import check_k, check_seed, check_window
+from queries.arguments import check_k, check_seed, check_window, is_whole
 from queries.catalog import literals
 from queries.catalog.draws import keyed
 from queries.catalog.windows import windows
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KINDS = ("width", "quantile")
+BINS = 10
+"""Unless there are fewer contexts, or the question says."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,7 +96,7 @@ def sample_contexts(
     reader: Reader,
     feature: int | str,
     k: int = 20,
-    bins: int = 10,
+    bins: int | None = None,
     seed: int = 0,
     by: str = "width",
     window: int = 16,
@@ -104,7 +106,8 @@ def sample_contexts(
     k, window, seed = check_k(k), check_window(window), check_seed(seed)
     if by not in KINDS:
         raise QueryError(BAD_BINS_BY.format(by=by))
-    if not 1 <= bins <= k:
+    bins = min(BINS, k) if bins is None else bins
+    if not is_whole(bins) or not 1 <= bins <= k:
         raise QueryError(BAD_BINS.format(bins=bins, k=k))
     contexts = feature_contexts(reader.store, sae, number)
     return drawn(reader.store, sae, number, contexts, k, bins, seed, by, window)
@@ -248,12 +251,12 @@ QUESTION = Question(
         Macro("featuredb_bins(bins, k)", _checked_bins(), table=False),
         Macro("featuredb_sampled(feature, k, bins, seed, bins_by, size)", _sampled),
         Macro(
-            "sample_contexts(feature, k := 20, bins := 10, seed := 0, bins_by := 'width', "
+            "sample_contexts(feature, k := 20, bins := NULL, seed := 0, bins_by := 'width', "
             "window_size := 16)",
-            "FROM featuredb_sampled(feature, k, bins, seed, bins_by, "
+            f"FROM featuredb_sampled(feature, k, coalesce(bins, least({BINS}, k)), seed, bins_by, "
             "featuredb_window(window_size))",
             about="contexts drawn from bins of their maximum, bins_by width or quantile, and how "
-            "many contexts each stands for",
+            f"many contexts each stands for. bins NULL: {BINS}, or k if less",
         ),
     ),
 )

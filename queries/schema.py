@@ -15,6 +15,7 @@ from featuredb.errors import QueryError
 from featuredb.render.view import Column, Heading, Part, Table, View
 from featuredb.store.snapshot import Snapshot
 from queries.answers import Answer, Row
+from queries.arguments import check_text
 from queries.catalog import literals
 from queries.catalog.columns import about_column
 from queries.catalog.views import RELATIONS
@@ -82,6 +83,7 @@ def schema(reader: Reader, name: str | None = None) -> Schema:
     """See `featuredb.Database.schema`."""
     rows = list(_rows(reader.cursor(), reader.snapshot))
     if name is not None:
+        check_text(name, "the name of a view or macro")
         known = list(dict.fromkeys(row["name"] or "" for row in rows))
         rows = [row for row in rows if row["name"] == name.lower()]
         if not rows:

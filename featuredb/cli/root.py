@@ -90,6 +90,8 @@ class Verbs(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         ours = not args and "args" not in kwargs  # otherwise a caller's process, such as a test
+        if ours:
+            _open_closed_streams()
         if ours and len(sys.argv) > 2 and sys.argv[1] in _SPARED:
             _spare_pandas()
         return super().main(*args, **kwargs)
@@ -164,6 +166,17 @@ def _spare_pandas() -> None:
         pyarrow.array([0])
     finally:
         sys.meta_path.remove(_NoPandas)
+
+
+def _open_closed_streams() -> None:
+    """Put the null device where a shell has closed a stream (``>&-``), for which Python has None.
+
+    Otherwise the next file that is opened gets its number, and what is printed.
+    """
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)
 
 
 def _fail(ctx: click.Context, message: str, code: int) -> NoReturn:

@@ -17,9 +17,7 @@ from featuredb.cli.output import Output
     "--bins",
     metavar="N",
     type=click.IntRange(min=1),
-    default=10,
-    show_default=True,
-    help="Number of bins of activation.",
+    help="Number of bins of activation. Default: 10, or K where that is less.",
 )
 @click.option(
     "--by",
@@ -36,7 +34,7 @@ def command(
     snapshot: int | None,
     feature: str,
     k: int,
-    bins: int,
+    bins: int | None,
     by: str,
     seed: int,
     window: int,

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from featuredb.errors import OptionError
 from featuredb.store.by_feature import SegmentByFeature
 from featuredb.store.by_token import SegmentByToken
 from featuredb.store.corpora import Texts
@@ -58,8 +59,11 @@ class Store:
         """Open the live snapshot of the database at `path`, or the given snapshot.
 
         path: a folder or an fsspec URL. storage_options: for the URL's file system. memory: memory
-        limit of SQL in bytes. Raises as `read_snapshot` and `read_remote_snapshot`.
+        limit of SQL in bytes. Raises as `read_snapshot` and `read_remote_snapshot`, and
+        `OptionError` for a number that is none.
         """
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+            raise OptionError(f"snapshot must be the number of one, not {number!r}")
         if isinstance(path, str) and is_url(path):
             remote = RemoteFiles(path, storage_options)
             return cls(remote, read_remote_snapshot(remote, number), memory)

@@ -200,6 +200,24 @@ def test_a_reader_that_goes_away_is_no_news() -> None:
     assert process.returncode == ExitCode.BROKEN_PIPE
 
 
+_TO_NOTHING = """
+import sys
+import featuredb
+from tests.cli.fake import FakeDatabase
+featuredb.open = lambda path, **_: FakeDatabase()
+from featuredb.cli import main
+sys.argv = ["featuredb", "top", "db", "1"]
+main()
+"""
+
+
+def test_an_output_that_the_shell_has_closed_is_no_news() -> None:
+    call = [sys.executable, "-W", "error", "-c", _TO_NOTHING]
+    shell = ["sh", "-c", '"$@" >&-', "sh", *call]
+    done = subprocess.run(shell, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 _FOR_HOURS = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has not

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import featuredb
-from featuredb.errors import OptionError
+from featuredb.errors import OptionError, StorageError
 from featuredb.explorer import server
 from featuredb.explorer.static.words import write_words
 from tests.explorer.conftest import SHOWN_LABEL, Running
@@ -192,6 +192,8 @@ def test_a_site_replaces_a_site_and_nothing_else(database: Path, tmp_path: Path)
     (other / "thesis.txt").write_text("mine")
     with pytest.raises(OptionError, match="is no site of featuredb"):
         featuredb.site(database, other)
+    with pytest.raises(StorageError, match="cannot write /proc/mine/site: "):
+        featuredb.site(database, "/proc/mine/site")
     with pytest.raises(OptionError, match="is no site: make one"):
         server.prepare_site(other, "127.0.0.1", 0)
     assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []

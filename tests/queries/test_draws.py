@@ -193,10 +193,18 @@ def test_weights_estimate_without_bias(many: tuple[Path, Oracle], by: str) -> No
     assert len(set(estimates)) > 20
 
 
+def test_fewer_contexts_than_bins_have_a_bin_each(many: tuple[Path, Oracle]) -> None:
+    with featuredb.open(many[0]) as db:
+        answer = db.sample_contexts(0, 2)
+        assert answer.arrow() == db.sample_contexts(0, 2, 2).arrow()
+        asked = "SELECT context_id FROM sample_contexts(0, k := 2)"
+        assert [row.context_id for row in answer] == [i for (i,) in db.sql(asked).fetchall()]
+
+
 def test_bad_draws(many: tuple[Path, Oracle]) -> None:
     with featuredb.open(many[0]) as db:
         for options, message in (
-            ({"k": 5}, "bins must be a whole number from 1 to k, which is 5, not 10"),
+            ({"k": 5, "bins": 10}, "bins must be a whole number from 1 to k, which is 5, not 10"),
             ({"bins": 0}, "bins must be a whole number from 1 to k, which is 20, not 0"),
             ({"seed": -1}, "seed must be a whole number"),
             ({"by": "depth"}, "bins are made by width or quantile, not depth"),

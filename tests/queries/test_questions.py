@@ -143,6 +143,8 @@ def test_a_range_and_the_names_are_told(one: Database, two: Database) -> None:
         lambda db: db.top_contexts(1, where="topic = '\udce9'"),
         lambda db: db.top_contexts(1, min_activation=float("nan")),
         lambda db: db.top_contexts(1, max_activation=float("nan")),
+        lambda db: db.top_contexts(1, min_activation=10**400),
+        lambda db: db.schema(5),
         lambda db: db.top_contexts(1, min_activation="x"),
         lambda db: db.top_contexts(1, k=2**63),
         lambda db: db.top_contexts(1, window=2**64),

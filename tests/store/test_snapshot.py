@@ -7,6 +7,7 @@ import os
 import socket
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from featuredb.errors import (
     DatabaseNotFoundError,
     DatabaseNotReadyError,
     FormatVersionError,
+    OptionError,
 )
 from featuredb.store import history as snapshot_files
 from featuredb.store.current import Pointer, read_pointer
@@ -27,6 +29,7 @@ from featuredb.store.history import (
     write_snapshot,
 )
 from featuredb.store.layout import Layout
+from featuredb.store.store import Store
 from tests.make_store import MadeSae, World, make_store
 
 
@@ -50,6 +53,12 @@ def test_a_snapshot_survives_writing_and_reading(root: Path) -> None:
     assert all((root / f.path).stat().st_size == f.bytes for f in snapshot.files())
     with pytest.raises(KeyError):
         snapshot.sae("other")
+
+
+@pytest.mark.parametrize("number", ["x", "1", 1.0, True])
+def test_a_snapshot_is_named_by_a_number(root: Path, number: Any) -> None:
+    with pytest.raises(OptionError, match="snapshot must be the number of one, not"):
+        Store.open(root, number)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from featuredb.database import Database
-from featuredb.errors import OptionError
+from featuredb.errors import OptionError, StorageError, first_line
 from featuredb.explorer.address import address
 from featuredb.explorer.drawing import render, section_of
 from featuredb.explorer.pages import map as map_page
@@ -59,14 +59,17 @@ def write_site(
     out = out.absolute()
     if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise OptionError(f"{out} is no site of featuredb: give a new or an empty folder")
-    with storage_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-            made = Path(scratch) / "site"
-            _write(database, store, made, say)
-            if out.exists():
-                out.rename(Path(scratch) / "before")
-            made.rename(out)
+    try:
+        with storage_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+                made = Path(scratch) / "site"
+                _write(database, store, made, say)
+                if out.exists():
+                    out.rename(Path(scratch) / "before")
+                made.rename(out)
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {error.strerror or first_line(error)}") from error
     written = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
     return WrittenSite(out, len(written), sum(written))
 

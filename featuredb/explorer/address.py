@@ -10,6 +10,9 @@ from featuredb.errors import QueryError
 
 Value = str | int | float | bool | None
 
+_LONGEST = 4_000
+"""Bytes of a value that an address holds. What is longer is sent, and explorer.js knows it too."""
+
 
 @dataclass(frozen=True)
 class Address:
@@ -25,8 +28,9 @@ class Address:
         )
 
     def raw(self, name: str) -> str:
-        """The last of that name as it was given."""
-        return next((value for n, value in reversed(self.pairs) if n == name), "")
+        """The last of that name as it was given, with line feeds: browsers send CRLF."""
+        given = next((value for n, value in reversed(self.pairs) if n == name), "")
+        return given.replace("\r\n", "\n")
 
     def several(self, name: str) -> list[str]:
         """All of that name, each split at commas."""
@@ -65,9 +69,21 @@ class Address:
             raise QueryError(f"{name} must be {', '.join(choices)}, not {value!r}")
         return value
 
+    @property
+    def sent(self) -> bool:
+        """Whether it has what only a form that is sent can hold."""
+        return any(_long(value) for _, value in self.pairs)
+
     def url(self, ending: str = "", **changes: Value) -> str:
-        """This page's address with other parameters: None and "" leave one out."""
-        pairs = [pair for pair in self.pairs if pair[0] not in changes and pair[1].strip()]
+        """This page's address with other parameters: None and "" leave one out.
+
+        What is too long for an address is left out too.
+        """
+        pairs = [
+            (name, value)
+            for name, value in self.pairs
+            if name not in changes and value.strip() and not _long(value)
+        ]
         return address(self.path + ending, [*pairs, *changes.items()])
 
 
@@ -76,6 +92,10 @@ def address(path: str, pairs: Sequence[tuple[str, Value]] | Mapping[str, Value] 
     items = pairs.items() if isinstance(pairs, Mapping) else pairs
     query = urlencode([(name, _spelled(v)) for name, v in items if v not in (None, "", False)])
     return quote(path, safe="/~") + (f"?{query}" if query else "")
+
+
+def _long(value: str) -> bool:
+    return len(value) > _LONGEST or len(quote(value)) > _LONGEST
 
 
 def _spelled(value: Value) -> str:

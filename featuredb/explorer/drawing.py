@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
@@ -44,8 +45,16 @@ def section_of(view: View, *, linked: bool = True, links: Links | None = None) -
 
 
 def verbatim(text: str) -> Markup:
-    """A text of several lines as it is, but harmless."""
-    return Markup("\n").join(escape(neutralize(line)) for line in text.split("\n"))
+    """A text of several lines as it is, tabs too, but harmless."""
+    pieces = re.split("([\n\t])", text)
+    return Markup("").join(
+        escape(neutralize(each) if each not in "\n\t" else each) for each in pieces
+    )
+
+
+def as_given(text: str) -> Markup:
+    """A text in a form's field, which sends it again: only escaped, as nothing there is markup."""
+    return Markup(escape(text.replace("\0", "\ufffd")))  # as a browser reads it
 
 
 @cache
@@ -75,7 +84,7 @@ def environment() -> jinja2.Environment:
     )
     made.globals |= {"feature_url": feature_url, "address": address, "label": label}
     made.globals["style"] = style
-    made.filters["verbatim"] = verbatim
+    made.filters |= {"verbatim": verbatim, "as_given": as_given}
     return made
 
 

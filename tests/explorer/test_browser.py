@@ -182,3 +182,16 @@ def test_forms_leave_an_address_with_what_is_set(wide: Tab) -> None:
     query = urlsplit(wide.page.url).query
     assert "any=a%2Fsae%2F5" in query
     assert "where" not in query
+
+
+def test_a_form_is_sent_as_it_is_filled_in_and_in_the_address_where_it_is_short(wide: Tab) -> None:
+    page = wide.page
+    for text in ("\nSELECT\t1,\n\n  2", f"SELECT 1 -- {'a long remark ' * 2_000}"):
+        wide.open("/sql")
+        page.fill("#sql", text)
+        for _ in range(2):  # what comes back is sent again
+            with page.expect_navigation():
+                page.press("#sql", "Control+Enter")
+            page.wait_for_selector("#rows table")
+            assert page.input_value("#sql") == text
+        assert ("q=" in page.url) == (len(text) < 1_000)

@@ -126,8 +126,13 @@ if (slider) {
   slider.addEventListener("change", () => slider.form.requestSubmit());
 }
 
-// Only what is set goes into the address.
+// Only what is set goes into the address, and what is too long for one is sent.
+const LONGEST = 4000;
 document.addEventListener("submit", (event) => {
+  if ("short" in event.target.dataset) {
+    const longest = Math.max(...[...event.target.elements].map((field) => encodeURIComponent(field.value.replaceAll("\n", "\r\n")).length));
+    event.target.method = longest > LONGEST ? "post" : "get";
+  }
   if (event.target.method !== "get") return;
   for (const field of event.target.elements) {
     if (field.name && field.value === "") field.disabled = true;

@@ -66,7 +66,7 @@ def page(site: Site, asked: Address) -> WebPage:
         return WebPage("steer.html", "Steer", (), values)
     parse_edits(wanted.edits)  # what is wrong is said before a model is loaded
     # What is kept is drawn at once, the rest is followed.
-    values["streams"] = streams = site.generations.kept(wanted) is None
+    values["streams"] = streams = site.generations.kept(wanted) is None and not asked.sent
     answer, spelling = partial(_answer, site, wanted), _spelling(site, wanted)
     panel = Panel("steered", "Steered", answer, spelling, lazy=streams)
     return WebPage("steer.html", "Steer", (panel,), values, lasting=False)

@@ -17,6 +17,7 @@ from featuredb.store.files.scratch import spill_folder
 from featuredb.store.snapshot import Snapshot
 from featuredb.store.store import Store
 from queries import made_macros
+from queries.overseen import oversee
 
 if TYPE_CHECKING:
     import duckdb
@@ -73,7 +74,9 @@ class Reader:
                 if self._prepare is not None:
                     self._prepare(weakref.proxy(self), connection)
                 self._connection = connection
-            return self._connection.cursor()
+            cursor = self._connection.cursor()
+        oversee(cursor)
+        return cursor
 
     def close(self) -> None:
         """Close every file and connection."""

@@ -198,12 +198,17 @@ def _points(site: Site, turns: CapacityLimiter) -> Any:
     async def endpoint(request: Request) -> Response:
         try:
             asked = Address("/map", tuple(request.query_params.multi_items()))
-            data = await to_thread.run_sync(map.packed_of, site, asked, limiter=turns)
+            data = await to_thread.run_sync(_packed, site, asked, limiter=turns)
         except FeatureDBError as error:
             return JSONResponse({"error": one_line(error)}, 400)
         return Response(data, media_type="application/octet-stream")
 
     return endpoint
+
+
+def _packed(site: Site, asked: Address) -> bytes:
+    with site.limited():
+        return map.packed_of(site, asked)
 
 
 def _placing(site: Site) -> Any:
@@ -245,7 +250,8 @@ async def _form(request: Request) -> list[tuple[str, str]]:
 def answer(site: Site, page_of: PageOf, asked: Address, form: str = "") -> tuple[Response, bool]:
     """The page, one of its panels alone, or its data, and whether that stays the same."""
     try:
-        page = page_of(site, asked)
+        with site.limited():
+            page = page_of(site, asked)
         if page.redirect:
             return RedirectResponse(page.redirect, 303), False
         return _of_page(site, page, asked, form), page.lasting
@@ -273,23 +279,27 @@ def _of_page(site: Site, page: WebPage, asked: Address, form: str) -> Response:
     if form:
         if panel is None:
             raise QueryError("nothing is asked here yet: there are no rows")
-        return _data(panel, form)
+        with site.limited():
+            return _data(panel, form)
     if asked.flag("fragment") and panel is not None:
-        return Response(str(drawn(panel, asked)), media_type="text/html")
+        return Response(str(drawn(site, panel, asked)[0]), media_type="text/html")
     shown = (panel,) if name and panel is not None else page.panels
     return _html(site, page, asked, shown)
 
 
-def drawn(panel: Panel, asked: Address) -> Markup:
-    """What a panel shows. A failure is its own."""
+def drawn(site: Site, panel: Panel, asked: Address) -> tuple[Markup, bool]:
+    """What a panel shows, and whether that is its answer. A failure is its own."""
     inside, failure, waiting = Markup(""), "", False
     try:
-        inside = section_of(panel.view())
+        with site.limited():
+            view = panel.view()
+        inside = section_of(view)
     except Waiting:
         waiting = True
     except FeatureDBError as error:
         failure = one_line(error)
-    return _section(panel, asked, inside=inside, failure=failure, waiting=waiting)
+    section = _section(panel, asked, inside=inside, failure=failure, waiting=waiting)
+    return section, not (failure or waiting)
 
 
 def _section(panel: Panel, asked: Address, **values: Any) -> Markup:
@@ -306,8 +316,9 @@ def _data(panel: Panel, form: str) -> Response:
 class _Panels(dict[str, Panel]):
     """Panels by name, each drawn as a template comes to it."""
 
-    def __init__(self, panels: Sequence[Panel], asked: Address) -> None:
+    def __init__(self, site: Site, panels: Sequence[Panel], asked: Address) -> None:
         super().__init__({panel.name: panel for panel in panels})
+        self._site = site
         self._asked = asked
         self.broken = False
 
@@ -317,7 +328,9 @@ class _Panels(dict[str, Panel]):
         if panel.lazy and not self._asked.text("panel"):
             return None
         try:
-            return drawn(panel, self._asked)
+            section, sound = drawn(self._site, panel, self._asked)
+            self.broken |= not sound
+            return section
         except Exception as error:
             # The page's beginning may be sent: only the panel can say so.
             self.broken = True
@@ -325,7 +338,7 @@ class _Panels(dict[str, Panel]):
 
 
 def _html(site: Site, page: WebPage, asked: Address, panels: Sequence[Panel] = ()) -> Response:
-    drawings = _Panels(panels, asked)
+    drawings = _Panels(site, panels, asked)
     pieces = generate(
         page.template,
         site=site,

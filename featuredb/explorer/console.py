@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from featuredb.errors import SQLError
 from featuredb.store.store import Store
 from queries.answers import Rows
 from queries.connection import Reader, bound, confine
+from queries.overseen import Overseer
 from queries.sql import duckdb_errors
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 1_000
 SECONDS = 10.0
 MEMORY = 2 * 10**9
+_ADVICE = "ask for less, or run it with `featuredb sql`, which has no limit"
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,8 +31,10 @@ class CappedRows(Rows):
 class Console:
     """A DuckDB of its own over a store, confined to the database's files."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, overseer: Overseer | None = None) -> None:
+        """overseer: what stops statements, one of its own by default."""
         self._reader = Reader(store, _prepare)
+        self._overseer = overseer or Overseer()
 
     def move_on(self, store: Store) -> None:
         """Ask a later snapshot from now on."""
@@ -40,25 +43,15 @@ class Console:
     def ask(self, query: str, seconds: float = SECONDS) -> CappedRows:
         """The first rows. Raises `SQLError` for what writes, takes too long or fails."""
         statement = _only_statement(query)
-        cursor = self._reader.cursor()
-        timer = threading.Timer(seconds, cursor.interrupt)
-        timer.daemon = True
-        timer.start()
-        try:
-            with duckdb_errors(self._reader.location):
-                # DuckDB lets a WITH clause write (COPY, INSERT), but not below another statement.
-                relation = cursor.sql(f"SELECT * FROM (\n{statement}\n) LIMIT {MOST_ROWS + 1}")
-                table = relation.to_arrow_table()
-        except SQLError as error:
-            if "Interrupted" in str(error):
-                raise SQLError(
-                    f"stopped after {seconds:g} seconds: ask for less, or run it with "
-                    "`featuredb sql`, which has no limit"
-                ) from None
-            raise
-        finally:
-            timer.cancel()
-            cursor.close()
+        with self._overseer.limit(seconds, _ADVICE):
+            cursor = self._reader.cursor()
+            try:
+                with duckdb_errors(self._reader.location):
+                    # DuckDB lets a WITH clause write (COPY, INSERT), but not below a statement.
+                    capped = f"SELECT * FROM (\n{statement}\n) LIMIT {MOST_ROWS + 1}"
+                    table = cursor.sql(capped).to_arrow_table()
+            finally:
+                cursor.close()
         return CappedRows(table.slice(0, MOST_ROWS), more=len(table) > MOST_ROWS)
 
 

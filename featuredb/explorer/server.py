@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import socket
 import sys
@@ -13,6 +14,11 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -27,6 +33,7 @@ from featuredb.explorer.placing import Placing
 from featuredb.explorer.site import Site
 from featuredb.explorer.static.write import MARK
 from featuredb.store.store import Store
+from queries.overseen import Overseer
 
 _MOST_AT_ONCE = 500
 _LAST_WORDS = 2
@@ -84,25 +91,50 @@ def prepare(database: Database, store: Store, host: str, port: int) -> Serving:
     model = ModelLoader(database)
     generations = Generations(database, model)
     placing, name = Placing(database), str(database.location)
-    site = Site(database, Console(store), model, generations, placing, name)
-    return _guarded(application(site), host, port)._replace(warm=partial(draw_one, site))
+    overseer = Overseer()
+    console = Console(store, overseer)
+    site = Site(database, console, model, generations, placing, name, overseer)
+    serving = _guarded(application(site), host, port, overseer.stop)
+    return serving._replace(warm=partial(draw_one, site))
 
 
 def prepare_site(folder: Path, host: str, port: int) -> Serving:
     """As `prepare`, of a folder that `featuredb site` wrote. Raises `OptionError` for another."""
     if not (folder / MARK).is_file():
         raise OptionError(f"{folder} is no site: make one with `featuredb site DB {folder}`")
-    return _guarded(StaticFiles(directory=folder, html=True), host, port)
+    files = Mount("/", StaticFiles(directory=folder, html=True))
+    app = Starlette(routes=[files], exception_handlers={HTTPException: _refused})
+    return _guarded(app, host, port, lambda: None)
 
 
-def _guarded(app: Any, host: str, port: int) -> Serving:
+def _refused(_: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    reason = "there is no such file" if status == 404 else "a site is only read"
+    return PlainTextResponse(f"featuredb: {reason}\n", status)
+
+
+def _guarded(app: Any, host: str, port: int, stop: Callable[[], None]) -> Serving:
     listening = _listen(host, port)
     port = listening.getsockname()[1]
     token = secrets.token_urlsafe(24)
     guard = Guard(app, token, allowed_hosts(host, port), port)
     shown = "127.0.0.1" if host == "localhost" else host
     url = f"http://{_spelled(shown)}:{port}/?token={token}"
-    return Serving(url, uvicorn.Server(configuration(guard)), listening)
+    return Serving(url, _Server(configuration(guard), stop), listening)
+
+
+class _Server(uvicorn.Server):
+    """Stops what is being asked when it ends, and does not complain of what it ends."""
+
+    def __init__(self, config: uvicorn.Config, stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stop = stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's."""
+        self._stop()
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
 
 
 def configuration(guard: Guard) -> uvicorn.Config:

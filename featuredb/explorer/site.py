@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,10 @@ from featuredb.explorer.panel import Panel, Spelling, call, method
 from featuredb.explorer.placing import Placing
 from featuredb.store.store import Store
 from queries.connection import Reader
+from queries.overseen import Overseer
+
+SECONDS = 20.0
+"""That a statement of a page may take. A first one over a network reads what others have there."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,11 @@ class Site:
     generations: Generations
     placing: Placing
     name: str
+    overseer: Overseer = field(default_factory=Overseer)
+
+    def limited(self) -> AbstractContextManager[None]:
+        """Stop the statements of a page's question after a while. Raises `SQLError` then."""
+        return self.overseer.limit(SECONDS, "ask for less, or ask the command line, see Copy as")
 
     @property
     def store(self) -> Store:

@@ -15,7 +15,8 @@ from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from queue import Queue
-from urllib.parse import urlencode
+from threading import Thread
+from urllib.parse import quote, urlencode
 
 import click
 import pyarrow.parquet as pq
@@ -25,10 +26,11 @@ from starlette.responses import Response
 import featuredb
 from featuredb.cli import main
 from featuredb.errors import QueryError
+from featuredb.explorer import site
 from featuredb.explorer.address import Address
 from featuredb.explorer.drawing import style
 from featuredb.explorer.early import Early
-from featuredb.explorer.pages import feature
+from featuredb.explorer.pages import feature, home
 from featuredb.explorer.site import Site, WebPage
 from featuredb.render.numbers import number
 from featuredb.render.view import Shown
@@ -106,6 +108,50 @@ def test_a_page_is_drawn_and_hostile_text_is_inert(running: Running, name: str) 
             assert not value.startswith("//")
     assert not _UNSAFE.search(page.text)
     assert not _UNSAFE.search(html)
+
+
+_GIVEN = '\n\ttwo\u202e \x0b </textarea><script>hacked=1</script>\n "lines" & \'\n'
+_FIELDS = (("/text", "text"), (f"/feature/{F}", "text"), ("/steer", "prompt"), ("/sql", "q"))
+
+
+@pytest.mark.parametrize(("path", "name"), _FIELDS)
+def test_a_text_that_was_sent_is_in_its_field_as_it_was(
+    running: Running, path: str, name: str
+) -> None:
+    """Browsers send CRLF, and drop one line feed at the beginning of a field."""
+    sent = urlencode({name: _GIVEN.replace("\n", "\r\n")}).encode()
+    html = running.get(path, "POST", sent)[1].decode()
+    page = _Tags()
+    page.feed(html)
+    assert page.tags.count("script") == 1
+    (field,) = re.findall(rf'<textarea[^>]* name="{name}".*?>(.*?)</textarea>', html, re.DOTALL)
+    assert field[0] == "\n"
+    assert unescape(field[1:]) == _GIVEN
+    assert not _UNSAFE.search(html.replace(field, ""))
+
+
+def test_a_field_of_one_line_keeps_what_is_not_shown(running: Running) -> None:
+    path = f"/find?any={F}&where=" + quote("topic <> 'a\u200b\t\"'")
+    (value,) = re.findall(r'name="where" value="(.*?)"', running.get(path)[1].decode(), re.DOTALL)
+    assert unescape(value) == "topic <> 'a\u200b\t\"'"
+
+
+def test_no_address_has_a_text_that_is_too_long_for_one(running: Running, database: Path) -> None:
+    with featuredb.open(database) as db:
+        longest = max(
+            (text for (text,) in db.sql("SELECT text FROM documents").fetchall()), key=len
+        )
+    assert len(longest) > 16_000
+    for path in ("/text", f"/feature/{F}"):
+        status, body, _ = running.get(path, "POST", urlencode({"text": longest}).encode())
+        html = body.decode()
+        assert (status, 'role="alert"' in html) == (200, False)
+        assert max(map(len, re.findall('(?:href|data-src|action)="(.*?)"', html))) < 500
+    # Tokens are chosen by the form.
+    form = urlencode({"text": longest, "at": "1"}).encode()
+    html = running.get("/text", "POST", form)[1].decode()
+    assert '<button form="ask" name="at" value="1" aria-current="true">' in html
+    assert 'id="token"' in html
 
 
 @pytest.mark.parametrize("path", [f"/feature/{F}", "/index", "/find", "/compare"])
@@ -288,6 +334,51 @@ def test_a_page_begins_before_its_panels_are_drawn(
     assert b"late" in rest
     assert rest.rstrip().endswith(b"</html>")
     assert b"\0" not in begun + rest
+
+
+_ENDLESS = "(SELECT count(*) FROM range(100000000000) a, range(1000) b) > 0"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/feature/{F}?where=",
+        "/contrast?a=",
+        f"/find?any={F}&where=",
+        "/index.csv?panel=features&order=",
+    ],
+)
+def test_a_question_that_takes_too_long_is_stopped(
+    running: Running, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(site, "SECONDS", 0.2)
+    monkeypatch.setitem(home._ORDERS, _ENDLESS, _ENDLESS)
+    status, body, _ = running.get(path + quote(_ENDLESS))
+    assert status == (400 if ".csv" in path else 200)
+    assert b"stopped after 0.2 seconds: ask for less" in body
+    monkeypatch.undo()
+    if path.startswith("/feature"):  # and is not kept as if that were the answer
+        monkeypatch.setattr(site, "SECONDS", 0.1)
+        assert b"stopped after 0.1 seconds" in running.get(path + quote(_ENDLESS))[1]
+
+
+def test_a_server_that_ends_stops_what_is_asked(
+    database: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answers: Queue[bytes] = Queue()
+    statement = f"SELECT {_ENDLESS}"
+    with serving(database) as served:
+        paths = (f"/feature/{F}?where={quote(_ENDLESS)}", f"/sql?q={quote(statement)}")
+        asking = [Thread(target=lambda p=p: answers.put(served.get(p)[1])) for p in paths]
+        for each in asking:
+            each.start()
+        time.sleep(1)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    for each in asking:
+        each.join()
+    assert all(b"stopped: the server ends" in answers.get() for _ in asking)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_page_that_is_the_same_is_not_sent_again(running: Running) -> None:

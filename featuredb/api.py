@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featuredb.errors import QueryError
+from featuredb.errors import OptionError, QueryError
 from featuredb.extras import ingest_extra
 from featuredb.render.progress import shown
 from featuredb.store.files.memory import Budget
@@ -1037,7 +1037,6 @@ def mcp(
         DatabaseNotFoundError: There is no database at `path`.
     """
     from featuredb.database import Database
-    from featuredb.errors import OptionError
     from featuredb.explorer.console import Console
     from featuredb.extras import extra
     from featuredb.store.store import Store
@@ -1077,11 +1076,13 @@ def site(
         The folder, how many files it has, and how many bytes.
 
     Raises:
-        OptionError: `out` has something else.
+        OptionError: `out` has something else, is in the database, or empty.
         StorageError: `out` cannot be written.
     """
     from featuredb.explorer.static.write import write_site
 
+    if not os.fspath(out):
+        raise OptionError("out is empty: give a folder")
     say = _say if progress else lambda _: None
     with open(path, snapshot=snapshot, storage_options=storage_options) as database:
         return write_site(database, database._store, Path(out), say)

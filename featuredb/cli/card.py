@@ -27,6 +27,8 @@ def command(db: str, snapshot: int | None, features: tuple[str, ...], output: st
 
     The file has no script and fetches nothing: mail it, print it, or put it beside a paper.
     """
+    if output == "":
+        raise click.UsageError("-o is empty: give it a file")
     text = featuredb.card(db, features, snapshot=snapshot).encode()
     if output is None:
         sys.stdout.buffer.write(text)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import click
 
 import featuredb
@@ -18,5 +21,7 @@ def command(db: str, snapshot: int | None, out: str) -> None:
     Home, search, a page for every feature and what is near it, in the folder OUT. Put it on a host
     that answers ranged requests, or see it with featuredb serve OUT --site.
     """
+    # A folder that is not yet finished goes with the process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     written = featuredb.site(db, out, snapshot=snapshot, progress=True)
     click.echo(f"{written.folder}: {written.files} files, {size(written.bytes)}")

@@ -17,7 +17,7 @@ import pytest
 
 import featuredb
 from featuredb.database import Database
-from featuredb.explorer.server import prepare
+from featuredb.explorer.server import Serving, prepare
 from featuredb.store.store import Store
 from tests.make_store import MadeSae, World, make_store
 
@@ -129,13 +129,20 @@ def serving(path: Path | str) -> Iterator[Running]:
     """A database, served on a free port."""
     store = Store.open(path)
     with Database(store, confined=True) as handle:
-        serving = prepare(handle, store, "127.0.0.1", 0)
-        thread = threading.Thread(target=serving.run)
-        thread.start()
-        base, _, token = serving.url.partition("/?token=")
-        yield Running(serving.url, base, token, tuple(sae.name for sae in handle.saes))
-        serving.server.should_exit = True
-        thread.join()
+        saes = tuple(sae.name for sae in handle.saes)
+        with served(prepare(handle, store, "127.0.0.1", 0), saes) as running:
+            yield running
+
+
+@contextmanager
+def served(serving: Serving, saes: tuple[str, ...]) -> Iterator[Running]:
+    """A server that is prepared, answering."""
+    thread = threading.Thread(target=serving.run)
+    thread.start()
+    base, _, token = serving.url.partition("/?token=")
+    yield Running(serving.url, base, token, saes)
+    serving.server.should_exit = True
+    thread.join()
 
 
 @pytest.fixture(scope="session")

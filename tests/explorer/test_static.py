@@ -7,7 +7,9 @@ import hashlib
 import json
 import re
 import shutil
-import threading
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from urllib.parse import quote
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 import featuredb
+from featuredb.cli import main
 from featuredb.errors import OptionError, StorageError
 from featuredb.explorer import server
 from featuredb.explorer.static.words import write_words
-from tests.explorer.conftest import SHOWN_LABEL, Running
+from tests.explorer.conftest import SHOWN_LABEL, Running, served
 from tests.explorer.range_server import Plain, plainly_served
 
 _ROOT = Path(featuredb.__file__).parent
@@ -153,16 +157,14 @@ def test_search_near_and_keys(page: Any, plain: Plain, database: Path) -> None:
 
 @needs_chromium
 def test_our_own_server_of_a_site(browser: Any, site: Path) -> None:
-    serving = server.prepare_site(site, "127.0.0.1", 0)
-    thread = threading.Thread(target=serving.run)
-    thread.start()
-    opened = browser.new_page()
-    opened.goto(serving.url)
-    opened.goto(serving.url.partition("?")[0] + "feature.html?f=a/sae/5")
-    opened.wait_for_selector("h2 >> text=Statistics")
-    opened.close()
-    serving.server.should_exit = True
-    thread.join()
+    with served(server.prepare_site(site, "127.0.0.1", 0), ()) as running:
+        opened = browser.new_page()
+        opened.goto(running.url)
+        opened.goto(f"{running.base}/feature.html?f=a/sae/5")
+        opened.wait_for_selector("h2 >> text=Statistics")
+        opened.goto(f"{running.base}/feature.html")
+        assert "No feature is named" in opened.inner_text("[role=alert]")
+        opened.close()
 
 
 def test_assets_are_small_and_the_parquet_reader_is_the_pinned_one() -> None:
@@ -197,6 +199,54 @@ def test_a_site_replaces_a_site_and_nothing_else(database: Path, tmp_path: Path)
     with pytest.raises(OptionError, match="is no site: make one"):
         server.prepare_site(other, "127.0.0.1", 0)
     assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "reason"),
+    [
+        ("", OptionError, "out is empty"),
+        ("{db}/site", OptionError, "is in the database"),
+        ("{db}", OptionError, "is in the database"),
+        ("{tmp}/file/site", StorageError, "cannot write"),
+        ("{tmp}/file/deeper/site", StorageError, "cannot write"),
+        ("{tmp}/" + "long" * 100, StorageError, "cannot write"),
+        ("/proc/site", StorageError, "cannot write"),
+    ],
+)
+def test_a_site_that_cannot_be_there_is_refused(
+    database: Path, tmp_path: Path, out: str, error: type[Exception], reason: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    before = sorted(database.rglob("*"))
+    with pytest.raises(error, match=reason):
+        featuredb.site(database, out.format(db=database, tmp=tmp_path))
+    assert sorted(database.rglob("*")) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_card_is_not_written_to_a_file_without_a_name(database: Path) -> None:
+    result = CliRunner().invoke(main, ["card", str(database), "a/sae/1", "-o", ""])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "-o is empty" in result.stderr
+
+
+def test_a_site_that_is_terminated_leaves_nothing(database: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "featuredb.cli", "site", str(database), str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "cards of" in process.stderr.readline()
+        process.terminate()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_site_answers_what_it_does_not_have(site: Path) -> None:
+    with served(server.prepare_site(site, "127.0.0.1", 0), ()) as running:
+        for path in ("/nothing", "/data/nothing.parquet", "/%00", "/" + "long" * 100):
+            status, body, _ = running.get(path)
+            assert (status, body) == (404, b"featuredb: there is no such file\n"), path
+        assert running.get("/index.html", "POST", b"")[0] == 405
 
 
 def test_a_site_of_a_database_behind_a_url(database: Path, site: Path, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ async function rowsWith(about, column, allows, columns) {
 const address = (name) => `feature.html?f=${encodeURIComponent(name)}`;
 
 function feature(name) {
+  if (!name) throw new Unreadable("No feature is named: give one, as in feature.html?f=" + site.saes[0].name + "/12.");
   const slash = name.lastIndexOf("/");
   const number = Number(name.slice(slash + 1));
   const sae = site.saes.find((each) => each.name === (slash < 0 && site.saes.length === 1 ? each.name : name.slice(0, slash)));

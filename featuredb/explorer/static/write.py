@@ -53,23 +53,29 @@ def write_site(
     """Write the site beside `out`, then put it in its place. A site that is there is replaced.
 
     Raises:
-        OptionError: `out` has something else.
+        OptionError: `out` has something else, or is in the database.
         StorageError: It cannot be written.
     """
-    out = out.absolute()
-    if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(f"{out} is no site of featuredb: give a new or an empty folder")
     try:
         with storage_errors(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-                made = Path(scratch) / "site"
-                _write(database, store, made, say)
-                if out.exists():
-                    out.rename(Path(scratch) / "before")
-                made.rename(out)
+            return _put(database, store, out.absolute(), say)
     except OSError as error:
-        raise StorageError(f"cannot write {out}: {error.strerror or first_line(error)}") from error
+        reason = error.strerror or first_line(error)
+        raise StorageError(f"cannot write {out}: {reason}") from error
+
+
+def _put(database: Database, store: Store, out: Path, say: Callable[[str], None]) -> WrittenSite:
+    if isinstance(store.root, Path) and out.resolve().is_relative_to(store.root.resolve()):
+        raise OptionError(f"{out} is in the database: give a folder outside of it")
+    if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError(f"{out} is no site of featuredb: give a new or an empty folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        made = Path(scratch) / "site"
+        _write(database, store, made, say)
+        if out.exists():
+            out.rename(Path(scratch) / "before")
+        made.rename(out)
     written = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
     return WrittenSite(out, len(written), sum(written))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
@@ -12,6 +13,9 @@ Value = str | int | float | bool | None
 
 _LONGEST = 4_000
 """Bytes of a value that an address holds. What is longer is sent, and explorer.js knows it too."""
+
+_DIGITS = 20
+"""More than any bound has."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +50,28 @@ class Address:
         value = self.text(name)
         if not value:
             return default
-        try:
-            number = int(value)
-        except ValueError:
-            raise QueryError(f"{name} must be a whole number, not {value!r}") from None
-        if not low <= number <= high:
-            raise QueryError(f"{name} must be from {low:,} to {high:,}, not {number:,}")
-        return number
+        if not re.fullmatch("[+-]?[0-9]+", value):
+            raise QueryError(f"{name} must be a whole number, not {_cut(value)!r}")
+        if len(value) > _DIGITS or not low <= int(value) <= high:
+            raise QueryError(f"{name} must be from {low:,} to {high:,}, not {_cut(value)}")
+        return int(value)
 
     def number(self, name: str) -> float | None:
         """A number or None. Raises `QueryError` for what is neither."""
         value = self.text(name)
+        if not value:
+            return None
         try:
-            return float(value) if value else None
+            # Python reads digits of other scripts, and underscores between them.
+            return float(value if value.isascii() and "_" not in value else "")
         except ValueError:
-            raise QueryError(f"{name} must be a number, not {value!r}") from None
+            raise QueryError(f"{name} must be a number, not {_cut(value)!r}") from None
 
     def choice(self, name: str, choices: Sequence[str]) -> str:
         """One of them, the first by default. Raises `QueryError` for another."""
         value = self.text(name, choices[0])
         if value not in choices:
-            raise QueryError(f"{name} must be {', '.join(choices)}, not {value!r}")
+            raise QueryError(f"{name} must be {', '.join(choices)}, not {_cut(value)!r}")
         return value
 
     @property
@@ -92,6 +97,10 @@ def address(path: str, pairs: Sequence[tuple[str, Value]] | Mapping[str, Value] 
     items = pairs.items() if isinstance(pairs, Mapping) else pairs
     query = urlencode([(name, _spelled(v)) for name, v in items if v not in (None, "", False)])
     return quote(path, safe="/~") + (f"?{query}" if query else "")
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= 40 else f"{value[:40]}…"
 
 
 def _long(value: str) -> bool:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from featuredb.render.view import Shown, View
 
 Ask = Callable[[], Shown]
+
+_QUOTED = {word: f'"{word}"' for word in ("distinct", "offset", "where")}
+"""Options of macros that are words of SQL."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,20 @@ def call(
 ) -> str:
     """`featuredb top demo.fdb 3722 --window 8`: options that are None, False or "" are left out.
 
-    A flag is True, `k` has one dash, an option of several values is repeated.
+    A flag is True, `k` has one dash, an option of several values is repeated. `--` comes before
+    arguments of which one begins with a dash.
     """
-    words = ["featuredb", *verb.split(), database, *map(str, arguments)]
+    given = [database, *map(str, arguments)]
+    plain = list(takewhile(lambda word: not word.startswith("-"), given))
+    words = ["featuredb", *verb.split(), *plain]
     for name, value in options.items():
         option = "-k" if name == "k" else f"--{name.replace('_', '-')}"
         for each in value if isinstance(value, list | tuple) else [value]:
             if each in (None, "") or each is False:
                 continue
             words += [option] if each is True else [option, str(each)]
+    if len(plain) < len(given):
+        words += ["--", *given[len(plain) :]]
     return shlex.join(words)
 
 
@@ -86,7 +95,7 @@ def macro(name: str, arguments: Sequence[Any], options: Mapping[str, Any] | None
     given = [literal(value) for value in arguments]
     for option, value in (options or {}).items():
         if value not in (None, ""):
-            given.append(f"{option} := {literal(value)}")
+            given.append(f"{_QUOTED.get(option, option)} := {literal(value)}")
     return f"FROM {name}({', '.join(given)})"
 
 

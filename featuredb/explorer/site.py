@@ -62,9 +62,9 @@ class Site:
         self.database._move_on(Store.open(self.database.path).snapshot)
         self.console.move_on(self.store)
 
-    def feature(self, sae: str, number: int) -> str:
+    def feature(self, sae: str, number: int) -> int | str:
         """How a feature is named in a call: by its number where there is one SAE."""
-        return str(number) if len(self.database.saes) == 1 else f"{sae}/{number}"
+        return number if len(self.database.saes) == 1 else f"{sae}/{number}"
 
     def spelling(
         self,
@@ -81,10 +81,9 @@ class Site:
         cli: options of the command where they differ from those of the method.
         """
         options = options or {}
-        short = [int(a) if str(a).isdigit() else a for a in arguments]
         return Spelling(
             call(verb, self.name, arguments, options if cli is None else cli),
-            method(function, short, options),
+            method(function, arguments, options),
             sql,
         )
 

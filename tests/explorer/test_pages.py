@@ -34,6 +34,7 @@ from featuredb.explorer.pages import feature, home
 from featuredb.explorer.site import Site, WebPage
 from featuredb.render.numbers import number
 from featuredb.render.view import Shown
+from queries.answers import Answer
 from tests.explorer.conftest import Running, serving
 from tests.explorer.pages import PAGES, REFUSED, F
 from tests.object_store import ObjectStore
@@ -179,15 +180,81 @@ def test_a_panel_of_a_page_is_data_too(running: Running) -> None:
     assert (status, "near-encoder" in json.loads(body)["error"]) == (400, True)
 
 
-def test_copied_calls_give_what_the_page_shows(running: Running, database: Path) -> None:
-    body = running.get(f"/feature/{F}?panel=contexts&k=3")[1].decode()
-    (python,) = re.findall(r"<code>(db\.top_contexts.+?)</code>", body)
-    (sql,) = re.findall(r"<code>(FROM top_contexts.+?)</code>", body)
+_TOP = f"/feature/{F}?panel=contexts&k=3"
+_COPIED = {
+    "top": (_TOP, "Python SQL"),
+    "top-chosen": (f"{_TOP}&offset=1&distinct=1&per_document=1&window=2", "Python SQL"),
+    "top-where": (f"{_TOP}&where=topic+%3D+%27%3Cb%3E%27", "Python SQL"),
+    "top-bounds": (f"{_TOP}&min=0&max=5", "Python"),
+    "sample": (f"{_TOP}&show=sample&bins=3&by=quantile&seed=2&window=3", "Python SQL"),
+    "silent": (f"{_TOP}&show=silent&like=random&seed=3&window=3", "Python SQL"),
+    "encoder": (f"/feature/{F}?panel=near-encoder", "Python"),
+    "test": (f"/feature/{F}?panel=test&text={{text}}", "Python"),
+    "search": ("/search?q=river&k=3", "Python SQL"),
+    "search-evidence": ("/search?q=river&by=evidence&k=3", "Python SQL"),
+    "text": ("/text?text={text}&k=3", "Python SQL"),
+    "context": ("/text?context=2&k=5&by=mass&min_density=0.3&max_density=0.9", "Python SQL"),
+    "token": ("/text?context=2&at=3&k=2&panel=token", "Python"),
+    "compare": (f"/compare?a={F}&b=a/sae/7", "Python"),
+}
+"""Addresses, and in which languages what they show can be asked for."""
+
+
+@pytest.mark.parametrize("name", _COPIED)
+def test_copied_calls_give_what_the_page_shows(running: Running, database: Path, name: str) -> None:
+    path, languages = _COPIED[name]
     with featuredb.open(database) as db:
-        unescaped = python.replace("&#39;", "'")
-        shown = eval(unescaped, {"db": db})
-        assert shown.arrow().equals(db.top_contexts(F, 3, window=24).arrow())
-        assert len(db.sql(sql.replace("&#39;", "'")).fetchall()) == 3
+        ((text,),) = db.sql("SELECT text FROM documents WHERE document_id = 0").fetchall()
+        path = path.format(text=quote(text))
+        body = running.get(path)[1].decode()
+        found = re.findall(
+            r'<span class="dim">(Python|SQL)</span><code>(.*?)</code>', body, re.DOTALL
+        )
+        assert [language for language, _ in found] == languages.split()
+        calls = {language: unescape(call) for language, call in found}
+        file = running.get(path.replace("?", ".parquet?", 1))[1]
+        rows = pq.read_table(io.BytesIO(file))
+        answer = eval(calls["Python"], {"db": db}).arrow()
+        assert answer.equals(rows)
+        if "SQL" in calls:
+            asked = db.sql(calls["SQL"]).to_arrow_table()
+            keys = [
+                c for c in ("sae", "feature_id", "context_id", "rank") if c in rows.column_names
+            ]
+            assert asked.select(keys).to_pylist() == rows.select(keys).to_pylist()
+
+
+@pytest.mark.parametrize("panel", ["nearest", "range"])
+def test_data_of_a_part_of_a_card_are_what_it_shows(
+    running: Running, database: Path, panel: str
+) -> None:
+    rows = json.loads(running.get(f"/feature/{F}.json?panel={panel}")[1])["rows"]
+    with featuredb.open(database) as db:
+        card = db.feature(F)
+    parts: dict[str, Answer] = {"decoder": card.neighbors, "coactivation": card.coactive}
+    if panel == "range":
+        parts = {"sample": card.sample, "silent": card.silent}
+    key = "context_id" if panel == "range" else "feature_id"
+    assert [(row["part"], row[key]) for row in rows] == [
+        (name, row[key]) for name, answer in parts.items() for row in answer
+    ]
+
+
+@pytest.mark.parametrize("text", ["-k", "--context", "3722", "²", "①", "9" * 5_000, "-" * 3])
+@pytest.mark.parametrize("path", ["/text?text=", "/search?by=tokens&q="])
+def test_calls_of_any_text_are_taken_as_that_text(running: Running, path: str, text: str) -> None:
+    status, body, _ = running.get(path + quote(text))
+    assert status == 200
+    found = re.findall(r'<span class="dim">(CLI|Python)</span><code>(.*?)</code>', body.decode())
+    calls = {language: unescape(call) for language, call in found}
+    words = shlex.split(calls["CLI"])[1:]
+    command = main.get_command(click.Context(main), words[0])
+    assert command is not None
+    asked = command.make_context(words[0], words[1:]).params
+    assert asked["query" if "search" in path else "text"] == text
+    python = ast.parse(calls["Python"], mode="eval").body
+    assert isinstance(python, ast.Call)
+    assert ast.literal_eval(python.args[0]) == text
 
 
 def test_names_of_features_lead_to_their_pages(running: Running) -> None:
@@ -203,6 +270,10 @@ def test_names_of_features_lead_to_their_pages(running: Running) -> None:
     [
         (f"/feature/{F}?k=many", "k must be a whole number"),
         (f"/feature/{F}?k=100000", "k must be from 1 to 200"),
+        (f"/feature/{F}?k=1_0", "k must be a whole number, not '1_0'"),
+        (f"/feature/{F}?offset=%D9%A3", "offset must be a whole number, not '٣'"),
+        (f"/feature/{F}?offset={'9' * 5_000}", "offset must be from 0 to 1,000,000,000, not 999"),
+        (f"/feature/{F}?min=1_0", "min must be a number, not '1_0'"),
         (f"/feature/{F}?show=nothing", "show must be"),
         ("/feature/nothing/1", "there is no SAE"),
         ("/feature/a/sae/40", "a/sae has features 0 to 39"),

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from featuredb.errors import FeatureDBError, QueryError
 from featuredb.explorer.address import Address, feature_url
 from featuredb.explorer.pages.text import firing_on
 from featuredb.explorer.pages.where_it_fires import where_it_fires
-from featuredb.explorer.panel import Panel, literal, macro
+from featuredb.explorer.panel import Panel, literal, macro, method
 from featuredb.explorer.parts_of_card import examples
 from featuredb.explorer.site import Site, WebPage
 from featuredb.render.view import View
 from featuredb.store.names import parse_feature
 from featuredb.store.snapshot import Sae
+from queries.answers import Answer, Rows
 from queries.feature import FeatureCard, FeatureNumbers, feature_neighbors, feature_numbers
 from queries.shaded_text import ShadedText
 
@@ -57,8 +62,10 @@ def page(site: Site, asked: Address) -> WebPage:
         Panel(
             "nearest",
             "Nearest",
-            card,
-            spelling,
+            lambda: _under_one_another(
+                {"decoder": card().neighbors, "coactivation": card().coactive}
+            ),
+            replace(spelling, sql=""),
             lazy=True,
             drawn=lambda: feature_neighbors(site.reader, sae, number),
         ),
@@ -67,17 +74,24 @@ def page(site: Site, asked: Address) -> WebPage:
         *where_it_fires(site, asked, full),
     ]
     if asked.text("show", "top") == "top" and numbers.row["count"]:
-        panels.append(Panel("range", "Over its range", card, spelling, lazy=True, shown=_range))
+        panels.append(
+            Panel(
+                "range",
+                "Over its range",
+                lambda: _under_one_another({"sample": card().sample, "silent": card().silent}),
+                replace(spelling, sql=""),
+                lazy=True,
+                drawn=lambda: examples(card().view()),
+            )
+        )
     if text.strip():
         test = Panel(
             "test",
             "Your text",
             shaded,
-            site.spelling(
-                "fires",
-                "fires_on",
-                (text,),
-                cli={"feature": name},
+            replace(
+                site.spelling("fires", "fires_on", (text,), cli={"feature": full}),
+                python=method("fires_on", (text,), {}) + f".shaded({name!r})",
             ),
         )
         panels.insert(1, test)
@@ -104,8 +118,13 @@ def _numbers(numbers: FeatureNumbers, mark: float | None) -> View:
     return View([facts, *rest])
 
 
-def _range(card: FeatureCard) -> View:
-    return examples(card.view())
+def _under_one_another(answers: Mapping[str, Answer]) -> Rows:
+    """The rows of several, each with which of them it is of."""
+    tables = [
+        each.table.add_column(0, "part", pa.array([name] * len(each), pa.string()))
+        for name, each in answers.items()
+    ]
+    return Rows(pa.concat_tables(tables, promote_options="default"))
 
 
 def random_page(site: Site, asked: Address) -> WebPage:
@@ -126,7 +145,7 @@ def _feature(site: Site, rest: str) -> tuple[Sae, int]:
     return parse_feature(site.database.snapshot, f"{name}/{number}")
 
 
-def _contexts(site: Site, asked: Address, name: str, full: str) -> Panel:
+def _contexts(site: Site, asked: Address, name: int | str, full: str) -> Panel:
     """The contexts, chosen as the address says."""
     show = asked.choice("show", _SHOWN)
     if show == "sample":
@@ -141,7 +160,17 @@ def _contexts(site: Site, asked: Address, name: str, full: str) -> Panel:
             "contexts",
             "Contexts where it is silent",
             lambda: database.silent_contexts(full, k, like, seed, window=window),
-            site.spelling("silent", "silent_contexts", (name,), options),
+            site.spelling(
+                "silent",
+                "silent_contexts",
+                (name,),
+                options,
+                sql=macro(
+                    "silent_contexts",
+                    [name],
+                    {"k": k, "matched_by": like, "seed": seed, "window_size": window},
+                ),
+            ),
         )
     chosen: dict[str, Any] = {
         "k": k,
@@ -153,7 +182,12 @@ def _contexts(site: Site, asked: Address, name: str, full: str) -> Panel:
         "per_document": asked.flag("per_document"),
         "distinct": asked.flag("distinct"),
     }
-    given = {n: v for n, v in chosen.items() if v not in (None, False, 0) or n == "k"}
+    always = ("k", "window", *_OPTION)
+    given = {
+        n: v
+        for n, v in chosen.items()
+        if v not in (None, False, 0) or (n in always and v is not None)
+    }
     return Panel(
         "contexts",
         "Top contexts",
@@ -164,7 +198,7 @@ def _contexts(site: Site, asked: Address, name: str, full: str) -> Panel:
             (name,),
             given,
             cli={_OPTION.get(n, n): v for n, v in given.items()},
-            sql="" if given.get("where") else macro("top_contexts", [name], _sql_options(given)),
+            sql=_sql_of_top(name, given),
         ),
     )
 
@@ -172,12 +206,15 @@ def _contexts(site: Site, asked: Address, name: str, full: str) -> Panel:
 _OPTION = {"min_activation": "min-activation", "max_activation": "max-activation"}
 
 
-def _sql_options(given: dict[str, Any]) -> dict[str, Any]:
-    kept = ("k", "offset", "per_document", "distinct")
-    return {name: value for name, value in given.items() if name in kept}
+def _sql_of_top(name: int | str, given: Mapping[str, Any]) -> str:
+    """Nothing where there are bounds, which the macro does not have."""
+    if not given.keys().isdisjoint(_OPTION):
+        return ""
+    renamed = {"window": "window_size"}
+    return macro("top_contexts", [name], {renamed.get(n, n): v for n, v in given.items()})
 
 
-def _sample(site: Site, asked: Address, name: str, full: str, bins: int) -> Panel:
+def _sample(site: Site, asked: Address, name: int | str, full: str, bins: int) -> Panel:
     k = max(asked.whole("k", 10, 1, 200), bins)
     by = asked.choice("by", ("width", "quantile"))
     seed, window = asked.whole("seed", 0, 0, 10**9), asked.whole("window", 24, 0, 500)
@@ -193,7 +230,7 @@ def _sample(site: Site, asked: Address, name: str, full: str, bins: int) -> Pane
     )
 
 
-def _near(site: Site, asked: Address, name: str, full: str, by: str) -> Panel:
+def _near(site: Site, asked: Address, name: int | str, full: str, by: str) -> Panel:
     k = asked.whole("near_k", 10, 1, 50)
     return Panel(
         f"near-{by}",
@@ -209,7 +246,7 @@ def _near(site: Site, asked: Address, name: str, full: str, by: str) -> Panel:
     )
 
 
-def _coactive(site: Site, name: str, full: str, unit: str) -> Panel:
+def _coactive(site: Site, name: int | str, full: str, unit: str) -> Panel:
     options = {"k": 10, "unit": unit}
     return Panel(
         f"coactive-{unit}",

@@ -9,6 +9,7 @@ from featuredb.explorer.panel import Panel, macro
 from featuredb.explorer.site import Site, WebPage
 
 _WAYS = ("any", "tokens", "evidence", "meaning")
+_MACROS = {"any": "search", "tokens": "search", "evidence": "evidence"}
 
 
 def page(site: Site, asked: Address) -> WebPage:
@@ -20,9 +21,9 @@ def page(site: Site, asked: Address) -> WebPage:
     if named and by == "any":
         return WebPage("search.html", query, redirect=feature_url(named))
     way = None if by == "any" else by
-    spelling = site.spelling(
-        "search", "search", (query,), {"k": k, "by": way}, sql=macro("search", [query], {"k": k})
-    )
+    named_so = _MACROS.get(by)
+    sql = macro(named_so, [query], {"k": k}) if named_so else ""
+    spelling = site.spelling("search", "search", (query,), {"k": k, "by": way}, sql=sql)
     panels = (Panel("search", "Features", lambda: site.database.search(query, k, way), spelling),)
     return WebPage(
         "search.html", query or "Search", panels if query else (), {"ways": _WAYS, "by": by}
@@ -31,7 +32,7 @@ def page(site: Site, asked: Address) -> WebPage:
 
 def _named(site: Site, query: str) -> str:
     """The feature that the query is the name of."""
-    named = re.fullmatch(r"(?:(.+)/)?(\d+)", query)
+    named = re.fullmatch(r"(?:(.+)/)?([0-9]{1,18})", query)
     if named is None:
         return ""
     saes = site.database.saes

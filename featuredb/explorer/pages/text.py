@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from featuredb.errors import FeatureDBError, QueryError
 from featuredb.explorer.address import Address
-from featuredb.explorer.panel import Panel, call, macro
+from featuredb.explorer.panel import Panel, Spelling, call, macro, method
 from featuredb.explorer.site import Site, Waiting, WebPage
 from featuredb.render.characters import neutralize, spelled
 from featuredb.render.view import CourseColumn, Part, Table, View
@@ -37,44 +38,23 @@ def page(site: Site, asked: Address) -> WebPage:
     values: dict[str, Any] = {"orders": ORDERS, "by": by, "text": text, "tokens": [], "token": None}
     values["context"] = context
     hidden = asked.flag("hide_bos")
-    if context:
-        number = asked.whole("context", 0, 0, 2**62)
-
-        @cache
-        def ask() -> Firing:
-            return site.database.fires_in(number, k, by, **bounds)
-
-        options = {"k": k, "by": by, **bounds}
-        spelling = site.spelling(
-            "fires",
-            "fires_in",
-            (number,),
-            options,
-            sql=macro("fires_in", [number], {"k": k}),
-        )
-        cli = call("fires", site.name, (), {"context": number, "k": k, "by": by, **bounds})
-        spelling = replace(spelling, cli=cli)
-    elif text.strip():
-
-        @cache
-        def ask() -> Firing:
-            return firing_on(site, text, k, by, **bounds)
-
-        spelling = site.spelling(
-            "fires",
-            "fires_on",
-            (text,),
-            {"k": k, "by": by, **bounds},
-            sql=macro("fires_on", [text], {"k": k}),
-        )
-    else:
+    number = asked.whole("context", 0, 0, 2**62) if context else None
+    if number is None and not text.strip():
         return WebPage("text.html", "Text", (), values)
+
+    @cache
+    def ask() -> Firing:
+        if number is None:
+            return firing_on(site, text, k, by, **bounds)
+        return site.database.fires_in(number, k, by, **bounds)
+
+    options = {"k": k, "by": by, **bounds}
     panels = [
         Panel(
             "firing",
             "Features on this text",
             ask,
-            spelling,
+            _spelling(site, text if number is None else number, options),
             shown=lambda firing: _features(firing, hidden and _begins_specially(site, firing)),
         )
     ]
@@ -82,6 +62,7 @@ def page(site: Site, asked: Address) -> WebPage:
     if token:
         chosen = asked.whole("at", 0, 0, 10**9)
         values["token"] = chosen
+        spelling = _spelling(site, text if number is None else number, options, chosen)
         panels.insert(
             0,
             Panel("token", "Features on this token", lambda: ask().by_token(k, chosen), spelling),
@@ -95,6 +76,25 @@ def page(site: Site, asked: Address) -> WebPage:
         pass  # the panel says it
     title = f"Context {context}" if context else "Text"
     return WebPage("text.html", title, tuple(panels), values, lasting=bool(context))
+
+
+def _spelling(
+    site: Site, given: str | int, options: Mapping[str, Any], token: int | None = None
+) -> Spelling:
+    """Of a text or a stored context, or of one of its tokens, which no macro tells."""
+    if isinstance(given, str):
+        name, cli = "fires_on", call("fires", site.name, (given,), {**options, "token": token})
+    else:
+        stored = {"context": given, **options, "token": token}
+        name, cli = "fires_in", call("fires", site.name, (), stored)
+    python = method(name, (given,), options)
+    if token is not None:
+        return Spelling(cli, f"{python}.by_token({options['k']}, {token})")
+    return Spelling(cli, python, macro(name, (given,), _in_sql(options)))
+
+
+def _in_sql(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"ranked" if name == "by" else name: value for name, value in options.items()}
 
 
 def _begins_specially(site: Site, firing: Firing) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import queries
 from featuredb import errors
@@ -18,6 +18,7 @@ from queries.question import Question
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
 _OF_A_CONNECTION = re.compile(
     r"\s*(CREATE\s+(OR\s+REPLACE\s+)?TEMP(ORARY)?|SET\s+VARIABLE|PREPARE|BEGIN|START|USE)\b"
@@ -125,6 +126,63 @@ def _refuse_change(query: str) -> None:
         macros = {m.name for question in queries.QUESTIONS.values() for m in question.macros}
         if name.startswith("featuredb_") or name in macros.union(each.name for each in RELATIONS):
             raise SQLError(f"{name} is the database's own and stays as it is: name yours otherwise")
+
+
+_NOT_HELD = (
+    "bignum",
+    "bit",
+    "interval",
+    "time with time zone",
+    "uhugeint",
+    "union",
+)
+"""Types that Python, Parquet or Arrow has no equal of."""
+
+
+def fetched(relation: duckdb.DuckDBPyRelation) -> pa.Table:
+    """The rows. Raises DuckDB's exceptions.
+
+    A column that Python or Parquet cannot hold is text, as DuckDB spells it: intervals, bits, days
+    before the year 1 or after 9999.
+    """
+    names, held = relation.columns, [not _has_other(kind) for kind in relation.types]
+    if not all(held):
+        # By position: two columns may have one name.
+        columns = [f"c{i}" if each else f"CAST(c{i} AS VARCHAR)" for i, each in enumerate(held)]
+        every = ", ".join(f"c{i}" for i in range(len(names)))
+        statement = f"SELECT {', '.join(columns)} FROM featuredb_rows AS t({every})"
+        relation = cast("duckdb.DuckDBPyRelation", relation.query("featuredb_rows", statement))
+    table = relation.to_arrow_table().rename_columns(names)
+    for i, column in enumerate(table.columns):
+        if not _in_range(column):
+            table = table.set_column(i, names[i], _as_text(column))
+    return table
+
+
+def _has_other(kind: Any) -> bool:
+    if kind.id in ("list", "array", "struct", "map"):
+        return any(_has_other(inner) for _, inner in kind.children if not isinstance(inner, int))
+    return kind.id in _NOT_HELD
+
+
+def _in_range(column: pa.ChunkedArray) -> bool:
+    """Whether Python's dates can say what is in it."""
+    if "date" not in str(column.type) and "timestamp" not in str(column.type):
+        return True
+    try:
+        column.to_pylist()
+    except (OverflowError, ValueError):
+        return False
+    return True
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    import duckdb
+    import pyarrow as pa
+
+    with duckdb.connect() as connection:
+        relation = connection.from_arrow(pa.table({"c": column}))
+        return relation.project("CAST(c AS VARCHAR) AS c").to_arrow_table().column("c")
 
 
 def _register(cursor: duckdb.DuckDBPyConnection, name: str, table: Any) -> None:

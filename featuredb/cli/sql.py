@@ -89,9 +89,11 @@ def _fetch(relation: duckdb.DuckDBPyRelation) -> pa.Table:
     in a thread, and an interrupt ends the process under it: the database is open for reading, and
     no output has been written.
     """
+    from queries.sql import fetched
+
     with ThreadPoolExecutor(max_workers=1) as thread:
         try:
-            return thread.submit(relation.to_arrow_table).result()
+            return thread.submit(fetched, relation).result()
         except KeyboardInterrupt:
             click.echo("featuredb: interrupted", err=True)
             remove_spills()

@@ -10,7 +10,7 @@ from featuredb.store.store import Store
 from queries.answers import Rows
 from queries.connection import Reader, bound, confine
 from queries.overseen import Overseer
-from queries.sql import duckdb_errors
+from queries.sql import duckdb_errors, fetched
 
 if TYPE_CHECKING:
     import duckdb
@@ -49,7 +49,7 @@ class Console:
                 with duckdb_errors(self._reader.location):
                     # DuckDB lets a WITH clause write (COPY, INSERT), but not below a statement.
                     capped = f"SELECT * FROM (\n{statement}\n) LIMIT {MOST_ROWS + 1}"
-                    table = cursor.sql(capped).to_arrow_table()
+                    table = fetched(cursor.sql(capped))
             finally:
                 cursor.close()
         return CappedRows(table.slice(0, MOST_ROWS), more=len(table) > MOST_ROWS)

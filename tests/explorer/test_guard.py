@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from starlette.responses import Response
 
+from featuredb.cli import main
 from featuredb.errors import OptionError, SQLError
 from featuredb.explorer import guard, server
 from featuredb.explorer.cache import PageCache
 from featuredb.explorer.console import Console
+from featuredb.explorer.drawing import section_of
+from featuredb.render.formats import FORMATS, to_bytes
 from featuredb.store.store import Store
 from tests.explorer.conftest import Running
 
@@ -135,6 +140,34 @@ def test_the_console_has_limits(console: Console) -> None:
         console.ask("SELECT count(*) FROM range(1000000000000) a, range(1000) b", 0.2)
     assert console.ask("SELECT 1 -- a comment").arrow().to_pydict() == {"1": [1]}
     assert len(console.ask("FROM features ORDER BY feature_id DESC;")) == 52
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("DATE 'infinity'", "infinity"),
+        ("TIMESTAMP '200000-01-01'", "200000-01-01 00:00:00"),
+        ("TIMESTAMPTZ '-infinity'", "-infinity"),
+        ("[DATE '0044-01-01 (BC)']", "[0044-01-01 (BC)]"),
+        ("INTERVAL 3 MONTH", "3 months"),
+        ("{'i': INTERVAL 1 DAY}", "{'i': 1 day}"),
+        ("BIT '0101'", "0101"),
+        ("union_value(a := 1)", "1"),
+        ("DATE '1999-01-02'", "1999-01-02"),
+    ],
+)
+def test_what_python_or_parquet_cannot_hold_is_text(
+    console: Console, database: Path, value: str, shown: str
+) -> None:
+    statement = f"SELECT {value} AS x, 1 AS y"
+    rows = console.ask(statement)
+    for form in FORMATS:
+        assert to_bytes(rows, form)
+    assert json.loads(to_bytes(rows, "json"))["rows"] == [{"x": shown, "y": 1}]
+    assert shown in str(rows)
+    assert section_of(rows.view())
+    result = CliRunner().invoke(main, ["sql", str(database), statement, "--format", "jsonl"])
+    assert json.loads(result.stdout) == {"x": shown, "y": 1}
 
 
 def test_a_condition_of_a_page_is_confined(running: Running) -> None:

@@ -53,6 +53,8 @@ class Spelled(NamedTuple):
 
 _NUMBERS = (Spelled, *VALUES)
 
+_DEEPEST = 100
+
 Find = Callable[[str, int], int]
 """The index of a feature in the rule's list, from its name and its position in the text."""
 
@@ -124,6 +126,7 @@ class _Reader:
 
     def __init__(self, text: str, find: Find, strength: Strengths) -> None:
         self._text, self._find, self._strength = text, find, strength
+        self._depth = 0
 
     def condition(self, tree: Any) -> Condition:
         node = self._node(tree)
@@ -146,6 +149,16 @@ class _Reader:
         return node
 
     def _node(self, tree: Any) -> Node | Spelled:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            place = tree.meta.start_pos
+            raise RuleError(f"the rule is nested more than {_DEEPEST} deep: simplify it", place)
+        try:
+            return self._made(tree)
+        finally:
+            self._depth -= 1
+
+    def _made(self, tree: Any) -> Node | Spelled:
         given = tree.children
         match tree.data:
             case "feature":
@@ -176,8 +189,7 @@ class _Reader:
             case "call":
                 return self._call(tree)
             case "plus" | "minus":
-                left, right = map(self._plain, given)
-                return _added(left, right, 1.0 if tree.data == "plus" else -1.0)
+                return self._sum(tree)
             case "times":
                 return self._product(tree)
             case "negative":
@@ -205,6 +217,18 @@ class _Reader:
         if len(features) != 1:
             raise self._misplaced(each)
         return Number(self._strength(each.text, features.pop(), each.position))
+
+    def _sum(self, tree: Any) -> Value:
+        """Of as many terms as there are: each is one deeper than the next."""
+        terms = []
+        while tree.data in ("plus", "minus"):
+            sign = 1.0 if tree.data == "plus" else -1.0
+            tree, last = tree.children
+            terms.append((sign, last))
+        value = self._plain(tree)
+        for sign, term in reversed(terms):
+            value = _added(value, self._plain(term), sign)
+        return value
 
     def _product(self, tree: Any) -> Value:
         left, right = map(self._plain, tree.children)

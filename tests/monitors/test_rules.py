@@ -88,6 +88,8 @@ def test_what_is_read(db: Database, text: str, read: str) -> None:
         ("f1 > 1e999", 5, "too large"),
         ("é > 3", 0, "at character 1, 'é > 3'"),
         ("role = user", 0, "reads no feature"),
+        ("not " * 2_000 + "f1", 400, "nested more than 100 deep"),
+        ("max(" * 2_000 + "f1" + ")" * 2_000, 400, "nested more than 100 deep"),
     ],
 )
 def test_errors_point_at_the_character(
@@ -97,6 +99,12 @@ def test_errors_point_at_the_character(
         db.replay(text)
     assert error.value.position == position
     assert "\n" not in str(error.value)
+
+
+def test_a_sum_may_have_many_terms(db: Database) -> None:
+    many = " + ".join(["f1"] * 600)
+    one, other = db.replay(f"{many} > 600"), db.replay("600 * f1 > 600")
+    assert one.table.column("score").equals(other.table.column("score"))
 
 
 def test_features_that_are_not_there(db: Database) -> None:

@@ -64,6 +64,8 @@ _ASSETS = {
     "icon.svg": "image/svg+xml",
 }
 
+_REASONS = {404: "there is no such page", 405: "there is nothing to send here: open it"}
+
 _AT_ONCE = 4
 """Pages drawn at the same time. More only wait for one another, each with its memory."""
 
@@ -235,6 +237,8 @@ def _path_and_form(request: Request) -> tuple[str, str]:
 
 async def _form(request: Request) -> list[tuple[str, str]]:
     """The fields of a form that was sent. Raises `HTTPException` for what is none."""
+    if request.headers.get("content-type", "").lower().startswith("multipart/"):
+        raise HTTPException(415, "a form is sent URL-encoded here, not as multipart")
     try:
         body = await request.body()
     except TooSlow:
@@ -252,7 +256,7 @@ def answer(site: Site, page_of: PageOf, asked: Address, form: str = "") -> tuple
     try:
         with site.limited():
             page = page_of(site, asked)
-        if page.redirect:
+        if page.redirect and not (form and page.panels):
             return RedirectResponse(page.redirect, 303), False
         return _of_page(site, page, asked, form), page.lasting
     except Waiting as error:
@@ -278,7 +282,7 @@ def _of_page(site: Site, page: WebPage, asked: Address, form: str) -> Response:
         raise QueryError(f"there is no panel {name!r} here: {known or 'this page has none'}")
     if form:
         if panel is None:
-            raise QueryError("nothing is asked here yet: there are no rows")
+            raise QueryError(page.missing or "nothing is asked here yet: there are no rows")
         with site.limited():
             return _data(panel, form)
     if asked.flag("fragment") and panel is not None:
@@ -367,8 +371,9 @@ def _error(site: Site, asked: Address, error: FeatureDBError, form: str) -> Resp
 def _refused(site: Site) -> Any:
     def handle(request: Request, error: HTTPException) -> Response:
         asked = Address(request.url.path)
-        reason = "there is no such page" if error.status_code == 404 else error.detail
-        page = WebPage("error.html", "No such page", (), {"reason": reason}, error.status_code)
+        reason = _REASONS.get(error.status_code, error.detail)
+        title = "No such page" if error.status_code == 404 else "No answer"
+        page = WebPage("error.html", title, (), {"reason": reason}, error.status_code)
         return _html(site, page, asked)
 
     return handle

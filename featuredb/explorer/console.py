@@ -68,6 +68,8 @@ def _only_statement(query: str) -> str:
         statements = duckdb.extract_statements(query)
     except duckdb.Error as error:
         raise SQLError(str(error)) from None
+    if not statements:
+        raise SQLError("there is no statement in this SQL")
     if len(statements) != 1:
         raise SQLError(f"give one statement, not {len(statements)}")
     if statements[0].type != duckdb.StatementType.SELECT:

@@ -107,8 +107,8 @@ class Guard:
     async def _welcome(self, scope: Scope, send: Send) -> None:
         """To the same page without the token in its address."""
         rest = urlencode([pair for pair in _query(scope) if pair[0] != "token"])
-        # One slash: two would name another host.
-        path = "/" + scope["raw_path"].decode("latin-1").lstrip("/")
+        # One slash: two would name another host, and browsers take a backslash for one.
+        path = "/" + scope["raw_path"].decode("latin-1").lstrip("/\\")
         cookie = f"{self._cookie}={self.token}; HttpOnly; SameSite=Lax; Path=/"
         await _answer(
             send,

@@ -56,6 +56,20 @@ class Panel:
         return answer.view() if self.shown is None else self.shown(answer)
 
 
+class Counted:
+    """A question that says afterwards how many rows its answer had."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self.rows = 0
+
+    def __call__(self) -> Shown:
+        """The answer."""
+        answer = self._ask()
+        self.rows = answer.arrow().num_rows
+        return answer
+
+
 def call(
     verb: str,
     database: str,

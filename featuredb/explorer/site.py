@@ -97,8 +97,9 @@ class Site:
 class WebPage:
     """What an address shows. The first panel is what ``.json`` and its like give.
 
-    values: what the template needs besides. status: of the answer. lasting: it is the same
-    whenever it is asked for.
+    values: what the template needs besides. status: of the answer. redirect: where the page is
+    instead. lasting: it is the same whenever it is asked for. missing: what the form needs besides
+    before anything can be asked.
     """
 
     template: str
@@ -108,6 +109,7 @@ class WebPage:
     status: int = 200
     redirect: str = ""
     lasting: bool = True
+    missing: str = ""
 
     def panel(self, name: str) -> Panel | None:
         """The panel of that name, the first for none."""

@@ -31,8 +31,9 @@ def test_the_token_becomes_a_cookie_after_one_redirect(running: Running) -> None
 
 
 def test_a_redirect_stays_on_this_server(running: Running) -> None:
-    headers = running.get(f"//evil.example/?token={running.token}", headers={"Cookie": ""})[2]
-    assert headers["location"] == "/evil.example/"
+    for path in ("//evil.example/", "/\\evil.example/", "\\\\evil.example/", "/\\/evil.example/"):
+        headers = running.get(f"{path}?token={running.token}", headers={"Cookie": ""})[2]
+        assert headers.get("location", "/evil.example/") == "/evil.example/", path
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,7 @@ def console(database: Path) -> Console:
         "PRAGMA database_list",
         "SELECT 1; SELECT 2",
         "",
+        "-- a remark",
     ],
 )
 def test_the_console_only_reads_the_database(console: Console, database: Path, query: str) -> None:

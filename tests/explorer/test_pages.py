@@ -260,6 +260,11 @@ def test_calls_of_any_text_are_taken_as_that_text(running: Running, path: str, t
 def test_names_of_features_lead_to_their_pages(running: Running) -> None:
     assert running.get("/search?q=a/sae/7")[2]["location"] == "/feature/a/sae/7"
     assert running.get("/random?sae=a/sae")[2]["location"].startswith("/feature/a/sae/")
+    status, _, headers = running.get("/feature/a/sae/05?k=3")
+    assert (status, headers["location"]) == (303, f"/feature/{F}?k=3")
+    assert (
+        running.get("/feature/a/sae/05.json?k=3")[:2] == running.get(f"/feature/{F}.json?k=3")[:2]
+    )
     body = running.get(f"/feature/{F}")[1].decode()
     assert 'rel="prev" href="/feature/a/sae/4"' in body
     assert 'rel="next" href="/feature/a/sae/6"' in body
@@ -277,7 +282,17 @@ def test_names_of_features_lead_to_their_pages(running: Running) -> None:
         (f"/feature/{F}?show=nothing", "show must be"),
         ("/feature/nothing/1", "there is no SAE"),
         ("/feature/a/sae/40", "a/sae has features 0 to 39"),
-        ("/compare?a=a/sae&b=1", "two features, or two SAEs"),
+        ("/compare?a=a/sae&b=1", "two features, or two SAEs, not one of each"),
+        ("/feature/", "no feature is named: open /feature/a/sae/12"),
+        ("/feature/5", "feature 5 does not say of which SAE: write NAME/NUMBER"),
+        ("/random?sae=nope", "there is no SAE nope"),
+        ("/steer?prompt=a&set=a/sae/40%3D2x", "a/sae has features 0 to 39"),
+        (
+            "/steer?prompt=a&set=a/sae/1%3D1&temperature=-1",
+            "a temperature is from 0 to 100, not -1",
+        ),
+        ("/steer?prompt=a&set=a/sae/1%3D1&temperature=nan", "from 0 to 100, not nan"),
+        ("/steer?prompt=a&set=a/sae/1%3D1&set=a/sae/1%3D2", "edit the same feature"),
         ("/text?context=999", "context"),
         ("/contrast?a=@/etc/passwd", "reads no files"),
         (f"/feature/{F}?panel=nothing", "there is no panel"),
@@ -288,6 +303,82 @@ def test_a_bad_address_gets_one_line(running: Running, path: str, reason: str) -
     assert status in (400, 404)
     (line,) = re.findall(r'role="alert">(.*?)</p>', body.decode(), re.DOTALL)
     assert reason in line.replace("&#39;", "'")
+
+
+def test_what_is_wrong_with_an_edit_is_said_without_a_model(running: Running) -> None:
+    query = urlencode({"prompt": "a", "set": "a/sae/40=2x"})
+    (fact,) = running.get(f"/steer/stream?{query}")[1].splitlines()
+    assert "a/sae has features 0 to 39" in json.loads(fact)["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "missing"),
+    [
+        (f"/compare?a={F}", "Give another feature, or another SAE"),
+        ("/compare?b=it%27s", "Give another feature, or another SAE"),
+        ("/contrast?b=true", "Give A too"),
+        (f"/find?none={F}", "Give a feature that fires there"),
+        ("/find?where=true", "Give a feature that fires there"),
+        ("/steer?prompt=a", "Give an edit too"),
+        (f"/steer?set={F}=2x", "Give a text that the model goes on from"),
+        ("/text?text=+%0A", "The text has only spaces"),
+        (f"/feature/{F}?text=++", "The text has only spaces"),
+        ("/monitors?by=topic", "Give a monitor, or a rule"),
+        (
+            f"/feature/{F}?show=sample&where=true&distinct=1",
+            "The filter (where, distinct) chooses among top contexts: it is not applied here",
+        ),
+    ],
+)
+def test_a_form_that_is_half_filled_says_what_is_missing(
+    running: Running, path: str, missing: str
+) -> None:
+    status, body, _ = running.get(path)
+    (line,) = re.findall(r'class="missing" role="status">(.*?)</p>', body.decode())
+    assert status == 200
+    assert line.startswith(missing)
+    plain = running.get(path.partition("?")[0])[1]
+    assert b'class="missing"' not in plain
+
+
+def test_a_page_after_the_last_row_is_not_offered(running: Running, database: Path) -> None:
+    with featuredb.open(database) as db:
+        n = db.feature(F).statistics.n_contexts
+        (features,) = db.sql("SELECT count(*) FROM features WHERE count >= 20").fetchall()[0]
+    for path, offered in (
+        (f"/feature/{F}?k=2", True),
+        (f"/feature/{F}?k={n}", False),
+        (f"/feature/{F}?k=1&offset={n - 2}", True),
+        (f"/feature/{F}?k=1&offset={n - 1}", False),
+        (f"/feature/{F}?k=1&offset={n + 5}", False),
+        (f"/feature/{F}?k=1&where=false", False),
+        ("/feature/a/sae/3", False),
+        ("/?k=2", True),
+        (f"/?offset={features}", False),
+    ):
+        assert (b">Next " in running.get(path)[1]) == offered, path
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "title"),
+    [
+        ("GET", "/nothing", {}, 404, "No such page"),
+        ("POST", "/map/points", {}, 405, "No answer"),
+        ("POST", "/text", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "No answer"),
+        ("POST", "/text", {"Content-Type": "Multipart/Form-Data"}, 415, "No answer"),
+    ],
+)
+def test_what_is_refused_has_its_own_title(
+    running: Running, method: str, path: str, headers: dict[str, str], status: int, title: str
+) -> None:
+    got, body, _ = running.get(path, method, b"text=a" if method == "POST" else None, headers)
+    assert (got, f"<h1>{title}</h1>" in body.decode()) == (status, True)
+
+
+def test_an_error_of_a_rule_is_said_once(running: Running) -> None:
+    body = running.get("/monitors?rule=" + quote("not " * 2_000 + "f1"))[1].decode()
+    assert body.count('role="alert"') == 1
+    assert "nested more than 100 deep" in body
 
 
 def test_a_new_text_waits_for_the_model_and_says_why_there_is_none(running: Running) -> None:

@@ -391,7 +391,7 @@ function start(points) {
     if (which !== null) {
       const list = [...which].sort((a, b) => shares[b] - shares[a] || a - b);
       const ids = [...which].map((i) => points.id[i]).sort((a, b) => a - b);
-      const predicate = `sae = '${points.sae.replaceAll("'", "''")}' AND feature_id IN (${ids.join(", ") || "NULL"})`;
+      const predicate = ids.length ? `sae = '${points.sae.replaceAll("'", "''")}' AND feature_id IN (${ids.join(", ")})` : "false";
       root.querySelector("[data-count]").textContent = `${list.length.toLocaleString("en")} feature${list.length === 1 ? "" : "s"} chosen`;
       root.querySelector("[data-predicate]").textContent = predicate;
       root.querySelector("[data-last]").textContent = points.label.some(Boolean) ? "label · fires on" : "fires on";

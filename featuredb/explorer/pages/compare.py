@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featuredb.errors import UnknownFeatureError
+from featuredb.errors import QueryError
 from featuredb.explorer.address import Address
 from featuredb.explorer.panel import Panel, literal
 from featuredb.explorer.site import Site, WebPage
@@ -27,11 +27,12 @@ def page(site: Site, asked: Address) -> WebPage:
     names = [sae.name for sae in site.database.saes]
     values = {"a": a, "b": b, "saes": names}
     if not (a and b):
-        return WebPage("compare.html", "Compare", (), values)
+        missing = "Give another feature, or another SAE, to compare with." if a or b else ""
+        return WebPage("compare.html", "Compare", (), values, missing=missing)
     if a in names and b in names:
         return WebPage("compare.html", f"{a} and {b}", _saes(site, a, b), values)
     if a in names or b in names:
-        raise UnknownFeatureError("compare two features, or two SAEs")
+        raise QueryError("compare two features, or two SAEs, not one of each")
     panel = Panel(
         "compare",
         "Side by side",

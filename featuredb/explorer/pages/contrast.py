@@ -21,7 +21,8 @@ def page(site: Site, asked: Address) -> WebPage:
     columns = site.database.sql("SELECT column_name FROM (DESCRIBE documents)").fetchall()
     values["columns"] = tuple(name for (name,) in columns)
     if not (a or each):
-        return WebPage("contrast.html", "Contrast", (), values)
+        missing = "Give A too, which B is held against, or a column to take each value of."
+        return WebPage("contrast.html", "Contrast", (), values, missing=missing if b else "")
     if a.startswith("@") or b.startswith("@"):
         raise QueryError("the page reads no files: ask `featuredb contrast`")
     k, on, covariate = asked.whole("k", 20, 1, 200), asked.text("on"), asked.text("covariate")

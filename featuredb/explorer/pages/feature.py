@@ -14,11 +14,11 @@ from featuredb.errors import FeatureDBError, QueryError
 from featuredb.explorer.address import Address, feature_url
 from featuredb.explorer.pages.text import firing_on
 from featuredb.explorer.pages.where_it_fires import where_it_fires
-from featuredb.explorer.panel import Panel, literal, macro, method
+from featuredb.explorer.panel import Counted, Panel, literal, macro, method
 from featuredb.explorer.parts_of_card import examples
 from featuredb.explorer.site import Site, WebPage
 from featuredb.render.view import View
-from featuredb.store.names import parse_feature
+from featuredb.store.names import example, parse_feature, sae_named
 from featuredb.store.snapshot import Sae
 from queries.answers import Answer, Rows
 from queries.feature import FeatureCard, FeatureNumbers, feature_neighbors, feature_numbers
@@ -29,7 +29,10 @@ _SHOWN = ("top", "sample", "silent")
 
 def page(site: Site, asked: Address) -> WebPage:
     """The feature that the path names, its contexts and its neighbors."""
-    sae, number = _feature(site, asked.path.removeprefix("/feature/"))
+    named = asked.path.removeprefix("/feature/")
+    if not named:
+        raise QueryError(f"no feature is named: open /feature/{example(site.database.snapshot)}")
+    sae, number = parse_feature(site.database.snapshot, named)
     name = site.feature(sae.name, number)
     full = f"{sae.name}/{number}"
     numbers = feature_numbers(site.store, sae, number)
@@ -53,12 +56,13 @@ def page(site: Site, asked: Address) -> WebPage:
         except FeatureDBError:
             return None  # the panel of the text says why
 
+    contexts = _contexts(site, asked, name, full)
     spelling = site.spelling(
         "feature", "feature", (name,), sql=f"FROM features WHERE {_is(sae, number)}"
     )
     panels = [
         Panel("feature", "Statistics", card, spelling, drawn=lambda: _numbers(numbers, mark())),
-        _contexts(site, asked, name, full),
+        contexts,
         Panel(
             "nearest",
             "Nearest",
@@ -108,8 +112,26 @@ def page(site: Site, asked: Address) -> WebPage:
         "show_contexts": asked.choice("show", _SHOWN),
         "offset": asked.whole("offset", 0, 0, 10**9),
         "k": asked.whole("k", 10, 1, 200),
+        "listed": contexts.ask,
+        "n_contexts": numbers.row["n_contexts"],
+        "ignored": _ignored(asked),
+        "blank": bool(text) and not text.strip(),
     }
-    return WebPage("feature.html", full, tuple(panels), values, lasting=not text.strip())
+    return WebPage(
+        "feature.html",
+        full,
+        tuple(panels),
+        values,
+        redirect="" if named == full else Address(f"/feature/{full}", asked.pairs).url(),
+        lasting=not text.strip(),
+    )
+
+
+def _ignored(asked: Address) -> list[str]:
+    """What chooses among top contexts, where others are shown."""
+    if asked.text("show", "top") == "top":
+        return []
+    return [n for n in ("where", "min", "max", "per_document", "distinct") if asked.text(n)]
 
 
 def _numbers(numbers: FeatureNumbers, mark: float | None) -> View:
@@ -129,7 +151,8 @@ def _under_one_another(answers: Mapping[str, Answer]) -> Rows:
 
 def random_page(site: Site, asked: Address) -> WebPage:
     """To some feature that fires, of one SAE if it is named."""
-    where = f"AND sae = {literal(asked.text('sae'))}" if asked.text("sae") else ""
+    sae = asked.text("sae")
+    where = f"AND sae = {literal(sae_named(site.database.snapshot, sae).name)}" if sae else ""
     rows = site.database.sql(
         f"SELECT sae || '/' || feature_id FROM features WHERE count > 0 {where} "
         "ORDER BY random() LIMIT 1"
@@ -137,12 +160,6 @@ def random_page(site: Site, asked: Address) -> WebPage:
     if not rows:
         raise QueryError("no feature fires")
     return WebPage("feature.html", "", redirect=feature_url(rows[0][0]))
-
-
-def _feature(site: Site, rest: str) -> tuple[Sae, int]:
-    """The SAE, whose name may have slashes, and the number. Raises `UnknownFeatureError`."""
-    name, _, number = rest.rpartition("/")
-    return parse_feature(site.database.snapshot, f"{name}/{number}")
 
 
 def _contexts(site: Site, asked: Address, name: int | str, full: str) -> Panel:
@@ -191,7 +208,7 @@ def _contexts(site: Site, asked: Address, name: int | str, full: str) -> Panel:
     return Panel(
         "contexts",
         "Top contexts",
-        lambda: database.top_contexts(full, **chosen),
+        Counted(lambda: database.top_contexts(full, **chosen)),
         site.spelling(
             "top",
             "top_contexts",

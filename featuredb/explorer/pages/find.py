@@ -18,7 +18,9 @@ def page(site: Site, asked: Address) -> WebPage:
     unit = asked.choice("unit", UNITS)
     values = {"units": UNITS, "unit": unit, "groups": _GROUPS}
     if not (groups["all"] or groups["any"]):
-        return WebPage("find.html", "Find", (), values)
+        given = any(asked.text(name) for name in ("none", "within", "at_least", "where", "word"))
+        missing = "Give a feature that fires there: in All of, or in Any of." if given else ""
+        return WebPage("find.html", "Find", (), values, missing=missing)
     within, at_least = asked.text("within"), asked.text("at_least")
     options: dict[str, Any] = {
         **groups,

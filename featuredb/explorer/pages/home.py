@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featuredb.explorer.address import Address
-from featuredb.explorer.panel import Panel
+from featuredb.explorer.panel import Counted, Panel
 from featuredb.explorer.site import Site, WebPage
 from featuredb.render.view import Facts, Heading, View
 from queries.answers import Rows
@@ -26,12 +26,13 @@ def page(site: Site, asked: Address) -> WebPage:
     offset, k = asked.whole("offset", 0, 0, 10**9), asked.whole("k", 20, 1, 200)
     statement = features_to_begin(order, k, offset)
     info = site.spelling("info", "info")
+    listed = Counted(lambda: Rows(site.database.sql(statement).to_arrow_table()))
     panels = (
         Panel("info", "This database", site.database.info, info, shown=held),
         Panel(
             "features",
             "Features",
-            lambda: Rows(site.database.sql(statement).to_arrow_table()),
+            listed,
             site.sql(statement),
             shown=listed_features,
         ),
@@ -45,7 +46,7 @@ def page(site: Site, asked: Address) -> WebPage:
             lazy=True,
         ),
     )
-    values = {"orders": tuple(_ORDERS), "order": order, "offset": offset, "k": k}
+    values = {"orders": tuple(_ORDERS), "order": order, "offset": offset, "k": k, "listed": listed}
     return WebPage("home.html", site.database.snapshot.model.id, panels, values)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from featuredb.errors import QueryError
 from featuredb.explorer.address import Address
 from featuredb.explorer.panel import Panel, Spelling, call
 from featuredb.explorer.site import Site, WebPage
 from queries.catalog import literals
+from queries.replay import rule_of
 
 _SHOWN = 50
 
@@ -22,7 +24,8 @@ def page(site: Site, asked: Address) -> WebPage:
     )
     values = {"names": names, "rule": rule}
     if not rule:
-        return WebPage("monitors.html", "Monitors", (listed,), values)
+        missing = "Give a monitor, or a rule." if by or where else ""
+        return WebPage("monitors.html", "Monitors", (listed,), values, missing=missing)
     sql = (
         f"FROM alarms({literals.text(rule)}, window_size := 16) LIMIT {_SHOWN}"
         if rule in names and not where
@@ -41,4 +44,14 @@ def page(site: Site, asked: Address) -> WebPage:
         lambda: site.database.replay(rule, where=where, window=16, k=_SHOWN),
         site.spelling("monitor replay", "replay", (rule,), options, sql=sql),
     )
-    return WebPage("monitors.html", "Monitors", (alarms, rate, listed), values)
+    panels = (alarms, rate, listed) if _can_be_read(site, rule) else (alarms, listed)
+    return WebPage("monitors.html", "Monitors", panels, values)
+
+
+def _can_be_read(site: Site, rule: str) -> bool:
+    """Where a rule cannot, one panel says why."""
+    try:
+        rule_of(site.store, rule)
+    except QueryError:
+        return False
+    return True

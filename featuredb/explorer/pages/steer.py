@@ -11,7 +11,8 @@ from featuredb.explorer.generation import SteeringRequest, Tell
 from featuredb.explorer.panel import Panel, Spelling, call
 from featuredb.explorer.site import Site, Waiting, WebPage
 from featuredb.render.characters import neutralize
-from featuredb.steering.edits import METHODS, Edit, parse_edits
+from featuredb.steering.edits import METHODS, Edit
+from featuredb.steering.resolve import resolve_edits
 from featuredb.steering.steered import Steered
 from featuredb.store.names import parse_feature
 
@@ -45,13 +46,15 @@ def asked_of(asked: Address) -> SteeringRequest | None:
             f"a prompt has at most {_LONGEST:,} characters and {_MOST_EDITS} edits here: ask "
             "`featuredb steer` for more"
         )
-    temperature = asked.number("temperature")
+    temperature = asked.number("temperature") or 0.0
+    if not 0 <= temperature < 100:
+        raise QueryError(f"a temperature is from 0 to 100, not {temperature:g}")
     return SteeringRequest(
         prompt,
         edits,
         asked.flag("chat"),
         asked.whole("max_new_tokens", 40, 1, _MOST_TOKENS),
-        temperature or 0.0,
+        temperature,
         asked.whole("seed", 0, 0, 10**9),
         asked.choice("method", METHODS),
     )
@@ -63,8 +66,9 @@ def page(site: Site, asked: Address) -> WebPage:
     lines = _lines(site, asked)
     values = {"lines": lines, "methods": METHODS, "streams": False}
     if wanted is None:
-        return WebPage("steer.html", "Steer", (), values)
-    parse_edits(wanted.edits)  # what is wrong is said before a model is loaded
+        return WebPage("steer.html", "Steer", (), values, missing=_missing(asked))
+    # What is wrong is said before a model is loaded.
+    resolve_edits(site.store, wanted.edits, wanted.method)
     # What is kept is drawn at once, the rest is followed.
     values["streams"] = streams = site.generations.kept(wanted) is None and not asked.sent
     answer, spelling = partial(_answer, site, wanted), _spelling(site, wanted)
@@ -86,6 +90,7 @@ def follow(site: Site, asked: Address, tell: Tell) -> None:
     wanted = asked_of(asked)
     if wanted is None:
         raise QueryError("give a prompt and an edit")
+    resolve_edits(site.store, wanted.edits, wanted.method)
 
     def harmless(fact: dict[str, object]) -> None:
         if "text" in fact:
@@ -95,6 +100,12 @@ def follow(site: Site, asked: Address, tell: Tell) -> None:
 
     site.generations.told(wanted, harmless)
     tell({"state": "done"})
+
+
+def _missing(asked: Address) -> str:
+    if asked.text("prompt"):
+        return "Give an edit too, such as 3722=2x."
+    return "Give a text that the model goes on from." if _edits(asked) else ""
 
 
 def _lines(site: Site, asked: Address) -> list[EditLine]:

@@ -40,7 +40,8 @@ def page(site: Site, asked: Address) -> WebPage:
     hidden = asked.flag("hide_bos")
     number = asked.whole("context", 0, 0, 2**62) if context else None
     if number is None and not text.strip():
-        return WebPage("text.html", "Text", (), values)
+        missing = "The text has only spaces: give one with words." if text else ""
+        return WebPage("text.html", "Text", (), values, missing=missing)
 
     @cache
     def ask() -> Firing:

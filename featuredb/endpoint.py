@@ -188,7 +188,7 @@ class Endpoint:
         except (ValueError, RecursionError):
             # A server that has answered before was cut off.
             raise _Failed(
-                "what is there is no OpenAI-compatible server: it answers what is not JSON",
+                "it is no OpenAI-compatible server: what it says is not JSON",
                 0.0 if self._speaks else None,
             ) from None
         if isinstance(answer, dict) and answer.get("error"):

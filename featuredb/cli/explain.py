@@ -84,12 +84,12 @@ def command(db: str, features: list[str] | None, no_scores: bool, **chosen: Any)
     finally:
         signal.signal(signal.SIGTERM, before)
     left_out = "".join(
-        f", {count:,} {what}"
+        f", {what}"
         for count, what in (
-            (done.already, "were there already"),
-            (done.too_few, "fire too seldom"),
-            (done.malformed, "answers could not be read"),
-            (done.retried, "requests were repeated"),
+            (done.already, f"{plural(done.already, 'was', 'were')} there already"),
+            (done.too_few, f"{plural(done.too_few, 'fires', 'fire')} too seldom"),
+            (done.malformed, f"{plural(done.malformed, 'answer')} could not be read"),
+            (done.retried, f"{plural(done.retried, 'request')} sent again"),
         )
         if count
     )

@@ -128,13 +128,15 @@ if (slider) {
 
 // Only what is set goes into the address, and what is too long for one is sent.
 const LONGEST = 4000;
-document.addEventListener("submit", (event) => {
-  if ("short" in event.target.dataset) {
-    const longest = Math.max(...[...event.target.elements].map((field) => encodeURIComponent(field.value.replaceAll("\n", "\r\n")).length));
-    event.target.method = longest > LONGEST ? "post" : "get";
+document.addEventListener("submit", ({ target: form }) => {
+  // As an attribute: a field may have the name method.
+  if ("short" in form.dataset) {
+    const bytes = ([, value]) => encodeURIComponent(value.replaceAll("\n", "\r\n")).length;
+    const short = [...new FormData(form)].every((field) => bytes(field) <= LONGEST);
+    form.setAttribute("method", short ? "get" : "post");
   }
-  if (event.target.method !== "get") return;
-  for (const field of event.target.elements) {
+  if (form.getAttribute("method") === "post") return;
+  for (const field of form.elements) {
     if (field.name && field.value === "") field.disabled = true;
   }
 });

@@ -147,7 +147,7 @@ class _Rows:
         column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
         if kind == pa.int64() and pa.types.is_string(column.type):
             # As data frames write a column of whole numbers with a gap in it.
-            column = pc.replace_substring_regex(column, r"^(-?\d+)\.0+$", r"\1")
+            column = pc.replace_substring_regex(column, r"^\s*(-?\d+)(\.0+)?\s*$", r"\1")
         try:
             return column.cast(kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -23,7 +23,7 @@ import pyarrow.csv as pc
 import pyarrow.feather as pf
 import pyarrow.parquet as pq
 
-from featuredb.errors import LabelError, first_line
+from featuredb.errors import LabelError, first_line, shortened
 from featuredb.labels.batch import COLUMNS, SCORES, LabelBatch
 from featuredb.labels.files import parsed, read_bytes
 from featuredb.labels.json_lines import json_lines
@@ -54,9 +54,9 @@ def csv_table(path: Path) -> pa.Table:
         line = rows.line_num + 1
         for row in rows:
             if row and len(row) != len(names):
+                more = ": put a text with a comma in quotes" if len(row) > len(names) else ""
                 raise LabelError(
-                    f"{path}, line {line}, has {len(row)} values for {len(names)} columns: "
-                    "put a text with a comma in quotes"
+                    f"{path}, line {line}, has {len(row)} values for {len(names)} columns{more}"
                 )
             if row:
                 values.append([value or None for value in row])
@@ -214,7 +214,7 @@ def _only(table: pa.Table, names: Sequence[str], path: Path) -> str:
     found = [name for name in names if name in table.column_names]
     if len(found) == 1:
         return found[0]
-    known = ", ".join(map(repr, table.column_names)) or "none"
+    known = shortened(", ".join(map(repr, table.column_names)) or "none")
     if found:
         raise LabelError(f"{path} has columns {' and '.join(found)}: keep one of them")
     raise LabelError(f"{path} has no column {' or '.join(names)}: its columns are {known}")

@@ -393,7 +393,7 @@ def test_columns_are_named_and_filled_in_many_ways(folder: Path) -> None:
     file = folder.parent / "LABELS.TSV"
     file.write_text(
         "Feature\tLabel\tVotes \tMethod\tCREATED\n"
-        "1\told\t5.0\tnp\t20260131\n"
+        "1\told\t 5.0\tnp\t20260131\n"
         "1\tnew\t5\tnp\t2026-02-01T00:30:00+02:00\n"
     )
     featuredb.import_labels(folder, file, sae="demo")
@@ -438,7 +438,8 @@ def test_votes_are_whole_numbers(folder: Path, votes: Any) -> None:
         db.label("demo/1", "x")
         with pytest.raises(LabelError, match="votes"):
             db.vote_for_label("demo/1", "x", votes)
-        db.vote_for_label("demo/1", "x", np.int64(2**63 - 1))
+        most: Any = np.int64(2**63 - 1)
+        db.vote_for_label("demo/1", "x", most)
         with pytest.raises(LabelError, match="votes"):
             db.vote_for_label("demo/1", "x")
 
@@ -447,16 +448,19 @@ def test_features_of_numpy_and_what_is_none(made: Path, tmp_path: Path) -> None:
     one = tmp_path / "one.fdb"
     make_store(one, small_world(("demo",)))
     with featuredb.open(one) as db:
-        db.label(np.int64(3), "x")
-        for feature in (np.int64(3), np.array(["3", "1"]), pa.array([3, 1]), (3, 1)):
+        three: Any = np.int64(3)
+        db.label(three, "x")
+        given: list[Any] = [three, np.array(["3", "1"]), pa.array([3, 1]), (3, 1)]
+        for feature in given:
             assert [row.text for row in db.labels(feature)] == ["x"]
-        for feature in (b"31", 3.5, bytearray(b"3"), [b"3"], np.array(3)):
+        given = [b"31", 3.5, bytearray(b"3"), [b"3"], np.array(3)]
+        for feature in given:
             with pytest.raises(UnknownFeatureError, match="is not a feature"):
                 db.labels(feature)
             with pytest.raises(UnknownFeatureError, match="is not a feature"):
                 db.top_contexts(feature)
         with pytest.raises(UnknownFeatureError, match="is not a feature"):
-            featuredb.card(one, b"31")
+            featuredb.card(one, given[0])
         assert featuredb.card(one, "3") == featuredb.card(one, ["3"])
 
 
@@ -475,7 +479,10 @@ _HALF = "half \ud800"
         (lambda db: db.label("demo/1", None), "the label must be text, not NoneType"),
         (lambda db: db.prefer_label("demo/1", None), "the label must be text, not NoneType"),
         (lambda db: db.remove_label("demo/1", _HALF), "the label is not UTF-8 text"),
-        (lambda db: featuredb.import_labels(db.path, "x.csv", method=5), "the method must be"),
+        (
+            lambda db: featuredb.import_labels(db.path, "x.csv", method=5),  # type: ignore[arg-type]
+            "the method must be",
+        ),
         (lambda db: featuredb.import_labels(db.path, "x.csv", method=""), "the method has no name"),
     ],
     ids=range(11),

@@ -720,9 +720,9 @@ def import_activations(
         progress: Show progress on standard error.
 
     Raises:
-        OptionError: The format is unknown.
-        IngestError: The source cannot be read or is inconsistent, or the folder holds another
-            database.
+        OptionError: The format is unknown, or an argument is invalid.
+        IngestError: The source cannot be read or is inconsistent, the SAE cannot be called so, or
+            the folder holds another database.
         MissingExtraError: The extra ``featuredb[ingest]`` is not installed.
         StorageError: The disk is full or read-only.
     """

@@ -18,6 +18,7 @@ from ingest.model.load import LoadedModel, load_model, no_tokenizer
 from ingest.options import ENCODED_ON, EncodeDtype, Hooks, IngestOptions
 from ingest.sae import LoadedSae, load_sae, members
 from ingest.sae.centered_weights import on_plain_weights
+from ingest.sae.naming import check_sae_name
 from ingest.tokens.bos import Bos, choose_bos
 from ingest.tokens.contexts import TokenizedBatch
 from ingest.tokens.store import MAX_CONTEXT_SIZE
@@ -234,10 +235,7 @@ def _names(groups: Sequence[Sequence[LoadedSae]], given: Sequence[str] | None) -
             for sae in group
         ]
     for name in names:
-        if not name or "/" in name or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name):
-            raise IngestError(
-                f"an SAE's name cannot be {name!r}: not empty, no slash, UTF-8 text (--name)"
-            )
+        check_sae_name(name)
     twice = {n for n in names if names.count(n) > 1}
     if twice:
         raise IngestError(

@@ -63,6 +63,9 @@ LOOKUPS = tuple(verb for verb in VERBS if verb not in _NO_LOOKUPS)
 _SPARED = (*LOOKUPS, *_BROWSER, *_LABELS, *_MONITORS)
 """Verbs that are given no pandas objects: see `_spare_pandas`."""
 
+_INTERRUPTED = "Query interrupted"
+"""What DuckDB raises a `RuntimeError` of in place of Python's own error, on Ctrl-C."""
+
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -105,6 +108,10 @@ class Verbs(click.Group):
             raise _explained(error) from None
         except KeyboardInterrupt as error:
             _fail(ctx, str(error) or "interrupted", ExitCode.INTERRUPTED)
+        except RuntimeError as error:
+            if str(error) != _INTERRUPTED:
+                raise
+            _fail(ctx, "interrupted", ExitCode.INTERRUPTED)
         except BrokenPipeError:
             _forget_stdout()
             ctx.exit(ExitCode.BROKEN_PIPE)

@@ -26,12 +26,23 @@ from featuredb.database import Database
 from featuredb.errors import IngestError, first_line
 from featuredb.interchange.reading import Reading
 from featuredb.store.files.atomic import sha256_of
-from featuredb.store.names import as_file_name
+from featuredb.store.names import file_name
 from featuredb.store.snapshot import Sae
-from ingest.operations.import_activations import ImportedActivations, Sequences, SourceFacts
+from ingest.operations.import_activations import (
+    MOST_FEATURES,
+    MOST_TOKENS,
+    ImportedActivations,
+    Sequences,
+    SourceFacts,
+    beyond,
+)
 
 _SPLITS = 5
-"""Files per hook point, as Delphi's own default."""
+"""Files per hook point, as Delphi's own default, and more where they would be large."""
+
+_PER_FILE = 1 << 24
+"""Activations that a file of a range of latents has on average at most: they are in memory, at up
+to 60 bytes each."""
 
 _ROWS = 4_096
 
@@ -56,8 +67,11 @@ class _Split:
             there = set(file.keys())
             return {name: file.get_tensor(name) for name in names if name in there}
 
-    def activations(self) -> Iterator[pa.Table]:
-        """Rows of (sequence, token_index, feature_id, activation), some millions at a time."""
+    def activations(self, rows: int, width: int) -> Iterator[pa.Table]:
+        """Rows of (sequence, token_index, feature_id, activation), some millions at a time.
+
+        rows, width: of the tokens. Raises `IngestError` for a place that is not among them.
+        """
         with self._open() as file:
             there = set(file.keys())
             slices = {}
@@ -71,8 +85,15 @@ class _Split:
                 raise IngestError(f"{self.path} has no place (row, token, latent) of each value")
             for start in range(0, count, _AT_ONCE):
                 part = slice(start, min(count, start + _AT_ONCE))
-                places = slices["locations"][part].astype(np.int64)
-                values = slices["activations"][part].astype(np.float32)
+                places = _whole(slices["locations"][part], f"{self.path}: locations")
+                with np.errstate(over="ignore"):  # what is no finite float32 is refused later
+                    values = slices["activations"][part].astype(np.float32)
+                outside = (places < 0) | (places >= [rows, width, self.last - self.first + 1])
+                for place in places[outside.any(axis=1)][:1].tolist():
+                    raise IngestError(
+                        f"{self.path} has an activation at row, token and latent {place}, beyond "
+                        f"its {rows:,} rows of {width:,} tokens or its range of latents"
+                    )
                 row, token, latent = places.T
                 yield pa.table([row, token, latent + self.first, values], names=_COLUMNS)
 
@@ -83,8 +104,15 @@ class _Split:
         try:
             with safe_open(self.path, "np") as file:
                 yield file
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, TypeError) as error:  # of types that numpy has not
             raise IngestError(f"{self.path} cannot be read: {first_line(error)}") from error
+
+
+def _whole(array: npt.NDArray[Any], what: str) -> npt.NDArray[np.int64]:
+    """Whole numbers as int64. Raises `IngestError` for others."""
+    if array.dtype.kind not in "iu":
+        raise IngestError(f"{what} are {array.dtype}, not whole numbers")
+    return array.astype(np.int64)
 
 
 def read(path: Path, reading: Reading) -> DelphiCache:
@@ -102,10 +130,18 @@ def read(path: Path, reading: Reading) -> DelphiCache:
     splits = []
     for file in folders[0].glob("*.safetensors"):
         match = _FILE.fullmatch(file.name)
-        if match is None:
-            raise IngestError(f"{file} is not named as Delphi names its files, FIRST_LAST")
+        if match is None or not file.is_file():
+            raise IngestError(f"{file} is no file as Delphi names them, FIRST_LAST")
         splits.append(_Split(file, int(match[1]), int(match[2])))
-    return DelphiCache(folders[0], sorted(splits, key=lambda s: s.first), reading)
+    splits.sort(key=lambda split: split.first)
+    end = 0
+    for split in splits:
+        if not end <= split.first <= split.last:
+            raise IngestError(f"{split.path} has latents that another file has, or none")
+        end = split.last + 1
+    if end > MOST_FEATURES:
+        raise beyond(folders[0], "latent", end - 1, MOST_FEATURES)
+    return DelphiCache(folders[0], splits, reading)
 
 
 class DelphiCache:
@@ -115,20 +151,37 @@ class DelphiCache:
         self._folder = folder
         self._splits = splits
         self._reading = reading
-        # Every file has the tokens.
         data = splits[0].load("tokens", "lengths")
         if "tokens" not in data or data["tokens"].ndim != 2 or not data["tokens"].size:
             raise IngestError(f"{folder} was cached without its tokens: cache it with them")
-        self._tokens = data["tokens"].astype(np.int64)
+        self._tokens = _whole(data["tokens"], f"{splits[0].path}: tokens")
+        for token in (int(self._tokens.min()), int(self._tokens.max())):
+            if not 0 <= token < MOST_TOKENS:
+                raise beyond(splits[0].path, "token", token, MOST_TOKENS)
         rows, width = self._tokens.shape
-        self._lengths = data.get("lengths", np.full(rows, width)).astype(np.int32)
+        lengths = _whole(data.get("lengths", np.full(rows, width)), f"{splits[0].path}: lengths")
+        if lengths.shape != (rows,) or lengths.min() < 1 or lengths.max() > width:
+            raise IngestError(
+                f"{splits[0].path}: lengths are not one for each of its {rows:,} rows, from 1 to "
+                f"{width:,} tokens"
+            )
+        self._lengths = lengths.astype(np.int32)
+        for split in splits[1:]:
+            for name, array in split.load("tokens", "lengths").items():
+                if name not in data or not np.array_equal(array, data[name]):
+                    raise IngestError(f"{split.path} has other {name} than {splits[0].path}")
 
     @cached_property
     def _config(self) -> dict[str, Any]:
+        path = self._folder / "config.json"
         try:
-            config: dict[str, Any] = json.loads((self._folder / "config.json").read_text())
-        except (OSError, ValueError):
+            config = json.loads(path.read_bytes())
+        except FileNotFoundError:
             return {}
+        except (OSError, ValueError, RecursionError):
+            config = None
+        if not isinstance(config, dict):
+            raise IngestError(f"{path} is not a JSON object")
         return config
 
     @cached_property
@@ -140,7 +193,7 @@ class DelphiCache:
             "activation FLOAT)"
         )
         for split in self._splits:
-            for rows in split.activations():
+            for rows in split.activations(*self._tokens.shape):
                 scratch.register("rows", rows)
                 scratch.execute("INSERT INTO given FROM rows")
                 scratch.unregister("rows")
@@ -156,7 +209,7 @@ class DelphiCache:
             fingerprint=sha256_of(*(split.path for split in self._splits)),
             name=self._reading.name or self._folder.name,
             hook=self._reading.hook or self._folder.name,
-            model=self._reading.model or str(self._config.get("model_name", "")),
+            model=self._reading.model or str(self._config.get("model_name") or ""),
             d_sae=self._reading.features or self._splits[-1].last + 1,
             context_size=int(self._lengths.max()),
             n_tokens=int(self._lengths.sum()),
@@ -207,7 +260,7 @@ def write(database: Database, sae: Sae, path: Path) -> int:
     """See `ActivationFormat`. A folder with the hook point's folder in it."""
     from safetensors.numpy import save_file
 
-    folder = path / as_file_name(sae.hook or sae.name)
+    folder = path / file_name(sae.hook or sae.name)
     folder.mkdir(parents=True)
     ids, lists = (
         database.sql("SELECT context_id, token_ids FROM contexts ORDER BY context_id")
@@ -219,7 +272,8 @@ def write(database: Database, sae: Sae, path: Path) -> int:
     lengths = np.diff(lists.offsets.to_numpy()).astype(np.int32)
     tokens = np.zeros((len(lengths), int(lengths.max())), np.int64)
     tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = lists.flatten().to_numpy()
-    edges = np.linspace(0, sae.d_sae, min(_SPLITS, sae.d_sae) + 1).astype(int)
+    files = max(_SPLITS, -(-database.snapshot.rows(sae.name) // _PER_FILE))
+    edges = np.linspace(0, sae.d_sae, min(files, sae.d_sae) + 1).astype(int)
     total = 0
     for first, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         rows = database.sql(

@@ -35,9 +35,9 @@ FORMATS: Mapping[str, ActivationFormat] = {
     "delphi": ActivationFormat(delphi.read, delphi.write),
     "neuronpedia": ActivationFormat(neuronpedia.read, neuronpedia.write),
     "circuit-tracer": ActivationFormat(None, circuit_tracer.write),
-    "parquet": ActivationFormat(token_tables.read_tables, token_tables.write_parquet),
-    "csv": ActivationFormat(token_tables.read_tables, token_tables.write_csv),
-    "arrow": ActivationFormat(token_tables.read_tables, token_tables.write_arrow),
+    "parquet": ActivationFormat(token_tables.read_parquet, token_tables.write_parquet),
+    "csv": ActivationFormat(token_tables.read_csv, token_tables.write_csv),
+    "arrow": ActivationFormat(token_tables.read_arrow, token_tables.write_arrow),
 }
 """By name."""
 

@@ -13,9 +13,10 @@ from functools import cached_property
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -26,13 +27,54 @@ from featuredb.labels.json_lines import json_lines
 from featuredb.labels.neuronpedia import BATCH, batch_files, write_batch
 from featuredb.store.files.atomic import sha256_of
 from featuredb.store.snapshot import Sae
-from ingest.operations.import_activations import ImportedActivations, Sequences, SourceFacts
+from ingest.operations.import_activations import (
+    MOST_FEATURES,
+    ImportedActivations,
+    Sequences,
+    SourceFacts,
+    beyond,
+)
 
 _ROWS = 2_048
 """Examples that are in memory as Python's objects at once."""
 
 _MOST = 20
 """Top contexts per feature. Of each fifth the store has no more than four."""
+
+
+_DIGITS = 18
+"""A number of more digits is none of a feature."""
+
+_T = TypeVar("_T")
+
+
+class _Example(msgspec.Struct):
+    """The tokens of an example and the activation of each."""
+
+    tokens: list[str]
+    values: list[float]
+
+
+class _Line(_Example):
+    """An example in Neuronpedia's files."""
+
+    index: int | str
+    modelId: str | None = None
+    layer: int | str | None = None
+
+
+class _Feature(msgspec.Struct):
+    feature_index: int | str
+    activations: list[_Example]
+
+
+class _Batch(msgspec.Struct):
+    """A file of SAEDashboard."""
+
+    model_id: str
+    layer: int | str
+    sae_set: str
+    features: list[_Feature]
 
 
 def read(path: Path, reading: Reading) -> NeuronpediaFiles:
@@ -56,7 +98,7 @@ class NeuronpediaFiles:
         self._files = files
         self._reading = reading
         self._tokens: dict[str, int] = {}
-        self._model, self._source, self._last = reading.model, "", 0
+        self._model, self._source, self._last = "", "", 0
         self._connection = reading.scratch()
         self._run(
             "CREATE TABLE examples (row BIGINT, feature BIGINT, words BLOB, key BLOB, "
@@ -76,44 +118,65 @@ class NeuronpediaFiles:
         for statement in _TABLES:
             self._run(statement)
 
-    def _examples(self, file: Path) -> Iterator[tuple[Any, Any, Any]]:
-        if file.name.endswith(".json"):
-            try:
-                batch = json.loads(file.read_bytes())
-                self._model = self._model or str(batch["model_id"])
-                self._source = f"{batch['layer']}-{batch['sae_set']}"
-                for feature in batch["features"]:
-                    self._last = max(self._last, int(feature["feature_index"]))
-                    for each in feature["activations"]:
-                        yield feature["feature_index"], each["tokens"], each["values"]
-            except (OSError, ValueError, LookupError, TypeError) as error:
-                raise IngestError(
-                    f"{file} is no batch of SAEDashboard: {first_line(error)}"
-                ) from error
+    def _examples(self, file: Path) -> Iterator[tuple[int, _Example]]:
+        if not file.name.endswith(".json"):
+            for number, given in enumerate(json_lines(file, IngestError), 1):
+                line = _typed(given, _Line, f"{file}, object {number}")
+                self._model = self._same(file, "model", self._model, line.modelId)
+                self._source = self._same(file, "source", self._source, line.layer)
+                yield self._index(file, line.index), line
             return
-        for line in json_lines(file, IngestError):
-            if not {"index", "tokens", "values"} <= line.keys():
-                raise IngestError(f"{file} has a line without index, tokens and values")
-            self._model = self._model or str(line.get("modelId", ""))
-            self._source = self._source or str(line.get("layer", ""))
-            yield line["index"], line["tokens"], line["values"]
-
-    def _row(self, file: Path, feature: Any, tokens: Any, values: Any) -> dict[str, Any]:
-        """An example as a row of `_EXAMPLE`."""
         try:
-            index = int(feature)
-            words = [str(token) for token in tokens]
-            numbers = np.array([float(value) for value in values])
-        except (TypeError, ValueError) as error:
-            raise IngestError(f"{file}: feature {feature!r}: {first_line(error)}") from error
-        if not 0 <= index < 1 << 31:
-            raise IngestError(f"{file}: there is no feature {index}")
+            given = json.loads(file.read_bytes())
+        except OSError as error:
+            raise IngestError(f"{file} cannot be read: {error.strerror}") from error
+        except RecursionError as error:
+            raise IngestError(f"{file} is nested too deeply") from error
+        except ValueError as error:
+            raise IngestError(f"{file} is not JSON: {first_line(error)}") from error
+        batch = _typed(given, _Batch, f"{file} is no batch of SAEDashboard")
+        self._model = self._same(file, "model", self._model, batch.model_id)
+        self._source = self._same(file, "source", self._source, f"{batch.layer}-{batch.sae_set}")
+        for feature in batch.features:
+            index = self._index(file, feature.feature_index)
+            for example in feature.activations:
+                yield index, example
+
+    def _same(self, file: Path, what: str, before: str, now: int | str | None) -> str:
+        """What the files say that they are of. Raises `IngestError` if it is not the same."""
+        name = "" if now is None else str(now)
+        if before and name and name != before:
+            raise IngestError(
+                f"{file} is of another {what}, {name!r}, than {before!r} before: give one at a time"
+            )
+        return before or name
+
+    def _index(self, file: Path, given: int | str) -> int:
+        """The number of a feature, which may be written as text."""
+        digits = str(given)
+        if not (digits.isascii() and digits.isdigit()) or len(digits) > _DIGITS:
+            raise IngestError(f"{file}: {digits[:_DIGITS]!r} is not the number of a feature")
+        index = int(digits)
+        if index >= MOST_FEATURES:
+            raise beyond(file, "feature", index, MOST_FEATURES)
+        self._last = max(self._last, index)
+        return index
+
+    def _row(self, file: Path, index: int, example: _Example) -> dict[str, Any]:
+        """An example as a row of `_EXAMPLE`."""
+        words, numbers = example.tokens, np.array(example.values)
         if len(words) != len(numbers) or not words:
             raise IngestError(
                 f"{file}: an activation of feature {index} has {len(words)} tokens and "
                 f"{len(numbers)} values"
             )
-        self._last = max(self._last, index)
+        try:
+            "".join(words).encode()
+        except UnicodeEncodeError:
+            raise IngestError(
+                f"{file}: an activation of feature {index} has a token that is half a character "
+                "(a lone surrogate)"
+            ) from None
         known = self._tokens
         ids = np.array([known.setdefault(word, len(known)) for word in words], np.uint32)
         with np.errstate(over="ignore"):  # what is no finite float32 is refused later
@@ -138,7 +201,7 @@ class NeuronpediaFiles:
             fingerprint=sha256_of(*self._files),
             name=self._reading.name or self._source.replace("/", "-") or self._path.stem,
             hook=self._reading.hook,
-            model=self._model,
+            model=self._reading.model or self._model,
             d_sae=self._reading.features or self._last + 1,
             context_size=longest,
             n_tokens=tokens,
@@ -170,6 +233,14 @@ class NeuronpediaFiles:
         query = f"FROM activations WHERE number >= {first} AND number < {end}"
         columns = self._connection.sql(query).to_arrow_table().columns
         return ImportedActivations(*(column.to_numpy() for column in columns))
+
+
+def _typed(given: Any, kind: type[_T], where: str) -> _T:
+    """A value of JSON as a struct. Raises `IngestError` saying what of it is not as it must be."""
+    try:
+        return msgspec.convert(given, kind)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise IngestError(f"{where}: {first_line(error)}") from error
 
 
 _EXAMPLE = pa.schema(

@@ -18,7 +18,7 @@ import pyarrow as pa
 from featuredb.errors import LabelError
 from featuredb.labels.batch import SCORES, LabelBatch, check_scorer
 from featuredb.labels.files import parsed, read_bytes
-from featuredb.store.names import as_file_name
+from featuredb.store.names import file_name
 from featuredb.store.snapshot import Snapshot
 
 _FILE = re.compile(r"(.*)_latent(\d+)\.txt")
@@ -136,7 +136,7 @@ def write(labels: pa.Table, snapshot: Snapshot, path: Path) -> None:
     (path / "explanations").mkdir(parents=True)
     done = set()
     for row in labels.to_pylist():
-        module = as_file_name(snapshot.sae(row["sae"]).hook or row["sae"])
+        module = file_name(snapshot.sae(row["sae"]).hook or row["sae"])
         name = f"{module}_latent{row['feature_id']}"
         if name in done:
             continue

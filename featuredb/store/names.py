@@ -35,6 +35,17 @@ BAD_BINS_BY = "bins are made by width or quantile, not {by}"
 """Templates shared with the catalog's macros, so that Python and SQL give equal messages."""
 
 
+def is_sae_name(name: str) -> bool:
+    """Whether an SAE can be called so: ``NAME/NUMBER`` names a feature, ``NAME`` a file."""
+    return name not in ("", ".", "..") and "/" not in name and name.isprintable()
+
+
+def file_name(text: str) -> str:
+    """A text of a database as the name of one file or folder, whatever the text."""
+    name = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in text)
+    return name.lstrip(".") or "-"
+
+
 def parse_feature(snapshot: Snapshot, feature: Any) -> tuple[Sae, int]:
     """The SAE and number of a feature name.
 
@@ -63,12 +74,6 @@ def parse_feature(snapshot: Snapshot, feature: Any) -> tuple[Sae, int]:
 
 def _not_a_feature(snapshot: Snapshot, feature: Any) -> str:
     return NOT_A_FEATURE.format(feature=shortened(str(feature)), example=example(snapshot))
-
-
-def as_file_name(name: str) -> str:
-    """A name, such as a hook point's, as that of one file or folder. What is plain stays."""
-    flat = re.sub(r"[/\\\0]", "--", name)
-    return flat if flat.strip(".") else "-" * len(flat)
 
 
 def only_sae(snapshot: Snapshot, name: str | None) -> Sae:

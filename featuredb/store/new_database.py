@@ -53,7 +53,8 @@ def refuse_other_folders(layout: Layout, refused: type[FeatureDBError]) -> None:
     except FileNotFoundError:
         return
     except NotADirectoryError as error:
-        raise StorageError(f"{root} is a file: give a path for the database's folder") from error
+        file = next(path for path in (root, *root.parents) if path.exists())
+        raise StorageError(f"{file} is a file: give a path for the database's folder") from error
     except OSError as error:
         raise refusal(error, root) or error from error
     markers = {layout.lock.name, layout.current.name}

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featuredb.errors import IngestError
+from featuredb.errors import IngestError, OptionError
 from featuredb.render.progress import log, shown
 from featuredb.store import schemas
 from featuredb.store.corpora import Texts
@@ -45,9 +45,17 @@ from ingest.run_plan import (
     write_plan,
     write_summary,
 )
+from ingest.sae.naming import check_sae_name
 from ingest.tokens.bos import Bos
 from ingest.tokens.contexts import TokenizedBatch
 from ingest.tokens.store import MAX_CONTEXT_SIZE, CorpusHeader, store_corpus
+
+MOST_FEATURES = 1 << 24
+"""As many as the largest published SAE has. What is counted for each takes some hundred
+bytes of memory, whether it fires or not."""
+
+MOST_TOKENS = 1 << 22
+"""Sixteen times the largest vocabularies. The texts of as many take up to 1 GB."""
 
 _NO_SINKS = Sinks(np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
 
@@ -102,7 +110,10 @@ class ImportedActivations(NamedTuple):
 
 
 class ActivationSource(Protocol):
-    """Activations of one SAE as another program wrote them. Errors are `IngestError`s."""
+    """Activations of one SAE as another program wrote them. Errors are `IngestError`s.
+
+    Token ids are below `MOST_TOKENS`.
+    """
 
     @property
     def facts(self) -> SourceFacts: ...
@@ -123,9 +134,14 @@ def import_activations(
     """Create the database at `path`, or continue an interrupted import. See
     `featuredb.import_activations`. Raises `FeatureDBError`."""
     layout = Layout(path.expanduser().resolve())
+    if values not in get_args(Values):
+        known = ", ".join(get_args(Values))
+        raise OptionError(f"values must be one of {known}, not {values!r}")
     facts = source.facts
+    _check(facts)
     identity = {
         "operation": "import",
+        "model": facts.model,
         "format": facts.format,
         "content": facts.fingerprint,
         f"SAE {facts.name}": f"{facts.fingerprint} {facts.d_sae} {facts.hook}",
@@ -138,7 +154,8 @@ def import_activations(
                 tidy(layout, there)
                 return Outcome(there, fresh=False)
             raise IngestError(
-                f"{layout.root} already holds a database of something else: give another path"
+                f"{layout.root} already holds a database of something else, or made with other "
+                "options: give another path"
             )
         plan = unfinished_plan(layout, identity)
         if plan is None:
@@ -153,6 +170,26 @@ def import_activations(
             raise
 
 
+def _check(facts: SourceFacts) -> None:
+    """Raise `IngestError` for what a database cannot hold."""
+    check_sae_name(facts.name)
+    for what, text in (("hook", facts.hook), ("language model", facts.model)):
+        if not text.isprintable():
+            raise IngestError(f"{facts.source} has a {what} that cannot be shown: {text!r}")
+    if facts.d_sae > MOST_FEATURES:
+        raise beyond(facts.source, "feature", facts.d_sae - 1, MOST_FEATURES)
+    if facts.context_size > MAX_CONTEXT_SIZE:
+        raise IngestError(
+            f"{facts.source} has a sequence of {facts.context_size:,} tokens, more than "
+            f"{MAX_CONTEXT_SIZE:,}: cut it before"
+        )
+
+
+def beyond(source: object, what: str, number: int, most: int) -> IngestError:
+    """The error for the id of a feature or of a token that is too large, or negative."""
+    return IngestError(f"{source} has {what} {number:,}: the ids must be from 0 to {most - 1:,}")
+
+
 def _planned(
     layout: Layout,
     source: ActivationSource,
@@ -161,11 +198,6 @@ def _planned(
     identity: dict[str, str],
 ) -> RunPlan:
     facts = source.facts
-    if facts.context_size > MAX_CONTEXT_SIZE:
-        raise IngestError(
-            f"{facts.source} has a sequence of {facts.context_size:,} tokens, more than "
-            f"{MAX_CONTEXT_SIZE:,}: cut it before"
-        )
     remove_tree(layout.staging)
     layout.staging.mkdir(parents=True)
     log.info(f"reading the tokens of {facts.source}")

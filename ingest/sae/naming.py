@@ -1,9 +1,12 @@
-"""Derive a short name for an SAE from its path."""
+"""What an SAE is called: as its user says, or after its path."""
 
 from __future__ import annotations
 
 import re
 from pathlib import PurePath
+
+from featuredb.errors import IngestError
+from featuredb.store.names import is_sae_name
 
 # Folders that say how a release is laid out, not which SAE this is.
 _SILENT = {"checkpoints", "autoencoders"}
@@ -22,6 +25,14 @@ _FILES = {
 _PARTIAL = re.compile(
     r"(trainer_?\d+|seed_?\d+|step_?\d+|ae_\d+|final.*|canonical|\d+|width_\w+|average_l0_\w+)"
 )
+
+
+def check_sae_name(name: str) -> None:
+    """Raise `IngestError` for a name that no feature could be asked for by."""
+    if not is_sae_name(name):
+        raise IngestError(
+            f"an SAE's name cannot be {name!r}: not empty, no slash, printable text (--name)"
+        )
 
 
 def short_name(weights: PurePath) -> str:

@@ -128,6 +128,13 @@ def test_every_activation_goes_out_and_comes_back(
         featuredb.export_activations(imported, out, form)
 
 
+def test_other_options_are_not_what_is_there_already(imported: Path) -> None:
+    source = imported.with_suffix(".ddb")
+    options: dict[str, Any] = {"features": 6, "values": "float32"}
+    with pytest.raises(IngestError, match="or made with other options"):
+        featuredb.import_activations(imported, source, "goodfire", model_name="R2", **options)
+
+
 _WORD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=3)
 
 
@@ -190,7 +197,7 @@ def _text_file(folder: Path) -> Path:
         (_broken("INSERT INTO activations FROM activations"), "an activation twice"),
         (_broken("UPDATE activations SET strength = 'nan'"), "no finite number"),
         (_broken("UPDATE activations SET feature_id = -1"), "a feature beyond"),
-        (_broken("UPDATE tokens SET token = NULL"), "token None has"),
+        (_broken("UPDATE tokens SET token = NULL"), "a row has no token"),
         (_broken("UPDATE tokens SET token = 1"), r"token 1 has \d+ texts"),
     ],
     ids=range(12),

@@ -444,9 +444,9 @@ def test_bad_labels_are_one_line_and_store_nothing(
         ("delphi", _latents(activations=np.ones(3)), "has no place (row, token, latent) of each"),
         ("delphi", _latents(locations=np.ones((2, 2))), "has no place (row, token, latent) of"),
         ("neuronpedia", lambda f: f, "has no batch-N.json"),
-        ("neuronpedia", _text("batch-0.json", "{"), "is no batch of SAEDashboard"),
+        ("neuronpedia", _text("batch-0.json", "{"), "is not JSON"),
         ("neuronpedia", _text("batch-0.json", '{"features": []}'), "is no batch of SAEDashboard"),
-        ("neuronpedia", _text("activations/batch-0.jsonl", '{"index": 1}'), "without index"),
+        ("neuronpedia", _text("activations/batch-0.jsonl", '{"index": 1}'), "field `tokens`"),
         (
             "neuronpedia",
             _text("activations/batch-0.jsonl", '{"index": "1", "tokens": ["a"], "values": []}'),
@@ -456,14 +456,14 @@ def test_bad_labels_are_one_line_and_store_nothing(
         (
             "neuronpedia",
             _text("activations/batch-0.jsonl", '{"index": 1e20, "tokens": [], "values": []}'),
-            "there is no feature 100000000000000000000",
+            "Expected `int | str`, got `float` - at `$.index`",
         ),
         (
             "neuronpedia",
             _text("activations/batch-0.jsonl", '{"index": 1, "tokens": ["a"], "values": [1e99]}'),
             "an activation that is no finite number",
         ),
-        ("parquet", lambda f: f, "has no tokens.parquet, tokens.csv or tokens.arrow"),
+        ("parquet", lambda f: f, "has no tokens.parquet"),
         ("parquet", _text("tokens.parquet", "x"), "has no activations.parquet"),
     ],
     ids=range(18),

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from featuredb.errors import DatabaseLockedError
+from featuredb.errors import DatabaseLockedError, StorageError
 from featuredb.store.files.atomic import fsync_path, missing_folders, storage_errors
 from featuredb.store.layout import Layout
 
@@ -82,7 +82,12 @@ def _open_locked(layout: Layout) -> int:
     """The lock file, open and locked."""
     while True:
         with storage_errors(layout.root):
-            _make_folder(layout.root)
+            try:
+                _make_folder(layout.root)
+            except FileNotFoundError as error:  # such as below /proc
+                raise StorageError(
+                    f"there can be no folder {layout.root}: give another path"
+                ) from error
             handle = os.open(layout.lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

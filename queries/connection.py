@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featuredb.errors import CorruptDatabaseError, first_line
 from featuredb.store.files.location import Location
@@ -30,6 +30,12 @@ class Made:
     macros: Mapping[str, str]
     copied: frozenset[str]
 
+
+NO_EXTENSIONS: dict[str, Any] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
+"""Settings of a DuckDB that opens files of others: what they ask for is not fetched."""
 
 _BYTES_PER_THREAD = 125 * 10**6
 """What a thread needs to sort or group without failing, as DuckDB's manual has it."""

@@ -9,6 +9,7 @@ import duckdb
 from featuredb.errors import OptionError
 from featuredb.store.files.scratch import spill_folder
 from ingest.operations.import_activations import MOST_FEATURES
+from queries.connection import NO_EXTENSIONS
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,7 @@ class Reading:
 
     def scratch(self) -> duckdb.DuckDBPyConnection:
         """A database in memory, which spills to disk beyond the limit and fetches no extension."""
-        connection = duckdb.connect(
-            config={"autoinstall_known_extensions": False, "autoload_known_extensions": False}
-        )
+        connection = duckdb.connect(config=NO_EXTENSIONS)
         connection.execute("SET temp_directory = ?", [str(spill_folder() or "")])
         if self.memory is not None:
             connection.execute(f"SET memory_limit = '{self.memory} bytes'")

@@ -14,7 +14,7 @@ from featuredb.store.snapshot import Snapshot
 from featuredb.verification.remedies import remedy
 from featuredb.verification.report import Problem
 from queries.catalog.literals import name, text
-from queries.connection import bound
+from queries.connection import NO_EXTENSIONS, bound
 
 
 def check_catalog(
@@ -51,7 +51,7 @@ def _check(
     path = layout.catalog.name
     rows = sum(segment.rows for segment in snapshot.segments)
     try:
-        with duckdb.connect(str(copy), read_only=True) as connection:
+        with duckdb.connect(str(copy), read_only=True, config=NO_EXTENSIONS) as connection:
             # Half, because DuckDB does not count all of its memory.
             bound(connection, memory // 2)
             connection.execute(

@@ -7,10 +7,12 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -395,6 +397,15 @@ def test_a_catalog_that_counts_wrong(root: Path) -> None:
         )
     written_so(root, "catalog.duckdb")
     assert "counts 0 activations, should count" in str(verify(root))
+
+
+def test_a_catalog_of_another_kind_fetches_nothing(root: Path) -> None:
+    (root / "catalog.duckdb").unlink()
+    with closing(sqlite3.connect(root / "catalog.duckdb")) as catalog, catalog:
+        catalog.execute("CREATE TABLE tokens(a)")
+    written_so(root, "catalog.duckdb")
+    (problem,) = verify(root).problems
+    assert "download" not in problem.what
 
 
 def test_a_catalog_that_this_process_asks_is_checked_as_it_is_on_the_disk(root: Path) -> None:

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -125,6 +126,15 @@ def _sqlite(folder: Path) -> Path:
     return folder / "g.db"
 
 
+def _view_of_another_file(folder: Path) -> Path:
+    (folder / "other.txt").write_text("what is none of the file's business")
+    with duckdb.connect(str(folder / "g.db")) as file:
+        other = f"read_text('{folder / 'other.txt'}')"
+        columns = "0 AS sequence_id, 0 AS token_idx, 0 AS token, content AS decoded_token"
+        file.execute(f"CREATE VIEW tokens AS SELECT {columns} FROM {other}")
+    return folder / "g.db"
+
+
 def _invalid_arrow(folder: Path) -> Path:
     bad = pa.array([b"a", b"\xff", b"\xff"])
     text = pa.Array.from_buffers(pa.string(), len(bad), bad.buffers())
@@ -166,6 +176,7 @@ _REFUSED: list[tuple[str, Make, str]] = [
     ("csv", _csv(b"\xff\xfes\0"), "tokens.csv is not in UTF-8: save it so"),
     ("csv", _csv(b""), "tokens.csv does not begin with the names of its columns"),
     ("csv", _parquet(), "has no tokens.csv"),
+    ("goodfire", _view_of_another_file, "cannot be read: Permission Error: Cannot access file"),
     ("goodfire", _sqlite, "is not a DuckDB database: IO Error: The file"),
     ("delphi", _one_latent(locations=[[9, 1, 0], [0, 1, 1]]), "[9, 1, 0], beyond its 2 rows of 4"),
     ("delphi", _one_latent(locations=[[0, 1, 2], [0, 1, 1]]), "[0, 1, 2], beyond its 2 rows"),

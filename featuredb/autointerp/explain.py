@@ -29,7 +29,7 @@ from featuredb.store.names import parse_feature
 from featuredb.store.outcomes import Explained
 from ingest.operations.user_data import refuse_no_writing
 from queries.answers import Row
-from queries.arguments import check_seed, is_whole
+from queries.arguments import check_seed, is_whole, one_or_several
 
 METHOD = "explained"
 """That of labels written here."""
@@ -342,9 +342,7 @@ def _names(database: Database, features: Any) -> list[str]:
             "WHERE count > 0 ORDER BY sae_index, feature_id"
         ).fetchall()
         return [str(name) for (name,) in rows]
-    if isinstance(features, str | bytes) or not isinstance(features, Iterable):
-        features = [features]
-    parsed = [parse_feature(database.snapshot, feature) for feature in features]
+    parsed = [parse_feature(database.snapshot, feature) for feature in one_or_several(features)]
     return list(dict.fromkeys(f"{sae.name}/{number}" for sae, number in parsed))
 
 

@@ -29,6 +29,7 @@ def ingested(folder: Path, excluded: Any, **options: Any) -> Path:
         saes=[str(sae)],
         names=["s"],
         dtype="float32",
+        device="cpu",  # a GPU's sums differ from batch to batch
         keep_sinks=True,
         check=False,
         **options,

@@ -64,8 +64,6 @@ _ASSETS = {
     "icon.svg": "image/svg+xml",
 }
 
-_REASONS = {404: "there is no such page", 405: "there is nothing to send here: open it"}
-
 _AT_ONCE = 4
 """Pages drawn at the same time. More only wait for one another, each with its memory."""
 
@@ -371,7 +369,8 @@ def _error(site: Site, asked: Address, error: FeatureDBError, form: str) -> Resp
 def _refused(site: Site) -> Any:
     def handle(request: Request, error: HTTPException) -> Response:
         asked = Address(request.url.path)
-        reason = _REASONS.get(error.status_code, error.detail)
+        reasons = {404: "there is no such page", 405: f"it does not answer {request.method}"}
+        reason = reasons.get(error.status_code, error.detail)
         title = "No such page" if error.status_code == 404 else "No answer"
         page = WebPage("error.html", title, (), {"reason": reason}, error.status_code)
         return _html(site, page, asked)

@@ -43,11 +43,16 @@ class World:
         }
 
     def append(self, path: Path, corpus: str) -> Snapshot:
-        outcome = featuredb.append(path, str(self.folder / f"{corpus}.jsonl"), check=False)
+        outcome = featuredb.append(
+            path, str(self.folder / f"{corpus}.jsonl"), device="cpu", check=False
+        )
         return outcome.snapshot
 
     def add(self, path: Path, sae: str) -> Snapshot:
-        return featuredb.add_saes(path, [str(self.folder / sae)], [sae], check=False).snapshot
+        outcome = featuredb.add_saes(
+            path, [str(self.folder / sae)], [sae], device="cpu", check=False
+        )
+        return outcome.snapshot
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def _record(row: Any, path: str, number: int, columns: Columns) -> tuple[str | N
     if not isinstance(text, str):
         raise QueryError(
             f"{path}, record {number} has no text in {columns.text!r}: "
-            "rename its column, or say which it is where there is --text-column"
+            "say which column it is (--text-column, where there is that option)"
         )
     if columns.id is not None and columns.id not in record:
         raise QueryError(f"{path}, record {number} has no {columns.id!r}: name another column")

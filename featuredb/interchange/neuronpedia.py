@@ -7,7 +7,6 @@ activation. Equal texts of several features become one context.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from hashlib import blake2b
@@ -23,6 +22,7 @@ import pyarrow as pa
 from featuredb.database import Database
 from featuredb.errors import IngestError, first_line
 from featuredb.interchange.reading import Reading
+from featuredb.labels.files import parsed
 from featuredb.labels.json_lines import json_lines
 from featuredb.labels.neuronpedia import BATCH, batch_files, write_batch
 from featuredb.store.files.atomic import sha256_of
@@ -127,11 +127,9 @@ class NeuronpediaFiles:
                 yield self._index(file, line.index), line
             return
         try:
-            given = json.loads(file.read_bytes())
+            given = parsed(file.read_bytes())
         except OSError as error:
             raise IngestError(f"{file} cannot be read: {error.strerror}") from error
-        except RecursionError as error:
-            raise IngestError(f"{file} is nested too deeply") from error
         except ValueError as error:
             raise IngestError(f"{file} is not JSON: {first_line(error)}") from error
         batch = _typed(given, _Batch, f"{file} is no batch of SAEDashboard")
@@ -170,13 +168,6 @@ class NeuronpediaFiles:
                 f"{file}: an activation of feature {index} has {len(words)} tokens and "
                 f"{len(numbers)} values"
             )
-        try:
-            "".join(words).encode()
-        except UnicodeEncodeError:
-            raise IngestError(
-                f"{file}: an activation of feature {index} has a token that is half a character "
-                "(a lone surrogate)"
-            ) from None
         known = self._tokens
         ids = np.array([known.setdefault(word, len(known)) for word in words], np.uint32)
         with np.errstate(over="ignore"):  # what is no finite float32 is refused later

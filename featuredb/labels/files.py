@@ -41,6 +41,8 @@ def parsed(data: bytes | str) -> Any:
         value = json.loads(text)
         if "\\u" in text:  # may be half a character, which can be read and not written
             json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it has half a character (a lone surrogate)") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return value

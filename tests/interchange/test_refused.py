@@ -210,15 +210,15 @@ _REFUSED: list[tuple[str, Make, str]] = [
     ("neuronpedia", _lines({"tokens": [["a"], None]}), "Expected `str`, got `array`"),
     ("neuronpedia", _lines({"values": "12"}), "Expected `array`, got `str` - at `$.values`"),
     ("neuronpedia", _lines({"values": [1, 10**400]}), "out of range - at `$.values[1]`"),
-    ("neuronpedia", _lines({"tokens": ["\ud800", "b"]}), "a token that is half a character"),
-    ("neuronpedia", _lines({"modelId": "\ud800"}), "a language model that cannot be shown"),
+    ("neuronpedia", _lines({"tokens": ["\ud800", "b"]}), "is not JSON: it has half a character"),
+    ("neuronpedia", _lines({"modelId": "\ud800"}), "is not JSON: it has half a character"),
     ("neuronpedia", _lines({"layer": ".."}), "an SAE's name cannot be '..'"),
     ("neuronpedia", _lines({}, {"layer": "4-s"}), "of another source, '4-s', than '3-s' before"),
     ("neuronpedia", _lines({}, {"modelId": "n"}), "of another model, 'n', than 'm' before"),
     ("neuronpedia", _dashboard(feature=1.9), "Expected `int | str`, got `float`"),
     ("neuronpedia", _dashboard({"features": None}), "Expected `array`, got `null`"),
     ("neuronpedia", _dashboard({}, {"sae_set": "t"}), "of another source, '3-t', than '3-s'"),
-    ("neuronpedia", _dashboard("[" * 200_000), "batch-0.json is nested too deeply"),
+    ("neuronpedia", _dashboard("[" * 200_000), "batch-0.json is not JSON: it is nested too deeply"),
 ]
 
 

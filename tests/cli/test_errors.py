@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from featuredb.cli.exit_codes import ExitCode
 from featuredb.errors import FeatureDBError, SQLError
 from tests.cli.conftest import Invoke
 from tests.cli.fake import FakeDatabase
+from tests.interrupts import interrupted
 
 
 def _all_errors() -> list[type[FeatureDBError]]:
@@ -219,8 +218,6 @@ def test_an_output_that_the_shell_has_closed_is_no_news() -> None:
 
 
 _FOR_HOURS = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has not
 import featuredb
 from tests.cli.fake import FakeDatabase
 featuredb.open = lambda path, **_: FakeDatabase()
@@ -231,15 +228,5 @@ main(["sql", "db", "SELECT count(*) FROM range(1000000000000) AS r WHERE r.range
 
 
 def test_ctrl_c_ends_a_long_statement() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", _FOR_HOURS],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        _, complaint = process.communicate(timeout=30)
-    assert complaint == b"featuredb: interrupted\n"
-    assert process.returncode == ExitCode.INTERRUPTED
+    ended = interrupted(_FOR_HOURS, after=1)
+    assert ended == (ExitCode.INTERRUPTED, b"featuredb: interrupted\n")

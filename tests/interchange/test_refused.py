@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -27,6 +23,7 @@ from featuredb.cli.exit_codes import ExitCode
 from featuredb.errors import FeatureDBError, StorageError
 from featuredb.interchange.formats import FORMATS
 from featuredb.store.names import file_name
+from tests.interrupts import interrupted
 from tests.make_store import make_store
 from tests.queries.test_questions import small_world
 
@@ -314,8 +311,6 @@ def test_every_file_is_written_inside(made: Path, tmp_path: Path, hook: str) -> 
 
 
 _FOR_HOURS = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has not
 from featuredb.cli import main
 from featuredb.interchange import formats
 def write(database, sae, path):
@@ -328,18 +323,8 @@ main(["export", sys.argv[1], sys.argv[2], "--to", "parquet"])
 
 
 def test_ctrl_c_ends_an_export_and_leaves_nothing(made: Path, tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", _FOR_HOURS, made, tmp_path / "out"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        _, complaint = process.communicate(timeout=30)
-    assert complaint == b"featuredb: interrupted\n"
-    assert process.returncode == ExitCode.INTERRUPTED
+    ended = interrupted(_FOR_HOURS, made, tmp_path / "out", after=0.5)
+    assert ended == (ExitCode.INTERRUPTED, b"featuredb: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 
 

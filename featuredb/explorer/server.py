@@ -10,7 +10,7 @@ import webbrowser
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Timer
 from typing import Any, NamedTuple
 
 import uvicorn
@@ -39,26 +39,31 @@ _MOST_AT_ONCE = 500
 _LAST_WORDS = 2
 """Seconds in which what is under way may end once the server stops."""
 
+_FIRST_WORDS = 1
+"""Seconds for the page that is opened at once, before one is drawn that nobody has asked for."""
+
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Serving(NamedTuple):
     """A server that listens and does not answer yet. url: its address, with the token.
 
-    warm: what is done beside the first requests, so that later ones do not wait for it.
+    warm: what is done soon after the first request, so that later ones do not wait for it.
     """
 
     url: str
     server: uvicorn.Server
     listening: socket.socket
-    warm: Callable[[], Any] | None = None
+    warm: Callable[[], None] = lambda: None
 
     def run(self) -> None:
         """Answer until it is interrupted, or `server.should_exit`."""
-        warming = Thread(target=self.warm, daemon=True)
+        warming = Timer(_FIRST_WORDS, self.warm)
+        warming.daemon = True
         warming.start()
         with self.listening:
             self.server.run(sockets=[self.listening])
+        warming.cancel()
         warming.join(_LAST_WORDS)
 
 
@@ -168,7 +173,8 @@ def _listen(host: str, port: int) -> socket.socket:
     listening = None
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(found[0], socket.SOCK_STREAM)
+        # With its protocol, by which asyncio knows to hold back no second part of a page.
+        listening = socket.socket(*found[:3])
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(found[4])
         # From here on a client waits, rather than being refused.

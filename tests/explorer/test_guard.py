@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from starlette.responses import Response
 
 from featuredb.cli import main
+from featuredb.database import Database
 from featuredb.errors import OptionError, SQLError
 from featuredb.explorer import guard, server
 from featuredb.explorer.cache import PageCache
@@ -194,3 +195,13 @@ def test_pages_are_kept_up_to_a_bound() -> None:
     assert [name for name in "abc" if cache.get(name)] == ["a", "c"]
     cache.put("long", Response(b"0" * 100))
     assert cache.get("long") is None
+
+
+def test_what_is_sent_is_not_held_back(database: Path) -> None:
+    """asyncio asks TCP so where the socket names its protocol. Else each page takes 40 ms more."""
+    store = Store.open(database)
+    with (
+        Database(store) as handle,
+        server.prepare(handle, store, "127.0.0.1", 0).listening as listening,
+    ):
+        assert listening.proto == socket.IPPROTO_TCP

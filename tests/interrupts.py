@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-_PROGRAM = """
+INTERRUPTIBLE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background has not
 """
@@ -22,7 +22,7 @@ def interrupted(program: str, *arguments: object, after: float) -> tuple[int, by
         Its exit code, and what it says on standard error.
     """
     with subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", _PROGRAM + program, *map(str, arguments)],
+        [sys.executable, "-W", "error", "-c", INTERRUPTIBLE + program, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:

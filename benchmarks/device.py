@@ -79,8 +79,8 @@ def kept(extractor: Extractor) -> int:
         nonlocal found
         found += activations
 
-    for number in range(len(extractor.plan.partitions)):
-        collect(extractor, number, report)
+    for _ in collect(extractor, range(len(extractor.plan.partitions)), report):
+        pass
     return found
 
 

@@ -71,7 +71,8 @@ def bare(extractor: Extractor, number: int) -> float:
 
 def featuredb_way(extractor: Extractor, number: int) -> float:
     """(b), writing after the model has run: nothing overlaps, the strictest measure."""
-    summary = write(extractor, collect(extractor, number, lambda *_: None))
+    (collected,) = collect(extractor, [number], lambda *_: None)
+    summary = write(extractor, collected)
     size = 0
     for segment in summary.segments:
         size += sum(f.file.bytes for f in segment.feature_files)

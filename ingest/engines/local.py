@@ -29,8 +29,7 @@ class LocalEngine:
         """Run partitions in order. In memory are one that runs and those being written."""
         with Writers(self.extractor, writers_beside(self.extractor.model.device)) as writers:
             writing: deque[Future[Summary]] = deque()
-            for partition in partitions:
-                collected = collect(self.extractor, partition, report)
+            for collected in collect(self.extractor, partitions, report):
                 if len(writing) == writers.partitions:
                     yield writing.popleft().result()
                 writing.append(writers.submit(collected))

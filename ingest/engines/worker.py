@@ -116,7 +116,7 @@ class Worker:
 
     def collect(self, partition: int, report: Report) -> None:
         """Run the model and the SAEs over a partition."""
-        self._collected[partition] = collect(self._extractor, partition, report)
+        (self._collected[partition],) = collect(self._extractor, [partition], report)
 
     def write(self, partition: int) -> Summary:
         """Write a collected partition and mark it done."""

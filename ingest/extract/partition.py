@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from ingest.extract.pipeline import Keep, Kept, Pipeline, Results
 from ingest.extract.runs import Codes, Extent, Sinks, write_run
 from ingest.model.load import LoadedModel
 from ingest.options import ENCODED_ON
-from ingest.run_plan import Partition, RunPlan, Summary, refuse_without_plan, run_id, write_summary
+from ingest.run_plan import RunPlan, Summary, refuse_without_plan, run_id, write_summary
 
 Report = Callable[[int, int], None]
 """Called with (tokens, activations) after each batch. Tokens that are not recorded count too."""
@@ -91,8 +92,9 @@ class Extractor:
             ahead=batches_ahead(loaded.model.device),
         )
 
-    def source(self, partition: Partition) -> Source:
-        """The corpus of a partition. No partition spans two."""
+    def source(self, number: int) -> Source:
+        """The corpus of partition `number`. No partition spans two."""
+        partition = self.plan.partitions[number]
         for source in self.sources:
             row = partition.first_context - source.corpus.first_context
             if 0 <= row < source.corpus.n_contexts:
@@ -181,34 +183,46 @@ class Collected:
     started: float
 
 
-def collect(extractor: Extractor, number: int, report: Report) -> Collected:
-    """Run the model and the SAEs over partition `number`."""
-    plan = extractor.plan
-    partition = plan.partitions[number]
-    source = extractor.source(partition)
+def collect(extractor: Extractor, numbers: Sequence[int], report: Report) -> Iterator[Collected]:
+    """Run the model and the SAEs over partitions, in this order.
+
+    Where batches overlap, a partition's first ones run while the last ones of the partition before
+    are made ready: a GPU does not become idle between two of the same corpus.
+    """
+    of_corpus = itertools.groupby(numbers, lambda n: extractor.source(n).corpus.id)
+    for _, consecutive in of_corpus:
+        group = list(consecutive)
+        queue = itertools.chain.from_iterable(_batches(extractor, number) for number in group)
+        rule = extractor.source(group[0]).rule
+        results = extractor.results(queue, rule, extractor.pack)
+        for number in group:
+            yield gather(extractor, number, results, report)
+
+
+def _batches(extractor: Extractor, number: int) -> Iterator[Batch]:
+    """Those of a partition."""
+    source, partition = extractor.source(number), extractor.plan.partitions[number]
     first = partition.first_context - source.corpus.first_context
     end = partition.end_context - source.corpus.first_context
-    starts = source.starts[first : end + 1]
-    queue = batches(source.tokens, starts, plan.batch_tokens)
-    return gather(extractor, number, extractor.results(queue, source.rule, extractor.pack), report)
+    return batches(source.tokens, source.starts[first : end + 1], extractor.plan.batch_tokens)
 
 
 def gather(
-    extractor: Extractor,
-    number: int,
-    results: Iterable[Results[_Piece]],
-    report: Report,
+    extractor: Extractor, number: int, results: Iterator[Results[_Piece]], report: Report
 ) -> Collected:
-    """Keep the activations of partition `number` in memory. results: of `Extractor.results`."""
+    """Keep the activations of partition `number` in memory. results: begin with its batches."""
     started = time.monotonic()
+    partition = extractor.plan.partitions[number]
+    missing = partition.end_context - partition.first_context
     pieces = [_Pieces() for _ in extractor.saes]
     tokens = 0
-    for parts in results:
-        for part, found in parts:
+    while missing:
+        for part, found in next(results):
             activations = 0
             for all_of_sae, piece in zip(pieces, found, strict=True):
                 all_of_sae.add(piece)
                 activations += len(piece.codes.position)
+            missing -= len(part.contexts)
             tokens += int(part.lengths.sum())
             report(int(part.lengths.sum()), activations)
     return Collected(number, pieces, tokens, started)

@@ -117,7 +117,7 @@ def _measure(
     one = (Partition(corpus.first_context, corpus.first_context + end),)
     extractor = replace(extractor, plan=msgspec.structs.replace(plan, partitions=one))
     started = time.monotonic()
-    collected = collect(extractor, 0, lambda *_: None)
+    (collected,) = collect(extractor, [0], lambda *_: None)
     collected_at = time.monotonic()
     summary = write(extractor, collected)
     # The next partition runs while some are written: whichever takes longer decides.

@@ -304,7 +304,7 @@ def test_an_unfinished_change_goes_on_or_is_given_up(
     ):
         with pytest.raises(UnfinishedError, match="--unfinished"):
             other()
-    monkeypatch.setattr(partition, "collect", interrupt)  # everything was run already
+    monkeypatch.setattr(partition, "gather", interrupt)  # everything was run already
     done = change()
     monkeypatch.undo()
     assert done.fresh

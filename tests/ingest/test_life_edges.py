@@ -315,10 +315,10 @@ def test_a_worker_writes_nothing_once_its_plan_is_gone(
             plan, told = staged(mine, "plan.json")
             plan.write_text(json.dumps(told | {"id": new_plan_id()}))
 
-    def collect(*arguments: Any) -> Collected:
-        collected = partition.collect(*arguments)
-        give_up()
-        return collected
+    def collect(*arguments: Any) -> Iterator[Collected]:
+        for collected in partition.collect(*arguments):
+            give_up()
+            yield collected
 
     def write_run(*arguments: Any) -> Any:
         segment = runs.write_run(*arguments)
@@ -346,7 +346,7 @@ def test_a_change_that_an_older_featuredb_began_goes_on(
         file, told = staged(cut, name)
         assert told.pop(field)
         file.write_text(json.dumps(told))
-    monkeypatch.setattr(local, "collect", interrupt)  # everything was run already
+    monkeypatch.setattr(partition, "gather", interrupt)  # everything was run already
     append(cut, made, "b")
     assert_same_content(cut, two)
 

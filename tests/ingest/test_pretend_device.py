@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from featuredb.errors import ModelError, SaeError
 from featuredb.store.layout import Layout
 from ingest.attached import AttachedSae
 from ingest.engines.local import LocalEngine
-from ingest.extract import pipeline
+from ingest.extract import partition, pipeline
 from ingest.extract.batches import Batch, batches
 from ingest.extract.device import DeviceMemory
 from ingest.extract.forward import Recorded, Rule, run_batch
@@ -30,7 +32,7 @@ from ingest.model.load import LoadedModel
 from ingest.operations.ingest import ingest
 from ingest.options import IngestOptions
 from ingest.prepare import RunSettings, plan_ingest
-from ingest.run_plan import read_summaries
+from ingest.run_plan import Partition, read_summaries
 from ingest.sae import LoadedSae, load_sae
 from ingest.sae.activations import Activation, Gated, GroupMax, JumpReLU, ReLU, TopK
 from tests.content import activations, assert_same_content
@@ -145,6 +147,40 @@ def test_the_host_waits_once_a_batch(device: Device, folder: Path, tmp_path: Pat
     device.waits.clear()
     results = list(extractor.results(queue, source.rule, as_recorded))
     assert sum(device.waits.values()) <= MOST_WAITS * len(results), device.waits
+
+
+def test_the_device_has_work_between_partitions(
+    device: Device, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next partition is under way when one is complete. On a CPU, which does everything
+    itself, a partition is complete before the next begins."""
+    extractor = extractor_on(device, folder, tmp_path / "db")
+    n = extractor.plan.draft.corpora[0].n_contexts
+    edges = np.linspace(0, n, 4).astype(int).tolist()
+    thirds = tuple(Partition(*edge) for edge in itertools.pairwise(edges))
+    plan = msgspec.structs.replace(extractor.plan, partitions=thirds)
+    extractor = replace(extractor, plan=plan)
+    begun: list[int] = []
+
+    def counted(*arguments: Any) -> Iterator[Batch]:
+        begun.append(len(begun))
+        return batches(*arguments)
+
+    monkeypatch.setattr(partition, "batches", counted)
+    pieces = []
+    for ahead, at_once in ((0, [1, 2, 3]), (3, [2, 3, 3])):
+        begun.clear()
+        seen, collected = [], []
+        numbers = range(len(thirds))
+        for each in partition.collect(replace(extractor, ahead=ahead), numbers, lambda *_: None):
+            seen.append(len(begun))
+            collected.append(each)
+        assert seen == at_once
+        assert sum(each.tokens for each in collected) == extractor.sources[0].starts[-1]
+        pieces.append([piece.all_codes() for each in collected for piece in each.pieces])
+    for one, other in zip(*pieces, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
 
 
 def test_benchmarks_run_there(device: Device, folder: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def sweeps(db: featuredb.Database, count: int, tokens: int) -> None:
 
 def _text(db: featuredb.Database, edits: list[str], tokens: int) -> str:
     with db.intervene(edits or ["0*=1"]) as model:
-        ids = db.tokenizer(PROMPT, return_tensors="pt")
+        ids = db.tokenizer(PROMPT, return_tensors="pt").to(model.device)
         out = model.generate(**ids, max_new_tokens=tokens, do_sample=False)
     return repr(db.tokenizer.decode(out[0], skip_special_tokens=True))
 

@@ -1000,7 +1000,8 @@ class Database:
         """Steer the model, for as long as a ``with`` block lasts.
 
         >>> with db.intervene(["1927=10x", "3722=0 @ prompt"]) as model:  # doctest: +SKIP
-        ...     model.generate(**db.tokenizer("I am", return_tensors="pt"), max_new_tokens=20)
+        ...     inputs = db.tokenizer("I am", return_tensors="pt").to(model.device)
+        ...     model.generate(**inputs, max_new_tokens=20)
 
         Every forward pass in the block is edited: `generate`, calls of the model, of its base
         model, with or without a cache, by any thread. SAEs act in the order of their hooks, so a
@@ -1385,7 +1386,8 @@ class Database:
         ::
 
             with db.guard("bank", abort=True) as guard:
-                guard.model.generate(**db.tokenizer("I am", return_tensors="pt"))
+                inputs = db.tokenizer("I am", return_tensors="pt").to(guard.model.device)
+                guard.model.generate(**inputs)
             guard.fired
 
         Every token is read as soon as the model has read it: the prompt at once, then each new

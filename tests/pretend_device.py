@@ -31,8 +31,12 @@ from torch import Tensor
 from torch.utils import backend_registration
 
 NAME = "pretend"
-AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
-"""Whether this torch lets Python make a device."""
+AVAILABLE = (
+    hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
+    and not torch.cuda.is_available()
+)
+"""Whether this torch lets Python make a device. Not beside a real one, as torch would then ask the
+made-up one for the other's pinned memory."""
 
 starts_processes = pytest.mark.skipif(
     os.environ.get("FEATUREDB_TEST_DEVICE") == NAME, reason="new processes do not know the device"

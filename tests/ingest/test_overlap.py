@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def test_a_cpu_has_nothing_to_overlap_and_a_gpu_has() -> None:
     assert batches_ahead(torch.device("cuda")) >= 2
     assert batches_ahead(torch.device("mps")) == 0, "a second thread there aborts the process"
     assert writers_beside(torch.device("cpu")) == 1
-    assert 1 <= writers_beside(torch.device("cuda")) <= 6
+    assert 1 <= writers_beside(torch.device("cuda")) <= max(1, (os.cpu_count() or 1) - 1)
 
 
 def test_overlapped_batches_make_the_same_database(

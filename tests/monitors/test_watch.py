@@ -346,6 +346,7 @@ def test_generation_is_stopped_or_steered(watched: Path, db: Database) -> None:
     ids = db.tokenizer("river bridge stone", return_tensors="pt")
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     with db.guard("never", abort=True) as guard:
+        ids = ids.to(guard.model.device)
         free = guard.model.generate(**ids, **options)
         assert (guard.fired, len(guard.alarms)) == ([], 0)
         every = guard.grid()

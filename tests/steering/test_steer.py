@@ -38,8 +38,8 @@ def test_the_texts_are_those_of_the_model_itself(db: Database) -> None:
     ids = _ids(db, PROMPT)
     plain: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     with db.intervene("early/3=30x") as model:
-        steered = model.generate(ids, **plain)
-    unsteered = model.generate(ids, **plain)
+        steered = model.generate(ids.to(model.device), **plain)
+    unsteered = model.generate(ids.to(model.device), **plain)
     for variant, made in (("unsteered", unsteered), ("steered", steered)):
         assert answer.text(0, variant) == db.tokenizer.decode(made[0, ids.shape[1] :])
     assert answer.text() != answer.text(0, "unsteered")
@@ -76,8 +76,9 @@ def test_every_measure_by_hand(db: Database) -> None:
     start = ids.shape[1]
     words = db._store.texts.token_texts
     with db.intervene("early/3=30x") as model:
-        made = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
-        made = made.to(model.device)
+        made = model.generate(
+            ids.to(model.device), max_new_tokens=8, do_sample=False, pad_token_id=0
+        )
         steered = model(input_ids=made, output_hidden_states=True)
     plain = model(input_ids=made, output_hidden_states=True)
     new = made[0, start:].tolist()

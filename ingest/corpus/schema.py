@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ingest.corpus.arrays import STRING, Exact, entries_of, settled
+from ingest.corpus.arrays import LIST_LEVELS, STRING, Exact, entries_of, settled
 from ingest.corpus.json_values import EXACT_DOUBLE, EXACT_SINGLE, Numeral, as_text
 
 NULL = pa.null()
@@ -42,12 +42,19 @@ def type_of(value: Any) -> Any:
         if -EXACT_DOUBLE <= value <= EXACT_DOUBLE:
             return _INT
         return _EXACT_INT if -(2**63) <= value < 2**63 else STRING
-    if isinstance(value, list):
+    if isinstance(value, list) and not _nests_beyond(value, LIST_LEVELS):
         inner = NULL
         for item in value:
             inner = widen(inner, STRING if isinstance(item, dict) else type_of(item))
         return pa.list_(inner)
     return STRING
+
+
+def _nests_beyond(value: list[Any], levels: int) -> bool:
+    """Whether a list has more lists within each other than that."""
+    if levels == 0:
+        return True
+    return any(isinstance(item, list) and _nests_beyond(item, levels - 1) for item in value)
 
 
 def widen(one: Any, other: Any) -> Any:

@@ -206,10 +206,20 @@ def test_malformed_files(tmp_path: Path, name: str, content: str, said: str) -> 
     assert name in message
 
 
-@pytest.mark.parametrize("value", ["[" * 900 + "]" * 900, '{"a":' * 900 + "9" * 4400 + "}" * 900])
-def test_values_nested_too_deep(tmp_path: Path, value: str) -> None:
+def test_values_nested_too_deep(tmp_path: Path) -> None:
+    value = '{"a":' * 900 + "9" * 4400 + "}" * 900
     message = refused(written(tmp_path, "c.jsonl", f'{{"text": "a", "x": {value}}}'))
     assert "rows 0 to 0: column 'x' is nested too deep" in message
+
+
+@pytest.mark.parametrize("levels", [9, 50, 300])
+def test_lists_that_no_reader_opens_are_text(tmp_path: Path, levels: int) -> None:
+    value = "[" * levels + "]" * levels
+    path = written(
+        tmp_path, "c.jsonl", f'{{"text": "a", "x": {value}}}\n{{"text": "b", "x": [[1]]}}'
+    )
+    (batch,) = open_corpus(path).batches()
+    assert batch.column("x").to_pylist() == [value, "[[1]]"]
 
 
 def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:

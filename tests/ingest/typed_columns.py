@@ -22,7 +22,21 @@ def extension(storage: pa.Array, its: Any) -> pa.Array:
     return pa.ExtensionArray.from_storage(its, storage)
 
 
+def lists(levels: int) -> tuple[pa.DataType, list[Any]]:
+    """The type, and a value, of so many lists within each other."""
+    its, value = pa.list_(pa.int64()), [1, None]
+    for _ in range(levels - 1):
+        its, value = pa.list_(its), [value]
+    return its, value
+
+
 KEPT: dict[str, tuple[pa.Array, pa.DataType, list[Any]]] = {
+    "lists within lists": (pa.array([lists(8)[1]], lists(8)[0]), lists(8)[0], [lists(8)[1]]),
+    "more lists than DuckDB reads in time": (
+        pa.array([lists(30)[1], None], lists(30)[0]),
+        pa.string(),
+        ["[" * 30 + "1, null" + "]" * 30, None],
+    ),
     "nanoseconds that are microseconds": (
         pa.array([NS - 1, None], pa.timestamp("ns")),
         pa.timestamp("us"),

@@ -24,7 +24,8 @@ def extension(storage: pa.Array, its: Any) -> pa.Array:
 
 def lists(levels: int) -> tuple[pa.DataType, list[Any]]:
     """The type, and a value, of so many lists within each other."""
-    its, value = pa.list_(pa.int64()), [1, None]
+    its = pa.list_(pa.int64())
+    value: list[Any] = [1, None]
     for _ in range(levels - 1):
         its, value = pa.list_(its), [value]
     return its, value

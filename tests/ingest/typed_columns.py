@@ -32,12 +32,6 @@ def lists(levels: int) -> tuple[pa.DataType, list[Any]]:
 
 
 KEPT: dict[str, tuple[pa.Array, pa.DataType, list[Any]]] = {
-    "lists within lists": (pa.array([lists(8)[1]], lists(8)[0]), lists(8)[0], [lists(8)[1]]),
-    "more lists than DuckDB reads in time": (
-        pa.array([lists(30)[1], None], lists(30)[0]),
-        pa.string(),
-        ["[" * 30 + "1, null" + "]" * 30, None],
-    ),
     "nanoseconds that are microseconds": (
         pa.array([NS - 1, None], pa.timestamp("ns")),
         pa.timestamp("us"),
@@ -275,4 +269,10 @@ KEPT: dict[str, tuple[pa.Array, pa.DataType, list[Any]]] = {
         [[("k", "2023-11-14T22:13:20.000000001")]],
     ),
     "text with a zero byte": (pa.array(["a\0b"]), pa.string(), ["a\0b"]),
+    "lists within lists": (pa.array([lists(8)[1]], lists(8)[0]), lists(8)[0], [lists(8)[1]]),
+    "more lists than DuckDB reads in time": (
+        pa.array([lists(30)[1], None], lists(30)[0]),
+        pa.string(),
+        ["[" * 30 + "1, null" + "]" * 30, None],
+    ),
 }

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from featuredb.errors import IngestError
+from featuredb.errors import FeatureDBError, IngestError
 from featuredb.render.progress import log
 from ingest.extract.partition import Report
 from ingest.run_plan import Summary
 
 TRIES = 3
 """Attempts at one partition, and consecutive workers that may die before they are ready."""
+
+_AHEAD = 2
+"""Partitions that a worker has yet to collect, at most: one that runs, and the one that it begins
+while the last batches of that one come back."""
+
+_MOST_HELD = 4
+"""Partitions of a worker at most, with those being written. Each takes up to a quarter of its
+memory."""
 
 
 class WorkerReady(NamedTuple):
@@ -24,7 +33,7 @@ class WorkerReady(NamedTuple):
 
 
 class PartitionProgress(NamedTuple):
-    """Tokens and activations of a partition so far."""
+    """More tokens and activations of a partition."""
 
     worker: int
     partition: int
@@ -33,7 +42,7 @@ class PartitionProgress(NamedTuple):
 
 
 class PartitionCollected(NamedTuple):
-    """A worker holds a partition in memory."""
+    """A worker holds all of a partition in memory, and writes it."""
 
     worker: int
     partition: int
@@ -44,6 +53,14 @@ class PartitionWritten(NamedTuple):
 
     worker: int
     summary: Summary
+
+
+class WorkerFailed(NamedTuple):
+    """What stopped a worker: an error meant for the user, or None and a traceback."""
+
+    worker: int
+    error: FeatureDBError | None
+    trace: str
 
 
 class WorkerDied(NamedTuple):
@@ -64,6 +81,7 @@ Event = (
     | PartitionProgress
     | PartitionCollected
     | PartitionWritten
+    | WorkerFailed
     | WorkerDied
     | WorkerNote
 )
@@ -76,32 +94,31 @@ class WorkerPool(Protocol):
         """Start a worker and return its number."""
 
     def collect(self, worker: int, partition: int) -> None:
-        """Let a worker collect a partition. It sends `PartitionProgress`, then
-        `PartitionCollected`."""
-
-    def write(self, worker: int, partition: int) -> None:
-        """Let a worker write a collected partition. It may collect another meanwhile."""
+        """Let a worker collect and write a partition, after those that it was given before. It
+        sends `PartitionProgress`, `PartitionCollected` and `PartitionWritten`."""
 
     def events(self) -> Iterable[Event]:
-        """Wait for events and return them, possibly none.
-
-        Raises the error that stopped a worker.
-        """
+        """Wait for events and return them, possibly none. Those of a worker are in order."""
 
 
 @dataclass
 class _Worker:
-    """A worker's state. progress: tokens and activations of the partitions it holds."""
+    """A worker's state. name: empty until it is ready. collecting: in the order in which it was
+    given them. progress: tokens and activations of the partitions it holds."""
 
     name: str = ""
-    collecting: int | None = None
+    collecting: deque[int] = field(default_factory=deque)
     writing: set[int] = field(default_factory=set)
     progress: dict[int, tuple[int, int]] = field(default_factory=dict)
 
-    @property
-    def idle(self) -> bool:
-        # Each partition that waits to be written takes memory: at most one while the next runs.
-        return bool(self.name) and self.collecting is None and len(self.writing) < 2
+    def takes(self, ahead: int) -> bool:
+        """Whether it gets another partition, if it has `ahead` of them to collect."""
+        held = len(self.collecting) + len(self.writing)
+        return bool(self.name) and len(self.collecting) == ahead and held < _MOST_HELD
+
+    def begun(self) -> list[int]:
+        """The partitions that are lost with it, ascending."""
+        return sorted([*self.writing, *itertools.islice(self.collecting, 1)])
 
 
 def dispatch(
@@ -117,62 +134,61 @@ def dispatch(
     Args:
         pool: Starts workers and talks to them.
         partitions: Numbers of partitions in the plan.
-        engine: Engine at once.
+        workers: At once.
         report: Called with new tokens and activations, negative for those that were lost.
 
     Returns:
         Summaries in the order in which partitions finish.
 
     Raises:
-        IngestError: If one partition, or the start, repeatedly kills workers. Errors of
-            `WorkerPool.events` propagate.
+        IngestError: If one partition, or the start, repeatedly kills workers.
+        RuntimeError: With a worker's traceback, if it failed. A `FeatureDBError` of a worker is
+            raised as it is.
     """
     pending, unfinished = deque(partitions), set(partitions)
     alive: dict[int, _Worker] = {}
     losses: Counter[int] = Counter()
     failed_starts = 0
 
-    def advance(worker: _Worker, partition: int, tokens: int, activations: int) -> None:
-        before = worker.progress.get(partition, (0, 0))
-        worker.progress[partition] = tokens, activations
-        report(tokens - before[0], activations - before[1])
-
     while unfinished:
         while len(alive) < min(workers, len(unfinished)):
             alive[pool.start_worker()] = _Worker()
-        for number, worker in alive.items():
-            if pending and worker.idle:
-                worker.collecting = pending.popleft()
-                worker.progress[worker.collecting] = 0, 0
-                pool.collect(number, worker.collecting)
+        for ahead in range(_AHEAD):
+            for number, worker in alive.items():
+                # One ahead only where there is one for every other worker, too.
+                if pending and worker.takes(ahead) and len(pending) >= ahead * len(alive):
+                    worker.collecting.append(pending.popleft())
+                    pool.collect(number, worker.collecting[-1])
         for event in pool.events():
             match event:
                 case WorkerReady(number, name):
                     alive[number].name = name
                     failed_starts = 0
                 case PartitionProgress(number, partition, tokens, activations):
-                    if number in alive and partition in alive[number].progress:
-                        advance(alive[number], partition, tokens, activations)
+                    progress = alive[number].progress
+                    before = progress.get(partition, (0, 0))
+                    progress[partition] = before[0] + tokens, before[1] + activations
+                    report(tokens, activations)
                 case PartitionCollected(number, partition):
-                    alive[number].collecting = None
+                    alive[number].collecting.remove(partition)
                     alive[number].writing.add(partition)
-                    pool.write(number, partition)
                 case PartitionWritten(number, summary):
                     worker = alive[number]
-                    worker.writing.discard(summary.partition)
-                    rows = sum(segment.rows for segment in summary.segments)
-                    advance(worker, summary.partition, summary.tokens, rows)
+                    worker.writing.remove(summary.partition)
                     del worker.progress[summary.partition]
                     unfinished.discard(summary.partition)
                     yield summary
+                case WorkerFailed(_, error, trace):
+                    raise error or RuntimeError(f"a worker failed:\n{trace}")
                 case WorkerDied(number, how):
                     worker = alive.pop(number)
-                    lost = sorted(worker.progress)
                     failed_starts += not worker.name
+                    lost = worker.begun()
                     for partition in lost:
-                        advance(worker, partition, 0, 0)
+                        tokens, activations = worker.progress.get(partition, (0, 0))
+                        report(-tokens, -activations)
                         losses[partition] += 1
-                    pending.extendleft(reversed(lost))
+                    pending.extendleft(sorted({*lost, *worker.collecting}, reverse=True))
                     _check_losses(how, failed_starts, losses)
                     log.info(f"{worker.name or 'a worker'} {how}{_consequence(lost)}")
                 case WorkerNote(text):
@@ -187,7 +203,7 @@ def _check_losses(how: str, failed_starts: int, losses: Counter[int]) -> None:
             "give them more memory or fewer --workers; in a script, call featuredb.ingest below "
             "if __name__ == '__main__'"
         )
-    # A worker may have held two partitions. Either may have killed it, so both are named.
+    # A worker may have held several partitions. Any may have killed it, so all are named.
     lost = sorted(partition for partition, count in losses.items() if count >= TRIES)
     if lost:
         raise IngestError(

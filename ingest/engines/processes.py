@@ -5,46 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
 
-from featuredb.errors import FeatureDBError
 from featuredb.render.progress import log
 from ingest.compaction import merge_here
-from ingest.engines.dispatch import (
-    Event,
-    PartitionCollected,
-    PartitionProgress,
-    PartitionWritten,
-    WorkerDied,
-    WorkerNote,
-    WorkerReady,
-    dispatch,
-)
-from ingest.engines.worker import Job, Worker
+from ingest.engines.dispatch import Event, WorkerDied, WorkerReady, dispatch
+from ingest.engines.worker import Job, Worker, failures
 from ingest.extract.partition import Report
 from ingest.run_plan import Summary
-
-
-class _Command(NamedTuple):
-    """A message from the driver to a worker. method: ``collect`` or ``write``."""
-
-    method: str
-    partition: int
-
-
-class _Failed(NamedTuple):
-    """What stopped a worker: an error meant for the user, or None and a traceback."""
-
-    error: FeatureDBError | None
-    trace: str
 
 
 @dataclass(frozen=True)
@@ -82,7 +54,7 @@ class ProcessPool:
         # A fork would share the driver's threads and its CUDA context.
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[int, BaseProcess] = {}
-        self._pipes: dict[int, Connection[_Command, Any]] = {}
+        self._pipes: dict[int, Connection[int, Event]] = {}
         self._slots: dict[int, int] = {}
         self._workers_started = 0
 
@@ -109,10 +81,9 @@ class ProcessPool:
         return worker
 
     def collect(self, worker: int, partition: int) -> None:
-        self._send(worker, _Command("collect", partition))
-
-    def write(self, worker: int, partition: int) -> None:
-        self._send(worker, _Command("write", partition))
+        # If the worker has just died, `events` reports it.
+        with suppress(OSError):
+            self._pipes[worker].send(partition)
 
     def events(self) -> Iterator[Event]:
         ready = wait(self._pipes.values())
@@ -120,10 +91,7 @@ class ProcessPool:
             try:
                 event = self._pipes[worker].recv()
             except (EOFError, OSError):
-                yield WorkerDied(worker, self._reap(worker))
-                continue
-            if isinstance(event, _Failed):
-                raise event.error or RuntimeError(f"a worker failed:\n{event.trace}")
+                event = WorkerDied(worker, self._reap(worker))
             yield event
 
     def close(self) -> None:
@@ -132,11 +100,6 @@ class ProcessPool:
             process.kill()
         for worker in list(self._processes):
             self._reap(worker)
-
-    def _send(self, worker: int, command: _Command) -> None:
-        # If the worker has just died, `events` reports it.
-        with suppress(OSError):
-            self._pipes[worker].send(command)
 
     def _reap(self, worker: int) -> str:
         """Release a worker's process and say how it ended."""
@@ -149,52 +112,19 @@ class ProcessPool:
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
 
-def _work(job: Job, number: int, pipe: Connection[Any, _Command]) -> None:
+def _work(job: Job, number: int, pipe: Connection[Event, int]) -> None:
     """Main function of a worker's process. Ends when the driver closes the pipe or dies."""
     # Ctrl-C reaches the whole process group. The driver handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lock = threading.Lock()
 
-    def send(event: Event | _Failed) -> None:
+    def send(event: Event) -> None:
         with lock:
             pipe.send(event)
 
-    def guarded(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the driver has ended
-        except FeatureDBError as error:
-            send(_Failed(error, ""))
-        except Exception:
-            send(_Failed(None, traceback.format_exc()))
-
-    def serve() -> None:
-        worker = Worker(job, lambda text: send(WorkerNote(text)))
+    with failures(number, send):
+        worker = Worker(job, number, send)
         send(WorkerReady(number, worker.name))
-        with ThreadPoolExecutor(1, "write") as writer:
+        with suppress(EOFError):
             while True:
-                try:
-                    command = pipe.recv()
-                except EOFError:
-                    return
-                if command.method == "write":
-                    writer.submit(guarded, partial(write, worker, command.partition))
-                else:
-                    collect(worker, command.partition)
-
-    def collect(worker: Worker, partition: int) -> None:
-        total = [0, 0]
-
-        def report(tokens: int, activations: int) -> None:
-            total[0] += tokens
-            total[1] += activations
-            send(PartitionProgress(number, partition, total[0], total[1]))
-
-        worker.collect(partition, report)
-        send(PartitionCollected(number, partition))
-
-    def write(worker: Worker, partition: int) -> None:
-        send(PartitionWritten(number, worker.write(partition)))
-
-    guarded(serve)
+                worker.collect(pipe.recv())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -183,35 +184,42 @@ class Collected:
     started: float
 
 
-def collect(extractor: Extractor, numbers: Sequence[int], report: Report) -> Iterator[Collected]:
+def collect(extractor: Extractor, numbers: Iterable[int], report: Report) -> Iterator[Collected]:
     """Run the model and the SAEs over partitions, in this order.
 
     Where batches overlap, a partition's first ones run while the last ones of the partition before
-    are made ready: a GPU does not become idle between two of the same corpus.
+    are made ready: a GPU does not become idle between two. numbers: the next is taken when every
+    batch of the one before is under way. If there is none then, those batches are waited for.
     """
-    of_corpus = itertools.groupby(numbers, lambda n: extractor.source(n).corpus.id)
-    for _, consecutive in of_corpus:
-        group = list(consecutive)
-        queue = itertools.chain.from_iterable(_batches(extractor, number) for number in group)
-        rule = extractor.source(group[0]).rule
-        results = extractor.results(queue, rule, extractor.pack)
-        for number in group:
-            yield gather(extractor, number, results, report)
+    for rule, of_rule in itertools.groupby(numbers, lambda n: extractor.source(n).rule):
+        begun: deque[int] = deque()
+        results = extractor.results(_batches(extractor, of_rule, begun), rule, extractor.pack)
+        started = time.monotonic()
+        for first in results:
+            of_partition = itertools.chain([first], results)
+            yield gather(extractor, begun.popleft(), of_partition, started, report)
+            started = time.monotonic()
 
 
-def _batches(extractor: Extractor, number: int) -> Iterator[Batch]:
-    """Those of a partition."""
-    source, partition = extractor.source(number), extractor.plan.partitions[number]
-    first = partition.first_context - source.corpus.first_context
-    end = partition.end_context - source.corpus.first_context
-    return batches(source.tokens, source.starts[first : end + 1], extractor.plan.batch_tokens)
+def _batches(extractor: Extractor, numbers: Iterable[int], begun: deque[int]) -> Iterator[Batch]:
+    """Those of some partitions. begun: gets the number of each partition before its batches."""
+    for number in numbers:
+        begun.append(number)
+        source, partition = extractor.source(number), extractor.plan.partitions[number]
+        first = partition.first_context - source.corpus.first_context
+        end = partition.end_context - source.corpus.first_context
+        starts = source.starts[first : end + 1]
+        yield from batches(source.tokens, starts, extractor.plan.batch_tokens)
 
 
 def gather(
-    extractor: Extractor, number: int, results: Iterator[Results[_Piece]], report: Report
+    extractor: Extractor,
+    number: int,
+    results: Iterator[Results[_Piece]],
+    started: float,
+    report: Report,
 ) -> Collected:
     """Keep the activations of partition `number` in memory. results: begin with its batches."""
-    started = time.monotonic()
     partition = extractor.plan.partitions[number]
     missing = partition.end_context - partition.first_context
     pieces = [_Pieces() for _ in extractor.saes]

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -25,6 +26,7 @@ from ingest.engines.dispatch import (
     PartitionProgress,
     PartitionWritten,
     WorkerDied,
+    WorkerFailed,
     WorkerNote,
     WorkerReady,
     dispatch,
@@ -45,10 +47,10 @@ from tests.tiny import tiny_documents, tiny_model, tiny_sae, write_jsonl
 
 @dataclass
 class FakePool:
-    """Workers that finish everything immediately, or die on request.
+    """Workers that run what they are given in order, or die on request.
 
     dies: by partition, how many workers it kills while they collect it. failed_starts: workers that
-    die before they are ready.
+    die before they are ready. A partition is written while another is collected.
     """
 
     dies: Counter[int] = field(default_factory=Counter)
@@ -56,8 +58,10 @@ class FakePool:
     queue: deque[Event] = field(default_factory=deque)
     assigned: list[tuple[int, int]] = field(default_factory=list)
     started: int = 0
-    most_held: int = 0
+    to_collect: Counter[int] = field(default_factory=Counter)
     held: Counter[int] = field(default_factory=Counter)
+    most_to_collect: int = 0
+    most_held: int = 0
 
     def start_worker(self) -> int:
         self.started += 1
@@ -71,23 +75,30 @@ class FakePool:
 
     def collect(self, worker: int, partition: int) -> None:
         self.assigned.append((worker, partition))
+        self.to_collect[worker] += 1
         self.held[worker] += 1
+        self.most_to_collect = max(self.most_to_collect, self.to_collect[worker])
         self.most_held = max(self.most_held, self.held[worker])
-        self.queue.append(PartitionProgress(worker, partition, 7, 70))
+        self.queue.append(PartitionProgress(worker, partition, 3, 30))
+        self.queue.append(PartitionProgress(worker, partition, 4, 40))
         if self.dies[partition]:
             self.dies[partition] -= 1
-            # Its other events are lost with it.
-            self.queue = deque(e for e in self.queue if getattr(e, "worker", 0) != worker)
             self.queue.append(WorkerDied(worker, "was killed"))
         else:
             self.queue.append(PartitionCollected(worker, partition))
 
-    def write(self, worker: int, partition: int) -> None:
-        self.held[worker] -= 1
-        self.queue.append(PartitionWritten(worker, Summary(partition, 10, 0.0, ())))
-
     def events(self) -> Iterator[Event]:
-        yield self.queue.popleft()
+        event = self.queue.popleft()
+        match event:
+            case PartitionCollected(worker, partition):
+                self.to_collect[worker] -= 1
+                self.queue.append(PartitionWritten(worker, Summary(partition, 7, 0.0, ())))
+            case PartitionWritten(worker, _):
+                self.held[worker] -= 1
+            case WorkerDied(worker, _):
+                # Its other events are lost with it.
+                self.queue = deque(e for e in self.queue if getattr(e, "worker", 0) != worker)
+        yield event
 
 
 def _dispatch(pool: FakePool, partitions: int, workers: int) -> tuple[list[int], int, list[str]]:
@@ -106,10 +117,39 @@ def test_every_partition_is_run_once_by_as_many_workers_as_asked() -> None:
     pool = FakePool()
     done, tokens, notes = _dispatch(pool, 9, 3)
     assert sorted(done) == list(range(9))
-    assert tokens == 90
+    assert tokens == 63
     assert pool.started == 3
-    assert pool.most_held == 1
     assert notes == []
+    assert [partition for _, partition in pool.assigned] == list(range(9))
+
+
+def test_a_worker_knows_its_next_partition_and_holds_a_bounded_number() -> None:
+    pool = FakePool()
+    _dispatch(pool, 20, 2)
+    assert pool.most_to_collect == 2
+    assert pool.most_held <= 4
+    # None waits behind one that runs while another worker has nothing to do.
+    pool = FakePool()
+    _dispatch(pool, 3, 3)
+    assert pool.most_to_collect == 1
+
+
+def test_a_worker_that_writes_slowly_gets_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = FakePool()
+    events = pool.events
+
+    def late() -> Iterator[Event]:
+        """Nothing is written while anything else can happen."""
+        while isinstance(pool.queue[0], PartitionWritten) and not all(
+            isinstance(event, PartitionWritten) for event in pool.queue
+        ):
+            pool.queue.rotate(-1)
+        yield from events()
+
+    monkeypatch.setattr(pool, "events", late)
+    done, _, _ = _dispatch(pool, 20, 1)
+    assert sorted(done) == list(range(20))
+    assert pool.most_held == 4
 
 
 def test_there_are_no_more_workers_than_partitions() -> None:
@@ -123,10 +163,10 @@ def test_what_a_dead_worker_held_is_run_by_another_and_counted_once() -> None:
     pool = FakePool(dies=Counter({1: 1, 4: TRIES - 1}))
     done, tokens, notes = _dispatch(pool, 6, 2)
     assert sorted(done) == list(range(6))
-    assert tokens == 60
-    assert pool.started == 2 + TRIES
+    assert tokens == 42
+    assert pool.started > TRIES
     assert len({worker for worker, partition in pool.assigned if partition == 4}) == TRIES
-    assert notes[0].endswith("was killed: partition 1 will be run again")
+    assert notes[0].endswith("was killed: partition 0 and 1 will be run again")
 
 
 def test_a_partition_that_goes_on_killing_workers_is_named() -> None:
@@ -146,6 +186,17 @@ def test_notes_of_workers_are_passed_on() -> None:
     pool = FakePool()
     pool.queue.append(WorkerNote("less memory"))
     assert _dispatch(pool, 1, 1)[2] == ["less memory"]
+
+
+def test_what_stops_a_worker_stops_the_ingest() -> None:
+    pool = FakePool()
+    pool.queue.append(WorkerFailed(1, PlanMismatchError("other files"), ""))
+    with pytest.raises(PlanMismatchError, match="other files"):
+        _dispatch(pool, 1, 1)
+    pool = FakePool()
+    pool.queue.append(WorkerFailed(1, None, "Traceback"))
+    with pytest.raises(RuntimeError, match="a worker failed:\nTraceback"):
+        _dispatch(pool, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +340,7 @@ def job(inputs: IngestOptions, tmp_path: Path) -> Job:
 
 def test_a_worker_needs_no_files_of_the_sae(job: Job, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "sae")
-    Worker(job, print)
+    Worker(job, 0, print)
 
 
 def test_a_worker_with_another_model_refuses(job: Job, tmp_path: Path) -> None:
@@ -297,16 +348,29 @@ def test_a_worker_with_another_model_refuses(job: Job, tmp_path: Path) -> None:
     with pytest.raises(
         PlanMismatchError, match=r"worker \d+ on .* other files .*model weights was"
     ):
-        Worker(job._replace(model=str(other)), print)
+        Worker(job._replace(model=str(other)), 0, print)
 
 
 def test_a_worker_with_another_featuredb_or_without_the_plan_refuses(
     job: Job, tmp_path: Path
 ) -> None:
     with pytest.raises(IngestError, match=r"started by 0\.0\.0"):
-        Worker(job._replace(version="0.0.0"), print)
+        Worker(job._replace(version="0.0.0"), 0, print)
     with pytest.raises(IngestError, match="file system that every worker shares"):
-        Worker(job._replace(root=tmp_path / "elsewhere"), print)
+        Worker(job._replace(root=tmp_path / "elsewhere"), 0, print)
+
+
+def test_a_worker_whose_plan_was_discarded_says_so(job: Job) -> None:
+    events: SimpleQueue[Event] = SimpleQueue()
+    worker = Worker(job, 5, events.put)
+    (job.root / "staging" / "plan.json").unlink()
+    worker.collect(0)
+    event = events.get(timeout=60)
+    while not isinstance(event, WorkerFailed):
+        event = events.get(timeout=60)
+    assert event.worker == 5
+    assert isinstance(event.error, IngestError)
+    assert "plan" in str(event.error)
 
 
 @starts_processes

@@ -25,6 +25,7 @@ from featuredb.store.history import read_snapshot
 from featuredb.store.layout import Layout
 from ingest import compaction as compact
 from ingest import prepare
+from ingest.engines.dispatch import Event, PartitionProgress
 from ingest.engines.ray import engine as ray_engine
 from ingest.engines.ray import pool as ray_pool
 from ingest.engines.ray.connection import LOCAL_ENVIRONMENT, LOOPBACK_ENVIRONMENT, connection
@@ -90,22 +91,21 @@ def test_killed_workers_and_merges_lose_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def progress(pool: RayPool, worker: int) -> list[tuple[int, int, int]]:
-        done: list[tuple[int, int, int]] = cluster.get(pool._actors[worker].progress.remote())[0]
-        return done
-
     assigned: Counter[int] = Counter()
-    collect = RayPool.collect
+    killed: list[int] = []
+    collect, events = RayPool.collect, RayPool.events
 
-    def killing(pool: RayPool, worker: int, partition: int) -> None:
-        """Kill the worker that has the second partition, in the middle of it."""
-        pid = pool.pid(worker)
-        collect(pool, worker, partition)
+    def counting(pool: RayPool, worker: int, partition: int) -> None:
         assigned[partition] += 1
-        if sum(assigned.values()) == 2:
-            while not any(tokens for n, tokens, _ in progress(pool, worker) if n == partition):
-                time.sleep(0.001)
-            os.kill(pid, signal.SIGKILL)
+        collect(pool, worker, partition)
+
+    def killing(pool: RayPool) -> Iterator[Event]:
+        """Kill the worker that has the second partition, in the middle of it."""
+        for event in events(pool):
+            yield event
+            if isinstance(event, PartitionProgress) and event.partition == 1 and not killed:
+                killed.append(pool.pid(event.worker))
+                os.kill(killed[0], signal.SIGKILL)
 
     merge, marks = ray_engine._merge, tmp_path / "marks"
     marks.mkdir()
@@ -119,7 +119,8 @@ def test_killed_workers_and_merges_lose_nothing(
             os.kill(os.getpid(), signal.SIGKILL)
         return merged
 
-    monkeypatch.setattr(RayPool, "collect", killing)
+    monkeypatch.setattr(RayPool, "collect", counting)
+    monkeypatch.setattr(RayPool, "events", killing)
     monkeypatch.setattr(ray_engine, "_merge", killed_once)
     path = tmp_path / "ray.fdb"
     ingest(path, replace(inputs, engine="ray", workers=2))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import msgspec
@@ -18,8 +20,11 @@ import featuredb
 from benchmarks.ingest import bare, in_memory
 from featuredb.errors import ModelError, SaeError
 from featuredb.store.layout import Layout
+from ingest import prepare
 from ingest.attached import AttachedSae
+from ingest.engines.dispatch import Event, PartitionCollected, PartitionWritten, WorkerFailed
 from ingest.engines.local import LocalEngine
+from ingest.engines.worker import Worker, job_of
 from ingest.extract import partition, pipeline
 from ingest.extract.batches import Batch, batches
 from ingest.extract.device import DeviceMemory
@@ -181,6 +186,44 @@ def test_the_device_has_work_between_partitions(
     for one, other in zip(*pieces, strict=True):
         for mine, theirs in zip(one, other, strict=True):
             np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_worker_of_several_has_work_between_partitions_too(
+    device: Device, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "partition_tokens", lambda *_: 400)
+    given = options(folder)
+    extractor = extractor_on(device, folder, tmp_path / "db")
+    n = len(extractor.plan.partitions)
+    assert n > 3
+    begun = 0
+    seen: list[int] = []
+    written: SimpleQueue[Event] = SimpleQueue()
+
+    def counted(*arguments: Any) -> Iterator[Batch]:
+        nonlocal begun
+        begun += 1
+        return batches(*arguments)
+
+    def send(event: Event) -> None:
+        if isinstance(event, PartitionCollected):
+            seen.append(begun)
+        if isinstance(event, (PartitionWritten, WorkerFailed)):
+            written.put(event)
+
+    monkeypatch.setattr(partition, "batches", counted)
+    job = job_of(extractor.layout, extractor.plan, given, NAME, None)
+    worker = Worker(job, 0, send)
+    gate = threading.Event()
+    worker._collector.submit(gate.wait)
+    for number in range(n):
+        worker.collect(number)
+    gate.set()
+    for _ in range(n):
+        assert isinstance(written.get(timeout=60), PartitionWritten)
+    # The first batch ever is run step by step: how many activations there are is learned from it.
+    assert seen[0] in (1, 2)
+    assert seen[1:] == [min(n, number + 2) for number in range(1, n)]
 
 
 def test_benchmarks_run_there(device: Device, folder: Path, tmp_path: Path) -> None:

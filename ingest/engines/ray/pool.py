@@ -6,20 +6,12 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from featuredb.errors import FeatureDBError, IngestError
-from ingest.engines.dispatch import (
-    Event,
-    PartitionCollected,
-    PartitionProgress,
-    PartitionWritten,
-    WorkerDied,
-    WorkerNote,
-    WorkerReady,
-)
+from ingest.engines.dispatch import Event, WorkerDied, WorkerNote, WorkerReady
 from ingest.engines.worker import Job, Worker
-from ingest.run_plan import Summary
 
 START_S = 15 * 60.0
 """How long to wait for a first worker. A cluster that adds machines takes minutes."""
@@ -27,7 +19,8 @@ START_S = 15 * 60.0
 _NOTE_AFTER_S = 30.0
 """How long to wait before telling the user."""
 
-_POLL_S = 1.0
+_WAIT_S = 1.0
+"""How long to wait for an event before looking whether a worker has started."""
 
 _CPUS_PER_WORKER = 4
 """Of a worker without a GPU, unless the number of workers is given."""
@@ -78,7 +71,6 @@ class _Call(NamedTuple):
 
     worker: int
     method: str
-    partition: int = -1
 
 
 class RayPool:
@@ -91,27 +83,24 @@ class RayPool:
         self._actor = ray.remote(Actor).options(
             num_cpus=share.cpus,
             num_gpus=share.gpus,
-            # `collect`, `write` and `progress` run at once.
-            max_concurrency=3,
+            # `events` waits while others are called.
+            max_concurrency=2,
             max_restarts=0,
         )
         self._actors: list[Any] = []
         self._alive: set[int] = set()
-        self._ready: set[int] = set()
         self._started: set[int] = set()
         self._calls: dict[Any, _Call] = {}
-        self._polled = 0.0
         self._waiting_since = time.monotonic()
         self._noted = False
 
     def start_worker(self) -> int:
         worker = len(self._actors)
-        actor = self._actor.remote()
-        self._actors.append(actor)
+        self._actors.append(self._actor.remote())
         self._alive.add(worker)
         # `pid` returns as soon as the process runs. Loading a large model takes longer.
-        self._calls[actor.pid.remote()] = _Call(worker, "pid")
-        self._calls[actor.load.remote(self._job)] = _Call(worker, "load")
+        self._call(worker, "pid")
+        self._call(worker, "load", self._job, worker)
         return worker
 
     def pid(self, worker: int) -> int:
@@ -120,18 +109,12 @@ class RayPool:
         return number
 
     def collect(self, worker: int, partition: int) -> None:
-        call = self._actors[worker].collect.remote(partition)
-        self._calls[call] = _Call(worker, "collect", partition)
-
-    def write(self, worker: int, partition: int) -> None:
-        call = self._actors[worker].write.remote(partition)
-        self._calls[call] = _Call(worker, "write", partition)
+        self._call(worker, "collect", partition)
 
     def events(self) -> Iterator[Event]:
         ray = self._ray
         yield from self._check_wait()
-        self._poll()
-        finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=_POLL_S)
+        finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=_WAIT_S)
         for reference in finished:
             call = self._calls.pop(reference)
             try:
@@ -173,35 +156,24 @@ class RayPool:
         unit = "GPUs" if kind == "GPU" else "cores"
         return f"each asks for {each:g} {unit}, {free:g} of {total:g} are free"
 
-    def _poll(self) -> None:
-        """Ask ready workers for their progress, at most once per `_POLL_S`."""
-        if time.monotonic() - self._polled < _POLL_S:
-            return
-        self._polled = time.monotonic()
-        asked = {call.worker for call in self._calls.values() if call.method == "progress"}
-        for worker in self._ready - asked:
-            self._calls[self._actors[worker].progress.remote()] = _Call(worker, "progress")
+    def _call(self, worker: int, method: str, *arguments: Any) -> None:
+        call = getattr(self._actors[worker], method).remote(*arguments)
+        self._calls[call] = _Call(worker, method)
 
     def _events_of(self, call: _Call, result: Any) -> Iterator[Event]:
         match call.method:
             case "pid":
                 self._started.add(call.worker)
             case "load":
-                self._ready.add(call.worker)
+                self._call(call.worker, "events")
                 yield WorkerReady(call.worker, result)
-            case "collect":
-                yield PartitionCollected(call.worker, call.partition)
-            case "write":
-                yield PartitionWritten(call.worker, result)
-            case "progress":
-                progress, notes = result
-                yield from (PartitionProgress(call.worker, *each) for each in progress)
-                yield from map(WorkerNote, notes)
+            case "events":
+                self._call(call.worker, "events")
+                yield from result
 
     def _reap(self, worker: int, error: Exception) -> str:
         """Forget a worker and say how it ended."""
         self._alive.discard(worker)
-        self._ready.discard(worker)
         self._started.discard(worker)
         self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
         # It may be unreachable rather than dead, and must not continue.
@@ -214,12 +186,11 @@ class Actor:
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
-        self._progress: dict[int, tuple[int, int]] = {}
-        self._notes: list[str] = []
+        self._events: SimpleQueue[Event] = SimpleQueue()
 
-    def load(self, job: Job) -> str:
+    def load(self, job: Job, number: int) -> str:
         """Load the model and return the worker's name."""
-        self._worker = Worker(job, self._notes.append)
+        self._worker = Worker(job, number, self._events.put)
         return self._worker.name
 
     def pid(self) -> int:
@@ -228,26 +199,15 @@ class Actor:
 
     def collect(self, partition: int) -> None:
         """See `Worker.collect`."""
-
-        def report(tokens: int, activations: int) -> None:
-            before = self._progress.get(partition, (0, 0))
-            self._progress[partition] = before[0] + tokens, before[1] + activations
-
         assert self._worker is not None
-        self._progress.pop(partition, None)
-        self._worker.collect(partition, report)
+        self._worker.collect(partition)
 
-    def write(self, partition: int) -> Summary:
-        """See `Worker.write`."""
-        assert self._worker is not None
-        summary = self._worker.write(partition)
-        self._progress.pop(partition, None)
-        return summary
-
-    def progress(self) -> tuple[list[tuple[int, int, int]], list[str]]:
-        """(partition, tokens, activations) of held partitions, and notes since the last call."""
-        notes, self._notes[:] = list(self._notes), []
-        return [(n, *counts) for n, counts in list(self._progress.items())], notes
+    def events(self) -> list[Event]:
+        """Wait for an event, and return all there are."""
+        events = [self._events.get()]
+        while not self._events.empty():
+            events.append(self._events.get())
+        return events
 
 
 def _check_start(error: Exception) -> None:

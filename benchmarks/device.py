@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.ingest import extractor_of
+from benchmarks.ingest import extractor_of, with_compiled_layers
 from benchmarks.shapes import SHAPES
 from ingest.attached import AttachedSae
 from ingest.engines.local import LocalEngine
@@ -227,6 +227,7 @@ def measure(extractor: Extractor, rounds: int, tokens: int, out: Console) -> Non
     default=["float32"],
     help="May be repeated: a table for each.",
 )
+@click.option("--torch-compile", is_flag=True, help="With compiled layers.")
 @click.option("--kernels", is_flag=True, help="Show what a CUDA device runs, and where it waits.")
 def main(
     shape: str,
@@ -238,6 +239,7 @@ def main(
     rounds: int,
     batch_tokens: int | None,
     encode_dtypes: tuple[EncodeDtype, ...],
+    torch_compile: bool,
     kernels: bool,
 ) -> None:
     """Print what each step of an ingest sustains."""
@@ -263,6 +265,8 @@ def main(
         )
         if l0 is not None:
             extractor = with_thresholds(extractor, l0)
+        if torch_compile:
+            extractor = with_compiled_layers(extractor)
         tokens = int(np.diff(extractor.sources[0].starts).sum())
         for encode_dtype in encode_dtypes:
             out.print(f"encoded in {encode_dtype}")

@@ -149,7 +149,7 @@ def run(extractor: Extractor, fed: Sequence[Fed], threads: int, rate: float) -> 
                 for parts in feed.batches()
                 for part, recorded in parts
             )
-            collected = gather(extractor, number, packed, lambda *_: None)
+            collected = gather(extractor, number, packed, time.monotonic(), lambda *_: None)
             waits = time.perf_counter()
             if len(pending) == writers.partitions:
                 summaries.append(pending.popleft().result())

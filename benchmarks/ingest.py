@@ -41,6 +41,7 @@ from ingest.extract.batches import Batch, batches, cut
 from ingest.extract.forward import forward
 from ingest.extract.partition import Extractor, collect, write
 from ingest.inputs import load_inputs
+from ingest.model.compiled import compile_layers
 from ingest.options import IngestOptions
 from ingest.prepare import RunSettings, plan_ingest
 from ingest.run_plan import Partition, read_summaries
@@ -155,6 +156,12 @@ def extractor_of(
     return Extractor.of(layout, plan, inputs.loaded)
 
 
+def with_compiled_layers(extractor: Extractor) -> Extractor:
+    """The same, by ``--torch-compile``."""
+    layers = compile_layers(extractor.model.model)
+    return replace(extractor, model=replace(extractor.model, compiled=layers))
+
+
 def _batches(extractor: Extractor, number: int) -> list[Batch]:
     partition = extractor.plan.partitions[number]
     (source,) = extractor.sources
@@ -173,8 +180,14 @@ def _inputs(extractor: Extractor, batch: Batch) -> list[tuple[AttachedSae, torch
 @click.option("--shape", type=click.Choice(list(SHAPES)), help="A random model of that shape.")
 @click.option("--saes", default=1, help="Random SAEs read in one pass; with --shape.")
 @click.option("--batch-tokens", default=None, type=int)
+@click.option("--torch-compile", is_flag=True, help="Show featuredb with compiled layers too.")
 def main(
-    documents: int, rounds: int, shape: str | None, saes: int, batch_tokens: int | None
+    documents: int,
+    rounds: int,
+    shape: str | None,
+    saes: int,
+    batch_tokens: int | None,
+    torch_compile: bool,
 ) -> None:
     """Print tokens per second of each way and the ratios, by default with the demo's model."""
     folder = Path(tempfile.mkdtemp(prefix="featuredb-bench-"))
@@ -188,6 +201,10 @@ def main(
     dtype, cpu = extractor.model.dtype, extractor.model.device.type == "cpu"
     if cpu and all(each.sae.can_encode_in("screened", dtype) for each in extractor.saes):
         ways["featuredb, screened"] = screened
+    if torch_compile:
+        other = with_compiled_layers(extractor)
+        ways["featuredb, compiled"] = lambda _, number: featuredb_way(other, number)
+        featuredb_way(other, 0)  # its layers are compiled when they are first run
     measured = {name: Measured([]) for name in ways}
     activations = 0
     bare(extractor, 0)  # warm-up

@@ -125,6 +125,7 @@ def ingest(
     device: str = "auto",
     dtype: str = "auto",
     encode_dtype: EncodeDtype = "float32",
+    torch_compile: bool = False,
     memory: str = "4GB",
     sink_threshold: float = 10.0,
     keep_sinks: bool = False,
@@ -173,6 +174,8 @@ def ingest(
             times faster with three to five times its rounding error; or on a CPU ``screened``,
             which finds the same active features and may differ in a value's last bit
             (docs/scaling.md).
+        torch_compile: Compile the model's layers with ``torch.compile``. Its sums are then rounded
+            otherwise, so activations near their threshold differ (docs/scaling.md).
         memory: Host memory to aim for.
         sink_threshold: A position whose norm at the hook exceeds this many times the median is a
             sink. Activations at sinks are not stored.
@@ -231,6 +234,7 @@ def plan(
     device: str = "auto",
     dtype: str = "auto",
     encode_dtype: EncodeDtype = "float32",
+    torch_compile: bool = False,
     memory: str = "4GB",
     sink_threshold: float = 10.0,
     keep_sinks: bool = False,

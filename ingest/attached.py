@@ -77,7 +77,7 @@ class ModelWithSaes:
         identity = {
             "model weights": self.model.weights_hash,
             "tokenizer": self.model.tokenizer_hash,
-            "model dtype": str(self.model.dtype),
+            "model dtype": f"{self.model.dtype}{', compiled' if self.model.compiled else ''}",
         }
         for attached in self.saes:
             text = f"{attached.sae.hash} at {attached.hook.canonical}"

@@ -76,6 +76,7 @@ class Inputs:
             d_model=model.d_model,
             n_layers=model.n_layers,
             vocab_size=model.vocab_size,
+            compiled=bool(model.compiled),
         )
 
     def identity(self, options: IngestOptions) -> dict[str, str]:
@@ -140,6 +141,7 @@ def load_model_with_saes(options: IngestOptions, revision: str | None = None) ->
         hook_out=options.hook_out,
         device=options.device,
         dtype=options.dtype,
+        torch_compile=options.torch_compile,
         revision=revision,
         check=options.check,
     )
@@ -177,6 +179,7 @@ def attach_saes(
     hook_out: Hooks = None,
     device: str,
     dtype: str,
+    torch_compile: bool = False,
     revision: str | None = None,
     check: bool = True,
 ) -> ModelWithSaes:
@@ -190,7 +193,9 @@ def attach_saes(
     loaded = [[load_sae(reference) for reference in group] for group in references]
     every = [sae for group in loaded for sae in group]
     names = _names(loaded, names)
-    into = load_model(model, device=device, dtype=dtype, revision=revision)
+    into = load_model(
+        model, device=device, dtype=dtype, revision=revision, torch_compile=torch_compile
+    )
     attached = tuple(
         _attach(into, sae, name, reference, read, write, check=check)
         for sae, name, reference, read, write in zip(

@@ -51,6 +51,7 @@ class IngestOptions:
     device: str = "auto"
     dtype: str = "auto"
     encode_dtype: EncodeDtype = "float32"
+    torch_compile: bool = False
     memory: str = "4GB"
     sink_threshold: float = 10.0
     keep_sinks: bool = False

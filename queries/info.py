@@ -38,7 +38,8 @@ class DatabaseInfo(Info):
         after = f" · snapshot {data['snapshot']} · {data['created'][:16].replace('T', ' ')}"
         facts = {
             "model": f"{model['name']} · {numbers.plural(model['layers'], 'layer')} · "
-            f"d_model {model['d_model']} · {model['dtype']}",
+            f"d_model {model['d_model']} · {model['dtype']}"
+            + (" · compiled" if model["compiled"] else ""),
             "texts": f"{numbers.plural(data['documents'], 'document')} · "
             f"{numbers.plural(data['contexts'], 'context')} · "
             f"{numbers.plural(data['tokens'], 'token')}",
@@ -143,6 +144,7 @@ def info(reader: Reader) -> DatabaseInfo:
                 "revision": snapshot.model.revision,
                 "architecture": snapshot.model.architecture,
                 "dtype": snapshot.model.dtype,
+                "compiled": snapshot.model.compiled,
                 "layers": snapshot.model.n_layers,
                 "d_model": snapshot.model.d_model,
                 "vocabulary": snapshot.model.vocab_size,

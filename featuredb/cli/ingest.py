@@ -100,6 +100,9 @@ _OPTIONS: dict[str, partial[Any]] = {
         "What SAEs encode in: float32. Faster: bfloat16x3 on an NVIDIA GPU, screened on a CPU.",
         type=click.Choice(["float32", "bfloat16x3", "screened"]),
     ),
+    "torch_compile": _flag(
+        "torch_compile", "Compile the model's layers. Sums are then rounded otherwise."
+    ),
     "memory": _option("memory", "SIZE", "Host memory to aim for."),
     "sink_threshold": _option(
         "sink_threshold",

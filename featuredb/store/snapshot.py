@@ -114,7 +114,7 @@ class CorpusCheck(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """Provenance of the language model."""
+    """Provenance of the language model. compiled: whether torch compiled its layers."""
 
     id: str
     path: str
@@ -126,6 +126,7 @@ class Model(msgspec.Struct, frozen=True):
     d_model: int
     n_layers: int
     vocab_size: int
+    compiled: bool = False
 
 
 class Sae(msgspec.Struct, frozen=True):

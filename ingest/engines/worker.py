@@ -102,7 +102,13 @@ class Worker:
             torch.set_num_threads(job.threads)
         device = torch.device(job.device)
         _use(device)
-        model = load_model(job.model, device=job.device, dtype=job.dtype, revision=job.revision)
+        model = load_model(
+            job.model,
+            device=job.device,
+            dtype=job.dtype,
+            revision=job.revision,
+            torch_compile=plan.draft.model.compiled,
+        )
         loaded = ModelWithSaes(model, recorded_saes(model, layout.root, plan.draft, plan.saes))
         actual = loaded.identity()
         planned = {name: plan.identity.get(name, "unset") for name in actual}

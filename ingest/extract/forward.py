@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from featuredb.store.snapshot import Corpus, Draft, Snapshot
 from featuredb.store.values import Values, stored_values
 from ingest.attached import AttachedSae
 from ingest.extract.batches import Batch
+from ingest.model.compiled import compiled_layers
 from ingest.model.device import full_float32
 from ingest.model.hooks import HookPoint, forward_to_hooks
 from ingest.model.load import LoadedModel
@@ -101,13 +103,11 @@ def _pass(
     model: LoadedModel, hooks: Sequence[HookPoint], batch: Batch, *, masked: bool
 ) -> dict[str, Tensor]:
     ids = upload(batch.token_ids, model.device)
-    if masked:
-        mask = upload(_mask(batch), model.device)
+    mask = upload(_mask(batch), model.device) if masked else None
+    usual = masked or model.device.type == "cpu"
+    attention = nullcontext() if usual else without_mask_code(model.model, ids.shape[1])
+    with attention, compiled_layers(model.model, model.compiled, hooks):
         return forward_to_hooks(model.model, hooks, ids, mask)
-    if model.device.type == "cpu":
-        return forward_to_hooks(model.model, hooks, ids, None)
-    with without_mask_code(model.model, ids.shape[1]):
-        return forward_to_hooks(model.model, hooks, ids, None)
 
 
 def upload(array: npt.NDArray[Any], device: torch.device) -> Tensor:

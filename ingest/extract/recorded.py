@@ -62,7 +62,13 @@ def load_recorded_model(
     place = model_place(record) if where is None else where
     revision = None if where not in (None, record.id) else record.revision
     try:
-        model = load_model(place, device=device, dtype=record.dtype, revision=revision)
+        model = load_model(
+            place,
+            device=device,
+            dtype=record.dtype,
+            revision=revision,
+            torch_compile=record.compiled,
+        )
     except ModelError as error:
         if where is None and place == record.id:
             raise ModelError(f"{error}: {_SAY_WHERE}") from error

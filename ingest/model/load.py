@@ -7,8 +7,8 @@ The output of transformers is suppressed: no progress bars, no warnings. Warning
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from featuredb.errors import ModelError, first_line
 from featuredb.store.files.atomic import sha256_of
+from ingest.model.compiled import Forward, compile_layers
 from ingest.model.device import choose_device, choose_dtype, not_placed
 from ingest.model.files import HUB, TOKENIZER_FILES, locate, tokenizer_files, weight_files
 from ingest.model.hooks.families import base_of, family_of, join
@@ -59,6 +60,8 @@ class LoadedModel:
     """The longest input the model takes, in tokens."""
     architecture: str
     """The model's class, e.g. "LlamaForCausalLM"."""
+    compiled: Mapping[str, Forward] = field(default_factory=dict, repr=False)
+    """By a layer's path, what it runs in passes that only read. Empty where nothing is compiled."""
     lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     """Held for a forward pass with hooks: they sit in the one model, and every pass fires them."""
     maskless: dict[tuple[str, ...], bool] = field(default_factory=dict, init=False, repr=False)
@@ -102,6 +105,7 @@ def load_model(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
+    torch_compile: bool = False,
 ) -> LoadedModel:
     """Load the model that `ref` names: a folder, a `.gguf` file, or a hub id.
 
@@ -110,7 +114,8 @@ def load_model(
 
     Raises ModelError where the folder or its weights are missing, they or the tokenizer are
     damaged, the files leave out weights that the layers or the logit lens need, the architecture is
-    not one transformers has, or the device is not one torch has here.
+    not one transformers has, the device is not one torch has here, or torch cannot compile the
+    layers (`torch_compile`).
     """
     place = choose_device(device)
     choose_dtype(dtype, place)  # an unknown one is refused before anything is fetched
@@ -152,7 +157,7 @@ def load_model(
     )
     if missing:
         _refuse_missing(loaded, missing)
-    return loaded
+    return replace(loaded, compiled=compile_layers(model)) if torch_compile else loaded
 
 
 def bos_token_id(loaded: LoadedModel, prepend_bos: bool | None) -> int | None:

@@ -148,6 +148,7 @@ def _complete(base: Snapshot, options: Mapping[str, Any]) -> IngestOptions:
         "hook": [sae.hook for sae in base.saes],
         "hook_out": [sae.hook_out for sae in base.saes],
         "dtype": base.model.dtype,
+        "torch_compile": base.model.compiled,
         "context_size": first.context_size,
         "sink_threshold": check.sink_threshold or IngestOptions.sink_threshold,
         "keep_sinks": recording.keep_sinks,

@@ -147,7 +147,6 @@ def _at(model: nn.Module, name: str, inside: str, sites: str, layer: int | None)
 
 def _module_path(model: nn.Module, name: str) -> HookPoint | None:
     """A module path; the whole name is tried first, since BERT has modules named `output`."""
-    family = family_of(model)
     side: Side = "output"
     module = _find_module(model, name)
     if module is None and name.endswith((".input", ".output")):
@@ -156,8 +155,7 @@ def _module_path(model: nn.Module, name: str) -> HookPoint | None:
         module = _find_module(model, stem)
     if not module:
         return None
-    base, _ = base_of(model)
-    known = [join(base, family.layers)] if family else _layer_lists(model)
+    known = _lists_of_layers(model)
     path_match = re.match(rf"({'|'.join(map(re.escape, known)) or '(?!)'})\.(\d+)(\.|$)", module)
     return HookPoint(name, module, side, int(path_match[2]) if path_match else None, 0)
 
@@ -204,6 +202,16 @@ def _probe(model: nn.Module, points: list[HookPoint]) -> dict[str, torch.Tensor]
         raise HookError(
             f"{points[0].name}: the model does not run on one token: {first_line(error)}"
         ) from error
+
+
+def layer_paths(model: nn.Module) -> list[str]:
+    """Paths of the text model's layers."""
+    return [f"{path}.{i}" for path in _lists_of_layers(model) for i in range(layer_count(model))]
+
+
+def _lists_of_layers(model: nn.Module) -> list[str]:
+    family, (base, _) = family_of(model), base_of(model)
+    return [join(base, family.layers)] if family else _layer_lists(model)
 
 
 def _layer_lists(model: nn.Module) -> list[str]:

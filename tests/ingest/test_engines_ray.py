@@ -26,6 +26,7 @@ from featuredb.store.layout import Layout
 from ingest import compaction as compact
 from ingest import prepare
 from ingest.engines.dispatch import Event, PartitionProgress
+from ingest.engines.local import LocalEngine
 from ingest.engines.ray import engine as ray_engine
 from ingest.engines.ray import pool as ray_pool
 from ingest.engines.ray.connection import LOCAL_ENVIRONMENT, LOOPBACK_ENVIRONMENT, connection
@@ -141,10 +142,18 @@ def test_merges_that_go_on_dying_end_the_ingest(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "ray.fdb"
+    with monkeypatch.context() as patch:
+        # Partitions by another engine, as only merges are looked at.
+        patch.setattr(LocalEngine, "merge", staticmethod(interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            ingest(path, inputs)
     with monkeypatch.context() as patch:
         patch.setattr(ray_engine, "_merge", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         patch.setattr(ray_engine, "TRIES", 1)
-        path = tmp_path / "ray.fdb"
         with pytest.raises(IngestError, match="merging sae killed 2 workers: give them more"):
             ingest(path, replace(inputs, engine="ray", workers=2))
     assert not (path / "CURRENT").exists()

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from tqdm import tqdm
+
 from featuredb.render.progress import log
 from ingest.compaction import merge_here
 from ingest.engines.dispatch import Event, WorkerDied, WorkerReady, dispatch
@@ -116,6 +118,8 @@ def _work(job: Job, number: int, pipe: Connection[Event, int]) -> None:
     """Main function of a worker's process. Ends when the driver closes the pipe or dies."""
     # Ctrl-C reaches the whole process group. The driver handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Its own would be shared among processes, and one that is killed leaves it behind.
+    tqdm.set_lock(threading.RLock())
     lock = threading.Lock()
 
     def send(event: Event) -> None:

@@ -41,7 +41,6 @@ from ingest.extract.batches import Batch, batches, cut
 from ingest.extract.forward import forward
 from ingest.extract.partition import Extractor, collect, write
 from ingest.inputs import load_inputs
-from ingest.model.compiled import compile_layers
 from ingest.options import IngestOptions
 from ingest.prepare import RunSettings, plan_ingest
 from ingest.run_plan import Partition, read_summaries
@@ -158,8 +157,7 @@ def extractor_of(
 
 def with_compiled_layers(extractor: Extractor) -> Extractor:
     """The same, by ``--torch-compile``."""
-    layers = compile_layers(extractor.model.model)
-    return replace(extractor, model=replace(extractor.model, compiled=layers))
+    return replace(extractor, model=replace(extractor.model, compiled=True))
 
 
 def _batches(extractor: Extractor, number: int) -> list[Batch]:

@@ -14,6 +14,7 @@ from featuredb.store.snapshot import Model
 from ingest.attached import AttachedSae, ModelWithSaes, hooks_written
 from ingest.corpus import CorpusReader, open_corpus
 from ingest.load_check.check import fit
+from ingest.model.compiled import compile_layers
 from ingest.model.load import LoadedModel, load_model, no_tokenizer
 from ingest.options import ENCODED_ON, EncodeDtype, Hooks, IngestOptions
 from ingest.sae import LoadedSae, load_sae, members
@@ -76,7 +77,7 @@ class Inputs:
             d_model=model.d_model,
             n_layers=model.n_layers,
             vocab_size=model.vocab_size,
-            compiled=bool(model.compiled),
+            compiled=model.compiled,
         )
 
     def identity(self, options: IngestOptions) -> dict[str, str]:
@@ -196,6 +197,8 @@ def attach_saes(
     into = load_model(
         model, device=device, dtype=dtype, revision=revision, torch_compile=torch_compile
     )
+    if torch_compile:
+        compile_layers(into)  # now, as whether that is possible must be known first
     attached = tuple(
         _attach(into, sae, name, reference, read, write, check=check)
         for sae, name, reference, read, write in zip(

@@ -106,7 +106,7 @@ def _pass(
     mask = upload(_mask(batch), model.device) if masked else None
     usual = masked or model.device.type == "cpu"
     attention = nullcontext() if usual else without_mask_code(model.model, ids.shape[1])
-    with attention, compiled_layers(model.model, model.compiled, hooks):
+    with attention, compiled_layers(model, hooks):
         return forward_to_hooks(model.model, hooks, ids, mask)
 
 

@@ -7,8 +7,8 @@ The output of transformers is suppressed: no progress bars, no warnings. Warning
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from featuredb.errors import ModelError, first_line
 from featuredb.store.files.atomic import sha256_of
-from ingest.model.compiled import Forward, compile_layers
 from ingest.model.device import choose_device, choose_dtype, not_placed
 from ingest.model.files import HUB, TOKENIZER_FILES, locate, tokenizer_files, weight_files
 from ingest.model.hooks.families import base_of, family_of, join
@@ -60,13 +59,15 @@ class LoadedModel:
     """The longest input the model takes, in tokens."""
     architecture: str
     """The model's class, e.g. "LlamaForCausalLM"."""
-    compiled: Mapping[str, Forward] = field(default_factory=dict, repr=False)
-    """By a layer's path, what it runs in passes that only read. Empty where nothing is compiled."""
+    compiled: bool = False
+    """Whether passes that only read run what torch compiles of its layers."""
     lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     """Held for a forward pass with hooks: they sit in the one model, and every pass fires them."""
     maskless: dict[tuple[str, ...], bool] = field(default_factory=dict, init=False, repr=False)
     """By hooks: whether real tokens are the same without a mask over padding, where it was tried.
     See `ingest.extract.forward`."""
+    layers: dict[str, Callable[..., Any]] = field(default_factory=dict, init=False, repr=False)
+    """What torch has compiled of them, by path. See `ingest.model.compiled`."""
     _hooks: dict[str, HookPoint] = field(default_factory=dict, init=False, repr=False)
     """Hook points that were asked for, by name: a set of SAEs asks for each many times."""
 
@@ -111,11 +112,11 @@ def load_model(
 
     `device` "auto" is the GPU if there is one. `dtype` "auto" is bfloat16 on a GPU or CPU that
     computes in it natively, else float16 on a GPU for a model published in it, else float32.
+    `torch_compile` marks it to be compiled before the first pass that only reads.
 
     Raises ModelError where the folder or its weights are missing, they or the tokenizer are
     damaged, the files leave out weights that the layers or the logit lens need, the architecture is
-    not one transformers has, the device is not one torch has here, or torch cannot compile the
-    layers (`torch_compile`).
+    not one transformers has, or the device is not one torch has here.
     """
     place = choose_device(device)
     choose_dtype(dtype, place)  # an unknown one is refused before anything is fetched
@@ -154,10 +155,11 @@ def load_model(
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
         context_length=int(getattr(text, "max_position_embeddings", 0) or 2048),
         architecture=type(model).__name__,
+        compiled=torch_compile,
     )
     if missing:
         _refuse_missing(loaded, missing)
-    return replace(loaded, compiled=compile_layers(model)) if torch_compile else loaded
+    return loaded
 
 
 def bos_token_id(loaded: LoadedModel, prepend_bos: bool | None) -> int | None:

@@ -34,7 +34,8 @@ pytestmark = [
 
 
 def test_layers_with_a_hook_inside_run_as_they_are() -> None:
-    model = lone_model("llama").model
+    loaded = replace(lone_model("llama"), compiled=True)
+    model = loaded.model
     ran: list[str] = []
     paths = layer_paths(model)
 
@@ -47,7 +48,7 @@ def test_layers_with_a_hook_inside_run_as_they_are() -> None:
 
         return run
 
-    layers = {path: noted(path) for path in paths}
+    loaded.layers.update({path: noted(path) for path in paths})
     ids = torch.arange(6).reshape(2, 3)
     for inside, expected in (
         ("blocks.1.hook_mlp_out", paths[:1]),
@@ -57,7 +58,7 @@ def test_layers_with_a_hook_inside_run_as_they_are() -> None:
     ):
         hooks = [resolve_hook(model, inside)]
         ran.clear()
-        with compiled_layers(model, layers, hooks):
+        with compiled_layers(loaded, hooks):
             replaced = forward_to_hooks(model, hooks, ids)
         assert ran == expected
         assert torch.equal(replaced[inside], forward_to_hooks(model, hooks, ids)[inside])
@@ -68,12 +69,13 @@ def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) ->
     import torch._inductor.config
 
     torch._dynamo.reset()
-    model = lone_model("llama").model
+    loaded = lone_model("llama")
     with (
         torch._inductor.config.patch({"cpp.cxx": (None, "no-compiler")}),
-        pytest.raises(ModelError, match=r"cannot compile .*no-compiler.*--torch-compile out$"),
+        pytest.raises(ModelError, match=r"compile llama .*no-compiler.*--torch-compile out$"),
     ):
-        compile_layers(model)
+        compile_layers(loaded)
+    model = loaded.model
     assert all("forward" not in vars(model.get_submodule(path)) for path in layer_paths(model))
 
 
